@@ -1,0 +1,59 @@
+"""Which PEFT parameter plays which role. The one table; a name that is not in it is an error, never a guess."""
+
+from __future__ import annotations
+
+import re
+
+from fedsa.errors import ModelError
+from fedsa.types import Factor, Key
+
+__all__ = ["VARIANT_FACTORS", "key_of"]
+
+VARIANT_FACTORS: dict[str, tuple[Factor, ...]] = {
+    "lora": (Factor.A, Factor.B, Factor.HEAD),
+    "rslora": (Factor.A, Factor.B, Factor.HEAD),
+    "vera": (Factor.LAMBDA_D, Factor.LAMBDA_B, Factor.HEAD),
+}
+"""The factors that each adapter variant trains. VeRA's own A and B are frozen buffers and belong to the base."""
+
+_PREFIX = "base_model.model."
+_NAMES: tuple[tuple[re.Pattern[str], Factor], ...] = tuple(
+    (re.compile(pattern), factor)
+    for pattern, factor in (
+        (r"(?P<module>.+)\.lora_(?:embedding_)?A\.(?P<adapter>[^.]+)(?:\.weight)?", Factor.A),
+        (r"(?P<module>.+)\.lora_(?:embedding_)?B\.(?P<adapter>[^.]+)(?:\.weight)?", Factor.B),
+        (r"(?P<module>.+)\.vera_lambda_d\.(?P<adapter>[^.]+)", Factor.LAMBDA_D),
+        (r"(?P<module>.+)\.vera_lambda_b\.(?P<adapter>[^.]+)", Factor.LAMBDA_B),
+        (r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<rest>.+)", Factor.HEAD),
+    )
+)
+
+
+def key_of(name: str, *, trained: bool) -> Key | None:
+    """Return the key of a PEFT model's parameter, or None for a frozen parameter of the base model.
+
+    Args:
+        name: as in ``PeftModel.named_parameters()``.
+        trained: PEFT marked it as trainable.
+
+    Raises:
+        ModelError: PEFT trains the parameter, but its role is not known here.
+
+    >>> key_of("base_model.model.layer.0.query.lora_A.default.weight", trained=True)
+    Key(module='layer.0.query', factor=<Factor.A: 'A'>, adapter='default')
+    >>> key_of("base_model.model.classifier.original_module.weight", trained=False)
+    """
+    short = name.removeprefix(_PREFIX)
+    for pattern, factor in _NAMES:
+        match = pattern.fullmatch(short)
+        if match:
+            module = match["module"]
+            if factor is Factor.HEAD:
+                module = f"{module}.{match['rest']}"
+            return Key(module, factor, match["adapter"])
+    if trained:
+        raise ModelError(
+            f"the adapter trains {name!r}, whose role is not known to fedsa (A side, B side or head), so it cannot be "
+            f"shared or kept by rule; known variants: {', '.join(VARIANT_FACTORS)}"
+        )
+    return None

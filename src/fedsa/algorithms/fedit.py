@@ -1,0 +1,30 @@
+"""FedIT: plain FedAvg of everything that is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from fedsa.algorithms.base import SHARED, Algorithm, Plan
+from fedsa.types import Key, Side
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FedIT(Algorithm):
+    """FedAvg of both sides: A and B are averaged separately, so the averaged product is not the mean of the products.
+
+    With ``share_head = false`` it is the fair control for methods that keep the head at the client.
+    """
+
+    share_head: bool = True
+
+    source: ClassVar[str] = "arXiv:2305.05644"
+
+    def plan(self, key: Key, round: int) -> Plan:
+        """Return who trains, sends and receives a tensor."""
+        match key.factor.side:
+            case Side.A | Side.B:
+                return SHARED
+            case Side.HEAD:
+                return self.head_plan()

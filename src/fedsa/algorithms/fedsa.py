@@ -1,0 +1,30 @@
+"""FedSA: send and average the A side, keep the B side and the head at the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from fedsa.algorithms.base import LOCAL, SHARED, Algorithm, Plan
+from fedsa.types import Key, Side
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FedSA(Algorithm):
+    """Selective aggregation: A learns what is general and is averaged, B learns what is the client's own and stays.
+
+    The A side is LoRA's and rsLoRA's A and VeRA's λ_d; the B side is their B and λ_b. With one client it is local training.
+    """
+
+    source: ClassVar[str] = "arXiv:2410.01463"
+
+    def plan(self, key: Key, round: int) -> Plan:
+        """Return who trains, sends and receives a tensor."""
+        match key.factor.side:
+            case Side.A:
+                return SHARED
+            case Side.B:
+                return LOCAL
+            case Side.HEAD:
+                return self.head_plan()

@@ -1,0 +1,82 @@
+"""Run, resume and report: what the command line and Python users both call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from fedsa.callbacks import Callback, make_callbacks
+from fedsa.engines.simulator import simulate
+from fedsa.errors import RunFolderError
+from fedsa.export import export
+from fedsa.federation import Federation
+from fedsa.recipe import dump_recipe
+from fedsa.report import write_report
+from fedsa.store import RunFolder
+
+__all__ = ["RunResult", "finish", "resume", "run"]
+
+
+@final
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        path: the run folder.
+        summary: what ``summary.json`` holds.
+        report: ``report.html``.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    report: Path
+
+    def export(self, to: str | Path, *, client: str | None = None, round: str = "chosen", merge: bool = False) -> list[Path]:
+        """Write one client's adapter, or every client's, as folders that PEFT loads; see `fedsa.export.export`."""
+        return export(self.path, Path(to), clients=None if client is None else [client], round=round, merge=merge)
+
+
+def run(federation: Federation, out: str | Path, *, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """Train a federation, write everything into a new run folder, and return the result.
+
+    Args:
+        federation: from a recipe or from objects.
+        out: the run folder; it must not hold a run yet.
+        callbacks: listeners, beside those that the recipe names.
+
+    Raises:
+        RunFolderError: the folder holds a run already.
+        FedsaError: as `fedsa.engines.simulator.simulate` says.
+    """
+    with RunFolder.create(Path(out), dump_recipe(federation.recipe)).locked() as folder:
+        return finish(federation, folder, callbacks)
+
+
+def resume(federation: Federation, out: str | Path, *, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """Continue an interrupted run of a federation that was made of Python objects.
+
+    Args:
+        federation: made of the same objects and settings as the interrupted one.
+        out: its run folder.
+        callbacks: listeners, beside those that the recipe names.
+
+    Raises:
+        RunFolderError: no such run, it is damaged or in use, or the federation is another one.
+    """
+    with RunFolder.open(Path(out), write=True).locked() as folder:
+        if folder.progress() is not None and (folder.path / "recipe.toml").read_text("utf-8") != dump_recipe(federation.recipe):
+            raise RunFolderError(
+                f"{folder.path} was made with other settings (its recipe.toml): make the federation with those, or start a "
+                "new run"
+            )
+        return finish(federation, folder, callbacks)
+
+
+def finish(federation: Federation, folder: RunFolder, callbacks: Sequence[Callback]) -> RunResult:
+    """Run a federation in a folder that is open for writing, from wherever the folder is; then write the report."""
+    listeners = [*callbacks, *make_callbacks(federation.recipe.callbacks)]
+    summary = simulate(federation, folder, listeners)
+    return RunResult(folder.path, summary, write_report(folder.path))

@@ -1,0 +1,104 @@
+"""The one door for listeners: progress displays, TensorBoard, any other tracker."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsa.errors import MissingExtraError, UserError, near
+from fedsa.recipe import Recipe
+
+__all__ = ["CALLBACKS", "Callback", "TensorBoard", "make_callbacks"]
+
+
+class Callback:
+    """A listener. Override what you need; every method does nothing by default and must not change what it is given."""
+
+    def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
+        """The run starts, or goes on after ``finished_rounds``."""
+
+    def on_client_trained(self, round: int, client: str, metrics: Mapping[str, float]) -> None:
+        """A client has finished its local training (``loss``, ``steps``, ``seconds``)."""
+
+    def on_round_end(self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> None:
+        """A round is safe on disk.
+
+        Args:
+            round: its number; 0 is the evaluation before any training.
+            lines: what ``metrics.jsonl`` got, one per client.
+            validation: mean figures over clients, or None if the round was not evaluated.
+        """
+
+    def on_run_end(self, summary: Mapping[str, Any]) -> None:
+        """The run is complete; ``summary`` is what ``summary.json`` holds."""
+
+
+class TensorBoard(Callback):
+    """Writes losses, validation figures and bytes as TensorBoard scalars into ``RUN/tensorboard``.
+
+    Raises:
+        MissingExtraError: tensorboard is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            raise MissingExtraError("callback 'tensorboard'", "track") from None
+        self._make = SummaryWriter
+        self._writer: Any = None
+
+    def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
+        """Open the log; after a resume, hide what an interrupted round wrote."""
+        self._writer = self._make(str(run / "tensorboard"), purge_step=finished_rounds + 1)
+
+    def on_round_end(self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> None:
+        """Write a round's scalars."""
+        for line in lines:
+            if line["train"]:
+                self._writer.add_scalar(f"train_loss/{line['client']}", line["train"]["loss"], round)
+            for name, value in line.get("validation", {}).items():
+                if name != "examples":
+                    self._writer.add_scalar(f"validation_{name}/{line['client']}", value, round)
+        for name in ("weighted_mean", "mean", "worst"):
+            if validation:
+                self._writer.add_scalar(f"validation/{name}", validation[name], round)
+        self._writer.add_scalar("bytes/upload", sum(line["upload_bytes"] for line in lines), round)
+        self._writer.flush()
+
+    def on_run_end(self, summary: Mapping[str, Any]) -> None:
+        """Close the log."""
+        self._writer.close()
+
+
+CALLBACKS: dict[str, type[Callback]] = {"tensorboard": TensorBoard}
+
+
+def make_callbacks(names: Sequence[str]) -> list[Callback]:
+    """Return the callbacks of a recipe.
+
+    Args:
+        names: of `CALLBACKS`, or ``package.module:Class``.
+
+    Raises:
+        UserError: there is none of that name.
+        MissingExtraError: it needs an extra that is not installed.
+    """
+    return [_find(name)() for name in names]
+
+
+def _find(name: str) -> type[Callback]:
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"callback {name!r} cannot be imported: {error}") from None
+        if not (isinstance(found, type) and issubclass(found, Callback)):
+            raise UserError(f"{name!r} is no callback: it must be a class that derives from fedsa.callbacks.Callback")
+        return found
+    if name not in CALLBACKS:
+        raise UserError(f"unknown callback {name!r}; {near(name, CALLBACKS)}")
+    return CALLBACKS[name]

@@ -1,0 +1,51 @@
+"""The command line. Each verb is a file in ``commands``; nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fedsa.commands import algorithms, data, export, recipes, resume, run
+from fedsa.errors import FedsaError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fedsa",
+    help="Federated fine-tuning of Hugging Face models with PEFT adapters: share A, keep B.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"fedsa {installed('fedsa')}")
+        raise typer.Exit
+
+
+for module in (run, resume, export, data, recipes, algorithms):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
+    try:
+        app(standalone_mode=True)
+    except FedsaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,187 @@
+"""What verbs print: tables, a live display of a run, the table of clients at the end."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedsa.callbacks import Callback
+
+if TYPE_CHECKING:
+    from fedsa.recipe import Recipe
+    from fedsa.store import RunFolder
+
+__all__ = ["print_json", "print_table", "show_run", "status"]
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON."""
+    print(json_module.dumps(data, indent=2, ensure_ascii=False))
+
+
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right_from: int | None = None, console: Console | None = None
+) -> None:
+    """Print a table; columns from ``right_from`` on are numbers, set right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, name in enumerate(header):
+        right = right_from is not None and number >= right_from
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for row in rows:
+        table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
+    (console or Console(highlight=False)).print(table)
+
+
+@contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """Show what is being done while it lasts; gives a function that changes the text. Goes to standard error."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda line: print(f"{line} ...", file=sys.stderr, flush=True)
+        return
+    with console.status(f"{text} ...") as spinner:
+        yield lambda line: spinner.update(f"{line} ...")
+
+
+class _Live(Callback):
+    """A bar over all local trainings, and a line per round."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._task = console, None
+        self._bar = Progress(
+            TextColumn("round {task.fields[round]}/{task.fields[rounds]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("local trainings"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[client]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._round_started = time.perf_counter()
+
+    def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
+        from fedsa.server import round_half_up
+
+        each = max(1, round_half_up(recipe.fraction_train * len(clients)))
+        self._rounds = recipe.rounds
+        self._console.print(
+            f"{recipe.algorithm} on {recipe.adapter.variant}, {len(clients)} clients, {recipe.rounds} rounds, "
+            f"{recipe.compute.device} ({recipe.compute.precision}, {recipe.compute.threads} threads)"
+            + (f", going on after round {finished_rounds}" if finished_rounds else "")
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(
+            "", total=each * recipe.rounds, completed=each * finished_rounds, round=finished_rounds, rounds=recipe.rounds, client=""
+        )
+        self._round_started = time.perf_counter()
+
+    def on_client_trained(self, round: int, client: str, metrics: Mapping[str, float]) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, advance=1, round=round, client=client.replace("[", "\\["))
+
+    def on_round_end(self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> None:
+        seconds = time.perf_counter() - self._round_started
+        self._round_started = time.perf_counter()
+        losses = [line["train"]["loss"] for line in lines if line["train"]]
+        parts = ["before training" if round == 0 else f"round {round:>{len(str(self._rounds))}}"]
+        if losses:
+            parts.append(f"train loss {sum(losses) / len(losses):.3f}")
+        if validation:
+            parts.append(
+                f"validation mean {100 * validation['weighted_mean']:.1f} %, worst {100 * validation['worst']:.1f} % "
+                f"({validation['worst_client']})"
+            )
+        parts.append(f"{seconds:.1f} s")
+        self._console.print("  ".join(parts), markup=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
+    """Run a recipe in its folder, from wherever the folder is, and show the way and the result.
+
+    Raises:
+        FedsaError: as the run says.
+        KeyboardInterrupt: after saying how to go on.
+    """
+    console = Console(stderr=json, highlight=False, soft_wrap=True)
+    live = _Live(console)
+    with folder.locked():
+        try:
+            with status("loading libraries") as tell:
+                tell("loading libraries")
+                from fedsa.api import finish
+                from fedsa.federation import Federation
+
+                federation = Federation.from_recipe(recipe, on_progress=tell)
+            result = finish(federation, folder, [live])
+        except KeyboardInterrupt:
+            live.close()
+            progress = folder.progress()
+            saved = "nothing was trained yet" if progress is None else f"finished rounds are saved ({progress.round})"
+            console.print(f"\ninterrupted: {saved}; go on with: fedsa resume {folder.path}", markup=False)
+            raise
+        finally:
+            live.close()
+    if json:
+        print_json(result.summary)
+    else:
+        _show_result(console, folder.path, result.summary, result.report)
+
+
+def _show_result(console: Console, path: Path, summary: Mapping[str, Any], report: Path) -> None:
+    metric = summary["metric"]
+    console.print()
+    print_table(
+        ["client", "rows", "majority", "before", f"round {summary['chosen_round']}", f"round {summary['rounds']}"],
+        [
+            [
+                client,
+                str(entry["train_examples"]),
+                *(f"{100 * value:.1f}" for value in (entry["majority"], entry["before"], entry["test"][metric], entry["test_final"][metric])),
+            ]
+            for client, entry in summary["per_client"].items()
+        ],
+        right_from=1,
+        console=console,
+    )
+    console.print(
+        f"\nTest {metric} in %, each client on its own rows, after "
+        + ("it received the aggregate" if summary["evaluated_after"] == "aggregate" else "its local training")
+        + f". Round {summary['chosen_round']} was chosen by the {summary['chosen_by']}; majority: always guessing the client's "
+        "most frequent class."
+    )
+    for name, which in (("chosen", "test"), ("final", "test_final")):
+        figures = summary[which]
+        console.print(
+            f"{name} round {figures['round']}: weighted mean {100 * figures['weighted_mean']:.1f}, mean {100 * figures['mean']:.1f}, "
+            f"std {100 * figures['std']:.1f}, worst {100 * figures['worst']:.1f} ({figures['worst_client']})",
+            markup=False,
+        )
+    sent = ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["sent"]) or "nothing"
+    console.print(
+        f"Sent by each client and round: {sent} ({summary['upload_parameters']:,} of {summary['trained_parameters']:,} trained "
+        f"parameters, {summary['upload_bytes']:,} bytes)\n"
+        f"{summary['train_seconds']:.0f} s of local training, {summary['wall_seconds']:.0f} s in all, "
+        f"{summary['peak_rss_bytes'] / 2**20:.0f} MiB at the peak"
+    )
+    console.print(
+        f"\nreport    {report}\nnumbers   {path / 'summary.json'}, {path / 'metrics.jsonl'}\n"
+        f"adapters  fedsa export {path} --all --to DIR",
+        markup=False,
+    )

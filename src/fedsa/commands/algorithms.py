@@ -1,0 +1,57 @@
+"""``fedsa algorithms``: the methods, and what each shares."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False) -> None:
+    """List the methods: what is shared, kept at the client and frozen, for each adapter variant."""
+    from fedsa.algorithms.base import algorithm_names
+    from fedsa.commands._display import print_json, print_table
+
+    entries = [_entry(name) for name in algorithm_names()]
+    if json:
+        print_json(entries)
+        return
+    print_table(
+        ["method", "variant", "sent and averaged", "kept at the client", "frozen", "source"],
+        [
+            [entry["name"] if first else "", variant, *(", ".join(roles[role]) or "-" for role in ("shared", "local", "frozen")),
+             entry["source"] if first else ""]
+            for entry in entries
+            for first, (variant, roles) in zip([True, False, False], entry["variants"].items(), strict=False)
+        ],
+    )
+    print("\nThe head follows share_head; shown is each method's default. The base model is frozen everywhere.")
+
+
+def _entry(name: str) -> dict[str, Any]:
+    import dataclasses
+    import inspect
+
+    from fedsa.adapters.factors import VARIANT_FACTORS
+    from fedsa.algorithms.base import find_algorithm
+    from fedsa.types import Key
+
+    cls = find_algorithm(name)
+    algorithm = cls()
+    variants = {}
+    for variant, factors in VARIANT_FACTORS.items():
+        roles: dict[str, list[str]] = {"shared": [], "local": [], "frozen": []}
+        for factor in factors:
+            plan = algorithm.plan(Key("layer", factor), 1)
+            roles["shared" if plan.sent else "local" if plan.trained else "frozen"].append(factor.value)
+        variants[variant] = roles
+    return {
+        "name": name,
+        "summary": (inspect.getdoc(cls) or "").partition("\n")[0],
+        "source": cls.source,
+        "options": {field.name: field.default for field in dataclasses.fields(cls)},
+        "export": cls.export,
+        "variants": variants,
+    }

@@ -1,0 +1,66 @@
+"""``fedsa data``: how a recipe's rows are shared out, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="A recipe file (TOML), or a name from `fedsa recipes`.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the label mix into this file (.png, .svg, .pdf).")] = None,
+    save: Annotated[Path | None, typer.Option(help="Save the partition, for data.partition.kind = 'saved'.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print counts as JSON.")] = False,
+) -> None:
+    """Show how a recipe's rows are shared out over clients and splits."""
+    from fedsa.algorithms.base import check_algorithm
+    from fedsa.commands._display import print_json, print_table, status
+    from fedsa.data.partition import label_counts, save_partition
+    from fedsa.errors import UserError
+    from fedsa.federation import share_rows
+    from fedsa.recipe import apply_overrides, parse_recipe, read_recipe
+
+    data, _ = read_recipe(recipe)
+    parsed = parse_recipe(apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=[check_algorithm])
+    with status("reading rows") as tell:
+        rows = share_rows(parsed, on_progress=tell)
+    names = rows.label_names
+    splits = {
+        split: label_counts(rows.partition, rows.labels, len(names), split) for split in ("train", "validation", "test")
+    }
+    clients = sorted(rows.partition.clients)
+    totals = {client: [int(sum(column)) for column in zip(*(c[client] for c in splits.values()), strict=True)] for client in clients}
+    if save:
+        save_partition(rows.as_saved[0], save, rows.as_saved[1])
+    if plot:
+        from fedsa.data.drawing import draw_partition
+
+        try:
+            draw_partition(totals, list(names)).savefig(plot, bbox_inches="tight")
+        except (OSError, ValueError) as error:
+            raise UserError(f"--plot {plot}: {error}") from None
+    if json:
+        print_json(
+            {client: {split: dict(zip(names, map(int, counts[client]), strict=True)) for split, counts in splits.items()} for client in clients}
+        )
+        return
+    shown = names if len(names) <= 8 else ()
+    print_table(
+        ["client", *splits, *(f"{name} %" for name in shown)],
+        [
+            [client, *(str(sum(counts[client])) for counts in splits.values()),
+             *(f"{100 * count / sum(totals[client]):.0f}" for count in (totals[client] if shown else ()))]
+            for client in clients
+        ],
+        right_from=1,
+    )
+    rows_in_all = sum(sum(counts) for counts in totals.values())
+    print(f"\n{len(clients)} clients, {rows_in_all} rows, {len(names)} classes; percentages are of a client's rows in all splits")
+    for what, path in (("partition", save), ("drawing", plot)):
+        if path:
+            print(f"{what}: {path}")

@@ -1,0 +1,29 @@
+"""``fedsa export``: write clients' adapters as folders that PEFT loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    to: Annotated[Path, typer.Option(help="Where to write; with --all, one sub-folder per client.")],
+    client: Annotated[str | None, typer.Option(help="One client's id.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every client.")] = False,
+    round: Annotated[str, typer.Option(help="chosen (best on validation) or final.")] = "chosen",
+    merge: Annotated[bool, typer.Option("--merge", help="Write whole models with the update added to the weights.")] = False,
+) -> None:
+    """Write a client's adapter (or merged model) in the format that PEFT and transformers load."""
+    from fedsa.errors import UserError
+
+    if all_ == (client is not None):
+        raise UserError("give --client ID, or --all")
+    from fedsa.export import export
+
+    for folder in export(run, to, clients=None if client is None else [client], round=round, merge=merge):
+        print(folder)

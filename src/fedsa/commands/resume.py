@@ -1,0 +1,30 @@
+"""``fedsa resume``: continue a run after any interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
+) -> None:
+    """Continue an interrupted run, to the same bytes as if it had never stopped."""
+    from fedsa.commands._display import show_run
+    from fedsa.errors import RunFolderError
+    from fedsa.recipe import OBJECTS
+    from fedsa.store import RunFolder, recipe_of
+
+    folder = RunFolder.open(run, write=True)
+    recipe = recipe_of(folder)
+    if recipe.data.path == OBJECTS:
+        raise RunFolderError(
+            f"{run} was started from Python objects, which the command line does not have: continue it with "
+            "fedsa.resume(federation, folder) in Python"
+        )
+    show_run(folder, recipe, json=json)

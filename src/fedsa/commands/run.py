@@ -1,0 +1,39 @@
+"""``fedsa run``: train a federation as a recipe says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="A recipe file (TOML), or a name from `fedsa recipes`.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set training.batch_size=8.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/NAME, numbered if taken.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
+) -> None:
+    """Train a federation; write adapters, numbers and a report into a run folder."""
+    from fedsa.algorithms.base import check_algorithm
+    from fedsa.commands._display import show_run
+    from fedsa.recipe import apply_overrides, dump_recipe, parse_recipe, read_recipe
+    from fedsa.store import RunFolder
+
+    data, name = read_recipe(recipe)
+    parsed = parse_recipe(apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=[check_algorithm])
+    folder = RunFolder.create(out or _free(Path("runs") / name), dump_recipe(parsed))
+    show_run(folder, parsed, json=json)
+
+
+def _free(path: Path) -> Path:
+    """Return the path, or the path with the first number that is not taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free

@@ -1,0 +1,202 @@
+"""Split rows over clients, and each client's rows into train, validation and test. Pure numpy.
+
+Randomness comes from one generator, so the same seed gives the same partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsa.data.allotting import apportion, make_units
+from fedsa.data.clients import SPLITS, ClientRows, Partition, label_counts
+from fedsa.data.dealing import Clients, Columns, Pool, client_column, deal_own, made_clients, natural_clients
+from fedsa.data.drawing import draw_partition
+from fedsa.data.files import expanded
+from fedsa.data.labels import IntArray, encode_labels
+from fedsa.data.saved import data_fingerprint, load_partition, save_partition
+from fedsa.data.splitting import split_groups, split_rows, thin_out
+from fedsa.errors import DataError
+from fedsa.recipe import PartitionSettings
+
+__all__ = [
+    "ClientRows",
+    "Partition",
+    "data_fingerprint",
+    "draw_partition",
+    "encode_labels",
+    "label_counts",
+    "load_partition",
+    "partition_columns",
+    "partition_rows",
+    "save_partition",
+]
+
+
+def partition_columns(settings: PartitionSettings) -> list[str]:
+    """Return the columns that the partition reads, for ``partition_rows``' ``columns``."""
+    names = [client_column(settings), settings.within, settings.group]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def partition_rows(
+    settings: PartitionSettings,
+    *,
+    labels: IntArray,
+    columns: Columns,
+    seed: int,
+    validation_labels: IntArray | None = None,
+    validation_columns: Columns | None = None,
+    test_labels: IntArray | None = None,
+    test_columns: Columns | None = None,
+) -> Partition:
+    """Return who has which rows.
+
+    A client's train, validation and test have one label mix: its rows are split class by class. A validation or test
+    split that the data has of its own is dealt out instead: by the client column where that split has it, else each
+    class in proportion to the clients' rows of it (inside the same ``within`` value where that split has the column).
+    Rows of a class that no client has are then left out.
+    With ``group``, rows with one value stay in one client and one split, and counts hold only as nearly as whole
+    groups allow; natural clients may share a group, each has its part of it. Between ``table`` and splits of their
+    own the data itself decides.
+
+    Args:
+        settings: the recipe's ``[data.partition]``.
+        labels: class number of every row of the table, int64.
+        columns: ``partition_columns(settings)`` to their values, one per row.
+        seed: the same seed gives the same partition.
+        validation_labels: class numbers of the data's own validation split, if it has one.
+        validation_columns: those of ``partition_columns(settings)`` that this split has.
+        test_labels: likewise for test.
+        test_columns: likewise for test.
+
+    Raises:
+        DataError: an empty cell in a column that is needed, clients with too few rows (all are listed), values of
+            ``within`` that do not fit ``clients``, a group in two ``within`` values, a draw that leaves a client short
+            time and again, clients of a split of its own that are not in the table, or a saved partition that does
+            not belong to the data.
+
+    Cost: rows · log(rows), and a table of clients · classes.
+    """
+    own = {"validation": (validation_labels, validation_columns), "test": (test_labels, test_columns)}
+    sizes = [None if part is None else len(part) for part in (validation_labels, test_labels)]
+    if settings.kind == "saved":
+        fingerprint = data_fingerprint(labels, validation_labels, test_labels)
+        path = expanded(settings.file or "")
+        return load_partition(path, fingerprint, (len(labels), sizes[0], sizes[1]))
+    rng = np.random.default_rng(seed)
+    fractions = _fractions(settings, validation_labels is not None, test_labels is not None)
+    if client_column(settings) is not None:
+        table, clients = natural_clients(settings, labels, columns)
+    else:
+        table, clients = made_clients(settings, labels, columns, int((fractions > 0).sum()), rng)
+    pools = {"table": table}
+    for name, (own_labels, own_columns) in own.items():
+        if own_labels is not None:
+            pools[name] = deal_own(settings, name, own_labels, own_columns or {}, table, clients, rng)
+    if settings.max_examples is not None:
+        pools = _limit(pools, len(clients.ids), settings.max_examples, rng)
+    _check(settings, pools, clients, fractions)
+    parts = _cut(pools, len(clients.ids), fractions, rng)
+    rows = {client: ClientRows(*(part[number] for part in parts)) for number, client in enumerate(clients.ids)}
+    return Partition({client: rows[client] for client in sorted(rows)}, "validation" in pools, "test" in pools)
+
+
+def _fractions(settings: PartitionSettings, own_validation: bool, own_test: bool) -> NDArray[np.float64]:
+    validation = 0.0 if own_validation else settings.validation_fraction
+    test = 0.0 if own_test else settings.test_fraction
+    return np.array([1 - validation - test, validation, test])
+
+
+def _by_owner(owner: IntArray, clients: int) -> list[IntArray]:
+    """Return each client's rows, ascending."""
+    order = np.argsort(owner, kind="stable")
+    edges = np.searchsorted(owner[order], np.arange(clients + 1))
+    return [order[start:end] for start, end in pairwise(edges)]
+
+
+def _limit(pools: Mapping[str, Pool], clients: int, most: int, rng: np.random.Generator) -> dict[str, Pool]:
+    """Take rows from clients with more than ``most``, from each pool in proportion, keeping the label mix."""
+    held = {name: _by_owner(pool.owner, clients) for name, pool in pools.items()}
+    owners = {name: pool.owner.copy() for name, pool in pools.items()}
+    for client in range(clients):
+        sizes = np.array([len(rows[client]) for rows in held.values()])
+        if sizes.sum() <= most:
+            continue
+        quotas = np.maximum(apportion(np.array([most]), (sizes / sizes.sum())[None, :])[0], np.minimum(sizes, 1))
+        quotas[np.argmax(quotas)] -= quotas.sum() - most
+        for name, quota in zip(pools, quotas, strict=True):
+            mine, pool = held[name][client], pools[name]
+            if quota < len(mine):
+                labels = pool.labels[mine]
+                units = make_units(labels, None if pool.groups is None else pool.groups[mine])
+                dropped = np.ones(len(mine), bool)
+                dropped[thin_out(labels, units, int(quota), rng)] = False
+                owners[name][mine[dropped]] = -1
+    return {name: replace(pool, owner=owners[name]) for name, pool in pools.items()}
+
+
+def _check(
+    settings: PartitionSettings, pools: Mapping[str, Pool], clients: Clients, fractions: NDArray[np.float64]
+) -> None:
+    """Refuse clients that have too few rows, or none for one of their splits."""
+    count = len(clients.ids)
+    rows = {name: np.bincount(pool.owner[pool.owner >= 0], minlength=count) for name, pool in pools.items()}
+    total = np.sum(list(rows.values()), axis=0)
+    table, splits = pools["table"], int((fractions > 0).sum())
+    units = rows["table"]
+    if table.groups is not None:
+        units = np.bincount(_owners_of_groups(table), minlength=count)
+    problems = []
+    for number in sorted(range(count), key=clients.ids.__getitem__):
+        client = clients.ids[number]
+        if total[number] < settings.min_examples:
+            problems.append(
+                f"client {client!r}: {total[number]} rows, fewer than min_examples = {settings.min_examples}"
+            )
+        elif units[number] < splits:
+            kind = "groups" if table.groups is not None else "rows"
+            problems.append(f"client {client!r}: {units[number]} {kind} to make {splits} splits of, one would be empty")
+        else:
+            problems += [
+                f"client {client!r}: no {name} rows" for name in SPLITS if name in rows and not rows[name][number]
+            ]
+    if problems:
+        raise DataError(
+            f"{len(problems)} of {count} clients cannot be used:\n  " + "\n  ".join(problems) + "\n"
+            "give them more rows, drop or merge these clients, or change min_examples, max_examples or clients"
+        )
+
+
+def _owners_of_groups(pool: Pool) -> IntArray:
+    """Return each group's owner; groups that nobody has are left out."""
+    held = pool.owner >= 0
+    groups = pool.groups[held] if pool.groups is not None else np.flatnonzero(held)
+    return pool.owner[held][np.unique(groups, return_index=True)[1]]
+
+
+def _cut(
+    pools: Mapping[str, Pool], clients: int, fractions: NDArray[np.float64], rng: np.random.Generator
+) -> list[list[IntArray]]:
+    """Return each split's rows of every client."""
+    table = pools["table"]
+    held = np.flatnonzero(table.owner >= 0)
+    owner, labels = table.owner[held], table.labels[held]
+    if table.groups is None:
+        split = split_rows(owner, labels, fractions, rng)
+    else:
+        split = np.empty(len(held), np.int64)
+        for mine in _by_owner(owner, clients):
+            split[mine] = split_groups(labels[mine], table.groups[held][mine], fractions, rng)
+    parts = []
+    for number, name in enumerate(SPLITS):
+        if name in pools:
+            parts.append(_by_owner(pools[name].owner, clients))
+        else:
+            chosen = held[split == number]
+            parts.append([chosen[rows] for rows in _by_owner(table.owner[chosen], clients)])
+    return parts

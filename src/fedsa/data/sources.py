@@ -1,0 +1,151 @@
+"""Load rows: packaged parts, local files and folders, one file per client, and data sets on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsa.data.files import CLIENT, expanded, is_local, load_client_files, load_hub, load_local
+from fedsa.data.sentiment import read_sentiment
+from fedsa.errors import DataError, near
+from fedsa.recipe import DataSettings
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["CLIENT", "Rows", "class_names", "load_rows", "require_columns"]
+
+_PARTS: dict[str, Callable[[Path], datasets.Dataset]] = {"sentiment": read_sentiment}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a federation, before they are shared out.
+
+    Attributes:
+        table: the rows that are shared out over the clients.
+        validation: a split of its own for validation, where the recipe names one.
+        test: a split of its own for test, where the recipe names one.
+    """
+
+    table: datasets.Dataset
+    validation: datasets.Dataset | None
+    test: datasets.Dataset | None
+
+
+def load_rows(settings: DataSettings, *, on_progress: Callable[..., None] | None = None) -> Rows:
+    """Return the rows that a recipe's ``[data]`` names.
+
+    A path that exists here is always taken before a hub name. With ``partition.kind = "files"`` the path is a folder
+    with one file or one sub-folder per client; the rows then have a column ``client`` with its name.
+    Nothing is written into the user's folders (``datasets`` keeps its Arrow files in its own cache); no code from
+    the hub is run and nothing is unpickled.
+
+    Args:
+        settings: the recipe's ``[data]``.
+        on_progress: handed to the fetching of a packaged part.
+
+    Raises:
+        DataError: nothing is there, the hub cannot be reached, a file cannot be read, there are no rows, a split does
+            not exist, two splits are the same, or clients' files do not fit together.
+        FetchError: a packaged part could not be fetched.
+    """
+    splits = [settings.split, settings.validation_split, settings.test_split]
+    named = [split for split in splits if split is not None]
+    if len(set(named)) < len(named):
+        raise DataError(
+            f"[data] names one split twice ({', '.join(named)}): rows for training would be used to judge. "
+            "Give each of split, validation_split and test_split a split of its own, or leave the last two out"
+        )
+    tables = _load(settings, named, on_progress)
+    for split in named:
+        if not len(tables[split]):
+            raise DataError(f"{settings.path}: split {split!r} has no rows; add rows, or name another split in [data]")
+    validation, test = (tables[split] if split is not None else None for split in splits[1:])
+    return Rows(tables[settings.split], validation, test)
+
+
+def _load(
+    settings: DataSettings, splits: Sequence[str], on_progress: Callable[..., None] | None
+) -> dict[str, datasets.Dataset]:
+    from fedsa.parts import PREFIX
+
+    path, by_file = settings.path, settings.partition.kind == "files"
+    part = path.startswith(PREFIX)
+    local = not part and is_local(path)
+    if settings.revision is not None and (part or local):
+        raise DataError(f"data.revision goes with hub data only; {path} is not on the hub: leave data.revision out")
+    if by_file and not local:
+        raise DataError(
+            f"{path}: partition.kind = 'files' needs a local folder with one file or sub-folder per client; "
+            "use kind = 'column' for data that has a column naming the client"
+        )
+    if part:
+        if settings.name is not None:
+            raise DataError(f"data.name goes with hub data and its local copies; {path} has none: leave data.name out")
+        return {_only_train(path, splits): _load_part(path.removeprefix(PREFIX), on_progress)}
+    if by_file:
+        return load_client_files(expanded(path), splits, name=settings.name)
+    if local:
+        return load_local(expanded(path), splits, name=settings.name)
+    return load_hub(path, splits, name=settings.name, revision=settings.revision)
+
+
+def _only_train(path: str, splits: Collection[str]) -> str:
+    unknown = sorted(set(splits) - {"train"})
+    if unknown:
+        raise DataError(f"{path}: no split {', '.join(map(repr, unknown))}; the splits are: train")
+    return "train"
+
+
+def _load_part(name: str, on_progress: Callable[..., None] | None) -> datasets.Dataset:
+    from fedsa.parts import part_folder
+
+    if name not in _PARTS:
+        raise DataError(f"no packaged data set {name!r}: {near(name, _PARTS)}")
+    return _PARTS[name](part_folder(name, on_progress=on_progress))
+
+
+def require_columns(table: datasets.Dataset, names: Sequence[str], where: str) -> None:
+    """Check that a table has columns.
+
+    Args:
+        table: the rows.
+        names: the columns it must have.
+        where: what the rows are, for the message (a path and a split).
+
+    Raises:
+        DataError: with every column that is missing.
+    """
+    known = list(table.column_names)
+    missing = [name for name in dict.fromkeys(names) if name not in known]
+    if missing:
+        hints = "".join(f"\n  {name!r}: {near(name, known)}" for name in missing)
+        count = "1 column is" if len(missing) == 1 else f"{len(missing)} columns are"
+        raise DataError(f"{where}: {count} missing:{hints}\nthe columns are: {', '.join(known)}")
+
+
+def class_names(table: datasets.Dataset, column: str, names: Sequence[str] | None, where: str) -> list[str] | None:
+    """Return the class names in order of their number: the recipe's, else those stored with the data, else none.
+
+    Args:
+        table: the rows.
+        column: the label column, which must exist.
+        names: the recipe's ``task.labels``.
+        where: what the rows are, for the message.
+
+    Raises:
+        DataError: the recipe and the data name the same classes in another order, or another number of classes.
+    """
+    stored: Any = getattr(table.features[column], "names", None)
+    if stored is None or names is None:
+        return list(names) if names is not None else (list(stored) if stored is not None else None)
+    reordered = sorted(names) == sorted(stored) and list(names) != list(stored)
+    if reordered or len(names) != len(stored):
+        raise DataError(
+            f"{where}: task.labels = {list(names)} does not fit the classes stored with column {column!r}, "
+            f"{list(stored)}: give as many names, in the order of their number, or leave task.labels out"
+        )
+    return list(names)

@@ -1,0 +1,124 @@
+"""The errors that fedsa raises on purpose.
+
+    FedsaError                  exit 1: something failed that the user could not have written differently
+    ├── TrainingError           a client's training went wrong (loss not finite, out of memory)
+    ├── FetchError              a packaged part could not be fetched
+    ├── ProtocolError           an update that does not fit the round or the sharing plan
+    └── UserError               exit 2: the user can mend it; the message says what, where and how
+        ├── ConfigError         one or more mistakes in a recipe, all listed
+        ├── DataError           rows, columns, labels or partitions that do not fit
+        ├── ModelError          a model or adapter config that cannot be used
+        ├── RunFolderError      a run folder that is missing, in use, damaged or not ours
+        └── MissingExtraError   an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "FedsaError",
+    "FetchError",
+    "MissingExtraError",
+    "Mistake",
+    "ModelError",
+    "ProtocolError",
+    "RunFolderError",
+    "TrainingError",
+    "UserError",
+    "near",
+]
+
+
+class FedsaError(Exception):
+    """Base of every error that fedsa raises on purpose. Its text is the whole message."""
+
+    exit_code = 1
+
+
+class TrainingError(FedsaError):
+    """A client's local training failed."""
+
+
+class FetchError(FedsaError):
+    """A packaged part could not be fetched from the package index."""
+
+
+class ProtocolError(FedsaError):
+    """An update that does not fit the round or the sharing plan."""
+
+
+class UserError(FedsaError):
+    """A mistake that the user can mend; shown without a traceback."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake in a recipe: where it is (dotted key) and what is wrong, with the mend."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+
+class ConfigError(UserError):
+    """One or more mistakes in a recipe.
+
+    Args:
+        mistakes: every mistake found, in the order they are shown.
+        source: the recipe they are in (a path or a name).
+    """
+
+    def __init__(self, mistakes: Sequence[Mistake], source: str = "recipe") -> None:
+        self.mistakes = tuple(mistakes)
+        self.source = source
+        count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
+        lines = "".join(f"\n  {mistake}" for mistake in self.mistakes)
+        super().__init__(f"{count} in {source}:{lines}")
+
+
+class DataError(UserError):
+    """Rows, columns, labels or a partition that do not fit."""
+
+
+class ModelError(UserError):
+    """A model or an adapter config that cannot be used."""
+
+
+class RunFolderError(UserError):
+    """A run folder that is missing, in use, damaged or not a run folder."""
+
+
+class MissingExtraError(UserError):
+    """An optional dependency is not installed.
+
+    Args:
+        what: what was asked for, e.g. ``callback 'tensorboard'``.
+        extra: the extra of fedsa that brings it.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an extra that is not installed: pip install 'fedsa[{extra}]'")
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a misspelt ``name``: the nearest known one, or all of them.
+
+    >>> near("fedsaa", ["fedsa", "ffa", "local"])
+    "did you mean 'fedsa'?"
+    >>> near("xyz", ["a", "b"])
+    'known: a, b'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + ", ".join(known)

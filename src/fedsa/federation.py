@@ -1,0 +1,362 @@
+"""A federation, wired: model, data, clients, method. Made from a recipe or from Python objects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import datasets
+import numpy as np
+
+from fedsa.adapters.factors import VARIANT_FACTORS
+from fedsa.algorithms.base import Algorithm, check_algorithm, make_algorithm
+from fedsa.data.labels import encode_labels
+from fedsa.data.partition import (
+    ClientRows,
+    Partition,
+    data_fingerprint,
+    label_counts,
+    partition_columns,
+    partition_rows,
+)
+from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
+from fedsa.errors import DataError
+from fedsa.models import AdaptedModel, load_base, load_tokenizer, peft_config_of, resolve_compute, variant_of
+from fedsa.recipe import OBJECTS, ModelSettings, Recipe, TaskSettings, parse_recipe
+from fedsa.seeds import derive_seed
+from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.classification import Classification
+from fedsa.types import Factor
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["ClientTable", "Federation", "SharedRows", "share_rows"]
+
+_CLASS = "class_number"  # the column of the class's number, added to the rows
+
+Progress = Callable[[str], None]
+
+
+@final
+@dataclass(frozen=True)
+class SharedRows:
+    """Rows with their classes, and who holds which.
+
+    Attributes:
+        table: all rows, those of a validation or test split of its own after the others.
+        labels: shape (rows,): class numbers.
+        label_names: in order of their number.
+        partition: client id to its rows in ``table``.
+        as_saved: the same partition with each split's own row numbers, and the fingerprint of the data it belongs to.
+    """
+
+    table: datasets.Dataset
+    labels: IntArray
+    label_names: tuple[str, ...]
+    partition: Partition
+    as_saved: tuple[Partition, str]
+
+
+def share_rows(recipe: Recipe, *, on_progress: Progress | None = None) -> SharedRows:
+    """Return a recipe's rows, shared out over its clients; needs no model.
+
+    Raises:
+        DataError: the data, its columns, its labels or the partition do not fit.
+    """
+    rows = load_rows(recipe.data, on_progress=on_progress)
+    return _share(rows, recipe)
+
+
+def _share(rows: Rows, recipe: Recipe) -> SharedRows:
+    task, settings = recipe.task, recipe.data.partition
+    extra = partition_columns(settings)
+    tables = {"train": rows.table, "validation": rows.validation, "test": rows.test}
+    present = {name: table for name, table in tables.items() if table is not None}
+    names: Sequence[str] | None = task.labels
+    numbers: dict[str, IntArray] = {}
+    for split, table in present.items():
+        where = f"{recipe.data.path} ({split} rows)"
+        require_columns(table, [*task.text_columns, task.label_column, *(extra if split == "train" else [])], where)
+        names = class_names(table, task.label_column, names, where)
+        numbers[split], names = encode_labels(
+            table[task.label_column], names, f"{where}, column {task.label_column!r}", min_classes=2 if split == "train" else 1
+        )
+    partition = partition_rows(
+        settings,
+        labels=numbers["train"],
+        columns=_columns(rows.table, extra),
+        seed=derive_seed(recipe.seed, "partition"),
+        **{
+            f"{split}_{what}": value
+            for split in ("validation", "test")
+            if split in present
+            for what, value in (("labels", numbers[split]), ("columns", _columns(present[split], extra)))
+        },
+    )
+    tables_in_order = [table.add_column(_CLASS, numbers[split]) for split, table in present.items()]
+    starts = dict(zip(present, np.cumsum([0, *(len(table) for table in present.values())]), strict=False))
+    moved = {
+        client: ClientRows(
+            parts.train,
+            parts.validation + starts.get("validation", 0),
+            parts.test + starts.get("test", 0),
+        )
+        for client, parts in partition.clients.items()
+    }
+    keep = [*task.text_columns, _CLASS]
+    table = datasets.concatenate_datasets([table.select_columns(keep) for table in tables_in_order])
+    labels = np.concatenate([numbers[split] for split in present])
+    fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
+    return SharedRows(table, labels, tuple(names or ()), Partition(moved), (partition, fingerprint))
+
+
+def _columns(table: datasets.Dataset, names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    return {name: table[name][:] for name in names if name in table.column_names}
+
+
+@final
+@dataclass(frozen=True)
+class Federation:
+    """Everything a run needs, in memory. Engines drive it; nothing in it changes but the model's adapter tensors.
+
+    Attributes:
+        recipe: resolved: no ``auto`` left in it.
+        algorithm: the method.
+        model: the base with its adapter, shared by all clients.
+        tokenizer: the base model's.
+        peft_config: PEFT's description of the adapter.
+        task: the task.
+        encoded: every row, as tokens.
+        rows: the rows as text, and who holds which.
+    """
+
+    recipe: Recipe
+    algorithm: Algorithm
+    model: AdaptedModel
+    tokenizer: PreTrainedTokenizerBase
+    peft_config: PeftConfig
+    task: Task
+    encoded: Encoded
+    rows: SharedRows
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, *, on_progress: Progress | None = None) -> Federation:
+        """Return the federation that a recipe describes.
+
+        Args:
+            recipe: as `parse_recipe` gives it.
+            on_progress: told what takes time (fetching, loading, tokenising).
+
+        Raises:
+            UserError: the recipe's model, adapter or data cannot be used.
+            FetchError: a packaged part could not be fetched.
+        """
+        tell = on_progress or (lambda text: None)
+        rows = share_rows(recipe, on_progress=tell)
+        task = _task(recipe.task, rows.label_names)
+        tell("loading the model")
+        base = _base(recipe, task, tell)
+        config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=derive_seed(recipe.seed, "init"))
+        return cls._build(recipe, base, load_tokenizer(recipe.model), config, task, rows, tell)
+
+    @classmethod
+    def from_objects(
+        cls,
+        model: str | PreTrainedModel,
+        peft_config: PeftConfig,
+        clients: Mapping[str, ClientTable] | Sequence[ClientTable],
+        *,
+        rounds: int,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        task: TaskSettings | Mapping[str, Any] | None = None,
+        on_progress: Progress | None = None,
+        **settings: Any,
+    ) -> Federation:
+        """Return a federation made of Python objects.
+
+        Args:
+            model: hub name or local folder, or a loaded model with a fitting head, which is adapted in place.
+            peft_config: a PEFT ``LoraConfig`` or ``VeraConfig``; it is copied.
+            clients: client id to its rows, or a list of rows (ids ``client-1``, ...). A client's rows are one
+                ``datasets.Dataset`` (split by ``data.partition``'s fractions) or a ``DatasetDict`` with ``train``,
+                ``validation`` and ``test``.
+            rounds: communication rounds.
+            tokenizer: needed with a loaded model; else the model's own.
+            task: columns and labels; see `TaskSettings`.
+            on_progress: told what takes time.
+            settings: any other top-level key of a recipe, e.g. ``algorithm="fedsa"``, ``training={"batch_size": 8}``.
+
+        Raises:
+            UserError: something does not fit; a ConfigError lists all mistakes in the settings.
+        """
+        tell = on_progress or (lambda text: None)
+        named = clients if isinstance(clients, Mapping) else _numbered(clients)
+        recipe = _recipe_of_objects(model, peft_config, rounds, task, settings)
+        rows = _share(_merge(named), recipe)
+        the_task = _task(recipe.task, rows.label_names)
+        if isinstance(model, str):
+            base, tokenizer = _base(recipe, the_task, tell), tokenizer or load_tokenizer(recipe.model)
+        elif tokenizer is None:
+            raise DataError("give tokenizer=... with a loaded model, or give the model as a name")
+        else:
+            base = model
+            if base.config.num_labels != len(rows.label_names):
+                raise DataError(
+                    f"the model's head has {base.config.num_labels} classes, the clients' rows have {len(rows.label_names)} "
+                    f"({', '.join(rows.label_names)}): load it with num_labels={len(rows.label_names)}"
+                )
+        config = type(peft_config)(**{**peft_config.to_dict(), "task_type": the_task.peft_task_type})
+        return cls._build(recipe, base, tokenizer, config, the_task, rows, tell)
+
+    @classmethod
+    def _build(
+        cls,
+        recipe: Recipe,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PeftConfig,
+        task: Task,
+        rows: SharedRows,
+        tell: Progress,
+    ) -> Federation:
+        compute = resolve_compute(recipe.compute)
+        model = AdaptedModel(
+            base, config, seed=derive_seed(recipe.seed, "init"), device=compute.device, precision=compute.precision
+        )
+        if base.config.pad_token_id is None:
+            base.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+        algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+        tell("tokenising")
+        used = np.unique(np.concatenate([part for parts in rows.partition.clients.values() for part in parts]))
+        resolved = recipe.model_copy(
+            update={
+                "compute": compute,
+                "share_head": algorithm.share_head,
+                "adapter": recipe.adapter.model_copy(update={"r": recipe.adapter.rank}),
+            }
+        )
+        encoded = task.encode(rows.table, used, tokenizer)
+        return cls(resolved, algorithm, model, tokenizer, config, task, encoded, rows)
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Client ids, sorted."""
+        return tuple(sorted(self.rows.partition.clients))
+
+    def fingerprint(self) -> str:
+        """Return a hash of every client's rows and labels: a resumed run must have the same."""
+        digest = hashlib.sha256()
+        for client in self.clients:
+            for part in self.rows.partition.clients[client]:
+                digest.update(np.ascontiguousarray(part).tobytes())
+                digest.update(self.rows.labels[part].tobytes())
+                digest.update(self.encoded.lengths[part].tobytes())
+            digest.update(client.encode() + b"\0")
+        return digest.hexdigest()
+
+    def label_counts(self, split: str) -> Mapping[str, Sequence[int]]:
+        """Return, for each client, its number of rows of each class in a split."""
+        return label_counts(self.rows.partition, self.rows.labels, len(self.rows.label_names), split)
+
+    def sharing_plan(self) -> list[dict[str, Any]]:
+        """Return what happens to each factor in the first round: tensors, parameters, trained, sent, received."""
+        table: dict[Factor, dict[str, Any]] = {}
+        for key, tensor in self.model.initial.items():
+            plan = self.algorithm.plan(key, 1)
+            entry = table.setdefault(
+                key.factor, {"factor": key.factor.value, "tensors": 0, "parameters": 0, **plan._asdict()}
+            )
+            entry["tensors"] += 1
+            entry["parameters"] += tensor.numel()
+        return [table[factor] for factor in VARIANT_FACTORS[self.model.variant] if factor in table]
+
+
+ClientTable = datasets.Dataset | Mapping[str, datasets.Dataset]
+
+
+def _task(settings: TaskSettings, label_names: Sequence[str]) -> Task:
+    return Classification(tuple(settings.text_columns), tuple(label_names), settings.max_length)
+
+
+def _base(recipe: Recipe, task: Task, tell: Progress) -> PreTrainedModel:
+    return load_base(
+        recipe.model,
+        auto_model=task.auto_model,
+        options=task.model_options(),
+        seed=derive_seed(recipe.seed, "init"),
+        on_progress=tell,
+    )
+
+
+def _numbered(clients: Sequence[ClientTable]) -> dict[str, ClientTable]:
+    width = len(str(len(clients)))
+    return {f"client-{number:0{width}d}": table for number, table in enumerate(clients, start=1)}
+
+
+def _recipe_of_objects(
+    model: str | PreTrainedModel,
+    peft_config: PeftConfig,
+    rounds: int,
+    task: TaskSettings | Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+) -> Recipe:
+    """Return the recipe that tells, as far as a recipe can, what the objects are."""
+    targets = peft_config.target_modules
+    adapter: dict[str, Any] = {
+        "variant": variant_of(peft_config),
+        "r": peft_config.r,
+        "target_modules": sorted(targets) if isinstance(targets, set | list | tuple) else targets,
+        "dropout": getattr(peft_config, "lora_dropout", getattr(peft_config, "vera_dropout", 0.0)),
+    }
+    if hasattr(peft_config, "lora_alpha"):
+        adapter["lora_alpha"] = peft_config.lora_alpha
+    path = model if isinstance(model, str) else model.config._name_or_path or OBJECTS
+    partition = {"kind": "files", **settings.get("partition", {})}
+    rest = {name: value for name, value in settings.items() if name != "partition"}
+    data = {
+        "rounds": rounds,
+        **rest,
+        "model": ModelSettings(path=path).model_dump(),
+        "adapter": adapter,
+        "task": task.model_dump() if isinstance(task, TaskSettings) else dict(task or {}),
+        "data": {"path": OBJECTS, "partition": partition},
+    }
+    return parse_recipe(data, source="Federation.from_objects", checks=[check_algorithm])
+
+
+def _merge(clients: Mapping[str, ClientTable]) -> Rows:
+    """Return all clients' rows in one table, with a column that names the client."""
+    if not clients:
+        raise DataError("no clients: give at least one data set")
+    whole = {client: table for client, table in clients.items() if isinstance(table, datasets.Dataset)}
+    if whole and len(whole) < len(clients):
+        raise DataError("give every client one Dataset, or every client a DatasetDict with train, validation and test")
+    if whole:
+        return Rows(_stack(whole), None, None)
+    missing = [
+        f"{client} has no {split!r} rows"
+        for client, tables in clients.items()
+        for split in ("train", "validation", "test")
+        if split not in tables  # type: ignore[operator]  # a Mapping here: no client is a Dataset
+    ]
+    if missing:
+        raise DataError("every client needs train, validation and test rows: " + "; ".join(missing))
+    return Rows(*(_stack({client: tables[split] for client, tables in clients.items()}) for split in ("train", "validation", "test")))  # type: ignore[index]  # as above
+
+
+def _stack(tables: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
+    empty = [client for client, table in tables.items() if not len(table)]
+    if empty:
+        raise DataError(f"clients without rows: {', '.join(empty)}; leave them out, or give them data")
+    parts = [
+        (table.remove_columns(CLIENT) if CLIENT in table.column_names else table).add_column(CLIENT, [client] * len(table))
+        for client, table in tables.items()
+    ]
+    try:
+        return datasets.concatenate_datasets(parts)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"the clients' rows do not have the same columns and types: {error}") from None

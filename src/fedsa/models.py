@@ -1,0 +1,285 @@
+"""Base models and their adapted layers. Beside export.py the only room that knows transformers and peft."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+import transformers
+from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from torch import Tensor, nn
+
+from fedsa.adapters.factors import key_of
+from fedsa.errors import ModelError, near
+from fedsa.parts import PREFIX, part_folder
+from fedsa.recipe import AdapterSettings, ComputeSettings, ModelSettings
+from fedsa.types import Key, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["AdaptedModel", "load_base", "load_tokenizer", "peft_config_of", "quiet", "resolve_compute", "variant_of"]
+
+
+def resolve_compute(settings: ComputeSettings) -> ComputeSettings:
+    """Return the settings with every ``auto`` replaced by what this machine has.
+
+    Raises:
+        ModelError: the device is not a device, or not there.
+    """
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"compute.device = {device!r} cannot be used here: {reason}") from None
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if _has_bf16(device) else "fp32"
+    return settings.model_copy(
+        update={"device": device, "threads": settings.threads or _cores(), "precision": precision}
+    )
+
+
+def _has_bf16(device: str) -> bool:
+    """Say whether the hardware computes in bf16 itself; an emulated bf16 is slower than fp32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence loading bars and reports of transformers, and the warnings that no user can act on."""
+    logger = transformers.utils.logging
+    verbosity, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()
+    logger.set_verbosity_error()
+    logger.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+            yield
+    finally:
+        logger.set_verbosity(verbosity)
+        if bars:
+            logger.enable_progress_bar()
+
+
+def _location(path: str, on_progress: Callable[[str], None] | None) -> str:
+    if path.startswith(PREFIX):
+        return str(part_folder(path.removeprefix(PREFIX), on_progress=on_progress))
+    return path
+
+
+def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if Path(settings.path).exists():
+        return ModelError(f"model.path = {settings.path!r}: the folder holds no model that transformers can load: {first}")
+    return ModelError(
+        f"model.path = {settings.path!r}: there is no such local folder, and the hub did not give a model of that name "
+        f"({first}); check the name, the network, or the token for a gated model"
+    )
+
+
+def load_base(
+    settings: ModelSettings,
+    *,
+    auto_model: str,
+    options: Mapping[str, Any],
+    seed: int,
+    on_progress: Callable[[str], None] | None = None,
+) -> PreTrainedModel:
+    """Return the base model in fp32 on the CPU, in evaluation mode.
+
+    Args:
+        settings: where it is.
+        auto_model: the transformers class that loads it.
+        options: what its config must know of the task.
+        seed: of the head's initial values, where the checkpoint has no head.
+        on_progress: told what is fetched.
+
+    Raises:
+        ModelError: there is no such model, or transformers cannot load it for this task.
+    """
+    location = _location(settings.path, on_progress)
+    extra = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    torch.manual_seed(seed)
+    try:
+        with quiet():
+            model = getattr(transformers, auto_model).from_pretrained(
+                location, revision=settings.revision or "main", dtype=torch.float32, use_safetensors=True, **options, **extra
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise _not_loadable(settings, error) from error
+    model.eval()
+    return model
+
+
+def load_tokenizer(
+    settings: ModelSettings, *, on_progress: Callable[[str], None] | None = None
+) -> PreTrainedTokenizerBase:
+    """Return the base model's tokenizer.
+
+    Raises:
+        ModelError: there is none.
+    """
+    location = _location(settings.path, on_progress)
+    try:
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(location, revision=settings.revision or "main")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loadable(settings, error) from error
+
+
+def peft_config_of(settings: AdapterSettings, *, task_type: str, seed: int) -> PeftConfig:
+    """Return the PEFT config that a recipe's adapter section describes.
+
+    Args:
+        settings: the section.
+        task_type: PEFT's, e.g. ``SEQ_CLS``.
+        seed: VeRA's frozen projections are drawn from it.
+    """
+    common = {"r": settings.rank, "target_modules": settings.target_modules, "task_type": task_type}
+    if settings.modules_to_save is not None:
+        common["modules_to_save"] = list(settings.modules_to_save)
+    if settings.variant == "vera":
+        return VeraConfig(**common, vera_dropout=settings.dropout, projection_prng_key=seed % 2**31, save_projection=True)
+    return LoraConfig(
+        **common,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.dropout,
+        use_rslora=settings.variant == "rslora",
+    )
+
+
+def variant_of(config: PeftConfig) -> str:
+    """Return the adapter variant of a PEFT config.
+
+    Raises:
+        ModelError: fedsa cannot federate it; the reason is given.
+    """
+    if isinstance(config, VeraConfig):
+        variant = "vera"
+    elif isinstance(config, LoraConfig):
+        if config.use_dora:
+            raise ModelError("use_dora = True is not supported: the role of DoRA's magnitude is not defined here yet")
+        if config.init_lora_weights not in (True, "gaussian"):
+            raise ModelError(
+                f"init_lora_weights = {config.init_lora_weights!r} is not supported: it changes the base weights, which "
+                "all clients share; use True or 'gaussian'"
+            )
+        variant = "rslora" if config.use_rslora else "lora"
+    else:
+        raise ModelError(
+            f"adapter type {getattr(config.peft_type, 'value', config.peft_type)!r} is not supported; "
+            "supported: LORA (also with use_rslora) and VERA"
+        )
+    if getattr(config, "bias", "none") != "none":
+        raise ModelError(f"bias = {config.bias!r} is not supported: it trains biases of the shared base model; use 'none'")
+    return variant
+
+
+@final
+class AdaptedModel:
+    """One frozen base with one adapter in it. Clients take turns: their tensors are written into it and read out of it.
+
+    Args:
+        base: the base model; the adapter's layers are put into it.
+        config: PEFT's description of the adapter.
+        seed: of the adapter's initial values.
+        device: where it computes.
+        precision: ``fp32`` or ``bf16``: of forward and backward, by autocast; weights and adapters stay fp32.
+
+    Attributes:
+        model: the PEFT model.
+        initial: the tensors that every client starts from.
+
+    Raises:
+        ModelError: the adapter does not fit the model, or fedsa cannot federate it.
+    """
+
+    def __init__(
+        self, base: PreTrainedModel, config: PeftConfig, *, seed: int, device: str = "cpu", precision: str = "fp32"
+    ) -> None:
+        self.variant = variant_of(config)
+        _check_targets(base, config.target_modules)
+        torch.manual_seed(seed)
+        try:
+            with quiet():
+                self.model: PeftModel = get_peft_model(base, config)
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"the adapter does not fit the model: {error}") from error
+        self.model.to(device)
+        self.device, self.precision = device, precision
+        self._parameters: dict[Key, nn.Parameter] = {}
+        for name, parameter in self.model.named_parameters():
+            key = key_of(name, trained=parameter.requires_grad)
+            if key is not None:
+                self._parameters[key] = parameter
+        self.initial: State = self.read(self._parameters)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Every tensor of the adapter and the head, in the model's order."""
+        return tuple(self._parameters)
+
+    def read(self, keys: Iterable[Key]) -> dict[Key, Tensor]:
+        """Return copies of the named tensors, on the CPU."""
+        return {key: self._parameters[key].detach().to("cpu", copy=True) for key in keys}
+
+    @torch.no_grad()
+    def write(self, tensors: State) -> None:
+        """Put values into the named tensors; the others keep theirs.
+
+        Raises:
+            ModelError: a tensor is not in this model, or of another shape.
+        """
+        for key, value in tensors.items():
+            parameter = self._parameters.get(key)
+            if parameter is None or parameter.shape != value.shape:
+                there = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
+                raise ModelError(f"tensor {key} of shape {tuple(value.shape)} does not fit the model, where it is {there}")
+            parameter.copy_(value)
+
+    def train_only(self, keys: Iterable[Key]) -> dict[Key, nn.Parameter]:
+        """Mark exactly the named tensors as trained, and return them in the model's order."""
+        wanted = set(keys)
+        for key, parameter in self._parameters.items():
+            parameter.requires_grad_(key in wanted)
+            parameter.grad = None
+        return {key: parameter for key, parameter in self._parameters.items() if key in wanted}
+
+    def autocast(self) -> torch.autocast:
+        """Return the context that forward passes run in."""
+        kind = self.device.partition(":")[0]
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def _check_targets(base: nn.Module, targets: str | Iterable[str] | None) -> None:
+    """Refuse a target that matches no layer: PEFT itself only complains when none of them matches."""
+    if targets is None or isinstance(targets, str):
+        return
+    names = [name for name, module in base.named_modules() if not list(module.children())]
+    missing = [target for target in sorted(targets) if not any(f".{name}".endswith(f".{target}") for name in names)]
+    if missing:
+        layers = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear | nn.Conv1d)})
+        hints = "; ".join(f"{target!r}: {near(target, layers)}" for target in missing)
+        close = "" if any(difflib.get_close_matches(t, layers, n=1) for t in missing) else " (names of its linear layers)"
+        raise ModelError(f"adapter.target_modules: the model has no layer of this name: {hints}{close}")

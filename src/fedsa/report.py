@@ -1,0 +1,439 @@
+"""The report of a run: one HTML file, made from the run folder alone.
+
+It opens offline, needs no script and fetches nothing, so it can be mailed and archived. The same run folder
+gives the same bytes. The curves are SVG; their colours are named in the style sheet, hence light and dark.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import shlex
+import tomllib
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from itertools import accumulate
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeAlias
+
+from jinja2 import Environment, StrictUndefined, TemplateError
+from markupsafe import Markup
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedsa.errors import RunFolderError
+
+__all__ = ["write_report"]
+
+Table: TypeAlias = dict[str, Any]
+Points: TypeAlias = list[tuple[int, float]]
+
+_FRACTIONS = {"accuracy", "f1", "exact_match"}  # metrics that are shown as per cent
+_MOST_LINES = 12  # clients drawn one by one; more are drawn as bands
+_MOST_LABELS = 7  # labels with a colour of their own; the rest are together
+_NEEDED: dict[str, type] = {"algorithm": str, "rounds": int, "test": dict, "test_final": dict, "per_client": dict}
+_COLUMNS = [
+    ("before", "Before training"),
+    ("test", "Chosen round"),
+    ("test_final", "Final round"),
+    ("test_after_training", "Chosen, after local training"),
+    ("test_final_after_training", "Final, after local training"),
+]
+_MOMENTS = {
+    "aggregate": "after it received the aggregate: with the model it would use next",
+    "training": "right after its local training",
+}
+
+# What matplotlib draws with, and the style sheet's names that take its place.
+_INK, _MUTED, _MEAN = "#010101", "#010102", "#010103"
+_CYCLE = [f"#0102{number:02x}" for number in range(_MOST_LABELS + 1)]
+_NAMES = {_INK: "--ink", _MUTED: "--muted", _MEAN: "--accent"} | {c: f"--c{n}" for n, c in enumerate(_CYCLE)}
+_DRAWING: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedsa",
+    "text.parse_math": False,  # a client may be called $\x$
+    "font.size": 9.0,
+    "text.color": _INK,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "grid.color": _MUTED,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+}
+
+
+def write_report(run: Path) -> Path:
+    """Return the path of ``report.html``, newly written from the files of a finished run.
+
+    Args:
+        run: a run folder with ``recipe.toml``, ``environment.json``, ``metrics.jsonl`` and ``summary.json``.
+
+    Raises:
+        RunFolderError: one of these files is missing or damaged, or the report cannot be written.
+    """
+    recipe_text = _text(run, "recipe.toml")
+    recipe = _parsed(run, "recipe.toml", tomllib.loads, recipe_text)
+    environment = _parsed(run, "environment.json", json.loads, _text(run, "environment.json"))
+    summary = _parsed(run, "summary.json", json.loads, _text(run, "summary.json"))
+    for key, kind in _NEEDED.items():
+        if not isinstance(summary.get(key), kind):
+            raise _damaged(run, "summary.json", f"{key!r} is {summary.get(key)!r:.40}, not {kind.__name__}")
+    records = list(_records(run))
+    try:
+        html = _render(run.resolve().name, recipe, recipe_text, environment, summary, records)
+    except (AttributeError, KeyError, TypeError, TemplateError) as error:
+        raise RunFolderError(
+            f"the files in {run} do not have the form that this version of fedsa writes ({error}); "
+            "make the report with the version that is named in environment.json, or repeat the run with `fedsa run`"
+        ) from error
+    report = run / "report.html"
+    temporary = run / f".report-{os.getpid()}.tmp"
+    try:
+        temporary.write_text(html, encoding="utf-8", errors="replace", newline="\n")
+        temporary.replace(report)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"cannot write {report}: {error.strerror}; free some space or make the folder writable, then try again"
+        ) from None
+    return report
+
+
+def _text(run: Path, name: str) -> str:
+    try:
+        return (run / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"{run / name} is missing, so there is no finished run to report; give the folder that `fedsa run` made, "
+            f"or finish an interrupted run with: fedsa resume {shlex.quote(str(run))}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(run, name, str(error)) from None
+
+
+def _parsed(run: Path, name: str, parse: Callable[[str], Any], text: str, where: str = "") -> Table:
+    try:
+        value = parse(text)
+    except ValueError as error:  # both decoders' errors are ValueErrors
+        raise _damaged(run, name, f"{where}{error}") from None
+    if not isinstance(value, dict):
+        raise _damaged(run, name, f"{where}a table of keys and values is expected, not {text.strip()[:40]!r}")
+    return value
+
+
+def _damaged(run: Path, name: str, what: str) -> RunFolderError:
+    return RunFolderError(
+        f"{run / name} cannot be read: {what}; put an undamaged copy back, or repeat the run with `fedsa run`"
+    )
+
+
+def _records(run: Path) -> Iterator[Table]:
+    for number, line in enumerate(_text(run, "metrics.jsonl").splitlines(), start=1):
+        record = _parsed(run, "metrics.jsonl", json.loads, line, f"line {number}: ")
+        if not isinstance(record.get("round"), int) or not isinstance(record.get("client"), str):
+            raise _damaged(run, "metrics.jsonl", f"line {number}: 'round' or 'client' is missing")
+        yield record
+
+
+def _render(
+    name: str, recipe: Table, recipe_text: str, environment: Table, summary: Table, records: Sequence[Table]
+) -> str:
+    metric = str(summary.get("metric", "accuracy"))
+    labels = _labels(summary["per_client"])
+    plan = summary.get("sharing_plan", [])
+    uploads = sum(record.get("train") is not None for record in records)
+    trained_bytes = 4 * sum(row.get("parameters", 0) for row in plan if row.get("trained"))
+    engine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    engine.filters |= {
+        "score": lambda value: _score(value, metric),
+        "percent": lambda value: _score(value, "accuracy"),
+        "spread": lambda value: _score(value, metric).replace("\u00a0%", " points"),
+        "count": lambda value: "–" if value is None else f"{value:,}",
+        "size": _size,
+        "duration": _duration,
+        "quoted": shlex.quote,
+    }
+    template = resources.files("fedsa").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    clients = list(summary["per_client"].values())
+    shown_recipe = _without_folders(recipe, recipe_text)
+    return engine.from_string(template).render(
+        name=name,
+        recipe=recipe,
+        recipe_text=shown_recipe,
+        shortened=shown_recipe != recipe_text,
+        model=_short(recipe.get("model", {}).get("path", "–")).removeprefix("part:"),
+        data=_short(recipe.get("data", {}).get("path", "–")).removeprefix("part:"),
+        environment=environment,
+        s=summary,
+        metric=metric.replace("_", " "),
+        labels=labels,
+        mixes={client: _mix(entry.get("labels", {}), labels) for client, entry in summary["per_client"].items()},
+        rows={split: sum(c.get(f"{split}_examples", 0) for c in clients) for split in ("train", "validation", "test")},
+        headlines=[(key, title) for key, title in _COLUMNS[1:] if key in summary],
+        columns=[(key, title) for key, title in _COLUMNS if any(key in client for client in clients)],
+        in_words=_in_words(summary, metric),
+        moment=_MOMENTS.get(summary.get("evaluated_after", ""), _MOMENTS["aggregate"]),
+        plan=plan,
+        trained_bytes=trained_bytes,
+        uploads=uploads,
+        figures=_figures(records, metric, summary.get("chosen_round")),
+    )
+
+
+def _in_words(summary: Table, metric: str) -> str:
+    """Return the result as sentences, for a reader who stops there."""
+    test, clients, chosen = summary["test"], summary["per_client"].values(), summary.get("chosen_round", "–")
+    text = (
+        f"After {summary['rounds']} rounds, the model of round {chosen}, chosen on validation, "
+        f"reaches {_score(test.get('weighted_mean'), metric)} {metric.replace('_', ' ')} on the clients’ own test rows "
+        f"(weighted mean) and {_score(test.get('worst'), metric)} at the worst client"
+    )
+    text += f", {test['worst_client']}." if test.get("worst_client") else "."
+    both = [(c["test"][metric], c["majority"]) for c in clients if "majority" in c and metric in c.get("test", {})]
+    if both and metric == "accuracy":
+        better = sum(accuracy > majority for accuracy, majority in both)
+        text += f" Better than always guessing the client’s most frequent label: {better} of {len(both)} clients."
+    return text
+
+
+def _score(value: Any, metric: str) -> str:
+    r"""Return a metric's value as text; of a table of metrics, the value of ``metric``.
+
+    >>> _score(0.8613, "accuracy"), _score({"perplexity": 4.5678}, "perplexity"), _score(None, "f1")
+    ('86.1\xa0%', '4.568', '–')
+    """
+    if isinstance(value, Mapping):
+        value = value.get(metric)
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.1f}\u00a0%" if metric in _FRACTIONS else f"{value:.4g}"
+
+
+def _size(value: float | None) -> str:
+    r"""Return bytes as text, in decimal units.
+
+    >>> _size(999), _size(147_456), _size(1.5e9)
+    ('999\xa0bytes', '147.5\xa0kB', '1.5\xa0GB')
+    """
+    if value is None:
+        return "–"
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:.1f}\u00a0{unit}"
+    return f"{value:.0f}\u00a0bytes"
+
+
+def _duration(seconds: float | None) -> str:
+    r"""Return a duration as text.
+
+    >>> _duration(8.04), _duration(200), _duration(7500)
+    ('8.0\xa0s', '3\xa0min\xa020\xa0s', '2\xa0h\xa005\xa0min')
+    """
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.1f}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}\u00a0min\u00a0{rest:02d}\u00a0s"
+    return f"{minutes // 60}\u00a0h\u00a0{minutes % 60:02d}\u00a0min"
+
+
+def _short(path: Any) -> str:
+    """Return a path without the folders of the machine it was on; a hub's name stays as it is."""
+    text = str(path)
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(text).is_absolute() and kind(text).name:
+            return f"…/{kind(text).name}"
+    return text
+
+
+def _without_folders(value: Any, text: str) -> str:
+    """Return the recipe's text with every absolute path in it shortened."""
+    if isinstance(value, str) and _short(value) != value:
+        return text.replace(json.dumps(value, ensure_ascii=False), f'"{_short(value)}"').replace(
+            f"'{value}'", f"'{_short(value)}'"
+        )
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        text = _without_folders(item, text)
+    return text
+
+
+def _labels(per_client: Mapping[str, Table]) -> list[str]:
+    """Return the labels that get a colour of their own: the most frequent ones, in the order they were given."""
+    totals: dict[str, int] = defaultdict(int)
+    for client in per_client.values():
+        for label, count in client.get("labels", {}).items():
+            totals[label] += count
+    frequent = set(sorted(totals, key=lambda label: -totals[label])[:_MOST_LABELS])
+    named = [label for label in totals if label in frequent]
+    return [*named, "other labels"] if len(named) < len(totals) else named
+
+
+def _mix(counts: Mapping[str, int], labels: Sequence[str]) -> list[int]:
+    """Return a client's rows for each of ``labels``; the last takes what has no label of its own."""
+    rows = [counts.get(label, 0) for label in labels]
+    if labels and labels[-1] == "other labels":
+        rows[-1] = sum(counts.values()) - sum(rows[:-1])
+    return rows
+
+
+def _figures(records: Sequence[Table], metric: str, chosen: int | None) -> dict[str, Markup]:
+    """Return the figures that the data suffice for, by name."""
+    scale, unit = (100, " (%)") if metric in _FRACTIONS else (1, "")
+    key = "validation" if any("validation" in record for record in records) else "validation_after_training"
+    validation = _series(records, key, metric, scale)
+    loss = _series(records, "train", "loss", 1)
+    weights = {r["client"]: float(r[key].get("examples", 1)) for r in records if r.get(key)}
+    figures = {}
+    with _drawing():
+        if validation:
+            mean = _mean(validation, weights)
+            title = f"{metric.replace('_', ' ')} on validation{unit}"
+            figures["validation"] = _svg(_curves(validation, mean, title, chosen), "validation")
+        if loss:
+            mean = _mean(loss, dict.fromkeys(loss, 1.0))
+            figures["loss"] = _svg(_curves(loss, mean, "training loss", None), "loss")
+    return figures
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Draw in fedsa's style, whatever the user's own settings of matplotlib are."""
+    with style.context(["default", _DRAWING]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the browser's fonts show the text
+        yield
+
+
+def _series(records: Iterable[Table], part: str, name: str, scale: float) -> dict[str, Points]:
+    series: dict[str, Points] = defaultdict(list)
+    for record in records:
+        value = (record.get(part) or {}).get(name)
+        if value is not None and math.isfinite(value):
+            series[record["client"]].append((record["round"], scale * value))
+    return {client: sorted(points) for client, points in series.items()}
+
+
+def _by_round(series: Mapping[str, Points]) -> dict[int, list[tuple[str, float]]]:
+    rounds: dict[int, list[tuple[str, float]]] = defaultdict(list)
+    for client, points in series.items():
+        for number, value in points:
+            rounds[number].append((client, value))
+    return dict(sorted(rounds.items()))
+
+
+def _mean(series: Mapping[str, Points], weights: Mapping[str, float]) -> Points:
+    return [
+        (number, sum(weights[c] * v for c, v in values) / max(sum(weights[c] for c, _ in values), 1e-9))
+        for number, values in _by_round(series).items()
+    ]
+
+
+def _curves(series: Mapping[str, Points], mean: Points, title: str, chosen: int | None) -> Figure:
+    many = len(series) > _MOST_LINES
+    figure = Figure(figsize=(8.4, 3.7))
+    axes = figure.add_axes((0.065, 0.12, 0.915 if many else 0.755, 0.76))
+    few_points = "o" if len(mean) <= 20 else ""
+    if many:
+        rounds = _by_round(series)
+        for cut, alpha in ((0.0, 0.15), (0.1, 0.2), (0.25, 0.3)):
+            low, high = ([_quantile(values, q) for values in rounds.values()] for q in (cut, 1 - cut))
+            axes.fill_between(list(rounds), low, high, color=_CYCLE[0], alpha=alpha, linewidth=0)
+    else:
+        for number, points in enumerate(series.values()):
+            dash = "-" if number < len(_CYCLE) else "--"
+            axes.plot(*zip(*points, strict=True), dash, color=_colour(number), lw=0.9, marker=few_points, markersize=2)
+    axes.plot(*zip(*mean, strict=True), color=_MEAN, linewidth=2.6, marker=few_points, markersize=4)
+    axes.margins(x=0.02)
+    axes.grid(axis="y")
+    axes.set_title(title, loc="left", fontsize=9, pad=17)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if chosen in dict(mean):
+        axes.axvline(chosen, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.plot([chosen], [dict(mean)[chosen]], color=_MEAN, marker="o", markersize=8)
+        side = "right" if chosen > mean[-1][0] / 2 else "left"
+        axes.text(chosen, 1.02, f"round {chosen}: chosen", transform=axes.get_xaxis_transform(), ha=side)
+    if not many:
+        _name_lines(axes, series)
+    return figure
+
+
+def _name_lines(axes: Axes, series: Mapping[str, Points]) -> None:
+    """Write each client's name beside the end of its line, moved apart where names would touch."""
+    bottom, top = axes.get_ylim()
+    right = axes.get_xlim()[1]
+    axes.set_xlim(right=right)
+    ends = sorted((points[-1][1], number, client) for number, (client, points) in enumerate(series.items()))
+    for place, (value, number, client) in zip(
+        _apart([(value - bottom) / (top - bottom) for value, _, _ in ends], 0.062), ends, strict=True
+    ):
+        axes.annotate(
+            _clipped(client),
+            xy=(series[client][-1][0], value),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            va="center",
+            color=_colour(number),
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": _colour(number), "lw": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
+        )
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """Return ascending places in 0 … 1, moved as little as it takes to lie ``gap`` apart.
+
+    >>> [round(place, 2) for place in _apart([0.0, 0.5, 0.5, 0.9], 0.1)]
+    [0.0, 0.45, 0.55, 0.9]
+    """
+    up = list(accumulate(places, lambda below, place: max(place, below + gap)))
+    down = list(accumulate(reversed(places), lambda above, place: min(place, above - gap)))[::-1]
+    middles = [(high + low) / 2 for high, low in zip(up, down, strict=True)]
+    last = len(places) - 1
+    return [min(max(middle, gap * index), 1 - gap * (last - index)) for index, middle in enumerate(middles)]
+
+
+def _colour(number: int) -> str:
+    return _CYCLE[number % len(_CYCLE)]
+
+
+def _clipped(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 20 else f"{text[:18]}…"
+
+
+def _quantile(values: Sequence[tuple[str, float]], fraction: float) -> float:
+    ordered = sorted(value for _, value in values)
+    place = fraction * (len(ordered) - 1)
+    low = math.floor(place)
+    return ordered[low] + (place - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
+
+
+def _svg(figure: Figure, name: str) -> Markup:
+    """Return a figure as an SVG element whose ids are its own and whose colours the style sheet sets."""
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", text.replace("xlink:href", "href"))
+    return Markup(re.sub(r"(fill|stroke): (#\w{6})", _named, text))  # noqa: S704  matplotlib escapes what it writes
+
+
+def _named(match: re.Match[str]) -> str:
+    return f"{match[1]}: var({_NAMES[match[2]]})" if match[2] in _NAMES else match[0]

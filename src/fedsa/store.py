@@ -1,0 +1,410 @@
+"""The run folder: the recipe, checkpoints, personal states and metrics. Atomic, versioned, no pickle.
+
+    recipe.toml                 the resolved recipe
+    environment.json            what it ran on
+    clients.json                client id -> folder, rows per split, label counts
+    partition.json              client id -> row numbers
+    adapter_config.json         PEFT's
+    initial.safetensors         the tensors that every client started from
+    server/round-000005.safetensors
+    clients/00003-amazon-1/round-000005.safetensors
+    metrics.jsonl               one line per round and client
+    state.json                  the commit point
+    summary.json, report.html   at the end
+
+Files of a round are written whole under new names; the round exists once ``state.json`` names it. So an interruption at
+any moment, inside a write too, leaves the last finished round as it was. A client's state is kept for its last round
+and for the chosen one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fedsa.errors import RunFolderError, UserError
+from fedsa.recipe import Recipe, parse_recipe
+from fedsa.types import Key, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+__all__ = ["FORMAT", "ClientState", "Progress", "RunFolder", "recipe_of", "write_atomically"]
+
+FORMAT = 1
+"""The version of the run folder's layout."""
+
+_ROUND_FILE = re.compile(r"round-(\d{6})\.safetensors")
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """What a client keeps between rounds.
+
+    Attributes:
+        tensors: its own value of every tensor that is not frozen.
+        optimizer_state: named ``slot|key``; empty unless it is kept from round to round.
+        held: the newest server version it has taken in.
+    """
+
+    tensors: State
+    optimizer_state: Mapping[str, Tensor]
+    held: int
+
+
+@dataclass
+class Progress:
+    """How far a run is: the commit point.
+
+    Attributes:
+        round: the last finished round; 0 before the first.
+        chosen_round: the best round so far by the weighted validation mean, or None.
+        chosen_score: its score.
+        held: client id to the newest server version that it has taken in.
+        metrics_bytes: length of ``metrics.jsonl`` up to this round.
+        train_seconds: in local training, so far.
+        evaluation_seconds: in evaluation, so far.
+        wall_seconds: of all finished rounds.
+        upload_bytes: of all clients, so far.
+        download_bytes: of all clients, so far.
+        data: fingerprint of the clients' rows.
+        interruptions: times that the run was resumed.
+    """
+
+    round: int = 0
+    chosen_round: int | None = None
+    chosen_score: float | None = None
+    held: dict[str, int] = field(default_factory=dict)
+    metrics_bytes: int = 0
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    upload_bytes: int = 0
+    download_bytes: int = 0
+    data: str = ""
+    interruptions: int = 0
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, also when the process dies on the way.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        try:
+            temporary.unlink(missing_ok=True)
+        finally:
+            raise _write_error(path, error) from error
+
+
+def _write_error(path: Path, error: OSError) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"the disk is full: {path} could not be written. What was finished is safe: free some space, then "
+            f"`fedsa resume` the run"
+        )
+    return UserError(f"cannot write {path}: {error.strerror or error}")
+
+
+@final
+class RunFolder:
+    """A run's folder, opened for writing (with a lock) or for reading.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / ".lock")
+        self._kept: dict[str, list[int]] = {}  # client -> rounds of its files, ascending
+        self._folders: dict[str, str] = {}
+
+    @classmethod
+    def create(cls, path: Path, recipe: str) -> RunFolder:
+        """Make the folder, write the recipe into it and lock it.
+
+        Raises:
+            RunFolderError: there is a run already.
+            UserError: the folder cannot be written.
+        """
+        if (path / "recipe.toml").exists():
+            raise RunFolderError(f"{path} holds a run already: `fedsa resume {path}` continues it, --out takes another folder")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunFolderError(f"{path} is not an empty folder: give --out a new one")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _write_error(path, error) from error
+        folder = cls(path)
+        folder._acquire()
+        write_atomically(path / "recipe.toml", recipe.encode())
+        return folder
+
+    @classmethod
+    def open(cls, path: Path, *, write: bool = False) -> RunFolder:
+        """Open a run.
+
+        Args:
+            path: the run folder.
+            write: lock it.
+
+        Raises:
+            RunFolderError: it is no run folder, of another format version, damaged, or in use.
+        """
+        if not (path / "recipe.toml").is_file():
+            there = "is not a run folder (no recipe.toml in it)" if path.is_dir() else "does not exist"
+            raise RunFolderError(f"{path} {there}; `fedsa run` makes one, by default below runs/")
+        folder = cls(path)
+        if write:
+            folder._acquire()
+        if (path / "clients.json").exists():
+            folder._folders = {client: entry["folder"] for client, entry in folder.read_json("clients.json").items()}
+            folder._scan()
+        return folder
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunFolderError(f"{self.path} is in use: another fedsa process is writing this run") from None
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.release()
+
+    # -- small files -------------------------------------------------------------------------------------------------
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the run, atomically."""
+        write_atomically(self.path / name, text.encode())
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Write a JSON file of the run, atomically."""
+        self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON file of the run holds.
+
+        Raises:
+            RunFolderError: it is missing or damaged.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunFolderError(f"{path} is missing: the run stopped before it was written; `fedsa resume {self.path}`") from None
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path} is damaged ({error}): restore it from a copy, or start the run again") from None
+
+    # -- the commit point --------------------------------------------------------------------------------------------
+
+    def progress(self) -> Progress | None:
+        """Return how far the run is, or None before its first commit.
+
+        Raises:
+            RunFolderError: it is damaged, or of another format version.
+        """
+        if not (self.path / "state.json").exists():
+            return None
+        data = self.read_json("state.json")
+        version = data.pop("format", None) if isinstance(data, dict) else None
+        if version != FORMAT:
+            raise RunFolderError(
+                f"{self.path} has run-folder format {version}, this fedsa reads format {FORMAT}: use the fedsa version named in "
+                f"{self.path / 'environment.json'}"
+            )
+        try:
+            return Progress(**data)
+        except TypeError as error:
+            raise RunFolderError(f"{self.path / 'state.json'} is damaged: {error}") from None
+
+    def commit(self, progress: Progress) -> None:
+        """Make a round exist, then delete the files that no round needs any more."""
+        self.write_json("state.json", {"format": FORMAT, **asdict(progress)})
+        keep = {progress.round, progress.chosen_round}
+        for path in (self.path / "server").glob("round-*.safetensors"):
+            if _round_of(path) not in keep:
+                path.unlink()
+        for client, rounds in self._kept.items():
+            needed = {_last(rounds, limit) for limit in keep if limit is not None}
+            for round in [round for round in rounds if round not in needed]:
+                self._client_file(client, round).unlink(missing_ok=True)
+                rounds.remove(round)
+
+    def roll_back(self, progress: Progress) -> None:
+        """Remove what an interrupted round left behind."""
+        for path in [*self.path.rglob(".*.partial"), *self.path.rglob("round-*.safetensors")]:
+            if path.suffix == ".partial" or _round_of(path) > progress.round:
+                path.unlink()
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            with metrics.open("r+b") as file:
+                file.truncate(progress.metrics_bytes)
+        self._scan()
+
+    def append_metrics(self, lines: Iterable[Mapping[str, Any]]) -> int:
+        """Append lines to ``metrics.jsonl`` and return its length in bytes."""
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("ab") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+                return file.tell()
+        except OSError as error:
+            raise _write_error(path, error) from error
+
+    # -- tensors -----------------------------------------------------------------------------------------------------
+
+    def register_clients(self, clients: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write ``clients.json``: what is known of each client, and the folder of its state."""
+        folders = {
+            client: f"{number:05d}-{quote(client, safe=' ').replace('%', '_')[:60].strip()}"
+            for number, client in enumerate(sorted(clients))
+        }
+        self.write_json("clients.json", {client: {"folder": folders[client], **clients[client]} for client in sorted(clients)})
+        self._folders = folders
+        self._kept = {}
+
+    def save_initial(self, tensors: State) -> None:
+        """Write the tensors that every client starts from."""
+        _save(self.path / "initial.safetensors", _named(tensors), {})
+
+    def load_initial(self) -> dict[Key, Tensor]:
+        """Return the tensors that every client starts from."""
+        tensors, _ = _load(self.path / "initial.safetensors")
+        return _keyed(tensors)
+
+    def save_server(self, round: int, tensors: State, versions: Mapping[Key, int]) -> None:
+        """Write the server's tensors after a round."""
+        path = self.path / "server" / f"round-{round:06d}.safetensors"
+        _save(path, _named(tensors), {"versions": {str(key): version for key, version in versions.items()}})
+
+    def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int]]:
+        """Return the server's tensors and their versions after a round that is kept.
+
+        Raises:
+            RunFolderError: the round is not kept, or its file is damaged.
+        """
+        tensors, about = _load(self.path / "server" / f"round-{round:06d}.safetensors")
+        return _keyed(tensors), {Key.parse(name): version for name, version in about["versions"].items()}
+
+    def save_client(self, client: str, round: int, state: ClientState) -> None:
+        """Write a client's state after it trained in a round."""
+        tensors = _named(state.tensors) | {f"optimizer|{name}": value for name, value in state.optimizer_state.items()}
+        _save(self._client_file(client, round), tensors, {"held": state.held})
+        self._kept.setdefault(client, []).append(round)
+
+    def load_client(self, client: str, round: int) -> ClientState | None:
+        """Return a client's state as it was after ``round``, or None if it had not trained by then.
+
+        Raises:
+            RunFolderError: there is no such client, or its file is damaged.
+        """
+        if client not in self._folders:
+            raise RunFolderError(f"run {self.path} has no client {client!r}; its clients: {', '.join(self._folders)}")
+        found = _last(self._kept.get(client, []), round)
+        if found is None:
+            return None
+        tensors, about = _load(self._client_file(client, found))
+        optimizer_state = {
+            name.removeprefix("optimizer|"): tensors.pop(name) for name in list(tensors) if name.startswith("optimizer|")
+        }
+        return ClientState(_keyed(tensors), optimizer_state, about["held"])
+
+    def _client_file(self, client: str, round: int) -> Path:
+        return self.path / "clients" / self._folders[client] / f"round-{round:06d}.safetensors"
+
+    def _scan(self) -> None:
+        names = {folder: client for client, folder in self._folders.items()}
+        self._kept = {}
+        for path in sorted((self.path / "clients").glob("*/round-*.safetensors")):
+            self._kept.setdefault(names[path.parent.name], []).append(_round_of(path))
+
+    @contextmanager
+    def locked(self) -> Iterator[RunFolder]:
+        """Hold the lock that `create` or `open` took, and release it at the end."""
+        try:
+            yield self
+        finally:
+            self.close()
+
+
+def recipe_of(folder: RunFolder) -> Recipe:
+    """Return the recipe of a run.
+
+    Raises:
+        RunFolderError: it is damaged.
+        ConfigError: it does not fit this version of fedsa.
+    """
+    path = folder.path / "recipe.toml"
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} is damaged ({error}): restore it from a copy, or start the run again") from None
+    return parse_recipe(data, source=str(path))
+
+
+def _round_of(path: Path) -> int:
+    match = _ROUND_FILE.fullmatch(path.name)
+    if match is None:
+        raise RunFolderError(f"{path} is not a file that fedsa wrote: move it out of the run folder")
+    return int(match[1])
+
+
+def _last(rounds: Sequence[int], limit: int) -> int | None:
+    return max((round for round in rounds if round <= limit), default=None)
+
+
+def _named(tensors: State) -> dict[str, Tensor]:
+    return {str(key): tensor for key, tensor in tensors.items()}
+
+
+def _keyed(tensors: Mapping[str, Tensor]) -> dict[Key, Tensor]:
+    return {Key.parse(name): tensor for name, tensor in tensors.items()}
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    # One metadata entry: the order of several is not fixed, and equal states must give equal bytes.
+    metadata = {"fedsa": json.dumps({"format": FORMAT, **about}, sort_keys=True)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["fedsa"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118  (no mapping)
+    except FileNotFoundError:
+        raise RunFolderError(f"checkpoint {path} is missing: restore it from a copy, or start the run again") from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"checkpoint {path} is unreadable ({error}): restore it from a copy, or start the run again") from None

@@ -1,0 +1,140 @@
+"""Classification of one text or a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score
+
+from fedsa.tasks.base import Encoded, IntArray, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Classification", "TokenRows"]
+
+_TOKENIZE_ROWS = 1000  # rows tokenised at once: bounds memory, costs no speed
+
+
+@final
+@dataclass(frozen=True)
+class TokenRows:
+    """Token ids of many rows, end to end in one array.
+
+    Attributes:
+        tokens: shape (sum of lengths,), int32.
+        segments: the same shape, uint8: 0 for the first text and 1 for the second; None where the model has none.
+        offsets: shape (rows + 1,): row i is ``tokens[offsets[i]:offsets[i + 1]]``; an unused row is empty.
+        labels: shape (rows,): class numbers.
+        pad: the padding token.
+        left: pad on the left.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    segments: npt.NDArray[np.uint8] | None
+    offsets: IntArray
+    labels: IntArray
+    pad: int
+    left: bool = False
+
+    @property
+    def lengths(self) -> IntArray:
+        """Tokens of each row."""
+        return np.diff(self.offsets)
+
+    def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
+        """Return ``input_ids``, ``attention_mask``, ``labels`` and, where the model has them, ``token_type_ids``."""
+        starts, ends = self.offsets[rows], self.offsets[np.asarray(rows) + 1]
+        longest = int((ends - starts).max())
+        ids = np.full((len(rows), longest), self.pad, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        types = np.zeros_like(ids)
+        for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            where = slice(longest - (end - start), longest) if self.left else slice(0, end - start)
+            ids[place, where] = self.tokens[start:end]
+            mask[place, where] = 1
+            if self.segments is not None:
+                types[place, where] = self.segments[start:end]
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": self.labels[rows]}
+        if self.segments is not None:
+            batch["token_type_ids"] = types
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+
+
+@final
+@dataclass(frozen=True)
+class Classification(Task):
+    """Cross-entropy on class logits; the metric is accuracy.
+
+    Attributes:
+        text_columns: one column, or two for a pair of texts.
+        label_names: class names in order of their number.
+        max_length: tokens kept of a row; a pair is shortened from its longer text.
+    """
+
+    text_columns: tuple[str, ...]
+    label_names: tuple[str, ...]
+    max_length: int = 128
+
+    metric: ClassVar[str] = "accuracy"
+    auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
+    peft_task_type: ClassVar[str] = "SEQ_CLS"
+
+    def model_options(self) -> dict[str, Any]:
+        """Return the classes for the model's config."""
+        return {
+            "num_labels": len(self.label_names),
+            "id2label": dict(enumerate(self.label_names)),
+            "label2id": {name: number for number, name in enumerate(self.label_names)},
+        }
+
+    def encode(self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase) -> TokenRows:
+        """Return ``rows`` of ``table`` as tokens. ``table`` has the class numbers in its column ``class_number``."""
+        rows = np.unique(rows)  # ascending: the order of offsets
+        tokens, segments = [], []
+        lengths = np.zeros(len(table), dtype=np.int64)
+        has_segments = "token_type_ids" in tokenizer.model_input_names
+        for start in range(0, len(rows), _TOKENIZE_ROWS):
+            part = rows[start : start + _TOKENIZE_ROWS]
+            texts = table[part]
+            columns = [[str(text) for text in texts[column]] for column in self.text_columns]
+            encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
+            lengths[part] = [len(ids) for ids in encoded["input_ids"]]
+            tokens += [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+            if has_segments:
+                segments += [np.asarray(ids, dtype=np.uint8) for ids in encoded["token_type_ids"]]
+        return TokenRows(
+            tokens=np.concatenate(tokens),
+            segments=np.concatenate(segments) if has_segments else None,
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            labels=np.asarray(table["class_number"], dtype=np.int64),
+            pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            left=tokenizer.padding_side == "left",
+        )
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean cross-entropy."""
+        return F.cross_entropy(self.outputs(model, batch), batch["labels"])
+
+    def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return logits, shape (rows, classes)."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        logits: Tensor = model(**inputs).logits
+        return logits.float()
+
+    def score(self, encoded: Encoded, rows: IntArray, outputs: Tensor) -> dict[str, float]:
+        """Return accuracy and mean cross-entropy."""
+        labels = encoded.labels[rows]
+        predicted = outputs.argmax(dim=1).numpy()
+        return {
+            "accuracy": float(accuracy_score(labels, predicted)),
+            "loss": float(F.cross_entropy(outputs, torch.from_numpy(labels))),
+        }

@@ -1,0 +1,148 @@
+"""The vocabulary that every room shares: keys, factors, states and what travels between server and clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Factor", "Key", "Payload", "RoundRecord", "Side", "State", "Update", "total_bytes", "total_elements"]
+
+
+class Side(StrEnum):
+    """Which side of the weight update a factor is on.
+
+    A is next to the layer's input (LoRA's A, VeRA's λ_d), B next to its output (LoRA's B, VeRA's λ_b), and
+    HEAD is what is trained in full on top of the model.
+    """
+
+    A = "A"
+    B = "B"
+    HEAD = "head"
+
+
+class Factor(StrEnum):
+    """The role of one trained tensor in its adapter."""
+
+    A = "A"
+    B = "B"
+    LAMBDA_D = "lambda_d"
+    LAMBDA_B = "lambda_b"
+    HEAD = "head"
+
+    @property
+    def side(self) -> Side:
+        """The side of the weight update that this factor is on."""
+        return _SIDES[self]
+
+
+_SIDES = {
+    Factor.A: Side.A,
+    Factor.LAMBDA_D: Side.A,
+    Factor.B: Side.B,
+    Factor.LAMBDA_B: Side.B,
+    Factor.HEAD: Side.HEAD,
+}
+
+
+class Key(NamedTuple):
+    """The name of one tensor of a client's adapter; ordered and hashable.
+
+    Attributes:
+        module: the layer it adapts, as the base model names it; for the head, its parameter's name.
+        factor: its role.
+        adapter: the PEFT adapter's name.
+    """
+
+    module: str
+    factor: Factor
+    adapter: str = "default"
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.factor.value}:{self.adapter}"
+
+    @classmethod
+    def parse(cls, text: str) -> Key:
+        """Return the key that ``str(key)`` gave.
+
+        Raises:
+            ValueError: the text is not a key's.
+
+        >>> Key.parse("layer.0.query:lambda_d:default")
+        Key(module='layer.0.query', factor=<Factor.LAMBDA_D: 'lambda_d'>, adapter='default')
+        """
+        parts = text.rsplit(":", 2)
+        if len(parts) != 3:
+            raise ValueError(f"not a tensor key: {text!r} (expected module:factor:adapter)")
+        return cls(parts[0], Factor(parts[1]), parts[2])
+
+
+State: TypeAlias = "Mapping[Key, Tensor]"
+"""Named tensors. Functions that take a State do not change it."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What the server sends to one client at the start of a round.
+
+    Attributes:
+        round: the round it belongs to, counted from 1.
+        tensors: every received tensor that is newer than what the client holds.
+    """
+
+    round: int
+    tensors: State
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client sends after its local training: the sent tensors only.
+
+    Attributes:
+        client: the client's id.
+        round: the round it belongs to, counted from 1.
+        num_examples: rows in the client's training set (>= 1), not rows processed.
+        tensors: exactly the tensors that the sharing plan declares sent.
+        metrics: numbers about the local training (``train_loss``, ``steps``, ``seconds``).
+    """
+
+    client: str
+    round: int
+    num_examples: int
+    tensors: State
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What the server knows about a finished round.
+
+    Attributes:
+        round: counted from 1.
+        clients: ids that were asked to train, sorted.
+        finished: ids whose update was aggregated, sorted.
+        download_bytes: sent to each client, as on the wire without framing.
+        upload_bytes: received from each finished client.
+        train_metrics: each finished client's own numbers.
+    """
+
+    round: int
+    clients: tuple[str, ...]
+    finished: tuple[str, ...]
+    download_bytes: Mapping[str, int]
+    upload_bytes: Mapping[str, int]
+    train_metrics: Mapping[str, Mapping[str, float]]
+
+
+def total_bytes(tensors: State) -> int:
+    """Return the number of bytes of all tensors together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def total_elements(tensors: State) -> int:
+    """Return the number of elements of all tensors together."""
+    return sum(tensor.numel() for tensor in tensors.values())

@@ -1,0 +1,354 @@
+"""The report of a run: what it shows, what it must never do, and what it says about damaged run folders."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from fedsa.errors import RunFolderError
+from fedsa.report import write_report
+
+RECIPE = """
+algorithm = "fedsa"
+rounds = 3
+[model]
+path = "part:all-minilm-l6-v2"
+[adapter]
+r = 8
+[data]
+path = "/home/someone/secret-ward/patients.csv"
+"""
+PLAN = [
+    {"factor": "A", "tensors": 12, "parameters": 1000, "trained": True, "sent": True, "received": True},
+    {"factor": "B", "tensors": 12, "parameters": 2000, "trained": True, "sent": False, "received": False},
+    {"factor": "head", "tensors": 2, "parameters": 500, "trained": True, "sent": False, "received": False},
+]
+EVIL = '<script>alert("x")</script>'
+CELLS = {"td", "th", "dt", "dd"}
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+def summary_of(clients: list[str], metric: str = "accuracy") -> dict:
+    test = {"weighted_mean": 0.8613, "mean": 0.85, "std": 0.0312, "worst": 0.78, "worst_client": clients[-1]}
+    return {
+        "algorithm": "fedsa",
+        "source": "arXiv:2410.01463",
+        "variant": "lora",
+        "rounds": 3,
+        "clients": len(clients),
+        "seed": 7,
+        "recipe": "quickstart",
+        "metric": metric,
+        "evaluated_after": "aggregate",
+        "chosen_round": 2,
+        "chosen_by": "weighted mean of validation accuracy",
+        "test": {"round": 2, **test},
+        "test_final": {"round": 3, **test, "weighted_mean": 0.8401},
+        "trained_parameters": 3500,
+        "upload_parameters": 1000,
+        "upload_bytes": 4000,
+        "download_bytes": 4000,
+        "total_upload_bytes": 4000 * 3 * len(clients),
+        "total_download_bytes": 4000 * 3 * len(clients),
+        "train_seconds": 40.1,
+        "evaluation_seconds": 8.0,
+        "wall_seconds": 200.0,
+        "peak_rss_bytes": 900_000_000,
+        "interrupted": 1,
+        "sharing_plan": PLAN,
+        "per_client": {
+            client: {
+                "train_examples": 300,
+                "validation_examples": 70,
+                "test_examples": 100,
+                "labels": {"negative": 180, "positive": 290},
+                "majority": 0.61,
+                "before": 0.5,
+                "test": {metric: 0.86 if number else 0.6, "loss": 0.3},
+                "test_final": {metric: 0.84, "loss": 0.3},
+            }
+            for number, client in enumerate(clients)
+        },
+    }
+
+
+def metrics_of(clients: list[str], metric: str = "accuracy") -> list[dict]:
+    return [
+        {
+            "round": number,
+            "client": client,
+            "train": {"loss": 0.7 - 0.1 * number, "steps": 10, "seconds": 1.2} if number else None,
+            "upload_bytes": 4000 if number else 0,
+            "download_bytes": 4000 if number else 0,
+            "validation": {"examples": 10 + place, metric: 0.5 + 0.1 * number + 0.001 * place, "loss": 0.4},
+        }
+        for number in range(4)
+        for place, client in enumerate(clients)
+    ]
+
+
+def make_run(folder: Path, clients: list[str], summary: dict | None = None, metrics: list[dict] | None = None) -> Path:
+    folder.mkdir()
+    metrics = metrics_of(clients) if metrics is None else metrics
+    (folder / "recipe.toml").write_text(RECIPE)
+    (folder / "environment.json").write_text(json.dumps({"python": "3.12.8", "torch": "2.6.0"}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
+    (folder / "summary.json").write_text(json.dumps(summary or summary_of(clients)))
+    return folder
+
+
+class Page(HTMLParser):
+    """The page as a browser reads it: its tags with their attributes, its visible text, and what stays open."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.text += " " if tag in CELLS else ""
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def read(report: Path) -> Page:
+    page = Page(report.read_text(encoding="utf-8"))
+    assert page.open == []
+    page.text = re.sub(r"\s+", " ", page.text)
+    return page
+
+
+def svgs(html: str) -> list[str]:
+    return re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "my run", ["amazon-1", "nyt-1", "nyt-2"])
+
+
+def test_the_report_says_what_was_run_and_what_came_out(run: Path) -> None:
+    report = write_report(run)
+    assert report == run / "report.html"
+    text = read(report).text
+    for words in (
+        "fedsa with lora on all-minilm-l6-v2",
+        "After 3 rounds, the model of round 2, chosen on validation, reaches 86.1 % accuracy",
+        "78.0 % at the worst client, nyt-2.",
+        "Better than always guessing the client’s most frequent label: 2 of 3 clients.",
+        "Chosen round (round 2) 86.1 % weighted mean",
+        "Final round (round 3) 84.0 %",
+        "3.1 points",
+        "Measured on each client’s own test split. The round was chosen on validation "
+        "(weighted mean of validation accuracy), one round for all clients; nothing was chosen on test. "
+        "Each client was evaluated after it received the aggregate",
+        "Sent to the server: A. Trained and kept at the client: B, head.",
+        "lora, rank 8",
+        "Training rows 900 Validation rows 210 Test rows 300",
+        "3 min 20 s",
+        "900.0 MB",
+        "1 time",
+        "2.6.0",
+    ):
+        assert words in text
+    assert not [path.name for path in run.iterdir() if path.suffix == ".tmp"]
+
+
+def test_bytes_are_compared_with_sending_everything_that_is_trained(run: Path) -> None:
+    # 3,500 parameters × 4 bytes = 14 kB an upload; 3 clients × 3 rounds = 9 uploads = 126 kB; 4,000 / 14,000 = 29 %.
+    text = read(write_report(run)).text
+    assert "upload of everything that is trained 14.0 kB 42.0 kB 126.0 kB" in text
+    assert "exactly 4,000 bytes, 29 % of sending all of them" in text
+    assert "(computed)" in text
+
+
+def test_the_same_run_folder_gives_the_same_bytes(run: Path) -> None:
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+def test_nothing_is_fetched_and_nothing_is_run(run: Path) -> None:
+    report = write_report(run)
+    page = read(report)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed"}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") or name in ("src", "xmlns") for name in attributes), tag
+        assert (attributes.get("href") or "#").startswith("#")
+    html = report.read_text(encoding="utf-8")
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "@import" not in html
+    assert set(re.findall(r"url\((.)", html)) <= {"#"}
+
+
+def test_no_path_of_the_machine_is_shown(run: Path) -> None:
+    html = write_report(run).read_text(encoding="utf-8")
+    assert str(run.parent) not in html
+    assert "secret-ward" not in html
+    assert "…/patients.csv" in html
+
+
+def test_commands_to_go_on_are_quoted_for_the_shell(run: Path) -> None:
+    text = read(write_report(run)).text
+    assert "fedsa export 'my run' --all --to adapters" in text
+    assert "fedsa resume 'my run'" in text
+    assert "fedsa run 'my run/recipe.toml'" in text
+
+
+@pytest.mark.parametrize("client", [EVIL, "$\\broken$", "a & b", "x" * 300, "病院-1", "two\nlines", "_hidden", ""])
+def test_any_client_name_is_only_text(tmp_path: Path, client: str) -> None:
+    report = write_report(make_run(tmp_path / "run", ["amazon-1", client]))
+    page = read(report)
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert re.sub(r"\s+", " ", client) in page.text
+    for svg in svgs(report.read_text(encoding="utf-8")):
+        ElementTree.fromstring(svg)  # noqa: S314  our own text
+
+
+def test_a_hostile_name_is_escaped_inside_the_figures_too(tmp_path: Path) -> None:
+    drawn = svgs(write_report(make_run(tmp_path / "run", ["amazon-1", EVIL])).read_text(encoding="utf-8"))
+    assert len(drawn) == 2
+    for svg in drawn:
+        assert "&lt;script&gt;alert" in svg
+        assert "<script" not in svg
+
+
+def test_ids_are_used_once_and_references_point_at_them(run: Path) -> None:
+    page = read(write_report(run))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        for value in attributes.values():
+            for target in re.findall(r"url\(#([^)]+)\)|^#([\w-]+)$", value or ""):
+                assert "".join(target) in ids
+        if "aria-labelledby" in attributes:
+            assert attributes["aria-labelledby"] in ids
+
+
+def test_every_colour_of_a_figure_is_named_in_the_style_sheet(run: Path) -> None:
+    html = write_report(run).read_text(encoding="utf-8")
+    for svg in svgs(html):
+        assert not re.search(r"(fill|stroke): #", svg)
+        for name in re.findall(r"var\((--\w+)\)", svg):
+            assert html.count(f"{name}: #") == 2  # light and dark
+
+
+def test_tables_and_figures_can_be_read_aloud(run: Path) -> None:
+    tags = read(write_report(run)).tags
+    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in tags if tag == "th")
+    assert sum(attributes.get("role") == "img" and bool(attributes.get("aria-label")) for _, attributes in tags) == 2
+
+
+def test_few_clients_are_drawn_one_by_one_and_many_as_bands(tmp_path: Path) -> None:
+    few = [f"few-{number}" for number in range(12)]
+    many = [f"many-{number}" for number in range(200)]
+    html = write_report(make_run(tmp_path / "few", few)).read_text(encoding="utf-8")
+    assert all(client in svg for client in few for svg in svgs(html))
+    html = write_report(make_run(tmp_path / "many", many)).read_text(encoding="utf-8")
+    assert not any("many-" in svg for svg in svgs(html))
+    assert "Bands: half of the clients" in html
+    assert all(f">{client}<" in html for client in many)
+
+
+def test_only_what_every_run_has_is_needed(tmp_path: Path) -> None:
+    summary = {
+        "algorithm": "local",
+        "rounds": 0,
+        "test": {},
+        "test_final": {},
+        "per_client": {"a": {}, "b": {"test": {"accuracy": float("nan")}}},
+    }
+    run = make_run(tmp_path / "run", ["a"], summary, metrics=[])
+    (run / "recipe.toml").write_text("")
+    page = read(write_report(run))
+    assert "local with an adapter on –" in page.text
+    assert "nan" not in page.text.lower()
+    assert "None" not in page.text
+
+
+def test_clients_that_were_not_sampled_or_not_evaluated_leave_gaps(tmp_path: Path) -> None:
+    metrics = metrics_of(["a", "b"])
+    del metrics[2]["validation"]
+    metrics[3]["train"] = None
+    metrics[5]["train"]["loss"] = float("nan")
+    text = read(write_report(make_run(tmp_path / "run", ["a", "b"], metrics=metrics))).text
+    assert "× 4 bytes × 5 uploads" in text
+
+
+def test_a_metric_that_is_no_fraction_is_a_plain_number(tmp_path: Path) -> None:
+    clients = ["a", "b"]
+    summary = summary_of(clients, metric="perplexity")
+    summary["test"]["weighted_mean"] = 12.3456
+    text = read(write_report(make_run(tmp_path / "run", clients, summary, metrics_of(clients, "perplexity")))).text
+    assert "reaches 12.35 perplexity on" in text
+    assert "perplexity on validation" in text
+
+
+def test_results_after_local_training_are_shown_beside_the_others(tmp_path: Path) -> None:
+    summary = summary_of(["a", "b"])
+    summary["test_after_training"] = {**summary["test"], "weighted_mean": 0.9123}
+    text = read(write_report(make_run(tmp_path / "run", ["a", "b"], summary))).text
+    assert "Chosen, after local training (round 2) 91.2 %" in text
+    assert "except in the columns that say “after local training”" in text
+    summary["evaluated_after"] = "training"
+    assert "right after its local training" in read(write_report(make_run(tmp_path / "2", ["a", "b"], summary))).text
+
+
+def test_rare_labels_are_counted_together(tmp_path: Path) -> None:
+    summary = summary_of(["a"])
+    summary["per_client"]["a"]["labels"] = {f"label-{number}": 10 + number for number in range(20)}
+    text = read(write_report(make_run(tmp_path / "run", ["a"], summary))).text
+    # labels 13 to 19 have their own colour; 0 to 12 are Σ(10 + n) = 130 + 78 rows together
+    assert "label-19 29, other labels 208" in text
+    assert "label-12" not in text
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "environment.json", "metrics.jsonl", "summary.json"])
+def test_a_missing_file_is_named_with_what_to_do(run: Path, name: str) -> None:
+    (run / name).unlink()
+    with pytest.raises(RunFolderError, match=rf"{name} is missing.*fedsa resume '.*my run'"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("recipe.toml", "rounds = ", r"recipe\.toml cannot be read: Invalid value.*put an undamaged copy back"),
+        ("environment.json", "[1]", r"environment\.json cannot be read: a table of keys and values is expected"),
+        ("metrics.jsonl", '{"round": 0, "client": "a"}\n{"rou', r"metrics\.jsonl cannot be read: line 2: "),
+        ("metrics.jsonl", '{"round": 0}\n', r"line 1: 'round' or 'client' is missing"),
+        ("summary.json", '{"algorithm": "fedsa"}', r"summary\.json cannot be read: 'rounds' is None, not int"),
+        ("summary.json", b"\xff\xfe", r"summary\.json cannot be read: 'utf-8'"),
+        ("metrics.jsonl", '{"round": 0, "client": "a", "train": 3}\n', r"not have the form that this version"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_to_do(run: Path, name: str, content: str | bytes, message: str) -> None:
+    (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RunFolderError, match=message):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing_behind(run: Path) -> None:
+    (run / "report.html").mkdir()
+    with pytest.raises(RunFolderError, match=r"cannot write .*report\.html: .*free some space"):
+        write_report(run)
+    assert not list(run.glob(".report*"))
