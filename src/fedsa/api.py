@@ -34,7 +34,9 @@ class RunResult:
     summary: dict[str, Any]
     report: Path
 
-    def export(self, to: str | Path, *, client: str | None = None, round: str = "chosen", merge: bool = False) -> list[Path]:
+    def export(
+        self, to: str | Path, *, client: str | None = None, round: str = "chosen", merge: bool = False
+    ) -> list[Path]:
         """Write one client's adapter, or every client's, as folders that PEFT loads; see `fedsa.export.export`."""
         return export(self.path, Path(to), clients=None if client is None else [client], round=round, merge=merge)
 
@@ -67,16 +69,23 @@ def resume(federation: Federation, out: str | Path, *, callbacks: Sequence[Callb
         RunFolderError: no such run, it is damaged or in use, or the federation is another one.
     """
     with RunFolder.open(Path(out), write=True).locked() as folder:
-        if folder.progress() is not None and (folder.path / "recipe.toml").read_text("utf-8") != dump_recipe(federation.recipe):
+        if folder.progress() is not None and (folder.path / "recipe.toml").read_text("utf-8") != dump_recipe(
+            federation.recipe
+        ):
             raise RunFolderError(
-                f"{folder.path} was made with other settings (its recipe.toml): make the federation with those, or start a "
-                "new run"
+                f"{folder.path} was made with other settings (its recipe.toml): make the federation with those, "
+                "or start a new run"
             )
         return finish(federation, folder, callbacks)
 
 
 def finish(federation: Federation, folder: RunFolder, callbacks: Sequence[Callback]) -> RunResult:
-    """Run a federation in a folder that is open for writing, from wherever the folder is; then write the report."""
-    listeners = [*callbacks, *make_callbacks(federation.recipe.callbacks)]
-    summary = simulate(federation, folder, listeners)
+    """Run a federation in a folder that is open for writing, from wherever the folder is; then write the report.
+
+    A run that is complete is not measured again, only its report is written anew.
+    """
+    summary = folder.finished(federation.recipe.rounds)
+    if summary is None:
+        listeners = [*callbacks, *make_callbacks(federation.recipe.callbacks)]
+        summary = simulate(federation, folder, listeners)
     return RunResult(folder.path, summary, write_report(folder.path))

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsa.errors import MissingExtraError, UserError, near
+from fedsa.errors import MissingExtraError, Mistake, UserError, near
 from fedsa.recipe import Recipe
 
-__all__ = ["CALLBACKS", "Callback", "TensorBoard", "make_callbacks"]
+__all__ = ["CALLBACKS", "Callback", "TensorBoard", "check_callbacks", "make_callbacks"]
 
 
 class Callback:
@@ -22,7 +22,9 @@ class Callback:
     def on_client_trained(self, round: int, client: str, metrics: Mapping[str, float]) -> None:
         """A client has finished its local training (``loss``, ``steps``, ``seconds``)."""
 
-    def on_round_end(self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> None:
+    def on_round_end(
+        self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None
+    ) -> None:
         """A round is safe on disk.
 
         Args:
@@ -54,7 +56,9 @@ class TensorBoard(Callback):
         """Open the log; after a resume, hide what an interrupted round wrote."""
         self._writer = self._make(str(run / "tensorboard"), purge_step=finished_rounds + 1)
 
-    def on_round_end(self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> None:
+    def on_round_end(
+        self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None
+    ) -> None:
         """Write a round's scalars."""
         for line in lines:
             if line["train"]:
@@ -87,6 +91,19 @@ def make_callbacks(names: Sequence[str]) -> list[Callback]:
         MissingExtraError: it needs an extra that is not installed.
     """
     return [_find(name)() for name in names]
+
+
+def check_callbacks(data: Mapping[str, Any]) -> list[Mistake]:
+    """Return the mistakes in a recipe's raw data about its callbacks."""
+    names = data.get("callbacks", [])
+    mistakes = []
+    for name in names if isinstance(names, list) else []:
+        try:
+            if isinstance(name, str):  # a wrong type is the recipe's own mistake to report
+                _find(name)
+        except UserError as error:
+            mistakes.append(Mistake("callbacks", str(error)))
+    return mistakes
 
 
 def _find(name: str) -> type[Callback]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Annotated
 
@@ -38,6 +40,8 @@ for module in (run, resume, export, data, recipes, algorithms):
 
 def main() -> None:
     """Run the command line: exit code 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
+    # Read when torch is loaded. Threads that wait by spinning cost a busy machine several times the run's own work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except FedsaError as error:
@@ -49,3 +53,9 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: the disk is full{where}; free some space, then repeat the command", file=sys.stderr)
+        sys.exit(2)

@@ -1,15 +1,15 @@
 """The errors that fedsa raises on purpose.
 
-    FedsaError                  exit 1: something failed that the user could not have written differently
-    ├── TrainingError           a client's training went wrong (loss not finite, out of memory)
-    ├── FetchError              a packaged part could not be fetched
-    ├── ProtocolError           an update that does not fit the round or the sharing plan
-    └── UserError               exit 2: the user can mend it; the message says what, where and how
-        ├── ConfigError         one or more mistakes in a recipe, all listed
-        ├── DataError           rows, columns, labels or partitions that do not fit
-        ├── ModelError          a model or adapter config that cannot be used
-        ├── RunFolderError      a run folder that is missing, in use, damaged or not ours
-        └── MissingExtraError   an optional dependency is not installed
+FedsaError                  exit 1: something failed that the user could not have written differently
+├── TrainingError           a client's training went wrong (loss not finite, out of memory)
+├── FetchError              a packaged part could not be fetched
+├── ProtocolError           an update that does not fit the round or the sharing plan
+└── UserError               exit 2: the user can mend it; the message says what, where and how
+    ├── ConfigError         one or more mistakes in a recipe, all listed
+    ├── DataError           rows, columns, labels or partitions that do not fit
+    ├── ModelError          a model or adapter config that cannot be used
+    ├── RunFolderError      a run folder that is missing, in use, damaged or not ours
+    └── MissingExtraError   an optional dependency is not installed
 """
 
 from __future__ import annotations

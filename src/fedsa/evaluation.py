@@ -36,9 +36,7 @@ class Figures:
     worst_client: str
 
 
-def evaluate(
-    model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, *, batch_size: int
-) -> dict[str, float]:
+def evaluate(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, *, batch_size: int) -> dict[str, float]:
     """Return the metrics of what the model holds now, on some rows.
 
     Args:
@@ -58,7 +56,9 @@ def evaluate(
         for start in range(0, len(rows), batch_size):
             batch = encoded.batch(rows[order[start : start + batch_size]])
             with model.autocast():
-                parts.append(task.outputs(model.model, {name: value.to(model.device) for name, value in batch.items()}).cpu())
+                parts.append(
+                    task.outputs(model.model, {name: value.to(model.device) for name, value in batch.items()}).cpu()
+                )
     outputs = torch.cat(parts)[torch.from_numpy(np.argsort(order))]
     return {"examples": len(rows), **task.score(encoded, rows, outputs)}
 

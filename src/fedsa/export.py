@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftConfig
+from safetensors import SafetensorError
 
 from fedsa.algorithms.base import Algorithm, ServerState, make_algorithm
 from fedsa.client import personal_tensors
 from fedsa.errors import RunFolderError, UserError, near
 from fedsa.models import AdaptedModel, load_base, load_tokenizer, quiet
-from fedsa.recipe import Recipe, parse_recipe
+from fedsa.recipe import Recipe
 from fedsa.seeds import derive_seed
-from fedsa.store import RunFolder
+from fedsa.store import RunFolder, recipe_of, write_error
 from fedsa.tasks.classification import Classification
 from fedsa.types import State
 
 __all__ = ["export", "personal_state"]
+
+_STAGING = ".partial"
 
 
 def personal_state(folder: RunFolder, algorithm: Algorithm, client: str, round: int) -> State:
@@ -67,11 +71,12 @@ def export(
     if round not in ("chosen", "final"):
         raise UserError(f"--round {round}: must be chosen or final (only these are kept)")
     number = int(summary["chosen_round"] if round == "chosen" else summary["rounds"])
-    targets = [to / about[client]["folder"] for client in wanted] if clients is None else [to]
+    one = clients is not None and len(wanted) == 1
+    targets = [to] if one else [to / about[client]["folder"] for client in wanted]
     for target in targets:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if target.exists() and (not target.is_dir() or {entry.name for entry in target.iterdir()} - {_STAGING}):
             raise UserError(f"{target} exists and is not an empty folder: give --to another one")
-    recipe = parse_recipe(tomllib.loads((run / "recipe.toml").read_text("utf-8")), source=str(run / "recipe.toml"))
+    recipe = recipe_of(folder)
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
     task = Classification(tuple(recipe.task.text_columns), tuple(_label_names(about)), recipe.task.max_length)
     tokenizer = load_tokenizer(recipe.model)
@@ -80,18 +85,39 @@ def export(
         if model is None or merge:  # merging changes the base: each client needs its own
             model = _model(run, recipe, task)
         model.write(personal_state(folder, algorithm, client, number))
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            with quiet():
-                if merge:
-                    model.model.merge_and_unload(safe_merge=True).save_pretrained(target)
-                else:
-                    model.model.save_pretrained(str(target))
-                tokenizer.save_pretrained(target)
-            _card(recipe, summary, client, number, about[client], merged=merge).save(target / "README.md")
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+        with _written_whole(target) as staging, quiet():
+            if merge:
+                model.model.merge_and_unload(safe_merge=True).save_pretrained(staging)
+            else:
+                model.model.save_pretrained(str(staging))
+            tokenizer.save_pretrained(staging)
+            _card(recipe, summary, client, number, about[client], merged=merge).save(staging / "README.md")
     return targets
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """Give a folder to write into; its files move to ``target`` once all are there.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; nothing is left in it.
+    """
+    staging, made = target / _STAGING, not target.exists()
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield staging
+        for file in sorted(staging.iterdir()):
+            file.replace(target / file.name)
+        staging.rmdir()
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if made:
+            with suppress(OSError):
+                target.rmdir()
+        if isinstance(error, OSError):
+            raise write_error(target, error) from error
+        raise UserError(f"cannot write {target}: {error}") from error
 
 
 def _label_names(about: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -104,7 +130,9 @@ def _model(run: Path, recipe: Recipe, task: Classification) -> AdaptedModel:
     try:
         config = PeftConfig.from_pretrained(str(run))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{run / 'adapter_config.json'} is missing or damaged ({error}): restore it from a copy") from error
+        raise RunFolderError(
+            f"{run / 'adapter_config.json'} is missing or damaged ({error}): restore it from a copy"
+        ) from error
     config.inference_mode = False
     return AdaptedModel(base, config, seed=seed)
 
@@ -122,10 +150,13 @@ def _card(
         pipeline_tag="text-classification",
     )
     shared = ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["sent"]) or "nothing"
-    kept = ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["trained"] and not entry["sent"]) or "nothing"
+    kept = (
+        ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["trained"] and not entry["sent"])
+        or "nothing"
+    )
     labels = list(about["labels"])
     load = (
-        f"""from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        """from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 model = AutoModelForSequenceClassification.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
@@ -143,8 +174,8 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 # {"Model" if merged else "Adapter"} of client {client!r}
 
-Trained with fedsa in a federation of {summary["clients"]} clients by the method
-`{recipe.algorithm}` ({summary["source"]}), adapter variant `{summary["variant"]}`; this is round {round} of {summary["rounds"]}.
+Trained with fedsa in a federation of {summary["clients"]} clients by the method `{recipe.algorithm}` \
+({summary["source"]}), adapter variant `{summary["variant"]}`; this is round {round} of {summary["rounds"]}.
 Averaged over clients: {shared}. Never left the client: {kept}.
 
 - Base model: `{recipe.model.path}`
@@ -157,4 +188,3 @@ Averaged over clients: {shared}. Never left the client: {kept}.
 {load}
 ```
 """)
-

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-import datasets
 import numpy as np
 
 from fedsa.adapters.factors import VARIANT_FACTORS
 from fedsa.algorithms.base import Algorithm, check_algorithm, make_algorithm
-from fedsa.data.labels import encode_labels
-from fedsa.data.partition import (
-    ClientRows,
-    Partition,
-    data_fingerprint,
-    label_counts,
-    partition_columns,
-    partition_rows,
-)
-from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
+from fedsa.data.clients import SplitName
+from fedsa.data.partition import label_counts
+from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
 from fedsa.errors import DataError
 from fedsa.models import AdaptedModel, load_base, load_tokenizer, peft_config_of, resolve_compute, variant_of
-from fedsa.recipe import OBJECTS, ModelSettings, Recipe, TaskSettings, parse_recipe
+from fedsa.recipe import OBJECTS, AdapterSettings, ModelSettings, Recipe, TaskSettings, parse_recipe
 from fedsa.seeds import derive_seed
-from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.base import Encoded, Task
 from fedsa.tasks.classification import Classification
 from fedsa.types import Factor
 
@@ -34,88 +27,9 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ClientTable", "Federation", "SharedRows", "share_rows"]
-
-_CLASS = "class_number"  # the column of the class's number, added to the rows
+__all__ = ["Federation"]
 
 Progress = Callable[[str], None]
-
-
-@final
-@dataclass(frozen=True)
-class SharedRows:
-    """Rows with their classes, and who holds which.
-
-    Attributes:
-        table: all rows, those of a validation or test split of its own after the others.
-        labels: shape (rows,): class numbers.
-        label_names: in order of their number.
-        partition: client id to its rows in ``table``.
-        as_saved: the same partition with each split's own row numbers, and the fingerprint of the data it belongs to.
-    """
-
-    table: datasets.Dataset
-    labels: IntArray
-    label_names: tuple[str, ...]
-    partition: Partition
-    as_saved: tuple[Partition, str]
-
-
-def share_rows(recipe: Recipe, *, on_progress: Progress | None = None) -> SharedRows:
-    """Return a recipe's rows, shared out over its clients; needs no model.
-
-    Raises:
-        DataError: the data, its columns, its labels or the partition do not fit.
-    """
-    rows = load_rows(recipe.data, on_progress=on_progress)
-    return _share(rows, recipe)
-
-
-def _share(rows: Rows, recipe: Recipe) -> SharedRows:
-    task, settings = recipe.task, recipe.data.partition
-    extra = partition_columns(settings)
-    tables = {"train": rows.table, "validation": rows.validation, "test": rows.test}
-    present = {name: table for name, table in tables.items() if table is not None}
-    names: Sequence[str] | None = task.labels
-    numbers: dict[str, IntArray] = {}
-    for split, table in present.items():
-        where = f"{recipe.data.path} ({split} rows)"
-        require_columns(table, [*task.text_columns, task.label_column, *(extra if split == "train" else [])], where)
-        names = class_names(table, task.label_column, names, where)
-        numbers[split], names = encode_labels(
-            table[task.label_column], names, f"{where}, column {task.label_column!r}", min_classes=2 if split == "train" else 1
-        )
-    partition = partition_rows(
-        settings,
-        labels=numbers["train"],
-        columns=_columns(rows.table, extra),
-        seed=derive_seed(recipe.seed, "partition"),
-        **{
-            f"{split}_{what}": value
-            for split in ("validation", "test")
-            if split in present
-            for what, value in (("labels", numbers[split]), ("columns", _columns(present[split], extra)))
-        },
-    )
-    tables_in_order = [table.add_column(_CLASS, numbers[split]) for split, table in present.items()]
-    starts = dict(zip(present, np.cumsum([0, *(len(table) for table in present.values())]), strict=False))
-    moved = {
-        client: ClientRows(
-            parts.train,
-            parts.validation + starts.get("validation", 0),
-            parts.test + starts.get("test", 0),
-        )
-        for client, parts in partition.clients.items()
-    }
-    keep = [*task.text_columns, _CLASS]
-    table = datasets.concatenate_datasets([table.select_columns(keep) for table in tables_in_order])
-    labels = np.concatenate([numbers[split] for split in present])
-    fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
-    return SharedRows(table, labels, tuple(names or ()), Partition(moved), (partition, fingerprint))
-
-
-def _columns(table: datasets.Dataset, names: Sequence[str]) -> dict[str, Sequence[Any]]:
-    return {name: table[name][:] for name in names if name in table.column_names}
 
 
 @final
@@ -196,7 +110,7 @@ class Federation:
         tell = on_progress or (lambda text: None)
         named = clients if isinstance(clients, Mapping) else _numbered(clients)
         recipe = _recipe_of_objects(model, peft_config, rounds, task, settings)
-        rows = _share(_merge(named), recipe)
+        rows = share_tables(named, recipe)
         the_task = _task(recipe.task, rows.label_names)
         if isinstance(model, str):
             base, tokenizer = _base(recipe, the_task, tell), tokenizer or load_tokenizer(recipe.model)
@@ -206,10 +120,11 @@ class Federation:
             base = model
             if base.config.num_labels != len(rows.label_names):
                 raise DataError(
-                    f"the model's head has {base.config.num_labels} classes, the clients' rows have {len(rows.label_names)} "
-                    f"({', '.join(rows.label_names)}): load it with num_labels={len(rows.label_names)}"
+                    f"the model's head has {base.config.num_labels} classes, the clients' rows have "
+                    f"{len(rows.label_names)} ({', '.join(rows.label_names)}): load the model with that num_labels"
                 )
-        config = type(peft_config)(**{**peft_config.to_dict(), "task_type": the_task.peft_task_type})
+        config = copy.deepcopy(peft_config)
+        config.task_type = the_task.peft_task_type
         return cls._build(recipe, base, tokenizer, config, the_task, rows, tell)
 
     @classmethod
@@ -258,7 +173,7 @@ class Federation:
             digest.update(client.encode() + b"\0")
         return digest.hexdigest()
 
-    def label_counts(self, split: str) -> Mapping[str, Sequence[int]]:
+    def label_counts(self, split: SplitName) -> Mapping[str, Sequence[int]]:
         """Return, for each client, its number of rows of each class in a split."""
         return label_counts(self.rows.partition, self.rows.labels, len(self.rows.label_names), split)
 
@@ -273,9 +188,6 @@ class Federation:
             entry["tensors"] += 1
             entry["parameters"] += tensor.numel()
         return [table[factor] for factor in VARIANT_FACTORS[self.model.variant] if factor in table]
-
-
-ClientTable = datasets.Dataset | Mapping[str, datasets.Dataset]
 
 
 def _task(settings: TaskSettings, label_names: Sequence[str]) -> Task:
@@ -305,15 +217,15 @@ def _recipe_of_objects(
     settings: Mapping[str, Any],
 ) -> Recipe:
     """Return the recipe that tells, as far as a recipe can, what the objects are."""
-    targets = peft_config.target_modules
-    adapter: dict[str, Any] = {
-        "variant": variant_of(peft_config),
-        "r": peft_config.r,
+    variant, config = variant_of(peft_config), peft_config.to_dict()
+    targets = config["target_modules"]
+    adapter = {
+        "variant": variant,
+        "r": config["r"],
         "target_modules": sorted(targets) if isinstance(targets, set | list | tuple) else targets,
-        "dropout": getattr(peft_config, "lora_dropout", getattr(peft_config, "vera_dropout", 0.0)),
+        "dropout": config["vera_dropout" if variant == "vera" else "lora_dropout"],
+        "lora_alpha": config.get("lora_alpha", AdapterSettings().lora_alpha),
     }
-    if hasattr(peft_config, "lora_alpha"):
-        adapter["lora_alpha"] = peft_config.lora_alpha
     path = model if isinstance(model, str) else model.config._name_or_path or OBJECTS
     partition = {"kind": "files", **settings.get("partition", {})}
     rest = {name: value for name, value in settings.items() if name != "partition"}
@@ -326,37 +238,3 @@ def _recipe_of_objects(
         "data": {"path": OBJECTS, "partition": partition},
     }
     return parse_recipe(data, source="Federation.from_objects", checks=[check_algorithm])
-
-
-def _merge(clients: Mapping[str, ClientTable]) -> Rows:
-    """Return all clients' rows in one table, with a column that names the client."""
-    if not clients:
-        raise DataError("no clients: give at least one data set")
-    whole = {client: table for client, table in clients.items() if isinstance(table, datasets.Dataset)}
-    if whole and len(whole) < len(clients):
-        raise DataError("give every client one Dataset, or every client a DatasetDict with train, validation and test")
-    if whole:
-        return Rows(_stack(whole), None, None)
-    missing = [
-        f"{client} has no {split!r} rows"
-        for client, tables in clients.items()
-        for split in ("train", "validation", "test")
-        if split not in tables  # type: ignore[operator]  # a Mapping here: no client is a Dataset
-    ]
-    if missing:
-        raise DataError("every client needs train, validation and test rows: " + "; ".join(missing))
-    return Rows(*(_stack({client: tables[split] for client, tables in clients.items()}) for split in ("train", "validation", "test")))  # type: ignore[index]  # as above
-
-
-def _stack(tables: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
-    empty = [client for client, table in tables.items() if not len(table)]
-    if empty:
-        raise DataError(f"clients without rows: {', '.join(empty)}; leave them out, or give them data")
-    parts = [
-        (table.remove_columns(CLIENT) if CLIENT in table.column_names else table).add_column(CLIENT, [client] * len(table))
-        for client, table in tables.items()
-    ]
-    try:
-        return datasets.concatenate_datasets(parts)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"the clients' rows do not have the same columns and types: {error}") from None

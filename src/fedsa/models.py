@@ -54,7 +54,7 @@ def resolve_compute(settings: ComputeSettings) -> ComputeSettings:
 def _has_bf16(device: str) -> bool:
     """Say whether the hardware computes in bf16 itself; an emulated bf16 is slower than fp32."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
         return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -91,7 +91,9 @@ def _location(path: str, on_progress: Callable[[str], None] | None) -> str:
 def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if Path(settings.path).exists():
-        return ModelError(f"model.path = {settings.path!r}: the folder holds no model that transformers can load: {first}")
+        return ModelError(
+            f"model.path = {settings.path!r}: the folder holds no model that transformers can load: {first}"
+        )
     return ModelError(
         f"model.path = {settings.path!r}: there is no such local folder, and the hub did not give a model of that name "
         f"({first}); check the name, the network, or the token for a gated model"
@@ -123,8 +125,13 @@ def load_base(
     torch.manual_seed(seed)
     try:
         with quiet():
-            model = getattr(transformers, auto_model).from_pretrained(
-                location, revision=settings.revision or "main", dtype=torch.float32, use_safetensors=True, **options, **extra
+            model: PreTrainedModel = getattr(transformers, auto_model).from_pretrained(
+                location,
+                revision=settings.revision or "main",
+                dtype=torch.float32,
+                use_safetensors=True,
+                **options,
+                **extra,
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise _not_loadable(settings, error) from error
@@ -156,11 +163,13 @@ def peft_config_of(settings: AdapterSettings, *, task_type: str, seed: int) -> P
         task_type: PEFT's, e.g. ``SEQ_CLS``.
         seed: VeRA's frozen projections are drawn from it.
     """
-    common = {"r": settings.rank, "target_modules": settings.target_modules, "task_type": task_type}
+    common: dict[str, Any] = {"r": settings.rank, "target_modules": settings.target_modules, "task_type": task_type}
     if settings.modules_to_save is not None:
         common["modules_to_save"] = list(settings.modules_to_save)
     if settings.variant == "vera":
-        return VeraConfig(**common, vera_dropout=settings.dropout, projection_prng_key=seed % 2**31, save_projection=True)
+        return VeraConfig(
+            **common, vera_dropout=settings.dropout, projection_prng_key=seed % 2**31, save_projection=True
+        )
     return LoraConfig(
         **common,
         lora_alpha=settings.lora_alpha,
@@ -182,8 +191,8 @@ def variant_of(config: PeftConfig) -> str:
             raise ModelError("use_dora = True is not supported: the role of DoRA's magnitude is not defined here yet")
         if config.init_lora_weights not in (True, "gaussian"):
             raise ModelError(
-                f"init_lora_weights = {config.init_lora_weights!r} is not supported: it changes the base weights, which "
-                "all clients share; use True or 'gaussian'"
+                f"init_lora_weights = {config.init_lora_weights!r} is not supported: it changes the base weights, "
+                "which all clients share; use True or 'gaussian'"
             )
         variant = "rslora" if config.use_rslora else "lora"
     else:
@@ -192,7 +201,9 @@ def variant_of(config: PeftConfig) -> str:
             "supported: LORA (also with use_rslora) and VERA"
         )
     if getattr(config, "bias", "none") != "none":
-        raise ModelError(f"bias = {config.bias!r} is not supported: it trains biases of the shared base model; use 'none'")
+        raise ModelError(
+            f"bias = {config.bias!r} is not supported: it trains biases of the shared base model; use 'none'"
+        )
     return variant
 
 
@@ -219,7 +230,7 @@ class AdaptedModel:
         self, base: PreTrainedModel, config: PeftConfig, *, seed: int, device: str = "cpu", precision: str = "fp32"
     ) -> None:
         self.variant = variant_of(config)
-        _check_targets(base, config.target_modules)
+        _check_targets(base, getattr(config, "target_modules", None))
         torch.manual_seed(seed)
         try:
             with quiet():
@@ -255,7 +266,9 @@ class AdaptedModel:
             parameter = self._parameters.get(key)
             if parameter is None or parameter.shape != value.shape:
                 there = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
-                raise ModelError(f"tensor {key} of shape {tuple(value.shape)} does not fit the model, where it is {there}")
+                raise ModelError(
+                    f"tensor {key} of shape {tuple(value.shape)} does not fit the model, where it is {there}"
+                )
             parameter.copy_(value)
 
     def train_only(self, keys: Iterable[Key]) -> dict[Key, nn.Parameter]:
@@ -279,7 +292,11 @@ def _check_targets(base: nn.Module, targets: str | Iterable[str] | None) -> None
     names = [name for name, module in base.named_modules() if not list(module.children())]
     missing = [target for target in sorted(targets) if not any(f".{name}".endswith(f".{target}") for name in names)]
     if missing:
-        layers = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear | nn.Conv1d)})
+        layers = sorted(
+            {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear | nn.Conv1d)}
+        )
         hints = "; ".join(f"{target!r}: {near(target, layers)}" for target in missing)
-        close = "" if any(difflib.get_close_matches(t, layers, n=1) for t in missing) else " (names of its linear layers)"
+        close = (
+            "" if any(difflib.get_close_matches(t, layers, n=1) for t in missing) else " (names of its linear layers)"
+        )
         raise ModelError(f"adapter.target_modules: the model has no layer of this name: {hints}{close}")

@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedsa.errors import ConfigError, Mistake, UserError, near
 
 __all__ = [
+    "OBJECTS",
     "AdapterSettings",
     "Check",
     "ComputeSettings",
     "DataSettings",
     "EvaluationSettings",
     "ModelSettings",
-    "OBJECTS",
     "PartitionSettings",
     "Recipe",
     "TaskSettings",
@@ -101,7 +101,9 @@ class PartitionSettings(_Settings):
     column: str | None = Field(None, description="kind = column: the column that names the client")
     within: str | None = Field(None, description="split inside each value of this column separately")
     group: str | None = Field(None, description="rows with one value here stay in one client and one split")
-    dirichlet_alpha: float = Field(0.5, gt=0, description="concentration of the label mix (or of sizes): lower is more uneven")
+    dirichlet_alpha: float = Field(
+        0.5, gt=0, description="concentration of the label mix (or of sizes): lower is more uneven"
+    )
     shards_per_client: int = Field(2, gt=0, description="kind = shards: label-sorted shards per client")
     file: str | None = Field(None, description="kind = saved: a file that `fedsa data --save` wrote")
     validation_fraction: float = Field(0.15, gt=0, lt=1, description="of a client's rows, unless data.validation_split")
@@ -140,7 +142,9 @@ class DataSettings(_Settings):
     name: str | None = Field(None, description="the hub data set's configuration")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     split: str = Field("train", description="the split whose rows are shared out")
-    validation_split: str | None = Field(None, description="a split of its own for validation, shared out with the same label mix")
+    validation_split: str | None = Field(
+        None, description="a split of its own for validation, shared out with the same label mix"
+    )
     test_split: str | None = Field(None, description="a split of its own for test, shared out with the same label mix")
     partition: PartitionSettings
 
@@ -148,7 +152,9 @@ class DataSettings(_Settings):
 class TrainingSettings(_Settings):
     """A client's local training in one round."""
 
-    local_steps: int | None = Field(None, gt=0, description="optimiser steps per round; 10 if local_epochs is not given")
+    local_steps: int | None = Field(
+        None, gt=0, description="optimiser steps per round; 10 if local_epochs is not given"
+    )
     local_epochs: int | None = Field(None, gt=0, description="passes over the client's rows per round")
     batch_size: int = Field(16, gt=0, description="rows per optimiser step and accumulation step")
     gradient_accumulation_steps: int = Field(1, gt=0, description="batches per optimiser step")
@@ -157,7 +163,9 @@ class TrainingSettings(_Settings):
     head_learning_rate: float | None = Field(None, gt=0, description="peak rate of the head; empty: learning_rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for sgd")
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="over the whole run, not one round")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="over the whole run, not one round"
+    )
     warmup_fraction: float = Field(0.0, ge=0, lt=1, description="part of the whole run with a rising rate")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; 'none' in a recipe: off")
     proximal_mu: float = Field(0.0, ge=0, description="FedProx: μ/2·‖w − w_received‖² on what the server sent")
@@ -183,7 +191,7 @@ class EvaluationSettings(_Settings):
     evaluate_every: int = Field(1, gt=0, description="rounds between evaluations on validation; the last is always one")
     evaluate_after: Literal["aggregate", "training", "both"] = Field(
         "aggregate",
-        description="aggregate: with what the client would use next; training: its own model right after local training; "
+        description="aggregate: with what the client would use next; training: its own model after local training; "
         "both: the round is chosen by the first",
     )
     batch_size: int = Field(64, gt=0, description="rows per forward pass")

@@ -1,4 +1,4 @@
-"""The server's part of a round, as a state machine without I/O: an engine carries its payloads and brings it updates."""
+"""The server's part of a round, as a state machine without I/O: an engine carries payloads and brings updates."""
 
 from __future__ import annotations
 
@@ -105,10 +105,16 @@ class Server:
         planned = {key for key in self.state.tensors if self.algorithm.plan(key, round).sent}
         if planned != set(update.tensors):
             wrong = ", ".join(str(key) for key in sorted(planned ^ set(update.tensors))[:3])
-            raise ProtocolError(f"{whose}: its tensors are not exactly those that the plan declares sent ({wrong}, ...)")
+            raise ProtocolError(
+                f"{whose}: its tensors are not exactly those that the plan declares sent ({wrong}, ...)"
+            )
         for key, tensor in update.tensors.items():
             if tensor.shape != self.state.tensors[key].shape:
-                raise ProtocolError(f"{whose}: {key} has shape {tuple(tensor.shape)}, not {tuple(self.state.tensors[key].shape)}")
+                raise ProtocolError(
+                    f"{whose}: {key} has shape {tuple(tensor.shape)}, not {tuple(self.state.tensors[key].shape)}"
+                )
+            if tensor.dtype != self.state.tensors[key].dtype:
+                raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {self.state.tensors[key].dtype}")
             if not bool(tensor.isfinite().all()):
                 raise ProtocolError(f"{whose}: {key} is not finite")
 

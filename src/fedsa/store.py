@@ -25,7 +25,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -44,12 +44,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["FORMAT", "ClientState", "Progress", "RunFolder", "recipe_of", "write_atomically"]
+__all__ = ["FORMAT", "ClientState", "Progress", "RunFolder", "recipe_of", "write_atomically", "write_error"]
 
 FORMAT = 1
 """The version of the run folder's layout."""
 
 _ROUND_FILE = re.compile(r"round-(\d{6})\.safetensors")
+_FIRST_FILES = {"recipe.toml", ".recipe.toml.partial", ".lock"}  # all that `create` writes
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         try:
             temporary.unlink(missing_ok=True)
         finally:
-            raise _write_error(path, error) from error
+            raise write_error(path, error) from error
 
 
-def _write_error(path: Path, error: OSError) -> UserError:
+def write_error(path: Path, error: OSError) -> UserError:
+    """Return what to tell the user when a file cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
-            f"the disk is full: {path} could not be written. What was finished is safe: free some space, then "
-            f"`fedsa resume` the run"
+            f"the disk is full: {path} could not be written. What was finished is safe: free some space, then repeat "
+            "the command (a run that has begun goes on with `fedsa resume`)"
         )
-    return UserError(f"cannot write {path}: {error.strerror or error}")
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}; make its folder writable, or take another folder"
+    )
 
 
 @final
@@ -142,6 +146,8 @@ class RunFolder:
         self._lock = FileLock(path / ".lock")
         self._kept: dict[str, list[int]] = {}  # client -> rounds of its files, ascending
         self._folders: dict[str, str] = {}
+        self._made: list[Path] = []  # the folders that `create` made, innermost first
+        self._is_new = False
 
     @classmethod
     def create(cls, path: Path, recipe: str) -> RunFolder:
@@ -152,16 +158,22 @@ class RunFolder:
             UserError: the folder cannot be written.
         """
         if (path / "recipe.toml").exists():
-            raise RunFolderError(f"{path} holds a run already: `fedsa resume {path}` continues it, --out takes another folder")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunFolderError(
+                f"{path} holds a run already: `fedsa resume {path}` continues it, --out takes another folder"
+            )
+        # A `create` that was killed may have left its first files.
+        if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - _FIRST_FILES):
             raise RunFolderError(f"{path} is not an empty folder: give --out a new one")
+        folder = cls(path)
+        folder._made = [place for place in (path, *path.parents) if not place.exists()]
+        folder._is_new = True
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _write_error(path, error) from error
-        folder = cls(path)
+            raise write_error(path, error) from error
         folder._acquire()
-        write_atomically(path / "recipe.toml", recipe.encode())
+        with folder._discarded_on_error():
+            write_atomically(path / "recipe.toml", recipe.encode())
         return folder
 
     @classmethod
@@ -181,20 +193,70 @@ class RunFolder:
         folder = cls(path)
         if write:
             folder._acquire()
-        if (path / "clients.json").exists():
-            folder._folders = {client: entry["folder"] for client, entry in folder.read_json("clients.json").items()}
-            folder._scan()
+        progress = folder.progress()
+        if progress is None and any(path.rglob("round-*.safetensors")):
+            raise folder._damaged("state.json", "it is missing")
+        if progress is not None:
+            folder._find_clients(progress)
+        elif write:
+            folder.roll_back(Progress(round=-1))
         return folder
+
+    def _find_clients(self, progress: Progress) -> None:
+        """Learn which client's state is where, and that none is missing."""
+        if not (self.path / "clients.json").exists():
+            raise self._damaged("clients.json", "it is missing")
+        try:
+            clients = self.read_json("clients.json").items()
+            self._folders = {client: entry["folder"] for client, entry in clients}
+        except (AttributeError, KeyError, TypeError):
+            raise self._damaged("clients.json", "not what fedsa wrote") from None
+        self._scan()
+        for client, version in progress.held.items():  # a client that trained in a round took in the version before it
+            if version + 1 not in self._kept.get(client, []):
+                path = self._client_file(client, version + 1)
+                raise RunFolderError(f"checkpoint {path} is missing: restore it from a copy, or start the run again")
 
     def _acquire(self) -> None:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise RunFolderError(f"{self.path} is in use: another fedsa process is writing this run") from None
+            raise RunFolderError(
+                f"{self.path} is in use: another fedsa process is writing this run; wait for it, or end it first"
+            ) from None
+        except OSError as error:
+            raise write_error(self.path, error) from error
 
     def close(self) -> None:
         """Release the lock."""
         self._lock.release()
+
+    def finished(self, rounds: int) -> dict[str, Any] | None:
+        """Return the summary if all ``rounds`` are done and measured, else None."""
+        progress = self.progress()
+        if progress is None or progress.round != rounds or not (self.path / "summary.json").exists():
+            return None
+        summary: dict[str, Any] = self.read_json("summary.json")
+        return summary
+
+    @contextmanager
+    def _discarded_on_error(self) -> Iterator[None]:
+        """Remove a folder that `create` made, if an error comes before anything else is in it.
+
+        So the same command works once the mistake is mended.
+        """
+        try:
+            yield
+        except Exception:
+            if self._is_new and {entry.name for entry in self.path.iterdir()} <= _FIRST_FILES:
+                with suppress(OSError):
+                    (self.path / "recipe.toml").unlink(missing_ok=True)
+                    self.close()
+                    for entry in list(self.path.iterdir()):
+                        entry.unlink()
+                    for place in self._made:
+                        place.rmdir()
+            raise
 
     # -- small files -------------------------------------------------------------------------------------------------
 
@@ -216,9 +278,14 @@ class RunFolder:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RunFolderError(f"{path} is missing: the run stopped before it was written; `fedsa resume {self.path}`") from None
+            raise RunFolderError(
+                f"{path} is missing: the run stopped before it was written; `fedsa resume {self.path}`"
+            ) from None
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{path} is damaged ({error}): restore it from a copy, or start the run again") from None
+            raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, why: object) -> RunFolderError:
+        return RunFolderError(f"{self.path / name} is damaged ({why}): restore it from a copy, or start the run again")
 
     # -- the commit point --------------------------------------------------------------------------------------------
 
@@ -234,17 +301,21 @@ class RunFolder:
         version = data.pop("format", None) if isinstance(data, dict) else None
         if version != FORMAT:
             raise RunFolderError(
-                f"{self.path} has run-folder format {version}, this fedsa reads format {FORMAT}: use the fedsa version named in "
-                f"{self.path / 'environment.json'}"
+                f"{self.path} has run-folder format {version}, this fedsa reads format {FORMAT}: use the fedsa "
+                f"version named in {self.path / 'environment.json'}"
             )
         try:
             return Progress(**data)
         except TypeError as error:
-            raise RunFolderError(f"{self.path / 'state.json'} is damaged: {error}") from None
+            raise self._damaged("state.json", error) from None
 
     def commit(self, progress: Progress) -> None:
         """Make a round exist, then delete the files that no round needs any more."""
         self.write_json("state.json", {"format": FORMAT, **asdict(progress)})
+        self._prune(progress)
+
+    def _prune(self, progress: Progress) -> None:
+        """Delete the files that no round needs any more."""
         keep = {progress.round, progress.chosen_round}
         for path in (self.path / "server").glob("round-*.safetensors"):
             if _round_of(path) not in keep:
@@ -256,15 +327,25 @@ class RunFolder:
                 rounds.remove(round)
 
     def roll_back(self, progress: Progress) -> None:
-        """Remove what an interrupted round left behind."""
-        for path in [*self.path.rglob(".*.partial"), *self.path.rglob("round-*.safetensors")]:
-            if path.suffix == ".partial" or _round_of(path) > progress.round:
-                path.unlink()
+        """Remove what an interruption left behind, whichever write it came in.
+
+        Raises:
+            RunFolderError: ``metrics.jsonl`` has lost lines.
+        """
         metrics = self.path / "metrics.jsonl"
-        if metrics.exists():
+        length = metrics.stat().st_size if metrics.exists() else 0
+        if length < progress.metrics_bytes:
+            raise self._damaged("metrics.jsonl", f"{length} bytes, {progress.metrics_bytes} were written")
+        if length > progress.metrics_bytes:
             with metrics.open("r+b") as file:
                 file.truncate(progress.metrics_bytes)
+        for path in [*self.path.rglob(".*.partial"), *self.path.glob(".*.tmp")]:
+            path.unlink()
+        for path in self.path.rglob("round-*.safetensors"):
+            if _round_of(path) > progress.round:
+                path.unlink()
         self._scan()
+        self._prune(progress)
 
     def append_metrics(self, lines: Iterable[Mapping[str, Any]]) -> int:
         """Append lines to ``metrics.jsonl`` and return its length in bytes."""
@@ -277,7 +358,7 @@ class RunFolder:
                 os.fsync(file.fileno())
                 return file.tell()
         except OSError as error:
-            raise _write_error(path, error) from error
+            raise write_error(path, error) from error
 
     # -- tensors -----------------------------------------------------------------------------------------------------
 
@@ -287,7 +368,9 @@ class RunFolder:
             client: f"{number:05d}-{quote(client, safe=' ').replace('%', '_')[:60].strip()}"
             for number, client in enumerate(sorted(clients))
         }
-        self.write_json("clients.json", {client: {"folder": folders[client], **clients[client]} for client in sorted(clients)})
+        self.write_json(
+            "clients.json", {client: {"folder": folders[client], **clients[client]} for client in sorted(clients)}
+        )
         self._folders = folders
         self._kept = {}
 
@@ -333,7 +416,9 @@ class RunFolder:
             return None
         tensors, about = _load(self._client_file(client, found))
         optimizer_state = {
-            name.removeprefix("optimizer|"): tensors.pop(name) for name in list(tensors) if name.startswith("optimizer|")
+            name.removeprefix("optimizer|"): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith("optimizer|")
         }
         return ClientState(_keyed(tensors), optimizer_state, about["held"])
 
@@ -344,13 +429,19 @@ class RunFolder:
         names = {folder: client for client, folder in self._folders.items()}
         self._kept = {}
         for path in sorted((self.path / "clients").glob("*/round-*.safetensors")):
+            if path.parent.name not in names:
+                raise RunFolderError(f"{path.parent} is not a folder that fedsa made: move it out of the run folder")
             self._kept.setdefault(names[path.parent.name], []).append(_round_of(path))
 
     @contextmanager
     def locked(self) -> Iterator[RunFolder]:
-        """Hold the lock that `create` or `open` took, and release it at the end."""
+        """Hold the lock that `create` or `open` took, and release it at the end.
+
+        A folder that `create` made goes again if an error comes before the run has begun.
+        """
         try:
-            yield self
+            with self._discarded_on_error():
+                yield self
         finally:
             self.close()
 
@@ -395,7 +486,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
 
@@ -407,4 +498,6 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise RunFolderError(f"checkpoint {path} is missing: restore it from a copy, or start the run again") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"checkpoint {path} is unreadable ({error}): restore it from a copy, or start the run again") from None
+        raise RunFolderError(
+            f"checkpoint {path} is unreadable ({error}): restore it from a copy, or start the run again"
+        ) from None

@@ -1,0 +1,1 @@
+"""Adapters as maths: names and roles of their tensors."""

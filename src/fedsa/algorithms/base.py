@@ -114,7 +114,9 @@ class Algorithm(ABC):
         """Return a client's tensors after it took in what the server sent."""
         return {**tensors, **payload.tensors}
 
-    def aggregate(self, state: ServerState, updates: Sequence[Update], weights: Sequence[int], round: int) -> ServerState:
+    def aggregate(
+        self, state: ServerState, updates: Sequence[Update], weights: Sequence[int], round: int
+    ) -> ServerState:
         """Return the server's state after a round.
 
         Args:
@@ -173,10 +175,12 @@ def find_algorithm(name: str) -> type[Algorithm]:
         module_name, _, class_name = name.partition(":")
         try:
             found = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise UserError(f"algorithm {name!r} cannot be imported: {error}") from None
         if not (inspect.isclass(found) and issubclass(found, Algorithm)) or inspect.isabstract(found):
-            raise UserError(f"{name!r} is no algorithm: it must be a class that derives from fedsa.algorithms.base.Algorithm")
+            raise UserError(
+                f"{name!r} is no algorithm: it must be a class that derives from fedsa.algorithms.base.Algorithm"
+            )
         return found
     if name not in algorithm_names():
         raise UserError(f"unknown algorithm {name!r}; {near(name, algorithm_names())}")

@@ -14,7 +14,8 @@ from fedsa.types import Key, Side
 class FedSA(Algorithm):
     """Selective aggregation: A learns what is general and is averaged, B learns what is the client's own and stays.
 
-    The A side is LoRA's and rsLoRA's A and VeRA's λ_d; the B side is their B and λ_b. With one client it is local training.
+    The A side is LoRA's and rsLoRA's A and VeRA's λ_d; the B side is their B and λ_b. With one client it is local
+    training.
     """
 
     source: ClassVar[str] = "arXiv:2410.01463"

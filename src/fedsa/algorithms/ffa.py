@@ -12,9 +12,10 @@ from fedsa.types import Key, Side
 @final
 @dataclass(frozen=True, kw_only=True)
 class FFA(Algorithm):
-    """Freeze the A side, average the B side: the mean of the weight updates is then exact, because A is the same everywhere.
+    """Freeze the A side, average the B side.
 
-    For VeRA this freezes λ_d and averages λ_b.
+    The mean of the weight updates is then exact, because A is the same everywhere. For VeRA this freezes λ_d and
+    averages λ_b.
     """
 
     share_head: bool = True

@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from fedsa.callbacks import Callback
 
@@ -29,7 +38,11 @@ def print_json(data: Any) -> None:
 
 
 def print_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, right_from: int | None = None, console: Console | None = None
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right_from: int | None = None,
+    console: Console | None = None,
 ) -> None:
     """Print a table; columns from ``right_from`` on are numbers, set right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -37,8 +50,8 @@ def print_table(
         right = right_from is not None and number >= right_from
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
-        table.add_row(*(str(cell).replace("[", "\\[") for cell in row))
-    (console or Console(highlight=False)).print(table)
+        table.add_row(*(Text(str(cell)) for cell in row))  # as Text: a name may look like markup
+    (console or Console(highlight=False, emoji=False)).print(table)
 
 
 @contextmanager
@@ -56,7 +69,8 @@ class _Live(Callback):
     """A bar over all local trainings, and a line per round."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._task = console, None
+        self._console = console
+        self._task: TaskID | None = None
         self._bar = Progress(
             TextColumn("round {task.fields[round]}/{task.fields[rounds]}"),
             BarColumn(),
@@ -65,7 +79,7 @@ class _Live(Callback):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[client]}"),
+            TextColumn("{task.fields[client]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -84,15 +98,22 @@ class _Live(Callback):
         )
         self._bar.start()
         self._task = self._bar.add_task(
-            "", total=each * recipe.rounds, completed=each * finished_rounds, round=finished_rounds, rounds=recipe.rounds, client=""
+            "",
+            total=each * recipe.rounds,
+            completed=each * finished_rounds,
+            round=finished_rounds,
+            rounds=recipe.rounds,
+            client="",
         )
         self._round_started = time.perf_counter()
 
     def on_client_trained(self, round: int, client: str, metrics: Mapping[str, float]) -> None:
         if self._task is not None:
-            self._bar.update(self._task, advance=1, round=round, client=client.replace("[", "\\["))
+            self._bar.update(self._task, advance=1, round=round, client=client)
 
-    def on_round_end(self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> None:
+    def on_round_end(
+        self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None
+    ) -> None:
         seconds = time.perf_counter() - self._round_started
         self._round_started = time.perf_counter()
         losses = [line["train"]["loss"] for line in lines if line["train"]]
@@ -105,7 +126,7 @@ class _Live(Callback):
                 f"({validation['worst_client']})"
             )
         parts.append(f"{seconds:.1f} s")
-        self._console.print("  ".join(parts), markup=False)
+        self._console.print("  ".join(parts))
 
     def close(self) -> None:
         """Take the bar away."""
@@ -119,9 +140,16 @@ def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
         FedsaError: as the run says.
         KeyboardInterrupt: after saying how to go on.
     """
-    console = Console(stderr=json, highlight=False, soft_wrap=True)
+    console = Console(stderr=json, highlight=False, soft_wrap=True, markup=False, emoji=False)
     live = _Live(console)
     with folder.locked():
+        summary = folder.finished(recipe.rounds)
+        if summary is not None:
+            from fedsa.report import write_report
+
+            console.print(f"{folder.path} is complete: all {recipe.rounds} rounds are done; its report is written anew")
+            _show(console, folder.path, summary, write_report(folder.path), json=json)
+            return
         try:
             with status("loading libraries") as tell:
                 tell("loading libraries")
@@ -134,14 +162,18 @@ def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
             live.close()
             progress = folder.progress()
             saved = "nothing was trained yet" if progress is None else f"finished rounds are saved ({progress.round})"
-            console.print(f"\ninterrupted: {saved}; go on with: fedsa resume {folder.path}", markup=False)
+            console.print(f"\ninterrupted: {saved}; go on with: fedsa resume {folder.path}")
             raise
         finally:
             live.close()
+    _show(console, folder.path, result.summary, result.report, json=json)
+
+
+def _show(console: Console, path: Path, summary: Mapping[str, Any], report: Path, *, json: bool) -> None:
     if json:
-        print_json(result.summary)
+        print_json(summary)
     else:
-        _show_result(console, folder.path, result.summary, result.report)
+        _show_result(console, path, summary, report)
 
 
 def _show_result(console: Console, path: Path, summary: Mapping[str, Any], report: Path) -> None:
@@ -153,7 +185,15 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
             [
                 client,
                 str(entry["train_examples"]),
-                *(f"{100 * value:.1f}" for value in (entry["majority"], entry["before"], entry["test"][metric], entry["test_final"][metric])),
+                *(
+                    f"{100 * value:.1f}"
+                    for value in (
+                        entry["majority"],
+                        entry["before"],
+                        entry["test"][metric],
+                        entry["test_final"][metric],
+                    )
+                ),
             ]
             for client, entry in summary["per_client"].items()
         ],
@@ -163,20 +203,21 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
     console.print(
         f"\nTest {metric} in %, each client on its own rows, after "
         + ("it received the aggregate" if summary["evaluated_after"] == "aggregate" else "its local training")
-        + f". Round {summary['chosen_round']} was chosen by the {summary['chosen_by']}; majority: always guessing the client's "
-        "most frequent class."
+        + f". Round {summary['chosen_round']} was chosen by the {summary['chosen_by']}; "
+        "majority: always guessing the client's most frequent class."
     )
     for name, which in (("chosen", "test"), ("final", "test_final")):
         figures = summary[which]
         console.print(
-            f"{name} round {figures['round']}: weighted mean {100 * figures['weighted_mean']:.1f}, mean {100 * figures['mean']:.1f}, "
-            f"std {100 * figures['std']:.1f}, worst {100 * figures['worst']:.1f} ({figures['worst_client']})",
+            f"{name} round {figures['round']}: weighted mean {100 * figures['weighted_mean']:.1f}, "
+            f"mean {100 * figures['mean']:.1f}, std {100 * figures['std']:.1f}, "
+            f"worst {100 * figures['worst']:.1f} ({figures['worst_client']})",
             markup=False,
         )
     sent = ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["sent"]) or "nothing"
     console.print(
-        f"Sent by each client and round: {sent} ({summary['upload_parameters']:,} of {summary['trained_parameters']:,} trained "
-        f"parameters, {summary['upload_bytes']:,} bytes)\n"
+        f"Sent by each client and round: {sent} ({summary['upload_parameters']:,} of "
+        f"{summary['trained_parameters']:,} trained parameters, {summary['upload_bytes']:,} bytes)\n"
         f"{summary['train_seconds']:.0f} s of local training, {summary['wall_seconds']:.0f} s in all, "
         f"{summary['peak_rss_bytes'] / 2**20:.0f} MiB at the peak"
     )

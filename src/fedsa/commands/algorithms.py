@@ -21,8 +21,12 @@ def command(json: Annotated[bool, typer.Option("--json", help="Print a list of o
     print_table(
         ["method", "variant", "sent and averaged", "kept at the client", "frozen", "source"],
         [
-            [entry["name"] if first else "", variant, *(", ".join(roles[role]) or "-" for role in ("shared", "local", "frozen")),
-             entry["source"] if first else ""]
+            [
+                entry["name"] if first else "",
+                variant,
+                *(", ".join(roles[role]) or "-" for role in ("shared", "local", "frozen")),
+                entry["source"] if first else "",
+            ]
             for entry in entries
             for first, (variant, roles) in zip([True, False, False], entry["variants"].items(), strict=False)
         ],

@@ -21,8 +21,8 @@ def command(
     from fedsa.algorithms.base import check_algorithm
     from fedsa.commands._display import print_json, print_table, status
     from fedsa.data.partition import label_counts, save_partition
+    from fedsa.data.sharing import share_rows
     from fedsa.errors import UserError
-    from fedsa.federation import share_rows
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe
 
     data, _ = read_recipe(recipe)
@@ -34,7 +34,10 @@ def command(
         split: label_counts(rows.partition, rows.labels, len(names), split) for split in ("train", "validation", "test")
     }
     clients = sorted(rows.partition.clients)
-    totals = {client: [int(sum(column)) for column in zip(*(c[client] for c in splits.values()), strict=True)] for client in clients}
+    totals = {
+        client: [int(sum(column)) for column in zip(*(c[client] for c in splits.values()), strict=True)]
+        for client in clients
+    }
     if save:
         save_partition(rows.as_saved[0], save, rows.as_saved[1])
     if plot:
@@ -46,21 +49,32 @@ def command(
             raise UserError(f"--plot {plot}: {error}") from None
     if json:
         print_json(
-            {client: {split: dict(zip(names, map(int, counts[client]), strict=True)) for split, counts in splits.items()} for client in clients}
+            {
+                client: {
+                    split: dict(zip(names, map(int, counts[client]), strict=True)) for split, counts in splits.items()
+                }
+                for client in clients
+            }
         )
         return
     shown = names if len(names) <= 8 else ()
     print_table(
         ["client", *splits, *(f"{name} %" for name in shown)],
         [
-            [client, *(str(sum(counts[client])) for counts in splits.values()),
-             *(f"{100 * count / sum(totals[client]):.0f}" for count in (totals[client] if shown else ()))]
+            [
+                client,
+                *(str(sum(counts[client])) for counts in splits.values()),
+                *(f"{100 * count / sum(totals[client]):.0f}" for count in (totals[client] if shown else ())),
+            ]
             for client in clients
         ],
         right_from=1,
     )
     rows_in_all = sum(sum(counts) for counts in totals.values())
-    print(f"\n{len(clients)} clients, {rows_in_all} rows, {len(names)} classes; percentages are of a client's rows in all splits")
+    print(
+        f"\n{len(clients)} clients, {rows_in_all} rows, {len(names)} classes; "
+        "percentages are of a client's rows in all splits"
+    )
     for what, path in (("partition", save), ("drawing", plot)):
         if path:
             print(f"{what}: {path}")

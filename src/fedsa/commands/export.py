@@ -16,7 +16,9 @@ def command(
     client: Annotated[str | None, typer.Option(help="One client's id.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every client.")] = False,
     round: Annotated[str, typer.Option(help="chosen (best on validation) or final.")] = "chosen",
-    merge: Annotated[bool, typer.Option("--merge", help="Write whole models with the update added to the weights.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write whole models with the update added to the weights.")
+    ] = False,
 ) -> None:
     """Write a client's adapter (or merged model) in the format that PEFT and transformers load."""
     from fedsa.errors import UserError

@@ -26,9 +26,14 @@ def command(
             raise UserError(f"no recipe {name!r}; {near(name, texts)}")
         print(texts[name], end="")
         return
-    entries = [{"name": name, "description": tomllib.loads(text).get("description", "")} for name, text in texts.items()]
+    entries = [
+        {"name": name, "description": tomllib.loads(text).get("description", "")} for name, text in texts.items()
+    ]
     if json:
         print_json(entries)
         return
     print_table(["recipe", "what it is"], [[entry["name"], entry["description"]] for entry in entries])
-    print("\nfedsa recipes NAME prints one; save it under your own name to change it, or use fedsa run NAME --set KEY=VALUE")
+    print(
+        "\nfedsa recipes NAME prints one; save it under your own name to change it, "
+        "or use fedsa run NAME --set KEY=VALUE"
+    )

@@ -13,19 +13,22 @@ __all__ = ["command"]
 def command(
     recipe: Annotated[str, typer.Argument(help="A recipe file (TOML), or a name from `fedsa recipes`.")],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set training.batch_size=8.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set training.batch_size=8."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/NAME, numbered if taken.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
 ) -> None:
     """Train a federation; write adapters, numbers and a report into a run folder."""
     from fedsa.algorithms.base import check_algorithm
+    from fedsa.callbacks import check_callbacks
     from fedsa.commands._display import show_run
     from fedsa.recipe import apply_overrides, dump_recipe, parse_recipe, read_recipe
     from fedsa.store import RunFolder
 
     data, name = read_recipe(recipe)
-    parsed = parse_recipe(apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=[check_algorithm])
+    settings = apply_overrides(data, set_ or [])
+    parsed = parse_recipe(settings, source=f"recipe {recipe}", checks=[check_algorithm, check_callbacks])
     folder = RunFolder.create(out or _free(Path("runs") / name), dump_recipe(parsed))
     show_run(folder, parsed, json=json)
 

@@ -1,1 +1,1 @@
-"""Rows: where they come from, and who has which."""
+"""Rows: loading them, and sharing them out over clients."""

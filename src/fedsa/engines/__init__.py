@@ -1,0 +1,1 @@
+"""Engines: what carries payloads and updates between server and clients."""

@@ -15,6 +15,7 @@ import torch
 from fedsa.algorithms.base import ServerState
 from fedsa.callbacks import Callback
 from fedsa.client import Client, own_tensors, personal_tensors
+from fedsa.data.clients import SPLITS
 from fedsa.errors import RunFolderError
 from fedsa.evaluation import evaluate, majority_accuracy, summarize_clients
 from fedsa.federation import Federation
@@ -74,7 +75,7 @@ class _Run:
         folder.write_text("recipe.toml", dump_recipe(self.recipe))
         folder.write_json("environment.json", _environment(self.recipe.compute.model_dump()))
         federation.peft_config.save_pretrained(str(folder.path))
-        splits = {split: federation.label_counts(split) for split in ("train", "validation", "test")}
+        splits = {split: federation.label_counts(split) for split in SPLITS}
         folder.register_clients(
             {
                 client: {
@@ -82,7 +83,10 @@ class _Run:
                     "labels": dict(
                         zip(
                             federation.rows.label_names,
-                            (int(sum(column)) for column in zip(*(counts[client] for counts in splits.values()), strict=True)),
+                            (
+                                int(sum(column))
+                                for column in zip(*(counts[client] for counts in splits.values()), strict=True)
+                            ),
                             strict=True,
                         )
                     ),
@@ -93,7 +97,7 @@ class _Run:
         folder.write_json(
             "partition.json",
             {
-                client: {name: part.tolist() for name, part in zip(("train", "validation", "test"), parts, strict=True)}
+                client: {name: part.tolist() for name, part in zip(SPLITS, parts, strict=True)}
                 for client, parts in sorted(federation.rows.partition.clients.items())
             },
         )
@@ -106,14 +110,14 @@ class _Run:
             return None
         if progress.data != self.federation.fingerprint():
             raise RunFolderError(
-                f"{self.folder.path}: the clients' rows are not those that the run began with, so it cannot go on: put the "
-                "data (or the model's tokenizer) back as it was, or start a new run"
+                f"{self.folder.path}: the clients' rows are not those that the run began with, so it cannot go on: put "
+                "the data (or the model's tokenizer) back as it was, or start a new run"
             )
         started = self.folder.load_initial()
         if any(not torch.equal(started[key], tensor) for key, tensor in self.federation.model.initial.items()):
             raise RunFolderError(
-                f"{self.folder.path}: the initial tensors are not those that the run began with: use the versions of torch, "
-                f"transformers and peft in {self.folder.path / 'environment.json'}"
+                f"{self.folder.path}: the initial tensors are not those that the run began with: use the versions "
+                f"of torch, transformers and peft in {self.folder.path / 'environment.json'}"
             )
         self.folder.roll_back(progress)
         progress.interruptions += 1
@@ -200,7 +204,11 @@ class _Run:
             federation.model.write(tensors)
             rows = getattr(federation.rows.partition.clients[client], split)
             results[client] = evaluate(
-                federation.model, federation.task, federation.encoded, rows, batch_size=self.recipe.evaluation.batch_size
+                federation.model,
+                federation.task,
+                federation.encoded,
+                rows,
+                batch_size=self.recipe.evaluation.batch_size,
             )
         return results
 
@@ -214,7 +222,9 @@ class _Run:
 
     # -- results -----------------------------------------------------------------------------------------------------
 
-    def _lines(self, round: int, record: RoundRecord | None, results: Mapping[str, Results]) -> Iterator[dict[str, Any]]:
+    def _lines(
+        self, round: int, record: RoundRecord | None, results: Mapping[str, Results]
+    ) -> Iterator[dict[str, Any]]:
         """Yield a round's lines of ``metrics.jsonl``: of the clients that trained or were evaluated in it."""
         for client in self.federation.clients:
             trained = record is not None and client in record.train_metrics
@@ -268,6 +278,7 @@ class _Run:
             "metric": metric,
             "evaluated_after": primary,
             "chosen_round": chosen,
+            "chosen_score": progress.chosen_score,
             "chosen_by": f"weighted mean of validation {metric}",
             **figures,
             "trained_parameters": sum(entry["parameters"] for entry in plan if entry["trained"]),

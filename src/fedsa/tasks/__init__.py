@@ -1,0 +1,1 @@
+"""Tasks: rows to batches, losses and metrics."""

@@ -22,8 +22,10 @@ IntArray = npt.NDArray[np.int64]
 class Encoded(Protocol):
     """Rows ready for the model, kept compactly; a batch is made when it is asked for."""
 
-    labels: IntArray
-    """Shape (rows,): the class number of each row (of what partitions are stratified by)."""
+    @property
+    def labels(self) -> IntArray:
+        """Shape (rows,): the class number of each row."""
+        ...
 
     @property
     def lengths(self) -> IntArray:

@@ -73,7 +73,8 @@ def learning_rate_factor(settings: TrainingSettings, progress: float) -> float:
         settings: schedule and warm-up.
         progress: part of the whole run that is done, 0 <= progress < 1.
 
-    >>> [learning_rate_factor(TrainingSettings(schedule="linear", warmup_fraction=0.5), p) for p in (0.0, 0.25, 0.5, 0.75)]
+    >>> settings = TrainingSettings(schedule="linear", warmup_fraction=0.5)
+    >>> [learning_rate_factor(settings, progress) for progress in (0.0, 0.25, 0.5, 0.75)]
     [0.0, 0.5, 1.0, 0.5]
     """
     warmup = settings.warmup_fraction
@@ -92,15 +93,17 @@ def learning_rate_factor(settings: TrainingSettings, progress: float) -> float:
 def local_batches(job: Job, settings: TrainingSettings) -> list[list[IntArray]]:
     """Return the row numbers of a round: for each optimiser step, its batches.
 
-    A client goes through its rows in shuffled passes, one after the other. With ``local_epochs`` a round is whole passes;
-    with ``local_steps`` it begins where the round before ended, as if the client had trained in every round. So a batch
-    depends on seed, client and round alone.
+    A client goes through its rows in shuffled passes, one after the other. With ``local_epochs`` a round is whole
+    passes; with ``local_steps`` it begins where the round before ended, as if the client had trained in every round. So
+    a batch depends on seed, client and round alone.
     """
     count, accumulate = len(job.rows), settings.gradient_accumulation_steps
     size = min(settings.batch_size, count)
     if settings.local_epochs:
         first = (job.round - 1) * settings.local_epochs
-        passes = [_rows(job, number * count, (number + 1) * count) for number in range(first, first + settings.local_epochs)]
+        passes = [
+            _rows(job, number * count, (number + 1) * count) for number in range(first, first + settings.local_epochs)
+        ]
         batches = [rows[start : start + size] for rows in passes for start in range(0, count, size)]
     else:
         span = (settings.local_steps or DEFAULT_LOCAL_STEPS) * accumulate * size
@@ -113,7 +116,9 @@ def _rows(job: Job, start: int, stop: int) -> IntArray:
     """Return the rows at positions start to stop of the client's endless row of shuffled passes."""
     count = len(job.rows)
     passes = range(start // count, (stop - 1) // count + 1)
-    shuffled = [np.random.default_rng(derive_seed(job.seed, "rows", job.client, number)).permutation(count) for number in passes]
+    shuffled = [
+        np.random.default_rng(derive_seed(job.seed, "rows", job.client, number)).permutation(count) for number in passes
+    ]
     return job.rows[np.concatenate(shuffled)[start - passes[0] * count : stop - passes[0] * count]]
 
 

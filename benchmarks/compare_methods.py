@@ -1,0 +1,124 @@
+"""Compare methods on one recipe: every method at several learning rates and seeds, the rate chosen on validation.
+
+    python benchmarks/compare_methods.py --out runs/compare
+
+Each cell is one ordinary ``fedsa run`` in a process of its own; a run that is finished already is read, not repeated, so
+the command can be interrupted and given again. For each method the rate with the best validation figure (weighted mean
+at the chosen round, mean over the seeds) is taken; test figures are of that rate alone. Prints the table as Markdown,
+and writes it to OUT/table.md and all figures to OUT/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+METHODS = {
+    "fedsa": ["algorithm=fedsa"],
+    "fedit, head shared": ["algorithm=fedit", "share_head=true"],
+    "fedit, head local": ["algorithm=fedit", "share_head=false"],
+    "ffa": ["algorithm=ffa"],
+    "local": ["algorithm=local"],
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method, a learning rate, a seed."""
+
+    method: str
+    rate: float
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Return its run folder."""
+        return out / f"{self.method.replace(', ', '-').replace(' ', '-')}_lr{self.rate:g}_seed{self.seed}"
+
+    def settings(self) -> list[str]:
+        """Return its ``--set`` values."""
+        return [*METHODS[self.method], f"training.learning_rate={self.rate:g}", f"seed={self.seed}"]
+
+
+def run(cell: Cell, recipe: str, extra: list[str], out: Path, threads: int) -> dict[str, Any]:
+    """Return a cell's summary, running or resuming it where it is not finished."""
+    folder = cell.folder(out)
+    fedsa = [sys.executable, "-m", "fedsa"]
+    if not (folder / "summary.json").exists():
+        if (folder / "state.json").exists():
+            command = [*fedsa, "resume", str(folder)]
+        else:
+            settings = [*cell.settings(), f"compute.threads={threads}", *extra]
+            command = [*fedsa, "run", recipe, "--out", str(folder)]
+            command += [word for setting in settings for word in ("--set", setting)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    print(f"{folder.name}: validation {summary['chosen_score']:.4f}", file=sys.stderr, flush=True)
+    return summary
+
+
+def spread(values: list[float]) -> str:
+    """Return mean ± sample standard deviation over seeds, in percent."""
+    return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}" if len(values) > 1 else f"{100 * values[0]:.1f}"
+
+
+def table(results: dict[Cell, dict[str, Any]], methods: list[str], rates: list[float], seeds: list[int]) -> str:
+    """Return the Markdown table."""
+    lines = [
+        "| method | rate | test, weighted | test, mean | worst client | final round, weighted | chosen rounds | upload |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method in methods:
+        by_rate = {rate: [results[Cell(method, rate, seed)] for seed in seeds] for rate in rates}
+        rate = max(rates, key=lambda rate: mean(summary["chosen_score"] for summary in by_rate[rate]))
+        chosen = by_rate[rate]
+        columns = [
+            spread([summary[which][figure] for summary in chosen])
+            for which, figure in (("test", "weighted_mean"), ("test", "mean"), ("test", "worst"), ("test_final", "weighted_mean"))
+        ]
+        rounds = ", ".join(str(summary["chosen_round"]) for summary in chosen)
+        lines.append(f"| {method} | {rate:g} | {' | '.join(columns)} | {rounds} | {chosen[0]['upload_bytes']:,} B |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the grid and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="quickstart")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--rates", nargs="+", type=float, default=[2e-3, 5e-3, 1e-2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", dest="extra", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"))
+    options = parser.parse_args()
+    cells = [
+        Cell(method, rate, seed) for seed in options.seeds for rate in options.rates for method in options.methods
+    ]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        futures = {cell: pool.submit(run, cell, options.recipe, options.extra, options.out, options.threads) for cell in cells}
+        results = {cell: future.result() for cell, future in futures.items()}
+    text = table(results, options.methods, options.rates, options.seeds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    figures = [
+        {"method": cell.method, "rate": cell.rate, "seed": cell.seed, **{key: results[cell][key] for key in ("chosen_score", "test", "test_final")}}
+        for cell in cells
+    ]
+    (options.out / "results.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

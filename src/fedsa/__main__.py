@@ -1,0 +1,5 @@
+"""``python -m fedsa``."""
+
+from fedsa.cli import main
+
+main()

@@ -1,0 +1,150 @@
+"""Rows with their classes, shared out over clients: from a recipe, or from tables that clients bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+import datasets
+import numpy as np
+
+from fedsa.data.clients import SPLITS
+from fedsa.data.labels import IntArray, encode_labels
+from fedsa.data.partition import ClientRows, Partition, data_fingerprint, partition_columns, partition_rows
+from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
+from fedsa.errors import DataError
+from fedsa.recipe import Recipe
+from fedsa.seeds import derive_seed
+
+__all__ = ["ClientTable", "SharedRows", "share_rows", "share_tables"]
+
+ClientTable: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset]
+"""One client's rows: one table to be split, or tables named train, validation and test."""
+
+_CLASS = "class_number"  # the column of the class's number, added to the rows
+
+
+@final
+@dataclass(frozen=True)
+class SharedRows:
+    """Rows with their classes, and who holds which.
+
+    Attributes:
+        table: all rows, those of a validation or test split of its own after the others.
+        labels: shape (rows,): class numbers.
+        label_names: in order of their number.
+        partition: client id to its rows in ``table``.
+        as_saved: the same partition with each split's own row numbers, and the fingerprint of the data it belongs to.
+    """
+
+    table: datasets.Dataset
+    labels: IntArray
+    label_names: tuple[str, ...]
+    partition: Partition
+    as_saved: tuple[Partition, str]
+
+
+def share_rows(recipe: Recipe, *, on_progress: Callable[[str], None] | None = None) -> SharedRows:
+    """Return a recipe's rows, shared out over its clients; needs no model.
+
+    Raises:
+        DataError: the data, its columns, its labels or the partition do not fit.
+    """
+    rows = load_rows(recipe.data, on_progress=on_progress)
+    return _share(rows, recipe)
+
+
+def share_tables(clients: Mapping[str, ClientTable], recipe: Recipe) -> SharedRows:
+    """Return clients' own tables as shared rows.
+
+    Args:
+        clients: client id to its rows.
+        recipe: for columns, labels and the fractions of the splits.
+
+    Raises:
+        DataError: no clients, clients without rows, other columns than the first client's, or as `share_rows`.
+    """
+    return _share(_merge(clients), recipe)
+
+
+def _share(rows: Rows, recipe: Recipe) -> SharedRows:
+    task, settings = recipe.task, recipe.data.partition
+    extra = partition_columns(settings)
+    tables = {"train": rows.table, "validation": rows.validation, "test": rows.test}
+    present = {name: table for name, table in tables.items() if table is not None}
+    names: Sequence[str] | None = task.labels
+    numbers: dict[str, IntArray] = {}
+    for split, table in present.items():
+        where = f"{recipe.data.path} ({split} rows)"
+        require_columns(table, [*task.text_columns, task.label_column, *(extra if split == "train" else [])], where)
+        names = class_names(table, task.label_column, names, where)
+        numbers[split], names = encode_labels(
+            table[task.label_column],
+            names,
+            f"{where}, column {task.label_column!r}",
+            min_classes=2 if split == "train" else 1,
+        )
+    partition = partition_rows(
+        settings,
+        labels=numbers["train"],
+        columns=_columns(rows.table, extra),
+        seed=derive_seed(recipe.seed, "partition"),
+        validation_labels=numbers.get("validation"),
+        validation_columns=None if rows.validation is None else _columns(rows.validation, extra),
+        test_labels=numbers.get("test"),
+        test_columns=None if rows.test is None else _columns(rows.test, extra),
+    )
+    tables_in_order = [table.add_column(_CLASS, numbers[split]) for split, table in present.items()]
+    starts = dict(zip(present, np.cumsum([0, *(len(table) for table in present.values())]), strict=False))
+    moved = {
+        client: ClientRows(
+            parts.train,
+            parts.validation + starts.get("validation", 0),
+            parts.test + starts.get("test", 0),
+        )
+        for client, parts in partition.clients.items()
+    }
+    keep = [*task.text_columns, _CLASS]
+    table = datasets.concatenate_datasets([table.select_columns(keep) for table in tables_in_order])
+    labels = np.concatenate([numbers[split] for split in present])
+    fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
+    return SharedRows(table, labels, tuple(names or ()), Partition(moved), (partition, fingerprint))
+
+
+def _columns(table: datasets.Dataset, names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    return {name: table[name][:] for name in names if name in table.column_names}
+
+
+def _merge(clients: Mapping[str, ClientTable]) -> Rows:
+    """Return all clients' rows in one table, with a column that names the client."""
+    if not clients:
+        raise DataError("no clients: give at least one data set")
+    whole = {client: table for client, table in clients.items() if isinstance(table, datasets.Dataset)}
+    split = {client: table for client, table in clients.items() if not isinstance(table, datasets.Dataset)}
+    if whole and split:
+        raise DataError("give every client one Dataset, or every client a DatasetDict with train, validation and test")
+    if whole:
+        return Rows(_stack(whole), None, None)
+    missing = [
+        f"{client} has no {name!r} rows" for client, tables in split.items() for name in SPLITS if name not in tables
+    ]
+    if missing:
+        raise DataError("every client needs train, validation and test rows: " + "; ".join(missing))
+    return Rows(*(_stack({client: tables[name] for client, tables in split.items()}) for name in SPLITS))
+
+
+def _stack(tables: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
+    empty = [client for client, table in tables.items() if not len(table)]
+    if empty:
+        raise DataError(f"clients without rows: {', '.join(empty)}; leave them out, or give them data")
+    parts = [
+        (table.remove_columns(CLIENT) if CLIENT in table.column_names else table).add_column(
+            CLIENT, [client] * len(table)
+        )
+        for client, table in tables.items()
+    ]
+    try:
+        return datasets.concatenate_datasets(parts)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"the clients' rows do not have the same columns and types: {error}") from None
