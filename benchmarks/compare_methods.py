@@ -2,10 +2,10 @@
 
     python benchmarks/compare_methods.py --out runs/compare
 
-Each cell is one ordinary ``fedsa run`` in a process of its own; a run that is finished already is read, not repeated, so
-the command can be interrupted and given again. For each method the rate with the best validation figure (weighted mean
-at the chosen round, mean over the seeds) is taken; test figures are of that rate alone. Prints the table as Markdown,
-and writes it to OUT/table.md and all figures to OUT/results.json.
+Each cell is one ordinary ``fedsa run`` in a process of its own; a run that is finished already is read, not repeated,
+so the command can be interrupted and given again. For each method the rate with the best validation figure (weighted
+mean at the chosen round, mean over the seeds) is taken; test figures are of that rate alone. Prints the table as
+Markdown, and writes it to OUT/table.md and all figures to OUT/results.json.
 """
 
 from __future__ import annotations
@@ -75,19 +75,18 @@ def spread(values: list[float]) -> str:
 def table(results: dict[Cell, dict[str, Any]], methods: list[str], rates: list[float], seeds: list[int]) -> str:
     """Return the Markdown table."""
     lines = [
-        "| method | rate | test, weighted | test, mean | worst client | final round, weighted | chosen rounds | upload |",
+        "| method | rate | test, weighted | test, mean | worst client | final, weighted | chosen rounds | upload |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for method in methods:
         by_rate = {rate: [results[Cell(method, rate, seed)] for seed in seeds] for rate in rates}
         rate = max(rates, key=lambda rate: mean(summary["chosen_score"] for summary in by_rate[rate]))
         chosen = by_rate[rate]
-        columns = [
-            spread([summary[which][figure] for summary in chosen])
-            for which, figure in (("test", "weighted_mean"), ("test", "mean"), ("test", "worst"), ("test_final", "weighted_mean"))
-        ]
+        shown = [("test", "weighted_mean"), ("test", "mean"), ("test", "worst"), ("test_final", "weighted_mean")]
+        columns = [spread([summary[which][figure] for summary in chosen]) for which, figure in shown]
         rounds = ", ".join(str(summary["chosen_round"]) for summary in chosen)
-        lines.append(f"| {method} | {rate:g} | {' | '.join(columns)} | {rounds} | {chosen[0]['upload_bytes']:,} B |")
+        upload = f"{chosen[0]['upload_bytes']:,} B"
+        lines.append(f"| {' | '.join([method, f'{rate:g}', *columns, rounds, upload])} |")
     return "\n".join(lines)
 
 
@@ -103,17 +102,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     options = parser.parse_args()
-    cells = [
-        Cell(method, rate, seed) for seed in options.seeds for rate in options.rates for method in options.methods
-    ]
+    cells = [Cell(method, rate, seed) for seed in options.seeds for rate in options.rates for method in options.methods]
     with ThreadPoolExecutor(options.jobs) as pool:
-        futures = {cell: pool.submit(run, cell, options.recipe, options.extra, options.out, options.threads) for cell in cells}
+        futures = {
+            cell: pool.submit(run, cell, options.recipe, options.extra, options.out, options.threads) for cell in cells
+        }
         results = {cell: future.result() for cell, future in futures.items()}
     text = table(results, options.methods, options.rates, options.seeds)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    kept = ("chosen_score", "test", "test_final")
     figures = [
-        {"method": cell.method, "rate": cell.rate, "seed": cell.seed, **{key: results[cell][key] for key in ("chosen_score", "test", "test_final")}}
+        {"method": cell.method, "rate": cell.rate, "seed": cell.seed, **{key: results[cell][key] for key in kept}}
         for cell in cells
     ]
     (options.out / "results.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

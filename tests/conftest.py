@@ -1,0 +1,215 @@
+"""A tiny random encoder and tiny files, so that whole federations run in a second; thread counts are fixed."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+
+from fedsa.recipe import Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from fedsa.federation import Federation
+    from fedsa.store import RunFolder
+    from fedsa.types import State
+
+WORDS = {"bad": ["awful", "dull", "poor", "sad"], "good": ["great", "lovely", "fine", "happy"]}
+FILLER = ["the", "film", "was", "a", "product", "we", "saw", "it", "today", "very"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer BERT of width 16 with a word-level vocabulary, in the hub's own format."""
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLER, *WORDS["bad"], *WORDS["good"]]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, count: int, seed: int, *, clients: int = 3) -> None:
+    """Write a CSV of ``count`` rows: text, label (bad or good) and site, each site with a label mix of its own."""
+    rng = np.random.default_rng(seed)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "site"])
+        for number in range(count):
+            site = number % clients
+            label = "good" if rng.random() < (site + 1) / (clients + 1) else "bad"
+            words = [*rng.choice(FILLER, 3), rng.choice(WORDS[label]), *rng.choice(FILLER, 2)]
+            writer.writerow([" ".join(words), label, f"site {site}"])
+
+
+@pytest.fixture(scope="session")
+def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """180 rows of three sites."""
+    path = tmp_path_factory.mktemp("rows") / "rows.csv"
+    write_rows(path, 180, seed=0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_model: Path, tiny_rows: Path) -> dict[str, Any]:
+    """Raw recipe data of a federation of three clients that trains in a second."""
+    return {
+        "rounds": 2,
+        "model": {"path": str(tiny_model)},
+        "adapter": {"r": 2, "lora_alpha": 4, "target_modules": ["query", "value"]},
+        "data": {"path": str(tiny_rows), "partition": {"kind": "column", "column": "site"}},
+        "training": {"local_steps": 3, "batch_size": 4, "learning_rate": 1e-2},
+        "compute": {"device": "cpu", "threads": 1, "precision": "fp32"},
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_data: dict[str, Any]) -> Callable[..., Recipe]:
+    """Make the tiny recipe with ``key=value`` settings put in."""
+    from fedsa.recipe import apply_overrides
+
+    def make(*overrides: str) -> Recipe:
+        return parse_recipe(apply_overrides(tiny_data, overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model_without_dropout(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT without dropout, so that a plain computation can repeat its training.
+
+    Its weights are larger, so that the gradients of all layers are well above rounding.
+    """
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("no-dropout") / "tiny-bert"
+    shutil.copytree(tiny_model, folder)
+    config = BertConfig.from_pretrained(
+        folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.3
+    )
+    torch.manual_seed(1)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A finished run: its federation, its folder (open for reading) and its summary."""
+
+    federation: Federation
+    folder: RunFolder
+    summary: dict[str, Any]
+
+    def personal(self, client: str) -> State:
+        """Return what a client would use after the last round."""
+        from fedsa.algorithms.base import ServerState
+        from fedsa.client import personal_tensors
+
+        last, federation = self.federation.recipe.rounds, self.federation
+        server = ServerState(*self.folder.load_server(last))
+        state = self.folder.load_client(client, last)
+        return personal_tensors(federation.algorithm, federation.model.initial, server, state, last)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyRun]:
+    """Run the tiny recipe with ``key=value`` settings put in, once for each list of settings; change nothing in it."""
+    from fedsa.engines.simulator import simulate
+    from fedsa.federation import Federation
+    from fedsa.recipe import dump_recipe
+    from fedsa.store import RunFolder
+
+    @functools.cache
+    def run(*overrides: str) -> TinyRun:
+        federation = Federation.from_recipe(tiny_recipe(*overrides))
+        path = tmp_path_factory.mktemp("tiny-run") / "run"
+        with RunFolder.create(path, dump_recipe(federation.recipe)).locked() as folder:
+            summary = simulate(federation, folder)
+        return TinyRun(federation, RunFolder.open(path), summary)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """What stands on standard error beside the lines that tell what is being done (they end in three dots)."""
+        return "\n".join(line for line in self.err.splitlines() if not line.endswith(" ..."))
+
+
+@pytest.fixture
+def fedsa_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run ``fedsa ARGUMENTS`` in this process."""
+    from fedsa.cli import main
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["fedsa", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def recipe_file(tiny_data: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """Write the tiny recipe, with ``key=value`` settings put in, to ``tiny.toml`` (or another name)."""
+    import tomli_w
+
+    from fedsa.recipe import apply_overrides
+
+    def write(*overrides: str, name: str = "tiny") -> Path:
+        path = tmp_path / f"{name}.toml"
+        path.write_text(tomli_w.dumps(apply_overrides(tiny_data, overrides)), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny recipe. Copy it before you change it."""
+    import fedsa
+    from fedsa.recipe import parse_recipe
+
+    path = tmp_path_factory.mktemp("finished") / "run"
+    fedsa.run(fedsa.Federation.from_recipe(parse_recipe(tiny_data)), path)
+    return path

@@ -1,0 +1,49 @@
+"""The docs say what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fedsa.algorithms.base import make_algorithm
+from fedsa.commands._settings import describe_settings
+from fedsa.types import Factor, Key
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_docs_list_every_setting() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert page.endswith(describe_settings() + "\n"), "write `fedsa recipes --settings` into docs/recipes.md"
+
+
+def test_docs_justify_every_dependency() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    names = {re.split(r"[<>=\[]", name)[0] for name in [*project["dependencies"], *extras]} - {"fedsa"}
+    table = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    missing = [name for name in sorted(names) if not re.search(rf"\b{re.escape(name)}\b", table)]
+    assert not missing
+
+
+def test_links_of_the_docs_lead_somewhere() -> None:
+    broken = []
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert not broken
+
+
+def test_method_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "tutorial_mirror.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mirror = make_algorithm("tutorial_mirror:Mirror", {})
+    sent = {factor.value: mirror.plan(Key("layer", factor), 1).sent for factor in Factor}
+    assert sent == {"A": False, "lambda_d": False, "B": True, "lambda_b": True, "head": False}

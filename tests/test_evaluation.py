@@ -1,0 +1,259 @@
+import itertools
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsa.engines import simulator
+from fedsa.engines.simulator import simulate
+from fedsa.evaluation import Figures, evaluate, majority_accuracy, summarize, summarize_clients
+from fedsa.federation import Federation
+from fedsa.recipe import dump_recipe
+from fedsa.store import RunFolder
+
+LAW = settings(max_examples=50, deadline=None, database=None, derandomize=True)
+METRICS = st.floats(0, 1, allow_nan=False)
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+@given(clients=st.lists(st.tuples(METRICS, st.integers(1, 1000)), min_size=1, max_size=9), constant=METRICS)
+@LAW
+def test_figures_in_closed_form(clients, constant):
+    values = {f"c{number}": value for number, (value, _) in enumerate(clients)}
+    weights = {f"c{number}": weight for number, (_, weight) in enumerate(clients)}
+    figures = summarize(values, weights)
+    whole = math.fsum(value * weight for value, weight in clients) / sum(weights.values())
+    assert figures.weighted_mean == pytest.approx(whole, abs=1e-12)
+    assert figures.mean == pytest.approx(statistics.fmean(values.values()), abs=1e-12)
+    assert figures.std == pytest.approx(statistics.pstdev(values.values()), abs=1e-9)
+    assert figures.worst == min(values.values()) == values[figures.worst_client]
+    assert summarize(dict(reversed(values.items())), weights) == figures
+    same = summarize(dict.fromkeys(values, constant), weights)
+    assert (same.mean, same.worst, same.worst_client) == (pytest.approx(constant), constant, "c0")
+    assert same.std == pytest.approx(0, abs=1e-12)
+
+
+def test_figures_by_hand():
+    # weighted: (1·0 + 3·1) / 4 = 0.75; mean ½; deviations −½ and +½; a draw for the worst goes to the first id
+    assert summarize({"b": 1.0, "a": 0.0}, {"a": 1, "b": 3}) == Figures(0.75, 0.5, 0.5, 0.0, "a")
+    assert summarize({"b": 1.0, "a": 1.0}, {"a": 1, "b": 3}).worst_client == "a"
+    results = {"a": {"accuracy": 0.0, "loss": 9.0, "examples": 1}, "b": {"accuracy": 1.0, "loss": 1.0, "examples": 3}}
+    assert summarize_clients(results, "loss").weighted_mean == 3.0
+
+
+def test_no_clients_have_no_figures():
+    with pytest.raises(ValueError, match=r"^no client was evaluated$"):
+        summarize({}, {})
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "accuracy"),
+    [
+        ([1, 1, 0], [1, 0, 0, 0], 0.25),
+        ([0, 1], [0, 0, 1], 2 / 3),  # of equally frequent labels the lowest is guessed
+        ([2], [0, 1], 0.0),
+        ([0, 0, 1, 2, 2, 2], [2, 2], 1.0),
+    ],
+)
+def test_majority_accuracy(train, test, accuracy):
+    assert majority_accuracy(train, test) == pytest.approx(accuracy)
+    assert majority_accuracy(np.array(train), np.array(test)) == pytest.approx(accuracy)
+
+
+# -- one client's metrics ---------------------------------------------------------------------------------------------
+
+
+def test_batch_size_and_row_order_change_nothing(tiny_run):
+    federation = tiny_run().federation
+    rows = np.concatenate([parts.test for parts in federation.rows.partition.clients.values()])
+    federation.model.write(tiny_run().personal("site 0"))
+
+    def measure(order, batch_size):
+        return evaluate(federation.model, federation.task, federation.encoded, order, batch_size=batch_size)
+
+    whole = measure(rows, 1000)
+    assert whole["examples"] == len(rows) == 36
+    for order, batch_size in itertools.product(
+        (rows, rows[::-1], np.random.default_rng(0).permutation(rows)), (1, 7, 36)
+    ):
+        measured = measure(order, batch_size)
+        assert measured["accuracy"] == whole["accuracy"]
+        assert measured["loss"] == pytest.approx(whole["loss"], abs=1e-6)
+    each = [measure(rows[number : number + 1], 1)["accuracy"] for number in range(len(rows))]
+    assert sum(each) / len(each) == pytest.approx(whole["accuracy"])
+
+
+def test_outputs_are_put_back_in_the_order_of_the_rows(tiny_run):
+    """Rows are batched by length; each output must still meet its own label."""
+    federation = tiny_run().federation
+
+    class Lengths:
+        """Rows of different lengths, whose number is their only token."""
+
+        lengths = np.array([3, 1, 2, 1, 5, 4])
+        labels = np.arange(6)
+
+        def batch(self, rows):
+            import torch
+
+            return {"rows": torch.as_tensor(np.asarray(rows))}
+
+    class Echo:
+        """Says of each row its number, and scores how many came where they belong."""
+
+        def outputs(self, model, batch):
+            return batch["rows"][:, None].float()
+
+        def score(self, encoded, rows, outputs):
+            return {"accuracy": float((outputs[:, 0].numpy() == rows).mean())}
+
+    for order in itertools.permutations(range(6), 4):
+        result = evaluate(federation.model, Echo(), Lengths(), np.array(order), batch_size=3)
+        assert result == {"examples": 4, "accuracy": 1.0}
+
+
+# -- the chosen round -------------------------------------------------------------------------------------------------
+
+
+def split_of(federation, rows) -> str:
+    return next(
+        split
+        for parts in federation.rows.partition.clients.values()
+        for split in ("train", "validation", "test")
+        if np.array_equal(getattr(parts, split), rows)
+    )
+
+
+@pytest.fixture
+def run_scripted(tiny_recipe, tmp_path, monkeypatch):
+    """Run four rounds in which validation accuracy is scripted by round, and test accuracy is its opposite."""
+
+    def run(validation: dict[int, float], *overrides: str):
+        federation = Federation.from_recipe(tiny_recipe("rounds=4", *overrides))
+        splits: list[str] = []
+        rounds = iter(round for round in validation for _ in federation.clients)
+        accuracy = itertools.count()
+
+        def scripted(model, task, encoded, rows, *, batch_size):
+            splits.append(split_of(federation, rows))
+            if splits[-1] == "validation":
+                return {"examples": len(rows), "accuracy": validation[next(rounds)], "loss": 0.0}
+            return {"examples": len(rows), "accuracy": 1.0 / (1 + next(accuracy)), "loss": 0.0}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(simulator, "evaluate", scripted)
+            with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
+                return simulate(federation, folder), splits
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("validation", "chosen"),
+    [
+        ({0: 0.5, 1: 0.6, 2: 0.9, 3: 0.7, 4: 0.8}, 2),
+        ({0: 0.5, 1: 0.6, 2: 0.7, 3: 0.8, 4: 0.9}, 4),
+        ({0: 0.9, 1: 0.6, 2: 0.7, 3: 0.8, 4: 0.8}, 0),
+        ({0: 0.1, 1: 0.8, 2: 0.8, 3: 0.8, 4: 0.7}, 1),  # of equals, the first
+    ],
+)
+def test_the_round_is_chosen_on_validation(run_scripted, validation, chosen):
+    summary, splits = run_scripted(validation)
+    assert summary["chosen_round"] == summary["test"]["round"] == chosen
+    assert summary["test_final"]["round"] == 4
+    assert summary["chosen_by"] == "weighted mean of validation accuracy"
+    assert splits[:15] == ["validation"] * 15, "test rows are seen only when all rounds are over"
+    assert set(splits[15:]) == {"test"}
+
+
+def test_evaluate_every_skips_rounds_but_not_the_last(run_scripted, tmp_path):
+    summary, _ = run_scripted({0: 0.1, 3: 0.9, 4: 0.5}, "evaluation.evaluate_every=3")
+    assert summary["chosen_round"] == 3
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["round"] for line in lines if "validation" in line} == {0, 3, 4}
+    assert {line["round"] for line in lines if line["train"]} == {1, 2, 3, 4}
+
+
+def test_opposite_test_labels_leave_the_chosen_round(tiny_run, tiny_recipe, tmp_path, monkeypatch):
+    """With real training: turn every test result around, and the same round is chosen from the same validation."""
+    plain = tiny_run("rounds=4")
+
+    def turned(model, task, encoded, rows, *, batch_size):
+        result = evaluate(model, task, encoded, rows, batch_size=batch_size)
+        if split_of(federation, rows) == "test":
+            result["accuracy"] = 1 - result["accuracy"]
+        return result
+
+    federation = Federation.from_recipe(tiny_recipe("rounds=4"))
+    monkeypatch.setattr(simulator, "evaluate", turned)
+    with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
+        summary = simulate(federation, folder)
+    assert summary["chosen_round"] == plain.summary["chosen_round"]
+    assert summary["test"]["mean"] == pytest.approx(1 - plain.summary["test"]["mean"])
+
+    def validation(path):
+        return [json.loads(line)["validation"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+    assert validation(tmp_path / "run") == validation(plain.folder.path)
+
+
+# -- which tensors are measured ---------------------------------------------------------------------------------------
+
+EVALUATED = {
+    "aggregate": ({"validation"}, {"test", "test_final"}),
+    "training": ({"validation"}, {"test", "test_final"}),
+    "both": (
+        {"validation", "validation_after_training"},
+        {"test", "test_final", "test_after_training", "test_final_after_training"},
+    ),
+}
+
+
+@pytest.mark.parametrize("after", EVALUATED)
+def test_every_figure_says_what_it_was_measured_after(tiny_run, after):
+    run = tiny_run("algorithm=fedit", f"evaluation.evaluate_after={after}")
+    in_lines, in_summary = EVALUATED[after]
+    lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert all({name for name in line if name.startswith("validation")} == in_lines for line in lines)
+    assert {name for name in run.summary if name.startswith("test")} == in_summary
+    primary = "training" if after == "training" else "aggregate"
+    assert run.summary["evaluated_after"] == primary
+    for name in in_summary:
+        assert run.summary[name]["after"] == ("training" if name.endswith("_after_training") else primary)
+        assert set(run.summary[name]) == {"round", "after", "weighted_mean", "mean", "std", "worst", "worst_client"}
+        assert all(name in client for client in run.summary["per_client"].values())
+
+
+def test_both_ways_give_what_each_gives_alone(tiny_run):
+    both, aggregate, training = (
+        tiny_run("algorithm=fedit", f"evaluation.evaluate_after={after}") for after in ("both", "aggregate", "training")
+    )
+    assert both.summary["test_final"] == aggregate.summary["test_final"]
+    assert both.summary["chosen_round"] == aggregate.summary["chosen_round"]
+    assert {**both.summary["test_final_after_training"]} == training.summary["test_final"]
+
+    def losses(run, name):
+        lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()]
+        return [line[name]["loss"] for line in lines if line["round"]]
+
+    assert losses(both, "validation") == losses(aggregate, "validation")
+    assert losses(both, "validation_after_training") == losses(training, "validation")
+    assert losses(both, "validation") != losses(both, "validation_after_training")
+
+
+def test_the_final_test_figures_are_those_of_the_personal_tensors(tiny_run):
+    run = tiny_run()
+    federation, results = run.federation, {}
+    for client, parts in federation.rows.partition.clients.items():
+        federation.model.write(run.personal(client))
+        results[client] = evaluate(federation.model, federation.task, federation.encoded, parts.test, batch_size=64)
+        assert run.summary["per_client"][client]["test_final"] == results[client]
+    figures = summarize_clients(results, "accuracy")
+    assert run.summary["test_final"]["weighted_mean"] == figures.weighted_mean
+    assert run.summary["test_final"]["worst_client"] == figures.worst_client

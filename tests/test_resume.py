@@ -1,0 +1,290 @@
+"""Interruptions: whatever moment they come at, inside a write too, a resumed run ends in the same bytes."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import pytest
+
+import fedsa
+from fedsa.errors import RunFolderError
+from fedsa.federation import Federation
+from fedsa.recipe import dump_recipe
+from fedsa.store import RunFolder
+
+VARIANTS = {
+    "plain": ["rounds=2"],
+    "optimizer state kept": ["rounds=2", "training.optimizer_state=keep"],
+    "clients sampled": ["rounds=4", "fraction_train=0.4"],
+    "every second round evaluated": ["rounds=4", "evaluation.evaluate_every=2"],
+    "fedit, vera, evaluated twice": [
+        "rounds=2",
+        "algorithm=fedit",
+        "adapter={variant='vera', r=4, target_modules=['query']}",
+        "evaluation.evaluate_after=both",
+    ],
+}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+@final
+class _File:
+    """A file open for writing, whose every write may be the last, with half of the bytes written."""
+
+    def __init__(self, file: Any, step: Callable[[], bool]) -> None:
+        self._file, self._step = file, step
+
+    def write(self, content: Any) -> int:
+        if self._step():
+            self._file.write(content[: len(content) // 2])
+            raise Killed
+        return int(self._file.write(content))
+
+    def truncate(self, size: int) -> int:
+        if self._step():
+            raise Killed
+        return int(self._file.truncate(size))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+@contextmanager
+def killed_at(number: int | None, folder: Path) -> Iterator[list[str]]:
+    """Kill whoever makes the ``number``-th change (from 0) below a folder; give the list of the changes made."""
+    changes: list[str] = []
+
+    def step(what: str) -> bool:
+        changes.append(what)
+        return number is not None and len(changes) > number
+
+    def below(path: Any) -> bool:
+        return isinstance(path, str | os.PathLike) and Path(os.fspath(path)).is_relative_to(folder)
+
+    def opening(original: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            if not below(path) or Path(path).name == ".lock" or not set(mode) & set("wax+"):
+                return original(path, mode, *args, **kwargs)
+            if step(f"open {path}"):
+                raise Killed
+            return _File(original(path, mode, *args, **kwargs), lambda: step(f"write {path}"))
+
+        return opened
+
+    def changing(name: str) -> Callable[..., Any]:
+        original = getattr(os, name)
+
+        def changed(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if below(path) and Path(path).name != ".lock" and step(f"{name} {path}"):
+                raise Killed
+            return original(path, *args, **kwargs)
+
+        return changed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtins, "open", opening(builtins.open))
+        patch.setattr(io, "open", opening(io.open))
+        for name in ("replace", "rename", "unlink", "mkdir"):
+            patch.setattr(os, name, changing(name))
+        yield changes
+
+
+def start_or_continue(federation: Federation, path: Path) -> None:
+    """Do what a user does: resume, or run again where there is nothing to resume yet."""
+    (fedsa.resume if (path / "recipe.toml").exists() else fedsa.run)(federation, path)
+
+
+TIMES = {"seconds", "train_seconds", "evaluation_seconds", "wall_seconds", "peak_rss_bytes", "interruptions"}
+TIMES |= {"metrics_bytes"}  # lines with times in them
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_times(inner) for name, inner in value.items() if name not in TIMES}
+    return [without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
+def results(path: Path) -> dict[str, Any]:
+    """Return every file of a run: tensors and settings byte for byte, numbers without what a clock measured."""
+    files: dict[str, Any] = {}
+    for file in sorted(path.rglob("*")):
+        name = str(file.relative_to(path))
+        if name == "metrics.jsonl":
+            files[name] = [without_times(json.loads(line)) for line in file.read_text().splitlines()]
+        elif name in ("state.json", "summary.json"):
+            files[name] = without_times(json.loads(file.read_text()))
+        elif name == "report.html":
+            files[name] = file.stat().st_size > 0
+        elif file.is_file() and name != ".lock":
+            files[name] = file.read_bytes()
+    return files
+
+
+@pytest.fixture(scope="module")
+def federation_of(tiny_recipe: Callable[..., Any]) -> Callable[..., Federation]:
+    def make(variant: str) -> Federation:
+        return Federation.from_recipe(tiny_recipe("training.local_steps=2", *VARIANTS[variant]))
+
+    return make
+
+
+def whole_run(federation: Federation, path: Path) -> tuple[dict[str, Any], int]:
+    """Run without interruption; return the results and the number of changes made on the disk."""
+    with killed_at(None, path) as changes:
+        fedsa.run(federation, path)
+    return results(path), len(changes)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_at_any_write_it_resumes_to_the_same_bytes(
+    federation_of: Callable[..., Federation], tmp_path: Path, variant: str
+) -> None:
+    federation = federation_of(variant)
+    expected, count = whole_run(federation, tmp_path / "whole")
+    assert count > 50
+    for number in range(0, count, 1 if variant == "plain" else 9):
+        path = tmp_path / f"killed-at-{number}"
+        with killed_at(number, path) as changes, pytest.raises(Killed):
+            fedsa.run(federation, path)
+        start_or_continue(federation, path)
+        assert results(path) == expected, changes[-1]
+
+
+def test_killed_again_and_again(federation_of: Callable[..., Federation], tmp_path: Path) -> None:
+    federation = federation_of("plain")
+    expected, _ = whole_run(federation, tmp_path / "whole")
+    rng = random.Random(0)
+    for attempt in range(4):
+        path, kills = tmp_path / f"attempt-{attempt}", 0
+        while True:
+            try:
+                with killed_at(rng.randrange(40), path):
+                    start_or_continue(federation, path)
+                break
+            except Killed:
+                kills += 1
+        assert kills > 1
+        assert results(path) == expected
+
+
+def test_a_resumed_run_counts_its_interruptions_and_keeps_its_clocks(
+    federation_of: Callable[..., Federation], tmp_path: Path
+) -> None:
+    federation, path = federation_of("plain"), tmp_path / "run"
+    _, count = whole_run(federation, tmp_path / "whole")
+    with killed_at(count * 2 // 3, path), pytest.raises(Killed):
+        fedsa.run(federation, path)
+    before = RunFolder.open(path).progress()
+    result = fedsa.resume(federation, path)
+    assert before is not None
+    assert before.round >= 1
+    assert result.summary["interruptions"] == 1
+    assert result.summary["train_seconds"] > before.train_seconds
+    assert result.summary["wall_seconds"] > before.wall_seconds
+
+
+def test_a_complete_run_is_not_measured_again(federation_of: Callable[..., Federation], tmp_path: Path) -> None:
+    federation, path = federation_of("plain"), tmp_path / "run"
+    first = fedsa.run(federation, path)
+    first.report.unlink()
+    again = fedsa.resume(federation, path)
+    assert again.summary == first.summary
+    assert again.report.exists()
+
+
+def test_other_settings_are_refused(
+    federation_of: Callable[..., Federation], tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    fedsa.run(federation_of("plain"), path)
+    other = Federation.from_recipe(tiny_recipe("training.local_steps=2", "rounds=2", "seed=1"))
+    with pytest.raises(RunFolderError, match="other settings"):
+        fedsa.resume(other, path)
+
+
+# -- real processes --------------------------------------------------------------------------------------------------
+
+LONG = ["rounds=9", "training.local_steps=10"]
+
+
+@pytest.fixture(scope="module")
+def long_run(tiny_recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an uninterrupted run of a second or two comes to."""
+    path = tmp_path_factory.mktemp("long") / "run"
+    fedsa.run(Federation.from_recipe(tiny_recipe(*LONG)), path)
+    return results(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(
+    ("signal_", "sign"),
+    [
+        (signal.SIGKILL, "clients/*/round-000004.safetensors"),
+        (signal.SIGKILL, "server/.round-*.partial"),
+        (signal.SIGINT, "server/round-000005.safetensors"),
+    ],
+    ids=["killed while clients train", "killed inside a write", "Ctrl-C"],
+)
+def test_a_process_that_is_stopped(
+    fedsa_command: Callable[..., Any],
+    recipe_file: Callable[..., Path],
+    long_run: dict[str, Any],
+    tmp_path: Path,
+    signal_: signal.Signals,
+    sign: str,
+) -> None:
+    path = tmp_path / "run"
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("fedsa")), "run", str(recipe_file(*LONG)), "--out", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        deadline = time.monotonic() + 60
+        while not any(path.glob(sign)):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+        process.send_signal(signal_)
+        out, err = process.communicate(timeout=30)
+    assert "Traceback" not in err
+    if signal_ is signal.SIGINT:
+        assert process.returncode == 130
+        assert f"go on with: fedsa resume {path}" in out
+        assert "finished rounds are saved" in out
+    else:
+        assert process.returncode == -signal.SIGKILL
+    assert not (path / "summary.json").exists()
+    outcome = fedsa_command("resume", path)
+    assert outcome.code == 0, outcome
+    assert results(path) == long_run
+
+
+def test_the_recipe_in_the_folder_is_the_one_that_resume_reads(
+    federation_of: Callable[..., Federation], tmp_path: Path
+) -> None:
+    federation = federation_of("plain")
+    fedsa.run(federation, tmp_path / "run")
+    assert (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8") == dump_recipe(federation.recipe)

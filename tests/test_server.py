@@ -1,0 +1,70 @@
+import torch
+
+from fedsa.algorithms.base import make_algorithm
+from fedsa.server import Server
+from fedsa.types import Factor, Key, Update
+
+A = Key("layer", Factor.A)
+
+
+def server_of(clients: int, **options) -> Server:
+    algorithm = make_algorithm("fedsa", {})
+    names = [f"c{number}" for number in reversed(range(clients))]
+    return Server(algorithm, algorithm.init({A: torch.zeros(1)}), names, **{"seed": 0, **options})
+
+
+def aggregated(values: dict[str, tuple[int, float]], **options) -> float:
+    """Return the server's value after a round in which each client sent one, with its number of examples."""
+    server = server_of(len(values), **options)
+    server.begin_round(1)
+    server.end_round(
+        1, [Update(client, 1, count, {A: torch.tensor([value])}) for client, (count, value) in values.items()]
+    )
+    return float(server.state.tensors[A])
+
+
+def test_weighting():
+    values = {"c0": (1, 8.0), "c1": (3, 4.0)}
+    assert aggregated(values) == 5.0  # (1·8 + 3·4) / 4
+    assert aggregated(values, weighting="uniform") == 6.0  # (8 + 4) / 2
+
+
+def test_a_sampled_client_may_be_missing():
+    server = server_of(3)
+    server.begin_round(1)
+    record = server.end_round(1, [Update("c1", 1, 7, {A: torch.tensor([2.0])}, {"loss": 1.0})])
+    assert record.clients == ("c0", "c1", "c2")
+    assert record.finished == ("c1",)
+    assert record.upload_bytes == {"c1": 4}
+    assert record.train_metrics == {"c1": {"loss": 1.0}}
+    assert float(server.state.tensors[A]) == 2.0
+    assert server.held == {"c1": 0}
+
+
+def test_every_client_trains_unless_a_fraction_is_given():
+    assert server_of(3).sample(1) == ("c0", "c1", "c2")
+
+
+def test_how_many_are_sampled():
+    sizes = {fraction: len(server_of(10, fraction_train=fraction).sample(1)) for fraction in (0.01, 0.25, 0.34, 0.96)}
+    assert sizes == {0.01: 1, 0.25: 3, 0.34: 3, 0.96: 10}
+
+
+def test_who_is_sampled_depends_on_seed_and_round_alone():
+    drawn = [server_of(20, fraction_train=0.5).sample(round) for round in range(1, 30)]
+    assert drawn == [server_of(20, fraction_train=0.5).sample(round) for round in range(1, 30)]
+    assert drawn != [server_of(20, fraction_train=0.5, seed=1).sample(round) for round in range(1, 30)]
+    assert len(set(drawn)) > 20
+    assert all(list(clients) == sorted(set(clients)) and len(clients) == 10 for clients in drawn)
+    assert {client for clients in drawn for client in clients} == set(server_of(20).clients)
+
+
+def test_a_client_gets_what_it_lacks_and_a_fresh_one_all():
+    server = server_of(2, held={"c0": 3})
+    server.begin_round(5)
+    server.end_round(5, [Update("c0", 5, 1, {A: torch.tensor([2.0])})])
+    assert server.held == {"c0": 4}
+    assert {client: set(payload.tensors) for client, payload in server.begin_round(6).items()} == {"c0": {A}, "c1": {A}}
+    server.end_round(6, [])
+    server.held["c1"] = 6
+    assert set(server.payload("c1", 7).tensors) == set()
