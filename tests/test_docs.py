@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsa.algorithms.base import make_algorithm
+from fedsa.algorithms import make_algorithm
 from fedsa.commands._settings import describe_settings
 from fedsa.types import Factor, Key
 

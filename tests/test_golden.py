@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedsa.algorithms.base import make_algorithm
+from fedsa.algorithms import make_algorithm
 from fedsa.engines.simulator import simulate
 from fedsa.federation import Federation
 from fedsa.recipe import apply_overrides, dump_recipe, parse_recipe

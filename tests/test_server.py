@@ -1,6 +1,6 @@
 import torch
 
-from fedsa.algorithms.base import make_algorithm
+from fedsa.algorithms import make_algorithm
 from fedsa.server import Server
 from fedsa.types import Factor, Key, Update
 

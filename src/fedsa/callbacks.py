@@ -111,7 +111,7 @@ def _find(name: str) -> type[Callback]:
         module, _, attribute = name.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise UserError(f"callback {name!r} cannot be imported: {error}") from None
         if not (isinstance(found, type) and issubclass(found, Callback)):
             raise UserError(f"{name!r} is no callback: it must be a class that derives from fedsa.callbacks.Callback")

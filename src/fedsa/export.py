@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftConfig
 from safetensors import SafetensorError
 
-from fedsa.algorithms.base import Algorithm, ServerState, make_algorithm
+from fedsa.algorithms import make_algorithm
+from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.client import personal_tensors
 from fedsa.errors import RunFolderError, UserError, near
 from fedsa.models import AdaptedModel, load_base, load_tokenizer, quiet
@@ -90,9 +92,19 @@ def export(
                 model.model.merge_and_unload(safe_merge=True).save_pretrained(staging)
             else:
                 model.model.save_pretrained(str(staging))
+                _sort_names(staging / "adapter_config.json")
             tokenizer.save_pretrained(staging)
             _card(recipe, summary, client, number, about[client], merged=merge).save(staging / "README.md")
     return targets
+
+
+def _sort_names(path: Path) -> None:
+    """Sort what PEFT writes in the order of a set, which differs from process to process: equal states, equal bytes."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(config.get(name), list):
+            config[name].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 @contextmanager

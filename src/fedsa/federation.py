@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from fedsa.adapters.factors import VARIANT_FACTORS
-from fedsa.algorithms.base import Algorithm, check_algorithm, make_algorithm
+from fedsa.algorithms import check_algorithm, make_algorithm
+from fedsa.algorithms.base import Algorithm
 from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
@@ -42,7 +43,6 @@ class Federation:
         algorithm: the method.
         model: the base with its adapter, shared by all clients.
         tokenizer: the base model's.
-        peft_config: PEFT's description of the adapter.
         task: the task.
         encoded: every row, as tokens.
         rows: the rows as text, and who holds which.
@@ -52,7 +52,6 @@ class Federation:
     algorithm: Algorithm
     model: AdaptedModel
     tokenizer: PreTrainedTokenizerBase
-    peft_config: PeftConfig
     task: Task
     encoded: Encoded
     rows: SharedRows
@@ -147,15 +146,17 @@ class Federation:
         algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
         tell("tokenising")
         used = np.unique(np.concatenate([part for parts in rows.partition.clients.values() for part in parts]))
+        chosen = model.config.target_modules
+        adapter = {"r": recipe.adapter.rank, "target_modules": chosen if isinstance(chosen, str) else sorted(chosen)}
         resolved = recipe.model_copy(
             update={
                 "compute": compute,
                 "share_head": algorithm.share_head,
-                "adapter": recipe.adapter.model_copy(update={"r": recipe.adapter.rank}),
+                "adapter": recipe.adapter.model_copy(update=adapter),
             }
         )
         encoded = task.encode(rows.table, used, tokenizer)
-        return cls(resolved, algorithm, model, tokenizer, config, task, encoded, rows)
+        return cls(resolved, algorithm, model, tokenizer, task, encoded, rows)
 
     @property
     def clients(self) -> tuple[str, ...]:

@@ -225,6 +225,8 @@ class AdaptedModel:
 
     Attributes:
         model: the PEFT model.
+        config: PEFT's description of the adapter, with what PEFT chose filled in.
+        variant: as `variant_of` says.
         initial: the tensors that every client starts from.
 
     Raises:
@@ -243,6 +245,7 @@ class AdaptedModel:
         except (ValueError, TypeError) as error:
             targets = f"target_modules = {getattr(config, 'target_modules', None)!r}"
             raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
+        self.config: Any = self.model.peft_config["default"]
         self.model.to(device)
         self.device, self.precision = device, precision
         self._parameters: dict[Key, nn.Parameter] = {}

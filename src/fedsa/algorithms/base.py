@@ -6,18 +6,11 @@ in, state comes out. What it does not say is FedAvg: the weighted mean of what c
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
-from fedsa.errors import ConfigError, Mistake, UserError, near
 from fedsa.types import Key, Payload, State, Update
 
 if TYPE_CHECKING:
@@ -30,10 +23,6 @@ __all__ = [
     "Algorithm",
     "Plan",
     "ServerState",
-    "algorithm_names",
-    "check_algorithm",
-    "find_algorithm",
-    "make_algorithm",
     "weighted_mean",
 ]
 
@@ -153,99 +142,3 @@ def weighted_mean(tensors: Iterable[Tensor], weights: Sequence[int]) -> Tensor:
     for term in rest:
         first += term
     return first
-
-
-def algorithm_names() -> list[str]:
-    """Return the names of the algorithms in this folder: their file names, sorted."""
-    import fedsa.algorithms as folder
-
-    return sorted(module.name for module in pkgutil.iter_modules(folder.__path__) if module.name != "base")
-
-
-def find_algorithm(name: str) -> type[Algorithm]:
-    """Return the algorithm of a name.
-
-    Args:
-        name: a file name in this folder, or ``package.module:Class`` for an algorithm that lives elsewhere.
-
-    Raises:
-        UserError: there is none of that name, or it is no Algorithm.
-    """
-    if ":" in name:
-        module_name, _, class_name = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
-            raise UserError(f"algorithm {name!r} cannot be imported: {error}") from None
-        if not (inspect.isclass(found) and issubclass(found, Algorithm)) or inspect.isabstract(found):
-            raise UserError(
-                f"{name!r} is no algorithm: it must be a class that derives from fedsa.algorithms.base.Algorithm"
-            )
-        return found
-    if name not in algorithm_names():
-        raise UserError(f"unknown algorithm {name!r}; {near(name, algorithm_names())}")
-    module = importlib.import_module(f"fedsa.algorithms.{name}")
-    (found,) = (
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Algorithm) and value.__module__ == module.__name__
-    )
-    return found
-
-
-def make_algorithm(name: str, options: Mapping[str, Any], share_head: bool | None = None) -> Algorithm:
-    """Return the algorithm of a name with its options, each checked against the field's type.
-
-    Args:
-        name: as for `find_algorithm`.
-        options: by field name.
-        share_head: None is the method's own default.
-
-    Raises:
-        UserError: no such algorithm.
-        ConfigError: options that it does not have, or of a wrong type or value.
-    """
-    cls = find_algorithm(name)
-    given = dict(options) | ({} if share_head is None else {"share_head": share_head})
-    known = {field.name for field in dataclasses.fields(cls)}
-    unknown = [
-        Mistake(f"algorithm_options.{option}", _unknown_option(name, option, known))
-        for option in options
-        if option not in known or option == "share_head"
-    ]
-    if unknown:
-        raise ConfigError(unknown)
-    try:
-        return TypeAdapter(cls).validate_python(given)
-    except ValidationError as error:
-        raise ConfigError(
-            [
-                Mistake(
-                    ".".join(["algorithm_options", *map(str, entry["loc"])]) if entry["loc"] else "algorithm",
-                    str(entry["ctx"]["error"]) if entry["type"] == "value_error" else entry["msg"],
-                )
-                for entry in error.errors(include_url=False)
-            ]
-        ) from None
-
-
-def _unknown_option(name: str, option: str, known: set[str]) -> str:
-    if option == "share_head":
-        return "give share_head at the top level of the recipe"
-    own = known - {"share_head"}
-    return f"{name} has no such option; {near(option, own) if own else 'it has none'}"
-
-
-def check_algorithm(data: Mapping[str, Any]) -> list[Mistake]:
-    """Return the mistakes in a recipe's raw data about its algorithm and the algorithm's options."""
-    name = data.get("algorithm", "fedsa")
-    options, share_head = data.get("algorithm_options", {}), data.get("share_head")
-    if not (isinstance(name, str) and isinstance(options, Mapping) and isinstance(share_head, bool | None)):
-        return []  # a wrong type is the recipe's own mistake to report
-    try:
-        make_algorithm(name, options, share_head)
-    except ConfigError as error:
-        return list(error.mistakes)
-    except UserError as error:
-        return [Mistake("algorithm", str(error))]
-    return []

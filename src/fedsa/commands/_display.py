@@ -45,7 +45,7 @@ def print_table(
     right_from: int | None = None,
     console: Console | None = None,
 ) -> None:
-    """Print a table; columns from ``right_from`` on are numbers, set right, and never cut, however narrow the terminal."""
+    """Print a table; columns from ``right_from`` on are numbers: set right, never cut or folded."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     needed = 0
     for number, (name, *cells) in enumerate(zip(header, *rows, strict=True)):
@@ -56,8 +56,9 @@ def print_table(
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right, min_width=least)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))  # as Text: a name may look like markup
-    console = console or Console(highlight=False, emoji=False)
-    console.print(table, width=max(console.width, needed), crop=False)
+    narrow = console or Console()
+    wide = Console(file=narrow.file, width=max(narrow.width, needed), highlight=False, emoji=False)
+    wide.print(table)
 
 
 @contextmanager

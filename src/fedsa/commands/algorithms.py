@@ -11,7 +11,7 @@ __all__ = ["command"]
 
 def command(json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False) -> None:
     """List the methods: what is shared, kept at the client and frozen, for each adapter variant."""
-    from fedsa.algorithms.base import algorithm_names
+    from fedsa.algorithms import algorithm_names
     from fedsa.commands._display import print_json, print_table
 
     entries = [_entry(name) for name in algorithm_names()]
@@ -39,7 +39,7 @@ def _entry(name: str) -> dict[str, Any]:
     import inspect
 
     from fedsa.adapters.factors import VARIANT_FACTORS
-    from fedsa.algorithms.base import find_algorithm
+    from fedsa.algorithms import find_algorithm
     from fedsa.types import Key
 
     cls = find_algorithm(name)

@@ -18,7 +18,7 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print counts as JSON.")] = False,
 ) -> None:
     """Show how a recipe's rows are shared out over clients and splits."""
-    from fedsa.algorithms.base import check_algorithm
+    from fedsa.algorithms import check_algorithm
     from fedsa.commands._display import print_json, print_table, status
     from fedsa.data.partition import label_counts, save_partition
     from fedsa.data.sharing import share_rows

@@ -20,7 +20,7 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
 ) -> None:
     """Train a federation; write adapters, numbers and a report into a run folder."""
-    from fedsa.algorithms.base import check_algorithm
+    from fedsa.algorithms import check_algorithm
     from fedsa.callbacks import check_callbacks
     from fedsa.commands._display import show_run
     from fedsa.recipe import apply_overrides, dump_recipe, parse_recipe, read_recipe

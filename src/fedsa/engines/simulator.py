@@ -74,7 +74,7 @@ class _Run:
         federation, folder = self.federation, self.folder
         folder.write_text("recipe.toml", dump_recipe(self.recipe))
         folder.write_json("environment.json", _environment(self.recipe.compute.model_dump()))
-        federation.peft_config.save_pretrained(str(folder.path))
+        federation.model.config.save_pretrained(str(folder.path))
         splits = {split: federation.label_counts(split) for split in SPLITS}
         folder.register_clients(
             {

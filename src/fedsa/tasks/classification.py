@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Classification", "TokenRows"]
 
+_WIDTH = 8  # batches are as wide as a multiple of this: kernels are compiled, and kept, for every width that occurs
 _TOKENIZE_ROWS = 1000  # rows tokenised at once: bounds memory, costs no speed
 
 
@@ -53,7 +54,7 @@ class TokenRows:
     def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
         """Return ``input_ids``, ``attention_mask``, ``labels`` and, where the model has them, ``token_type_ids``."""
         starts, ends = self.offsets[rows], self.offsets[np.asarray(rows) + 1]
-        longest = int((ends - starts).max())
+        longest = -(-int((ends - starts).max()) // _WIDTH) * _WIDTH
         ids = np.full((len(rows), longest), self.pad, dtype=np.int64)
         mask = np.zeros_like(ids)
         types = np.zeros_like(ids)

@@ -1,0 +1,251 @@
+"""The command line as a person and a script meet it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedsa.api
+import fedsa.commands._display as display
+
+FEDSA = str(Path(sys.executable).with_name("fedsa"))
+
+SUMMARY_KEYS = {
+    "algorithm": str,
+    "variant": str,
+    "rounds": int,
+    "clients": int,
+    "seed": int,
+    "chosen_round": int,
+    "test": dict,
+    "test_final": dict,
+    "trained_parameters": int,
+    "upload_parameters": int,
+    "upload_bytes": int,
+    "train_seconds": float,
+    "peak_rss_bytes": int,
+}
+
+
+def test_help_and_version_answer_at_once_and_without_torch() -> None:
+    code = (
+        "import sys\nfrom fedsa.cli import main\nsys.argv = ['fedsa', sys.argv[1]]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    for option, text in (("--help", "Usage: fedsa"), ("--version", "fedsa 0.")):
+        out = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=True).stdout
+        assert text in out
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([FEDSA, "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.4, statistics.median(seconds)
+
+
+def test_help_of_every_verb(fedsa_command: Callable[..., Any]) -> None:
+    verbs = re.findall(r"^  (\w+)  ", fedsa_command("--help").out.partition("Commands:")[2], re.MULTILINE)
+    assert set(verbs) >= {"run", "resume", "export", "data", "recipes", "algorithms"}
+    for verb in verbs:
+        assert f"Usage: fedsa {verb}" in fedsa_command(verb, "-h").out
+
+
+def test_recipes(fedsa_command: Callable[..., Any], tmp_path: Path) -> None:
+    assert "quickstart" in fedsa_command("recipes").out
+    entries = json.loads(fedsa_command("recipes", "--json").out)
+    assert "quickstart" in [entry["name"] for entry in entries]
+    assert all(entry["description"] for entry in entries)
+    text = fedsa_command("recipes", "quickstart").out
+    assert 'algorithm = "fedsa"' in text
+    assert re.search(r"^rounds = \d+$", text, re.MULTILINE)
+    assert re.search(r"^seed = \d+$", text, re.MULTILINE)
+
+
+def test_algorithms(fedsa_command: Callable[..., Any]) -> None:
+    entries = json.loads(fedsa_command("algorithms", "--json").out)
+    assert {entry["name"] for entry in entries} >= {"fedsa", "fedit", "ffa", "local"}
+    by_name = {entry["name"]: entry for entry in entries}
+    assert by_name["fedsa"]["variants"]["lora"] == {"shared": ["A"], "local": ["B", "head"], "frozen": []}
+    assert by_name["local"]["variants"]["lora"]["shared"] == []
+    out = fedsa_command("algorithms").out
+    assert all(name in out for name in by_name)
+
+
+def test_data_shows_draws_and_saves_a_partition(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = recipe_file("data.partition={kind='dirichlet', clients=4, dirichlet_alpha=1.0}")
+    saved, plots = tmp_path / "mine.json", [tmp_path / f"mix.{ending}" for ending in ("png", "svg", "pdf")]
+    counts = json.loads(fedsa_command("data", recipe, "--json", "--save", saved).out)
+    assert sum(count for splits in counts.values() for labels in splits.values() for count in labels.values()) == 180
+    for plot, start in zip(plots, (b"\x89PNG", b"<?xml", b"%PDF"), strict=True):
+        out = fedsa_command("data", recipe, "--plot", plot).out
+        assert plot.read_bytes().startswith(start)
+        assert str(plot) in out
+    assert all(client in out for client in counts)
+    assert "4 clients, 180 rows, 2 classes" in out
+    again = recipe_file(f"data.partition={{kind='saved', file='{saved}'}}", name="again")
+    assert json.loads(fedsa_command("data", again, "--json").out) == counts
+
+
+def test_run_prints_json_and_nothing_else(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    outcome = fedsa_command("run", recipe_file(), "--json", "--out", out, "--set", "rounds=1", "--set", "seed=7")
+    assert outcome.code == 0
+    summary = json.loads(outcome.out)
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert (summary["rounds"], summary["seed"]) == (1, 7)
+    assert "before training" in outcome.err
+
+
+def test_a_run_leaves_all_that_the_documentation_promises(finished_run: Path) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
+    for key, kind in SUMMARY_KEYS.items():
+        assert isinstance(summary[key], kind), key
+    for which in ("test", "test_final"):
+        assert summary[which].keys() >= {"weighted_mean", "mean", "std", "worst"}
+    assert summary["upload_bytes"] == 4 * summary["upload_parameters"]
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert {(line["round"], line["client"]) for line in lines} == {
+        (round, f"site {site}") for round in range(3) for site in range(3)
+    }
+    environment = json.loads((finished_run / "environment.json").read_text())
+    assert environment.keys() >= {"python", "torch", "transformers", "peft", "fedsa"}
+    html = (finished_run / "report.html").read_text(encoding="utf-8")
+    assert "site 1" in html
+    assert not re.search(r"""(src|href)=["']?https?://|@import|url\(["']?https?:""", html)
+
+
+def test_runs_without_out_are_numbered(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_file("rounds=1")
+    for _ in range(2):
+        assert fedsa_command("run", recipe).code == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["tiny", "tiny-2"]
+    assert fedsa_command("run", recipe, "--set", "data.split=no").code == 2
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["tiny", "tiny-2"]
+
+
+def test_a_finished_run_says_so_and_writes_its_report_anew(
+    fedsa_command: Callable[..., Any], finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (run / "report.html").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    monkeypatch.setattr(fedsa.api, "simulate", None)  # nothing is computed
+    outcome = fedsa_command("resume", run)
+    assert outcome.code == 0
+    assert f"{run} is complete: all 2 rounds are done" in outcome.out
+    assert "loading" not in outcome.err
+    assert (run / "report.html").exists()
+    assert {path: path.read_bytes() for path in before} == before
+    assert json.loads(fedsa_command("resume", run, "--json").out) == json.loads((run / "summary.json").read_text())
+
+
+class _Interrupting:
+    """The live display of a person who presses Ctrl-C when round 1 has ended, or at the very start."""
+
+    at = "on_round_end"
+
+    def __init__(self, console: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        def tell(*what: Any) -> None:
+            if event == self.at and (event != "on_round_end" or what[0] == 1):
+                raise KeyboardInterrupt
+
+        return tell
+
+
+@pytest.mark.parametrize(
+    ("at", "text"),
+    [
+        ("on_run_begin", "nothing was trained yet"),
+        ("on_client_trained", "finished rounds are saved (0)"),
+        ("on_round_end", "finished rounds are saved (1)"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(
+    fedsa_command: Callable[..., Any],
+    recipe_file: Callable[..., Path],
+    finished_run: Path,
+    tmp_path: Path,
+    at: str,
+    text: str,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Interrupting, "at", at)
+        patch.setattr(display, "_Live", _Interrupting)
+        outcome = fedsa_command("run", recipe_file(), "--out", tmp_path / "run")
+    assert outcome.code == 130
+    assert text in outcome.out
+    assert f"go on with: fedsa resume {tmp_path / 'run'}" in outcome.out
+    assert "Traceback" not in outcome.err
+    assert fedsa_command("resume", tmp_path / "run").code == 0
+    for path in (finished_run / "clients").rglob("*.safetensors"):
+        assert (tmp_path / "run" / path.relative_to(finished_run)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"COLUMNS": "40"}, {"TERM": "dumb"}], ids=str)
+def test_a_narrow_or_plain_terminal(
+    fedsa_command: Callable[..., Any],
+    recipe_file: Callable[..., Path],
+    finished_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for arguments in (["resume", finished_run], ["data", recipe_file()], ["algorithms"], ["recipes"]):
+        outcome = fedsa_command(*arguments)
+        assert outcome.code == 0
+        assert "\x1b" not in outcome.out
+    out = fedsa_command("resume", finished_run).out
+    assert len(re.findall(r"^site \d +39 ", out, re.MULTILINE)) == 3  # every client keeps its line
+
+
+def test_names_are_shown_as_they_are(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tiny_rows: Path, tmp_path: Path
+) -> None:
+    names = ["[red]", "\\[bold]:smile:", "Zürich/[/] ü"]
+    text = tiny_rows.read_text(encoding="utf-8")
+    for number, name in enumerate(names):
+        text = text.replace(f"site {number}", name)
+    rows = tmp_path / "rows.csv"
+    rows.write_text(text, encoding="utf-8")
+    recipe = recipe_file(f"data.path={rows}", "rounds=1")
+    outcome = fedsa_command("run", recipe, "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome
+    shown = fedsa_command("data", recipe).out
+    for name in names:
+        assert name in outcome.out
+        assert name in shown
+        assert fedsa_command("export", tmp_path / "run", "--client", name, "--to", tmp_path / str(hash(name))).code == 0
+    assert {path.parent.parent for path in (tmp_path / "run").rglob("clients/*/*")} == {tmp_path / "run" / "clients"}
+
+
+def test_output_to_a_reader_that_has_gone() -> None:
+    process = subprocess.Popen([FEDSA, "algorithms"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()

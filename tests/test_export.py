@@ -1,0 +1,166 @@
+"""Exports: what plain PEFT and plain transformers load gives the logits that the client has inside fedsa."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import fedsa
+from fedsa.export import export, personal_state
+from fedsa.federation import Federation
+from fedsa.store import RunFolder
+
+ADAPTERS = {
+    "lora": "adapter={r=2, lora_alpha=4, target_modules=['query', 'value']}",
+    "rslora": "adapter={variant='rslora', r=4, lora_alpha=4, target_modules=['query', 'value']}",
+    "vera": "adapter={variant='vera', r=8, target_modules=['query', 'value']}",
+}
+TEXTS = ["the film was great today", "a dull product", "we saw it very sad and fine", "happy"]
+CLIENTS = ["site 0", "site 1", "site 2"]
+
+
+@pytest.fixture(
+    scope="module",
+    params=list(itertools.product(ADAPTERS, ["fedsa", "fedit", "ffa", "local"])),
+    ids=lambda pair: "-".join(pair),
+)
+def trained(
+    request: pytest.FixtureRequest, tiny_recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Federation, Path]:
+    variant, algorithm = request.param
+    # four rounds of which the best on validation need not be the last; half of the clients train in each
+    recipe = tiny_recipe(
+        f"algorithm={algorithm}", ADAPTERS[variant], "rounds=4", "fraction_train=0.6", "training.learning_rate=0.05"
+    )
+    federation = Federation.from_recipe(recipe)
+    path = tmp_path_factory.mktemp("trained") / "run"
+    fedsa.run(federation, path)
+    return federation, path
+
+
+def inside(federation: Federation, run: Path, client: str, round: str) -> torch.Tensor:
+    """Return the logits of fedsa's own model with what the client would use written into it."""
+    summary = json.loads((run / "summary.json").read_text())
+    number = summary["chosen_round"] if round == "chosen" else summary["rounds"]
+    federation.model.write(personal_state(RunFolder.open(run), federation.algorithm, client, number))
+    federation.model.model.eval()
+    batch = federation.tokenizer(TEXTS, return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        return federation.model.model(**batch).logits
+
+
+def outside(model: torch.nn.Module, folder: Path) -> torch.Tensor:
+    """Return the logits of a model that fedsa has not touched, on tokens of the tokenizer beside it."""
+    batch = AutoTokenizer.from_pretrained(folder)(TEXTS, return_tensors="pt", padding=True)
+    model.eval()
+    with torch.inference_mode():
+        return model(**batch).logits
+
+
+def plain_base(tiny_model: Path) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2)
+
+
+@pytest.mark.parametrize("round", ["chosen", "final"])
+def test_peft_alone_gives_the_same_logits(
+    trained: tuple[Federation, Path], tiny_model: Path, tmp_path: Path, round: str
+) -> None:
+    federation, run = trained
+    folders = export(run, tmp_path / "all", round=round)
+    assert [folder.name[6:] for folder in folders] == CLIENTS
+    logits = []
+    for client, folder in zip(CLIENTS, folders, strict=True):
+        torch.manual_seed(12345)  # nothing may hang on what is drawn while loading
+        model = PeftModel.from_pretrained(plain_base(tiny_model), str(folder))
+        logits.append(outside(model, folder))
+        torch.testing.assert_close(logits[-1], inside(federation, run, client, round), atol=1e-5, rtol=0)
+    if not (federation.recipe.algorithm in ("fedit", "ffa") and federation.recipe.share_head):
+        assert not all(torch.equal(logits[0], other) for other in logits[1:])  # personal
+
+
+@pytest.mark.parametrize("round", ["chosen", "final"])
+def test_transformers_alone_gives_the_same_logits_from_a_merged_model(
+    trained: tuple[Federation, Path], tmp_path: Path, round: str
+) -> None:
+    federation, run = trained
+    (folder,) = export(run, tmp_path / "one", clients=["site 2"], round=round, merge=True)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    torch.testing.assert_close(outside(model, folder), inside(federation, run, "site 2", round), atol=1e-5, rtol=0)
+
+
+def test_every_folder_has_a_card_and_nothing_is_a_pickle(trained: tuple[Federation, Path], tmp_path: Path) -> None:
+    federation, run = trained
+    summary = json.loads((run / "summary.json").read_text())
+    folders = export(run, tmp_path / "adapters") + export(run, tmp_path / "models", merge=True)
+    for client, folder in zip(CLIENTS * 2, folders, strict=True):
+        merged = folder.parent.name == "models"
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.library_name == ("transformers" if merged else "peft")
+        assert card.data.pipeline_tag == "text-classification"
+        assert {"federated-learning", federation.recipe.algorithm, summary["variant"]} <= set(card.data.tags)
+        assert repr(client) in card.text
+        assert f"this is round {summary['chosen_round']} of 4" in card.text
+        names = {path.name for path in folder.iterdir()}
+        if not merged:  # in an order that does not hang on the process
+            config = json.loads((folder / "adapter_config.json").read_text())
+            assert config["target_modules"] == ["query", "value"]
+        assert names >= {"README.md", "tokenizer.json"}
+        weights = {"model.safetensors", "config.json"} if merged else {"adapter_model.safetensors"}
+        assert names >= weights
+    for place in (run, tmp_path):
+        assert not [path for path in place.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".pickle"}]
+
+
+def test_the_command_writes_what_python_writes(
+    fedsa_command: Callable[..., Any], finished_run: Path, tmp_path: Path
+) -> None:
+    outcome = fedsa_command("export", finished_run, "--all", "--to", tmp_path / "all")
+    assert outcome.code == 0
+    assert outcome.out.split("\n")[:-1] == [str(tmp_path / "all" / f"{n:05d}-site {n}") for n in range(3)]
+    one = fedsa_command("export", finished_run, "--client", "site 1", "--round", "final", "--to", tmp_path / "one")
+    assert one.out == f"{tmp_path / 'one'}\n"
+    python = export(finished_run, tmp_path / "python", clients=["site 1"], round="final")
+    for path in python[0].iterdir():
+        assert (tmp_path / "one" / path.name).read_bytes() == path.read_bytes()
+    several = export(finished_run, tmp_path / "several", clients=["site 2", "site 0"])
+    assert [folder.name for folder in several] == ["00002-site 2", "00000-site 0"]
+
+
+def test_what_a_killed_export_left_is_no_obstacle(finished_run: Path, tmp_path: Path) -> None:
+    staging = tmp_path / "to" / ".partial"
+    staging.mkdir(parents=True)
+    (staging / "adapter_model.safetensors").write_bytes(b"half")
+    (folder,) = export(finished_run, tmp_path / "to", clients=["site 1"])
+    assert not staging.exists()
+    assert (folder / "adapter_config.json").exists()
+
+
+@pytest.mark.xfail(strict=True, reason="models.load_base draws such layers, nothing saves them")
+def test_a_base_whose_checkpoint_lacks_more_than_the_head(
+    tiny_recipe: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    """A frozen layer that is drawn at random when the model is loaded must come with the export."""
+    from safetensors.torch import load_file, save_file
+
+    half = Path(shutil.copytree(tiny_model, tmp_path / "half"))
+    weights = {name: value for name, value in load_file(half / "model.safetensors").items() if "pooler" not in name}
+    save_file(weights, half / "model.safetensors", {"format": "pt"})
+    federation = Federation.from_recipe(tiny_recipe(f"model.path={half}"))
+    fedsa.run(federation, tmp_path / "run")
+    (folder,) = export(tmp_path / "run", tmp_path / "to", clients=["site 0"])
+    torch.manual_seed(12345)
+    model = PeftModel.from_pretrained(plain_base(half), str(folder))
+    torch.testing.assert_close(
+        outside(model, folder), inside(federation, tmp_path / "run", "site 0", "chosen"), atol=1e-5, rtol=0
+    )

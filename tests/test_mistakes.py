@@ -1,0 +1,591 @@
+"""A user's mistakes: each ends with exit code 2 and one clear message, and leaves nothing half-made behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedsa.store
+from fedsa.store import RunFolder, write_atomically
+
+ROWS = "text,label,site\n" + "".join(
+    f"the film was {word},{label},site {site}\n"
+    for site in range(2)
+    for word, label in [("dull", "bad"), ("fine", "good")] * 10
+)
+
+
+@pytest.fixture
+def refuses(fedsa_command: Callable[..., Any]) -> Callable[..., str]:
+    """Run a command that a user's mistake stops, and return its one message."""
+
+    def run(*arguments: object) -> str:
+        outcome = fedsa_command(*arguments)
+        assert outcome.code == 2, outcome
+        assert "Traceback" not in outcome.err
+        assert outcome.error.startswith("error: ")
+        assert not any(line.startswith("error: ") for line in outcome.error.splitlines()[1:])
+        return outcome.error.removeprefix("error: ")
+
+    return run
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A finished run that may be damaged."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def unfinish(run: Path) -> None:
+    """Take a finished two-round run back to the end of round 1, as if it had been interrupted there."""
+    state = json.loads((run / "state.json").read_text())
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = "".join(line for line in lines if json.loads(line)["round"] <= 1)
+    assert state["chosen_round"] == 1  # so its files are kept
+    state |= {"round": 1, "metrics_bytes": len(kept.encode()), "held": dict.fromkeys(state["held"], 0)}
+    (run / "state.json").write_text(json.dumps(state))
+    (run / "summary.json").unlink()
+    with RunFolder.open(run, write=True).locked() as folder:
+        progress = folder.progress()
+        assert progress is not None
+        folder.roll_back(progress)
+
+
+# -- the recipe ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        pytest.param(["roundz=3"], ["1 mistake", "roundz", "did you mean 'rounds'?"], id="unknown key"),
+        pytest.param(
+            ["training.learningrate=1"], ["training.learningrate", "'learning_rate'?"], id="unknown key, nested"
+        ),
+        pytest.param(["rounds=many"], ["rounds", "valid integer", "'many'"], id="bad type"),
+        pytest.param(["rounds=0"], ["rounds", "greater than 0", "got 0"], id="out of range"),
+        pytest.param(["fraction_train=1.5"], ["fraction_train", "less than or equal to 1", "1.5"], id="above range"),
+        pytest.param(["rounds=x", "seed=-1"], ["2 mistakes", "\n  rounds:", "\n  seed:"], id="two at once"),
+        pytest.param(
+            ["rounds=x", "algorithm=fedsaa", "callbacks=['tensorbord']"],
+            ["3 mistakes", "\n  rounds:", "\n  algorithm:", "\n  callbacks:"],
+            id="three of three layers at once",
+        ),
+        pytest.param(["rounds"], ["--set rounds", "expected key=value"], id="--set without ="),
+        pytest.param(["rounds.x=1"], ["--set rounds.x=1", "rounds is not a table"], id="--set below a value"),
+        pytest.param(["algorithm=fedsaa"], ["unknown algorithm 'fedsaa'", "did you mean 'fedsa'?"], id="algorithm"),
+        pytest.param(["algorithm=no.such:Method"], ["'no.such:Method' cannot be imported"], id="algorithm of a module"),
+        pytest.param(["algorithm_options={mu=1}"], ["algorithm_options.mu", "no such option"], id="algorithm option"),
+        pytest.param(["algorithm=local", "share_head=true"], ["share_head", "local"], id="local shares no head"),
+        pytest.param(
+            ["callbacks=['tensorbord']"], ["unknown callback", "did you mean 'tensorboard'?"], id="unknown callback"
+        ),
+        pytest.param(["adapter.variant=dora"], ["adapter.variant", "'lora', 'rslora' or 'vera'"], id="variant"),
+        pytest.param(
+            ["training.local_steps=1", "training.local_epochs=1"], ["local_steps or local_epochs"], id="both lengths"
+        ),
+        pytest.param(["data.partition={kind='iid'}"], ["data.partition", "needs `clients`"], id="partition in part"),
+        pytest.param(["model={}"], ["model.path", "is missing"], id="missing key"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_told_before_anything_is_made(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path, settings: list[str], parts: list[str]
+) -> None:
+    recipe, out = recipe_file(), tmp_path / "run"
+    message = refuses("run", recipe, "--out", out, *(word for setting in settings for word in ("--set", setting)))
+    assert all(part in message for part in parts), message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("verb", ["run", "data"])
+def test_a_recipe_that_is_not_there(refuses: Callable[..., str], tmp_path: Path, verb: str) -> None:
+    assert "no recipe 'quikstart': did you mean 'quickstart'?" in refuses(verb, "quikstart")
+    assert f"no recipe file {tmp_path / 'mine.toml'}" in refuses(verb, tmp_path / "mine.toml")
+
+
+def test_the_text_of_a_recipe_that_is_not_there(refuses: Callable[..., str]) -> None:
+    assert "did you mean 'quickstart'?" in refuses("recipes", "quikstart")
+
+
+def test_a_recipe_that_is_not_toml(refuses: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("rounds = = 3\n")
+    assert re.match(rf"{re.escape(str(path))} is not valid TOML: .*line 1", refuses("run", path))
+    path.write_bytes(b"rounds = '\xff'\n")
+    assert f"cannot read recipe {path}" in refuses("run", path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run"], ["run", "quickstart", "--outt", "x"], ["rum"], ["export", "x"], ["resume", "x", "y"], ["data", "--nope"]],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_shows_how_it_is_used(fedsa_command: Callable[..., Any], arguments: list[str]) -> None:
+    outcome = fedsa_command(*arguments)
+    assert outcome.code == 2
+    assert "Usage: fedsa" in outcome.err
+    assert "Error: " in outcome.err
+
+
+# -- the data --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        pytest.param(["data.partition.column=sitee"], ["'sitee': did you mean 'site'?"], id="missing column"),
+        pytest.param(
+            ["task.text_columns=['txt']", "task.label_column=lable"],
+            ["2 columns are missing", "'txt': did you mean 'text'?", "'lable': did you mean 'label'?"],
+            id="two missing columns",
+        ),
+        pytest.param(["data.partition.min_examples=500"], ["3 of 3 clients", "60 rows, fewer than"], id="too few rows"),
+        pytest.param(
+            ["data.partition={kind='iid', clients=179, min_examples=3}"], ["rows", "clients"], id="too many clients"
+        ),
+        pytest.param(["task.labels=['bad', 'ugly']"], ["label outside task.labels", "'good'"], id="unknown label"),
+        pytest.param(["data.split=trian"], ["no split 'trian'", "the splits are: train"], id="unknown split"),
+        pytest.param(
+            ["data.partition={kind='saved', file='none.json'}"], ["no partition file none.json"], id="no partition"
+        ),
+    ],
+)
+def test_data_that_does_not_fit_leaves_no_run_folder(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path, settings: list[str], parts: list[str]
+) -> None:
+    recipe, out = recipe_file(), tmp_path / "new" / "run"
+    message = refuses("run", recipe, "--out", out, *(word for setting in settings for word in ("--set", setting)))
+    assert all(part in message for part in parts), message
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        pytest.param("none.csv", None, ["no file or folder", "none.csv"], id="missing file"),
+        pytest.param("rows.csv", "", ["rows.csv is empty"], id="empty file"),
+        pytest.param("rows.csv", "text,label,site\n", ["no rows"], id="header only"),
+        pytest.param("rows.csv", ROWS + 'a,b,c,d,e,"f\n', ["rows.csv cannot be read"], id="malformed CSV"),
+        pytest.param("rows.jsonl", '{"text": "a", "label": \n', ["rows.jsonl cannot be read"], id="malformed JSON"),
+        pytest.param("rows.xlsx", "x", ["files of this kind are not read", ".csv"], id="unknown kind of file"),
+        pytest.param("rows.csv", ROWS + "fine,,site 0\n", ["1 of 41 rows", "missing label", "row 40"], id="no label"),
+        pytest.param(
+            "rows.csv",
+            ROWS.replace("good", "1").replace("bad", "-1"),
+            ["20 of 40 rows", "negative label", "row 0: -1"],
+            id="negative label",
+        ),
+        pytest.param("rows.csv", ROWS + "fine,good,site 2\n", ["client 'site 2': 1 rows"], id="nearly empty client"),
+        pytest.param("rows.csv", ROWS.replace("good", "bad"), ["1 class in 40 rows"], id="one class"),
+    ],
+)
+def test_rows_that_cannot_be_used(
+    refuses: Callable[..., str],
+    recipe_file: Callable[..., Path],
+    tmp_path: Path,
+    name: str,
+    content: str | None,
+    parts: list[str],
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    recipe, out = recipe_file(f"data.path={tmp_path / name}"), tmp_path / "run"
+    for command in (["run", recipe, "--out", out], ["data", recipe]):
+        message = refuses(*command)
+        assert all(part in message for part in parts), message
+    assert not out.exists()
+
+
+def test_a_label_outside_the_range(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text(ROWS.replace("good", "2").replace("bad", "0"), encoding="utf-8")
+    message = refuses("data", recipe_file(f"data.path={rows}", "task.labels=['no', 'yes']"))
+    assert "label out of range" in message
+    assert "labels run from 0 to 1" in message
+
+
+def test_a_drawing_that_cannot_be_written(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert "mix.docx" in refuses("data", recipe_file(), "--plot", tmp_path / "mix.docx")
+    assert "No such file or directory" in refuses("data", recipe_file(), "--plot", tmp_path / "no" / "mix.png")
+    assert "cannot write partition" in refuses("data", recipe_file(), "--save", tmp_path / "no" / "mix.json")
+
+
+# -- the model and the machine ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        pytest.param(
+            ["adapter.target_modules=['querry', 'value']"], ["no layer of this name: 'querry': did you mean 'query'?"]
+        ),
+        pytest.param(["adapter.target_modules=nothing.*"], ["target_modules"]),
+        pytest.param(["model.path=someone/no-such-model"], ["model.path = 'someone/no-such-model'", "no such local"]),
+        pytest.param(["model.path=part:minilm"], ["no packaged part 'minilm'"]),
+        pytest.param(["compute.device=cuda:9"], ["compute.device = 'cuda:9' cannot be used here"]),
+        pytest.param(["compute.device=gpu"], ["compute.device = 'gpu' cannot be used here"]),
+    ],
+    ids=["module", "pattern", "hub name", "part", "device", "no device"],
+)
+def test_a_model_that_cannot_be_used_leaves_no_run_folder(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path, settings: list[str], parts: list[str]
+) -> None:
+    message = refuses("run", recipe_file(*settings), "--out", tmp_path / "run")
+    assert all(part in message for part in parts), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_a_model(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "run"
+    assert "holds no model" in refuses("run", recipe_file(f"model.path={tmp_path / 'empty'}"), "--out", out)
+    assert not out.exists()
+
+
+def test_a_model_whose_file_is_cut_off(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    half = Path(shutil.copytree(tiny_model, tmp_path / "half"))
+    (half / "model.safetensors").write_bytes((half / "model.safetensors").read_bytes()[:1000])
+    assert "holds no model" in refuses("run", recipe_file(f"model.path={half}"), "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.xfail(strict=True, reason="models.AdaptedModel does not catch re.error")
+def test_a_pattern_that_is_no_pattern(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert "target_modules" in refuses("run", recipe_file("adapter.target_modules=*query"), "--out", tmp_path / "run")
+
+
+@pytest.mark.xfail(strict=True, reason="a misspelt adapter.modules_to_save is passed over")
+def test_modules_to_save_that_the_model_has_not(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    message = refuses("run", recipe_file("adapter.modules_to_save=['clasifier']"), "--out", tmp_path / "run")
+    assert "did you mean 'classifier'?" in message
+
+
+@pytest.mark.xfail(strict=True, reason="nobody compares task.max_length with the model's positions")
+def test_texts_that_are_too_long_for_the_model(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text(ROWS.replace("dull", "dull " * 40), encoding="utf-8")
+    outcome = fedsa_command("run", recipe_file(f"data.path={rows}", "rounds=1"), "--out", tmp_path / "run")
+    assert outcome.code in (0, 2)  # shortened to what the model takes, or refused
+
+
+def test_a_missing_extra_names_what_to_install(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    message = refuses("run", recipe_file("callbacks=['tensorboard']"), "--out", tmp_path / "run")
+    assert "callback 'tensorboard'" in message
+    assert "pip install 'fedsa[track]'" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_after_the_mend_the_same_command_works(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert fedsa_command("run", recipe_file("data.partition.column=sitee"), "--out", out).code == 2
+    out.mkdir()  # killed before the recipe was written: this is left
+    (out / ".lock").touch()
+    assert fedsa_command("run", recipe_file("rounds=1"), "--out", out).code == 0
+
+
+def test_a_folder_that_the_user_made_stays(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    refuses("run", recipe_file("data.partition.column=sitee"), "--out", tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+# -- the run folder --------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_folder_is_never_overwritten(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], run_copy: Path, tmp_path: Path
+) -> None:
+    before = contents(run_copy)
+    message = refuses("run", recipe_file(), "--out", run_copy)
+    assert "holds a run already" in message
+    assert f"fedsa resume {run_copy}" in message
+    assert contents(run_copy) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    assert "is not an empty folder" in refuses("run", recipe_file(), "--out", tmp_path / "mine")
+    assert "is not an empty folder" in refuses("run", recipe_file(), "--out", recipe_file())
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_a_run_folder_that_another_process_writes(refuses: Callable[..., str], run_copy: Path) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys\nfrom filelock import FileLock\n"
+            "with FileLock(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()",
+            str(run_copy / ".lock"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert f"{run_copy} is in use" in refuses("resume", run_copy)
+        holder.kill()
+    unfinish(run_copy)  # the lock of a dead process holds nobody up
+    with RunFolder.open(run_copy, write=True).locked() as folder:
+        assert folder.progress() is not None
+
+
+@pytest.mark.parametrize("verb", ["resume", "export"])
+def test_a_folder_that_is_no_run(refuses: Callable[..., str], tmp_path: Path, verb: str) -> None:
+    more = ["--all", "--to", tmp_path / "to"] if verb == "export" else []
+    assert f"{tmp_path} is not a run folder" in refuses(verb, tmp_path, *more)
+    assert f"{tmp_path / 'none'} does not exist" in refuses(verb, tmp_path / "none", *more)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["resume", "export"])
+def test_another_format_version(refuses: Callable[..., str], run_copy: Path, tmp_path: Path, verb: str) -> None:
+    state = json.loads((run_copy / "state.json").read_text())
+    (run_copy / "state.json").write_text(json.dumps({**state, "format": 99}))
+    message = refuses(verb, run_copy, *(["--all", "--to", tmp_path / "to"] if verb == "export" else []))
+    assert "run-folder format 99" in message
+    assert "environment.json" in message
+
+
+@pytest.mark.parametrize("damage", ["truncated", "nonsense", "missing"])
+@pytest.mark.parametrize("which", ["server", "client", "initial", "state", "clients", "recipe", "metrics"])
+def test_a_damaged_file_stops_a_resume(refuses: Callable[..., str], run_copy: Path, which: str, damage: str) -> None:
+    unfinish(run_copy)
+    path = {
+        "server": run_copy / "server" / "round-000001.safetensors",
+        "client": run_copy / "clients" / "00001-site 1" / "round-000001.safetensors",
+        "initial": run_copy / "initial.safetensors",
+        "state": run_copy / "state.json",
+        "clients": run_copy / "clients.json",
+        "recipe": run_copy / "recipe.toml",
+        "metrics": run_copy / "metrics.jsonl",
+    }[which]
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:10] if damage == "truncated" else b"\0nonsense")
+    before = contents(run_copy)
+    message = refuses("resume", run_copy)
+    assert before.items() <= contents(run_copy).items()
+    assert str(path.parent if which == "recipe" and damage == "missing" else path) in message
+    assert "damaged" in message or "unreadable" in message or "missing" in message or "not a run folder" in message
+
+
+@pytest.mark.parametrize("damage", ["truncated", "nonsense", "missing"])
+@pytest.mark.parametrize("which", ["server", "client", "initial", "summary", "clients", "recipe", "adapter_config"])
+def test_a_damaged_file_stops_an_export(
+    refuses: Callable[..., str], run_copy: Path, tmp_path: Path, which: str, damage: str
+) -> None:
+    final = json.loads((run_copy / "summary.json").read_text())["rounds"]
+    path = {
+        "server": run_copy / "server" / f"round-{final:06d}.safetensors",
+        "client": run_copy / "clients" / "00001-site 1" / f"round-{final:06d}.safetensors",
+        "initial": run_copy / "initial.safetensors",
+        "summary": run_copy / "summary.json",
+        "clients": run_copy / "clients.json",
+        "recipe": run_copy / "recipe.toml",
+        "adapter_config": run_copy / "adapter_config.json",
+    }[which]
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:10] if damage == "truncated" else b"\0nonsense")
+    to = tmp_path / "to"
+    message = refuses("export", run_copy, "--client", "site 1", "--round", "final", "--to", to)
+    assert str(path.parent if which == "recipe" and damage == "missing" else path) in message
+    assert not to.exists()
+
+
+def test_a_stray_folder_among_the_clients(refuses: Callable[..., str], run_copy: Path) -> None:
+    shutil.copytree(run_copy / "clients" / "00001-site 1", run_copy / "clients" / "copy")
+    assert "move it out of the run folder" in refuses("resume", run_copy)
+
+
+def test_rows_that_have_changed_stop_a_resume(
+    fedsa_command: Callable[..., Any],
+    refuses: Callable[..., str],
+    recipe_file: Callable[..., Path],
+    tiny_rows: Path,
+    tmp_path: Path,
+) -> None:
+    rows, out = tmp_path / "rows.csv", tmp_path / "run"
+    shutil.copy(tiny_rows, rows)
+    assert fedsa_command("run", recipe_file(f"data.path={rows}"), "--out", out).code == 0
+    unfinish(out)
+    before = contents(out)
+    rows.write_text(tiny_rows.read_text().replace("good", "bad", 1), encoding="utf-8")
+    assert "the clients' rows are not those that the run began with" in refuses("resume", out)
+    rows.unlink()
+    assert "no file or folder" in refuses("resume", out)
+    assert contents(out) == before
+    shutil.copy(tiny_rows, rows)
+    assert fedsa_command("resume", out).code == 0
+
+
+# -- export ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_that_is_asked_for_wrongly(refuses: Callable[..., str], finished_run: Path, tmp_path: Path) -> None:
+    to = tmp_path / "to"
+    assert "give --client ID, or --all" in refuses("export", finished_run, "--to", to)
+    assert "give --client ID, or --all" in refuses("export", finished_run, "--to", to, "--all", "--client", "site 1")
+    assert "no client 'sit 1'; did you mean 'site 1'?" in refuses(
+        "export", finished_run, "--to", to, "--client", "sit 1"
+    )
+    assert "--round best: must be chosen or final" in refuses(
+        "export", finished_run, "--to", to, "--all", "--round", "best"
+    )
+    assert not to.exists()
+    to.mkdir()
+    (to / "mine").touch()
+    assert "is not an empty folder" in refuses("export", finished_run, "--to", to, "--client", "site 1")
+    assert [path.name for path in to.iterdir()] == ["mine"]
+
+
+def test_an_export_before_the_run_is_finished(refuses: Callable[..., str], run_copy: Path, tmp_path: Path) -> None:
+    unfinish(run_copy)
+    message = refuses("export", run_copy, "--all", "--to", tmp_path / "to")
+    assert "summary.json is missing" in message
+    assert f"fedsa resume {run_copy}" in message
+
+
+# -- the disk --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A real file system of 400 kB."""
+    path = tmp_path_factory.mktemp("small-disk")
+    mount = shutil.which("mount")
+    command = [mount, "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(path)] if mount else ["false"]
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs can be mounted by root on Linux only")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture
+def small_disk(mounted: Path) -> Path:
+    """The small file system, empty."""
+    for entry in mounted.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return mounted
+
+
+def fill(disk: Path, *, leave: int) -> Path:
+    """Fill a disk up to ``leave`` bytes."""
+    path = disk / "filling"
+    path.unlink(missing_ok=True)
+    free = os.statvfs(disk)
+    path.write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - leave)))
+    return path
+
+
+@pytest.mark.parametrize("leave", [0, 8, 24, 40, 56, 80], ids=lambda kilobytes: f"{kilobytes} kB left")
+def test_a_full_disk(
+    fedsa_command: Callable[..., Any],
+    refuses: Callable[..., str],
+    recipe_file: Callable[..., Path],
+    small_disk: Path,
+    finished_run: Path,
+    leave: int,
+) -> None:
+    recipe, out = recipe_file(), small_disk / "run"
+    filling = fill(small_disk, leave=leave * 1024)
+    message = refuses("run", recipe, "--out", out)
+    assert "the disk is full" in message or "No space left on device; free some space" in message
+    filling.unlink()
+    assert not list(small_disk.rglob(".*.partial"))
+    outcome = fedsa_command("resume", out) if out.exists() else fedsa_command("run", recipe, "--out", out)
+    assert outcome.code == 0, outcome
+    for kind in ("server", "clients"):
+        assert contents(out / kind) == contents(finished_run / kind)
+    shutil.rmtree(out)
+
+
+def test_a_full_disk_at_export(refuses: Callable[..., str], small_disk: Path, finished_run: Path) -> None:
+    for leave in (0, 4096, 12288):
+        filling = fill(small_disk, leave=leave)
+        message = refuses("export", finished_run, "--client", "site 1", "--merge", "--to", small_disk / "to")
+        assert "the disk is full" in message or "No space left" in message
+        assert [path.name for path in small_disk.iterdir()] == ["filling"]
+        filling.unlink()
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"), (errno.EIO, "cannot")]
+)
+def test_a_write_that_fails_leaves_the_old_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, text: str
+) -> None:
+    path = tmp_path / "state.json"
+    write_atomically(path, b"old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fedsa.store.os, "fsync", fail)
+    with pytest.raises(fedsa.store.UserError, match=text):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_without_permission_to_write(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], run_copy: Path, tmp_path: Path
+) -> None:
+    if not hasattr(os, "geteuid") or os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert "cannot write" in refuses("run", recipe_file(), "--out", tmp_path / "closed" / "run")
+    run_copy.chmod(0o500)
+    assert "cannot write" in refuses("resume", run_copy)
+    run_copy.chmod(0o700)
+
+
+def test_a_lock_that_may_not_be_taken(
+    refuses: Callable[..., str], run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run_copy / ".lock"))
+
+    monkeypatch.setattr("fedsa.store.FileLock.acquire", deny)
+    assert f"cannot write {run_copy}: Permission denied" in refuses("resume", run_copy)
