@@ -4,8 +4,8 @@
 
 Each cell is one ordinary ``fedsa run`` in a process of its own; a run that is finished already is read, not repeated,
 so the command can be interrupted and given again. For each method the rate with the best validation figure (weighted
-mean at the chosen round, mean over the seeds) is taken; test figures are of that rate alone. Prints the table as
-Markdown, and writes it to OUT/table.md and all figures to OUT/results.json.
+mean at the chosen round, mean over the tuning seeds) is taken; test figures are of that rate alone, over all seeds.
+Prints the table as Markdown, and writes it to OUT/table.md and all figures to OUT/results.json.
 """
 
 from __future__ import annotations
@@ -72,20 +72,27 @@ def spread(values: list[float]) -> str:
     return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}" if len(values) > 1 else f"{100 * values[0]:.1f}"
 
 
-def table(results: dict[Cell, dict[str, Any]], methods: list[str], rates: list[float], seeds: list[int]) -> str:
+def best_rate(method: str, results: dict[Cell, dict[str, Any]]) -> float:
+    """Return the learning rate with the best mean validation figure among the results of a method."""
+    scores: dict[float, list[float]] = {}
+    for cell, summary in results.items():
+        if cell.method == method:
+            scores.setdefault(cell.rate, []).append(summary["chosen_score"])
+    return max(sorted(scores), key=lambda rate: mean(scores[rate]))
+
+
+def table(chosen: dict[str, float], results: dict[Cell, dict[str, Any]], seeds: list[int]) -> str:
     """Return the Markdown table."""
     lines = [
         "| method | rate | test, weighted | test, mean | worst client | final, weighted | chosen rounds | upload |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for method in methods:
-        by_rate = {rate: [results[Cell(method, rate, seed)] for seed in seeds] for rate in rates}
-        rate = max(rates, key=lambda rate: mean(summary["chosen_score"] for summary in by_rate[rate]))
-        chosen = by_rate[rate]
-        shown = [("test", "weighted_mean"), ("test", "mean"), ("test", "worst"), ("test_final", "weighted_mean")]
-        columns = [spread([summary[which][figure] for summary in chosen]) for which, figure in shown]
-        rounds = ", ".join(str(summary["chosen_round"]) for summary in chosen)
-        upload = f"{chosen[0]['upload_bytes']:,} B"
+    shown = [("test", "weighted_mean"), ("test", "mean"), ("test", "worst"), ("test_final", "weighted_mean")]
+    for method, rate in chosen.items():
+        runs = [results[Cell(method, rate, seed)] for seed in seeds]
+        columns = [spread([summary[which][figure] for summary in runs]) for which, figure in shown]
+        upload = f"{runs[0]['upload_bytes']:,} B"
+        rounds = ", ".join(str(summary["chosen_round"]) for summary in runs)
         lines.append(f"| {' | '.join([method, f'{rate:g}', *columns, rounds, upload])} |")
     return "\n".join(lines)
 
@@ -97,6 +104,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--rates", nargs="+", type=float, default=[2e-3, 5e-3, 1e-2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tuning-seeds", type=int, default=1, help="how many of the seeds the rate is chosen on")
     parser.add_argument("--set", dest="extra", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
@@ -114,7 +122,7 @@ def main() -> None:
     kept = ("chosen_score", "test", "test_final")
     figures = [
         {"method": cell.method, "rate": cell.rate, "seed": cell.seed, **{key: results[cell][key] for key in kept}}
-        for cell in cells
+        for cell in results
     ]
     (options.out / "results.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(text)

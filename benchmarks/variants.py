@@ -4,8 +4,8 @@
 
 For each of lora, rslora, vera × fedsa, fedit, ffa, local: an ordinary ``fedsa run`` of the recipe,
 ``fedsa export --all``, and for every client the largest difference of logits on its test rows between fedsa's own
-model and ``peft.PeftModel.from_pretrained`` on a plain transformers model, both in fp32. Exits with 1 if a loss does not
-fall or a difference is above 1e-5.
+model and ``peft.PeftModel.from_pretrained`` on a plain transformers model, both in fp32. Exits with 1 if a loss does
+not fall or a difference is above 1e-5.
 """
 
 from __future__ import annotations

@@ -146,7 +146,6 @@ def test_what_a_killed_export_left_is_no_obstacle(finished_run: Path, tmp_path: 
     assert (folder / "adapter_config.json").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="models.load_base draws such layers, nothing saves them")
 def test_a_base_whose_checkpoint_lacks_more_than_the_head(
     tiny_recipe: Callable[..., Any], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -157,16 +157,12 @@ def test_initialisations_that_leave_the_base_alone_are_taken(init):
 @pytest.mark.parametrize(
     ("targets", "text"),
     [
-        (["qeury"], "adapter.target_modules: the model has no layer of this name: 'qeury': did you mean 'query'?"),
-        (
-            ["query", "valeu"],
-            "adapter.target_modules: the model has no layer of this name: 'valeu': did you mean 'value'?",
-        ),
+        (["qeury"], "adapter.target_modules: the model has no layer 'qeury'; did you mean 'query'?"),
+        (["query", "valeu"], "adapter.target_modules: the model has no layer 'valeu'; did you mean 'value'?"),
         (
             ["q_proj", "v_proj"],
-            "adapter.target_modules: the model has no layer of this name: "
-            "'q_proj': known: classifier, dense, key, query, value; "
-            "'v_proj': known: classifier, dense, key, query, value (names of its linear layers)",
+            "adapter.target_modules: the model has no layer 'q_proj'; known: classifier, dense, key, query, value\n"
+            "adapter.target_modules: the model has no layer 'v_proj'; known: classifier, dense, key, query, value",
         ),
     ],
 )
@@ -275,12 +271,13 @@ def test_bf16_is_chosen_where_the_processor_has_it(monkeypatch, capabilities, pr
 
 
 def load(path, *, num_labels: int = 2, **options):
-    return load_base(
+    model, _ = load_base(
         ModelSettings(path=str(path), **options),
         auto_model="AutoModelForSequenceClassification",
         options={"num_labels": num_labels},
         seed=0,
     )
+    return model
 
 
 def test_a_base_is_loaded_for_evaluation_in_fp32(tiny_model):

@@ -17,7 +17,7 @@ from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.client import personal_tensors
 from fedsa.errors import RunFolderError, UserError, near
-from fedsa.models import AdaptedModel, load_base, load_tokenizer, quiet
+from fedsa.models import AdaptedModel, load_base, load_tokenizer, quiet, with_sorted_names
 from fedsa.recipe import Recipe
 from fedsa.seeds import derive_seed
 from fedsa.store import RunFolder, recipe_of, write_error
@@ -99,11 +99,8 @@ def export(
 
 
 def _sort_names(path: Path) -> None:
-    """Sort what PEFT writes in the order of a set, which differs from process to process: equal states, equal bytes."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("target_modules", "exclude_modules"):
-        if isinstance(config.get(name), list):
-            config[name].sort()
+    """Write PEFT's config again in one order: equal states, equal bytes."""
+    config = with_sorted_names(json.loads(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -138,7 +135,7 @@ def _label_names(about: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _model(run: Path, recipe: Recipe, task: Classification) -> AdaptedModel:
     seed = derive_seed(recipe.seed, "init")
-    base = load_base(recipe.model, auto_model=task.auto_model, options=task.model_options(), seed=seed)
+    base, _ = load_base(recipe.model, auto_model=task.auto_model, options=task.model_options(), seed=seed)
     try:
         config = PeftConfig.from_pretrained(str(run))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -17,7 +17,16 @@ from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
 from fedsa.errors import DataError
-from fedsa.models import AdaptedModel, load_base, load_tokenizer, peft_config_of, resolve_compute, variant_of
+from fedsa.models import (
+    AdaptedModel,
+    load_base,
+    load_tokenizer,
+    peft_config_of,
+    position_limit,
+    resolve_compute,
+    variant_of,
+    with_drawn_layers,
+)
 from fedsa.recipe import OBJECTS, AdapterSettings, ModelSettings, Recipe, TaskSettings, parse_recipe
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, Task
@@ -72,8 +81,9 @@ class Federation:
         rows = share_rows(recipe, on_progress=tell)
         task = _task(recipe.task, rows.label_names)
         tell("loading the model")
-        base = _base(recipe, task, tell)
-        config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=derive_seed(recipe.seed, "init"))
+        base, drawn = _base(recipe, task, tell)
+        seed = derive_seed(recipe.seed, "init")
+        config = with_drawn_layers(peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed), drawn)
         return cls._build(recipe, base, load_tokenizer(recipe.model), config, task, rows, tell)
 
     @classmethod
@@ -112,17 +122,17 @@ class Federation:
         rows = share_tables(named, recipe)
         the_task = _task(recipe.task, rows.label_names)
         if isinstance(model, str):
-            base, tokenizer = _base(recipe, the_task, tell), tokenizer or load_tokenizer(recipe.model)
+            (base, drawn), tokenizer = _base(recipe, the_task, tell), tokenizer or load_tokenizer(recipe.model)
         elif tokenizer is None:
             raise DataError("give tokenizer=... with a loaded model, or give the model as a name")
         else:
-            base = model
+            base, drawn = model, set()
             if base.config.num_labels != len(rows.label_names):
                 raise DataError(
                     f"the model's head has {base.config.num_labels} classes, the clients' rows have "
                     f"{len(rows.label_names)} ({', '.join(rows.label_names)}): load the model with that num_labels"
                 )
-        config = copy.deepcopy(peft_config)
+        config = with_drawn_layers(peft_config, drawn)
         config.task_type = the_task.peft_task_type
         return cls._build(recipe, base, tokenizer, config, the_task, rows, tell)
 
@@ -141,21 +151,25 @@ class Federation:
         model = AdaptedModel(
             base, config, seed=derive_seed(recipe.seed, "init"), device=compute.device, precision=compute.precision
         )
-        if base.config.pad_token_id is None:
-            base.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+        if base.config.pad_token_id is None:  # a decoder finds a row's last token by it
+            no_pad = tokenizer.pad_token_id is None
+            base.config.pad_token_id = tokenizer.eos_token_id if no_pad else tokenizer.pad_token_id
         algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
         tell("tokenising")
         used = np.unique(np.concatenate([part for parts in rows.partition.clients.values() for part in parts]))
         chosen = model.config.target_modules
         adapter = {"r": recipe.adapter.rank, "target_modules": chosen if isinstance(chosen, str) else sorted(chosen)}
+        limit = position_limit(base, tokenizer)
+        shortened = recipe.task.model_copy(update={"max_length": min(recipe.task.max_length, limit)})
         resolved = recipe.model_copy(
             update={
                 "compute": compute,
                 "share_head": algorithm.share_head,
                 "adapter": recipe.adapter.model_copy(update=adapter),
+                "task": shortened,
             }
         )
-        encoded = task.encode(rows.table, used, tokenizer)
+        encoded = task.encode(rows.table, used, tokenizer, limit=limit)
         return cls(resolved, algorithm, model, tokenizer, task, encoded, rows)
 
     @property
@@ -164,14 +178,12 @@ class Federation:
         return tuple(sorted(self.rows.partition.clients))
 
     def fingerprint(self) -> str:
-        """Return a hash of every client's rows and labels: a resumed run must have the same."""
-        digest = hashlib.sha256()
+        """Return a hash of every client's rows, tokens and labels: a resumed run must have the same."""
+        digest = hashlib.sha256(self.encoded.fingerprint().encode())
         for client in self.clients:
+            digest.update(json.dumps(client).encode())
             for part in self.rows.partition.clients[client]:
-                digest.update(np.ascontiguousarray(part).tobytes())
-                digest.update(self.rows.labels[part].tobytes())
-                digest.update(self.encoded.lengths[part].tobytes())
-            digest.update(client.encode() + b"\0")
+                digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def label_counts(self, split: SplitName) -> Mapping[str, Sequence[int]]:
@@ -195,7 +207,7 @@ def _task(settings: TaskSettings, label_names: Sequence[str]) -> Task:
     return Classification(tuple(settings.text_columns), tuple(label_names), settings.max_length)
 
 
-def _base(recipe: Recipe, task: Task, tell: Progress) -> PreTrainedModel:
+def _base(recipe: Recipe, task: Task, tell: Progress) -> tuple[PreTrainedModel, set[str]]:
     return load_base(
         recipe.model,
         auto_model=task.auto_model,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
+import copy
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,20 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["AdaptedModel", "load_base", "load_tokenizer", "peft_config_of", "quiet", "resolve_compute", "variant_of"]
+__all__ = [
+    "AdaptedModel",
+    "load_base",
+    "load_tokenizer",
+    "peft_config_of",
+    "position_limit",
+    "quiet",
+    "resolve_compute",
+    "variant_of",
+    "with_drawn_layers",
+    "with_sorted_names",
+]
+
+_HEADS = {"classifier", "score"}  # the names under which PEFT finds a classification head by itself
 
 
 def resolve_compute(settings: ComputeSettings) -> ComputeSettings:
@@ -40,7 +54,7 @@ def resolve_compute(settings: ComputeSettings) -> ComputeSettings:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # the device meta has no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"compute.device = {device!r} cannot be used here: {reason}") from None
@@ -112,8 +126,10 @@ def load_base(
     options: Mapping[str, Any],
     seed: int,
     on_progress: Callable[[str], None] | None = None,
-) -> PreTrainedModel:
-    """Return the base model in fp32 on the CPU, in evaluation mode.
+) -> tuple[PreTrainedModel, set[str]]:
+    """Return the base model in fp32 on the CPU, in evaluation mode, and its layers that the checkpoint does not have.
+
+    Such layers (a new head, a pooler) have random values, so they must be trained and go with the adapter.
 
     Args:
         settings: where it is.
@@ -130,18 +146,27 @@ def load_base(
     torch.manual_seed(seed)
     try:
         with quiet():
-            model: PreTrainedModel = getattr(transformers, auto_model).from_pretrained(
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = getattr(transformers, auto_model).from_pretrained(
                 location,
                 revision=settings.revision or "main",
                 dtype=torch.float32,
                 use_safetensors=True,
+                output_loading_info=True,
                 **options,
                 **extra,
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _not_loadable(settings, error) from error
+    model, report = loaded
+    drawn = {name.rpartition(".")[0] for name in report["missing_keys"]}
+    layers = sum(1 for module in model.modules() if not list(module.children()))
+    if len(drawn) > max(4, layers // 10):
+        raise ModelError(
+            f"model.path = {settings.path!r}: {len(drawn)} layers of {type(model).__name__} are not in the checkpoint "
+            f"({', '.join(sorted(drawn)[:3])}, ...): it is a checkpoint of another architecture"
+        )
     model.eval()
-    return model
+    return model, {name for name in drawn if not _HEADS & set(name.split("."))}
 
 
 def load_tokenizer(
@@ -158,6 +183,23 @@ def load_tokenizer(
             return transformers.AutoTokenizer.from_pretrained(location, revision=settings.revision or "main")
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loadable(settings, error) from error
+
+
+def with_drawn_layers(config: PeftConfig, drawn: set[str]) -> PeftConfig:
+    """Return a copy of the config that also trains the layers which the checkpoint did not have."""
+    copied: Any = copy.deepcopy(config)
+    if drawn:
+        copied.modules_to_save = sorted({*(copied.modules_to_save or ()), *drawn})
+    result: PeftConfig = copied
+    return result
+
+
+def with_sorted_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return PEFT's JSON with its lists of names sorted: it writes sets, in an order that differs from run to run."""
+    lists = ("target_modules", "exclude_modules", "modules_to_save")
+    return {
+        name: sorted(value) if name in lists and isinstance(value, list) else value for name, value in config.items()
+    }
 
 
 def peft_config_of(settings: AdapterSettings, *, task_type: str, seed: int) -> PeftConfig:
@@ -181,6 +223,12 @@ def peft_config_of(settings: AdapterSettings, *, task_type: str, seed: int) -> P
         lora_dropout=settings.dropout,
         use_rslora=settings.variant == "rslora",
     )
+
+
+def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the most tokens that model and tokenizer take in one row."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
 
 
 def variant_of(config: PeftConfig) -> str:
@@ -237,13 +285,13 @@ class AdaptedModel:
         self, base: PreTrainedModel, config: PeftConfig, *, seed: int, device: str = "cpu", precision: str = "fp32"
     ) -> None:
         self.variant = variant_of(config)
-        _check_targets(base, getattr(config, "target_modules", None))
+        _check_names(base, config)
         torch.manual_seed(seed)
         try:
             with quiet():
                 self.model: PeftModel = get_peft_model(base, config)
-        except (ValueError, TypeError) as error:
-            targets = f"target_modules = {getattr(config, 'target_modules', None)!r}"
+        except (ValueError, TypeError, re.error) as error:
+            targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
             raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
         self.config: Any = self.model.peft_config["default"]
         self.model.to(device)
@@ -294,18 +342,18 @@ class AdaptedModel:
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def _check_targets(base: nn.Module, targets: str | Iterable[str] | None) -> None:
-    """Refuse a target that matches no layer: PEFT itself only complains when none of them matches."""
-    if targets is None or isinstance(targets, str):
-        return
-    names = [name for name, module in base.named_modules() if not list(module.children())]
-    missing = [target for target in sorted(targets) if not any(f".{name}".endswith(f".{target}") for name in names)]
-    if missing:
-        layers = sorted(
-            {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear | nn.Conv1d)}
-        )
-        hints = "; ".join(f"{target!r}: {near(target, layers)}" for target in missing)
-        close = (
-            "" if any(difflib.get_close_matches(t, layers, n=1) for t in missing) else " (names of its linear layers)"
-        )
-        raise ModelError(f"adapter.target_modules: the model has no layer of this name: {hints}{close}")
+def _check_names(base: nn.Module, config: PeftConfig) -> None:
+    """Refuse a name that matches no layer: PEFT itself only complains when none of the targets matches."""
+    known = [name for name, _ in base.named_modules() if name]
+    leaves = [name for name, module in base.named_modules() if not list(module.children())]
+    linears = [name for name, layer in base.named_modules() if isinstance(layer, nn.Linear | nn.Conv1d)]
+    linear = {name.rpartition(".")[2] for name in linears}
+    tops = {name.partition(".")[0] for name in known} | linear
+    problems = []
+    for field, places, suggested in (("target_modules", leaves, linear), ("modules_to_save", known, tops)):
+        names = getattr(config, field, None)
+        for wanted in [] if names is None or isinstance(names, str) else sorted(set(names) - _HEADS):
+            if not any(f".{name}".endswith(f".{wanted}") for name in places):
+                problems.append(f"adapter.{field}: the model has no layer {wanted!r}; {near(wanted, suggested)}")
+    if problems:
+        raise ModelError("\n".join(problems))

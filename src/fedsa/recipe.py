@@ -34,6 +34,7 @@ __all__ = [
     "parse_recipe",
     "read_recipe",
     "recipe_names",
+    "with_absolute_paths",
 ]
 
 OBJECTS = "objects:"
@@ -248,7 +249,7 @@ def read_recipe(recipe: str) -> tuple[dict[str, Any], str]:
     known = recipe_names()
     if path.suffix == ".toml" or path.is_file():
         try:
-            text, name = path.read_text(encoding="utf-8"), path.stem
+            text, name = path.read_text(encoding="utf-8-sig"), path.stem
         except FileNotFoundError:
             raise UserError(f"no recipe file {recipe}; known recipes: {', '.join(known)}") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -289,6 +290,23 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
                 raise UserError(f"--set {override}: {parent} is not a table of settings")
         table[last] = _value(text.strip())
     return result
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with local paths made absolute, so that its run can be resumed from any folder.
+
+    A path counts as local where it exists; relative ones are taken from the current folder.
+    """
+    partition = recipe.data.partition
+    file = str(Path(partition.file).expanduser().absolute()) if partition.file else None
+    data = {"path": _absolute(recipe.data.path), "partition": partition.model_copy(update={"file": file})}
+    model = recipe.model.model_copy(update={"path": _absolute(recipe.model.path)})
+    return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=data)})
+
+
+def _absolute(path: str) -> str:
+    place = Path(path).expanduser()
+    return str(place.absolute()) if place.exists() else path
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def _share(rows: Rows, recipe: Recipe) -> SharedRows:
     for split, table in present.items():
         where = f"{recipe.data.path} ({split} rows)"
         require_columns(table, [*task.text_columns, task.label_column, *(extra if split == "train" else [])], where)
+        _require_texts(table, task.text_columns, where)
         names = class_names(table, task.label_column, names, where)
         numbers[split], names = encode_labels(
             table[task.label_column],
@@ -110,6 +111,22 @@ def _share(rows: Rows, recipe: Recipe) -> SharedRows:
     labels = np.concatenate([numbers[split] for split in present])
     fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
     return SharedRows(table, labels, tuple(names or ()), Partition(moved), (partition, fingerprint))
+
+
+def _require_texts(table: datasets.Dataset, columns: Sequence[str], where: str) -> None:
+    """Refuse rows without a text.
+
+    Raises:
+        DataError: with the number of such rows and the first of them, for every column.
+    """
+    problems = []
+    for column in columns:
+        empty = [number for number, text in enumerate(table[column]) if text is None]
+        if empty:
+            shown = ", ".join(map(str, empty[:5]))
+            problems.append(f"column {column!r} is empty in {len(empty)} rows (counted from 0: {shown})")
+    if problems:
+        raise DataError(f"{where}: {'; '.join(problems)}; fill them in or drop these rows")
 
 
 def _columns(table: datasets.Dataset, names: Sequence[str]) -> dict[str, Sequence[Any]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, final
 
 import torch
@@ -19,6 +22,7 @@ from fedsa.data.clients import SPLITS
 from fedsa.errors import RunFolderError
 from fedsa.evaluation import evaluate, majority_accuracy, summarize_clients
 from fedsa.federation import Federation
+from fedsa.models import with_sorted_names
 from fedsa.recipe import dump_recipe
 from fedsa.server import Server
 from fedsa.store import Progress, RunFolder
@@ -74,7 +78,10 @@ class _Run:
         federation, folder = self.federation, self.folder
         folder.write_text("recipe.toml", dump_recipe(self.recipe))
         folder.write_json("environment.json", _environment(self.recipe.compute.model_dump()))
-        federation.model.config.save_pretrained(str(folder.path))
+        with TemporaryDirectory() as place:
+            federation.model.config.save_pretrained(place)
+            config = json.loads((Path(place) / "adapter_config.json").read_text(encoding="utf-8"))
+        folder.write_json("adapter_config.json", with_sorted_names(config))
         splits = {split: federation.label_counts(split) for split in SPLITS}
         folder.register_clients(
             {
@@ -264,6 +271,7 @@ class _Run:
         }
         plan = federation.sharing_plan()
         sent = {key for key in self.initial if federation.algorithm.plan(key, 1).sent}
+        received = {key for key in self.initial if federation.algorithm.plan(key, 1).received}
         clients, labels = self.folder.read_json("clients.json"), federation.rows.labels
         return {
             "algorithm": recipe.algorithm,
@@ -284,6 +292,7 @@ class _Run:
             "trained_parameters": sum(entry["parameters"] for entry in plan if entry["trained"]),
             "upload_parameters": sum(entry["parameters"] for entry in plan if entry["sent"]),
             "upload_bytes": total_bytes({key: self.initial[key] for key in sent}),
+            "download_bytes": total_bytes({key: self.initial[key] for key in received}),
             "total_upload_bytes": progress.upload_bytes,
             "total_download_bytes": progress.download_bytes,
             "train_seconds": progress.train_seconds,

@@ -32,6 +32,10 @@ class Encoded(Protocol):
         """Shape (rows,): tokens of each row; 0 for a row that is not used."""
         ...
 
+    def fingerprint(self) -> str:
+        """Return a hash of all rows and labels."""
+        ...
+
     def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
         """Return the model's inputs for some rows, padded to the longest of them."""
         ...
@@ -51,8 +55,17 @@ class Task(ABC):
         """Return what the base model's config needs to know of the task (numbers and names of classes, say)."""
 
     @abstractmethod
-    def encode(self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-        """Return ``table`` encoded under its own row numbers; only ``rows`` need be there."""
+    def encode(
+        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+    ) -> Encoded:
+        """Return ``table`` encoded under its own row numbers.
+
+        Args:
+            table: all rows.
+            rows: the row numbers that are used; the others need not be encoded.
+            tokenizer: the base model's.
+            limit: the most tokens that the model takes in a row.
+        """
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

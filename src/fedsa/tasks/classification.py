@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -51,6 +52,13 @@ class TokenRows:
         """Tokens of each row."""
         return np.diff(self.offsets)
 
+    def fingerprint(self) -> str:
+        """Return a hash of tokens, lengths and labels."""
+        digest = hashlib.sha256()
+        for array in (self.tokens, self.segments, self.offsets, self.labels):
+            digest.update(b"-" if array is None else array.astype("<i8").tobytes())
+        return digest.hexdigest()
+
     def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
         """Return ``input_ids``, ``attention_mask``, ``labels`` and, where the model has them, ``token_type_ids``."""
         starts, ends = self.offsets[rows], self.offsets[np.asarray(rows) + 1]
@@ -97,8 +105,11 @@ class Classification(Task):
             "label2id": {name: number for number, name in enumerate(self.label_names)},
         }
 
-    def encode(self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase) -> TokenRows:
+    def encode(
+        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+    ) -> TokenRows:
         """Return ``rows`` of ``table`` as tokens. ``table`` has the class numbers in its column ``class_number``."""
+        longest = min(self.max_length, limit or self.max_length)
         rows = np.unique(rows)  # ascending: the order of offsets
         tokens, segments = [], []
         lengths = np.zeros(len(table), dtype=np.int64)
@@ -107,7 +118,7 @@ class Classification(Task):
             part = rows[start : start + _TOKENIZE_ROWS]
             texts = table[part]
             columns = [[str(text) for text in texts[column]] for column in self.text_columns]
-            encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
+            encoded = tokenizer(*columns, truncation=True, max_length=longest)
             lengths[part] = [len(ids) for ids in encoded["input_ids"]]
             tokens += [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
             if has_segments:
