@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import fedsa.store
+import fedsa.store.files
 from fedsa.store import RunFolder, write_atomically
 
 ROWS = "text,label,site\n" + "".join(
@@ -557,8 +557,8 @@ def test_a_write_that_fails_leaves_the_old_file(
     def fail(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(fedsa.store.os, "fsync", fail)
-    with pytest.raises(fedsa.store.UserError, match=text):
+    monkeypatch.setattr(fedsa.store.files.os, "fsync", fail)
+    with pytest.raises(UserError, match=text):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -582,5 +582,5 @@ def test_a_lock_that_may_not_be_taken(
     def deny(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run_copy / ".lock"))
 
-    monkeypatch.setattr("fedsa.store.FileLock.acquire", deny)
+    monkeypatch.setattr("fedsa.store.folder.FileLock.acquire", deny)
     assert f"cannot write {run_copy}: Permission denied" in refuses("resume", run_copy)

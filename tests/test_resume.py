@@ -23,7 +23,8 @@ import fedsa
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
-from fedsa.store import RunFolder, _load, _save
+from fedsa.store import RunFolder
+from fedsa.store.files import load_tensors, save_tensors
 
 VARIANTS = {
     "plain": ["rounds=2"],
@@ -290,14 +291,14 @@ def test_a_process_that_is_stopped(
 @pytest.mark.filterwarnings("ignore")  # a file that was being opened when the signal came
 def test_ctrl_c_while_a_checkpoint_is_read_is_no_damage(tmp_path: Path) -> None:
     path, rng, came = tmp_path / "state.safetensors", random.Random(0), 0
-    _save(path, {f"tensor {number}": torch.ones(4) for number in range(10)}, {})
+    save_tensors(path, {f"tensor {number}": torch.ones(4) for number in range(10)}, {})
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         for _ in range(200):
             signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.001 * rng.random())
             try:
                 while True:
-                    _load(path)
+                    load_tensors(path)
             except KeyboardInterrupt:
                 came += 1
     finally:

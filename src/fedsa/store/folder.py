@@ -1,25 +1,7 @@
-"""The run folder: the recipe, checkpoints, personal states and metrics. Atomic, versioned, no pickle.
-
-    recipe.toml                 the resolved recipe
-    environment.json            what it ran on
-    clients.json                client id -> folder, rows per split, label counts
-    partition.json              client id -> row numbers
-    adapter_config.json         PEFT's
-    initial.safetensors         the tensors that every client started from
-    server/round-000005.safetensors
-    clients/00003-amazon-1/round-000005.safetensors
-    metrics.jsonl               one line per round and client
-    state.json                  the commit point
-    summary.json, report.html   at the end
-
-Files of a round are written whole under new names; the round exists once ``state.json`` names it. So an interruption at
-any moment, inside a write too, leaves the last finished round as it was. A client's state is kept for its last round
-and for the chosen one.
-"""
+"""The run folder, and how far its run is."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -32,11 +14,10 @@ from typing import TYPE_CHECKING, Any, final
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
-from fedsa.errors import RunFolderError, UserError
+from fedsa.errors import RunFolderError
 from fedsa.recipe import Recipe, parse_recipe
+from fedsa.store.files import FORMAT, by_key, by_name, load_tensors, save_tensors, write_atomically, write_error
 from fedsa.types import Key, State
 
 if TYPE_CHECKING:
@@ -44,10 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["FORMAT", "ClientState", "Progress", "RunFolder", "recipe_of", "write_atomically", "write_error"]
-
-FORMAT = 1
-"""The version of the run folder's layout."""
+__all__ = ["ClientState", "Progress", "RunFolder", "recipe_of"]
 
 _ROUND_FILE = re.compile(r"round-(\d{6})\.safetensors")
 _FIRST_FILES = {"recipe.toml", ".recipe.toml.partial", ".lock"}  # all that `create` writes
@@ -99,38 +77,6 @@ class Progress:
     download_bytes: int = 0
     data: str = ""
     interruptions: int = 0
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, also when the process dies on the way.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        try:
-            temporary.unlink(missing_ok=True)
-        finally:
-            raise write_error(path, error) from error
-
-
-def write_error(path: Path, error: OSError) -> UserError:
-    """Return what to tell the user when a file cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"the disk is full: {path} could not be written. What was finished is safe: free some space, then repeat "
-            "the command (a run that has begun goes on with `fedsa resume`)"
-        )
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}; make its folder writable, or take another folder"
-    )
 
 
 @final
@@ -365,7 +311,7 @@ class RunFolder:
     def register_clients(self, clients: Mapping[str, Mapping[str, Any]]) -> None:
         """Write ``clients.json``: what is known of each client, and the folder of its state."""
         folders = {
-            client: f"{number:05d}-{quote(client, safe=' ').replace('%', '_')[:60].strip()}"
+            client: f"{number:05d}-{quote(client, safe=' ').replace('%', '_')[:60].strip(' .')}"
             for number, client in enumerate(sorted(clients))
         }
         self.write_json(
@@ -376,17 +322,17 @@ class RunFolder:
 
     def save_initial(self, tensors: State) -> None:
         """Write the tensors that every client starts from."""
-        _save(self.path / "initial.safetensors", _named(tensors), {})
+        save_tensors(self.path / "initial.safetensors", by_name(tensors), {})
 
     def load_initial(self) -> dict[Key, Tensor]:
         """Return the tensors that every client starts from."""
-        tensors, _ = _load(self.path / "initial.safetensors")
-        return _keyed(tensors)
+        tensors, _ = load_tensors(self.path / "initial.safetensors")
+        return by_key(tensors)
 
     def save_server(self, round: int, tensors: State, versions: Mapping[Key, int]) -> None:
         """Write the server's tensors after a round."""
         path = self.path / "server" / f"round-{round:06d}.safetensors"
-        _save(path, _named(tensors), {"versions": {str(key): version for key, version in versions.items()}})
+        save_tensors(path, by_name(tensors), {"versions": {str(key): version for key, version in versions.items()}})
 
     def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int]]:
         """Return the server's tensors and their versions after a round that is kept.
@@ -394,13 +340,13 @@ class RunFolder:
         Raises:
             RunFolderError: the round is not kept, or its file is damaged.
         """
-        tensors, about = _load(self.path / "server" / f"round-{round:06d}.safetensors")
-        return _keyed(tensors), {Key.parse(name): version for name, version in about["versions"].items()}
+        tensors, about = load_tensors(self.path / "server" / f"round-{round:06d}.safetensors")
+        return by_key(tensors), {Key.parse(name): version for name, version in about["versions"].items()}
 
     def save_client(self, client: str, round: int, state: ClientState) -> None:
         """Write a client's state after it trained in a round."""
-        tensors = _named(state.tensors) | {f"optimizer|{name}": value for name, value in state.optimizer_state.items()}
-        _save(self._client_file(client, round), tensors, {"held": state.held})
+        tensors = by_name(state.tensors) | {f"optimizer|{name}": value for name, value in state.optimizer_state.items()}
+        save_tensors(self._client_file(client, round), tensors, {"held": state.held})
         self._kept.setdefault(client, []).append(round)
 
     def load_client(self, client: str, round: int) -> ClientState | None:
@@ -414,13 +360,13 @@ class RunFolder:
         found = _last(self._kept.get(client, []), round)
         if found is None:
             return None
-        tensors, about = _load(self._client_file(client, found))
+        tensors, about = load_tensors(self._client_file(client, found))
         optimizer_state = {
             name.removeprefix("optimizer|"): tensors.pop(name)
             for name in list(tensors)
             if name.startswith("optimizer|")
         }
-        return ClientState(_keyed(tensors), optimizer_state, about["held"])
+        return ClientState(by_key(tensors), optimizer_state, about["held"])
 
     def _client_file(self, client: str, round: int) -> Path:
         return self.path / "clients" / self._folders[client] / f"round-{round:06d}.safetensors"
@@ -470,35 +416,3 @@ def _round_of(path: Path) -> int:
 
 def _last(rounds: Sequence[int], limit: int) -> int | None:
     return max((round for round in rounds if round <= limit), default=None)
-
-
-def _named(tensors: State) -> dict[str, Tensor]:
-    return {str(key): tensor for key, tensor in tensors.items()}
-
-
-def _keyed(tensors: Mapping[str, Tensor]) -> dict[Key, Tensor]:
-    return {Key.parse(name): tensor for name, tensor in tensors.items()}
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    # One metadata entry: the order of several is not fixed, and equal states must give equal bytes.
-    metadata = {"fedsa": json.dumps({"format": FORMAT, **about}, sort_keys=True)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
-    write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        # Not by safe_open: a Ctrl-C inside it comes out as a damaged file.
-        content = path.read_bytes()
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return load(content), json.loads(header["__metadata__"]["fedsa"])
-    except FileNotFoundError:
-        raise RunFolderError(f"checkpoint {path} is missing: restore it from a copy, or start the run again") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(
-            f"checkpoint {path} is unreadable ({error}): restore it from a copy, or start the run again"
-        ) from None

@@ -1,0 +1,23 @@
+"""The run folder: the recipe, checkpoints, personal states and metrics. Atomic, versioned, no pickle.
+
+    recipe.toml                 the resolved recipe
+    environment.json            what it ran on
+    clients.json                client id -> folder, rows per split, label counts
+    partition.json              client id -> row numbers
+    adapter_config.json         PEFT's
+    initial.safetensors         the tensors that every client started from
+    server/round-000005.safetensors
+    clients/00003-amazon-1/round-000005.safetensors
+    metrics.jsonl               one line per round and client
+    state.json                  the commit point
+    summary.json, report.html   at the end
+
+Files of a round are written whole under new names; the round exists once ``state.json`` names it. So an interruption at
+any moment, inside a write too, leaves the last finished round as it was. A client's state is kept for its last round
+and for the chosen one.
+"""
+
+from fedsa.store.files import FORMAT, write_atomically, write_error
+from fedsa.store.folder import ClientState, Progress, RunFolder, recipe_of
+
+__all__ = ["FORMAT", "ClientState", "Progress", "RunFolder", "recipe_of", "write_atomically", "write_error"]
