@@ -4,7 +4,8 @@
 
 Each cell is one ordinary ``fedsa run`` in a process of its own; a run that is finished already is read, not repeated,
 so the command can be interrupted and given again. For each method the rate with the best validation figure (weighted
-mean at the chosen round, mean over the tuning seeds) is taken; test figures are of that rate alone, over all seeds.
+mean at the chosen round, mean over the tuning seeds) is taken, and the rates are extended by a factor of two where the
+best is the lowest or the highest tried; test figures are of the chosen rate alone, over all seeds.
 Prints the table as Markdown, and writes it to OUT/table.md and all figures to OUT/results.json.
 """
 
@@ -81,6 +82,22 @@ def best_rate(method: str, results: dict[Cell, dict[str, Any]]) -> float:
     return max(sorted(scores), key=lambda rate: mean(scores[rate]))
 
 
+def scores(method: str, results: dict[Cell, dict[str, Any]]) -> dict[float, float]:
+    """Return a method's mean validation figure at each learning rate that was tried."""
+    by_rate: dict[float, list[float]] = {}
+    for cell, summary in results.items():
+        if cell.method == method:
+            by_rate.setdefault(cell.rate, []).append(summary["chosen_score"])
+    return {rate: mean(by_rate[rate]) for rate in sorted(by_rate)}
+
+
+def beyond(found: dict[float, float]) -> float | None:
+    """Return the next rate to try where the best so far is the lowest or the highest, else None."""
+    rates = list(found)
+    best = max(rates, key=lambda rate: found[rate])
+    return best / 2 if best == rates[0] else best * 2 if best == rates[-1] else None
+
+
 def table(chosen: dict[str, float], results: dict[Cell, dict[str, Any]], seeds: list[int]) -> str:
     """Return the Markdown table."""
     lines = [
@@ -91,8 +108,8 @@ def table(chosen: dict[str, float], results: dict[Cell, dict[str, Any]], seeds: 
     for method, rate in chosen.items():
         runs = [results[Cell(method, rate, seed)] for seed in seeds]
         columns = [spread([summary[which][figure] for summary in runs]) for which, figure in shown]
-        upload = f"{runs[0]['upload_bytes']:,} B"
         rounds = ", ".join(str(summary["chosen_round"]) for summary in runs)
+        upload = f"{runs[0]['upload_bytes']:,} B"
         lines.append(f"| {' | '.join([method, f'{rate:g}', *columns, rounds, upload])} |")
     return "\n".join(lines)
 
@@ -110,13 +127,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     options = parser.parse_args()
-    cells = [Cell(method, rate, seed) for seed in options.seeds for rate in options.rates for method in options.methods]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        futures = {
-            cell: pool.submit(run, cell, options.recipe, options.extra, options.out, options.threads) for cell in cells
-        }
-        results = {cell: future.result() for cell, future in futures.items()}
-    text = table(results, options.methods, options.rates, options.seeds)
+    seeds, tuning, methods = options.seeds, options.seeds[: options.tuning_seeds], options.methods
+    fixed = (options.recipe, options.extra, options.out, options.threads)
+    results: dict[Cell, dict[str, Any]] = {}
+
+    def run_all(cells: list[Cell]) -> None:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            futures = {cell: pool.submit(run, cell, *fixed) for cell in cells if cell not in results}
+            results.update({cell: future.result() for cell, future in futures.items()})
+
+    run_all([Cell(method, rate, seed) for seed in tuning for rate in options.rates for method in methods])
+    while more := {method: rate for method in methods if (rate := beyond(scores(method, results)))}:
+        run_all([Cell(method, rate, seed) for seed in tuning for method, rate in more.items()])
+    tried = {method: scores(method, results) for method in methods}
+    chosen = {method: max(found, key=lambda rate: found[rate]) for method, found in tried.items()}
+    run_all([Cell(method, chosen[method], seed) for seed in seeds for method in methods])
+    text = (
+        table(chosen, results, seeds)
+        + "\n\nrates tried (mean validation figure over the tuning seeds):\n"
+        + "".join(
+            f"\n- {method}: " + ", ".join(f"{rate:g} ({100 * score:.1f})" for rate, score in found.items())
+            for method, found in tried.items()
+        )
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
     kept = ("chosen_score", "test", "test_final")

@@ -96,7 +96,10 @@ def tiny_recipe(tiny_data: dict[str, Any]) -> Callable[..., Recipe]:
     from fedsa.recipe import apply_overrides
 
     def make(*overrides: str) -> Recipe:
-        return parse_recipe(apply_overrides(tiny_data, overrides))
+        data = apply_overrides(tiny_data, overrides)
+        if data["adapter"].get("variant") == "vera":
+            data["adapter"].pop("lora_alpha", None)
+        return parse_recipe(data)
 
     return make
 

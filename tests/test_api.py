@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 import fedsa
 from conftest import write_rows
 from fedsa.cli import main
-from fedsa.errors import ConfigError, DataError, ModelError, RunFolderError
-from fedsa.recipe import TaskSettings
+from fedsa.errors import ConfigError, DataError, ModelError, RunFolderError, UserError
+from fedsa.export import export, personal_state
+from fedsa.recipe import OBJECTS, TaskSettings, dump_recipe
+from fedsa.store import RunFolder
 
 SETTINGS: dict[str, Any] = {
     "rounds": 2,
@@ -37,6 +40,23 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
 
 def config() -> LoraConfig:
     return LoraConfig(r=2, lora_alpha=4, target_modules=["query", "value"])
+
+
+def loaded(tiny_model: Path, **options: Any) -> Any:
+    """Return a model that no name gives: its base and its head are changed in memory."""
+    torch.manual_seed(7)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) / 10)
+    return model
+
+
+def logits(model: torch.nn.Module, tokenizer: Any) -> torch.Tensor:
+    model.eval()
+    tokenizer = copy.deepcopy(tokenizer)  # it keeps how it was called
+    with torch.inference_mode():
+        return model(**tokenizer(["the film was great", "a dull product"], return_tensors="pt", padding=True)).logits
 
 
 def client_files(run: Path) -> dict[str, bytes]:
@@ -153,3 +173,176 @@ def test_global_random_state_is_not_an_input(tiny_model: Path, tables: dict[str,
         torch.manual_seed(number)
         fedsa.run(fedsa.Federation.from_objects(str(tiny_model), config(), tables, **SETTINGS), tmp_path / str(number))
     assert client_files(tmp_path / "0") == client_files(tmp_path / "1")
+
+
+# -- loaded models -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_loaded(tiny_model: Path, tables: dict[str, Dataset], tmp_path: Path) -> tuple[fedsa.Federation, fedsa.RunResult]:
+    federation = fedsa.Federation.from_objects(
+        loaded(tiny_model), config(), tables, tokenizer=AutoTokenizer.from_pretrained(tiny_model), **SETTINGS
+    )
+    return federation, fedsa.run(federation, tmp_path / "run")
+
+
+def inside(federation: fedsa.Federation, result: fedsa.RunResult, client: str) -> torch.Tensor:
+    """Return the logits of the federation's own model with what the client would use written into it."""
+    state = personal_state(RunFolder.open(result.path), federation.algorithm, client, result.summary["chosen_round"])
+    federation.model.write(state)
+    return logits(federation.model.model, federation.tokenizer)
+
+
+def test_result_of_a_loaded_model_exports_by_itself(
+    of_loaded: tuple[fedsa.Federation, fedsa.RunResult], tiny_model: Path, tmp_path: Path
+) -> None:
+    federation, result = of_loaded
+    assert federation.recipe.model.path == result.summary["model"] == OBJECTS
+    merged = result.export(tmp_path / "merged", merge=True)
+    adapters = result.export(tmp_path / "adapters")
+    for client, folder, whole in zip(federation.clients, adapters, merged, strict=True):
+        expected = inside(federation, result, client)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        by_peft = logits(PeftModel.from_pretrained(loaded(tiny_model), folder), tokenizer)
+        torch.testing.assert_close(by_peft, expected, atol=1e-5, rtol=0)
+        alone = logits(AutoModelForSequenceClassification.from_pretrained(whole), AutoTokenizer.from_pretrained(whole))
+        torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
+        assert f"Base model: `{tiny_model}`" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_run_of_a_loaded_model_is_exported_later_with_its_base(
+    of_loaded: tuple[fedsa.Federation, fedsa.RunResult], tiny_model: Path, tmp_path: Path
+) -> None:
+    federation, result = of_loaded
+    base, tokenizer = loaded(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    for missing in ({}, {"base": base}, {"tokenizer": tokenizer}):
+        with pytest.raises(UserError, match=r"loaded in Python: use result.export .* base=..., tokenizer=..."):
+            export(result.path, tmp_path / "to", **missing)
+    assert not (tmp_path / "to").exists()
+    before = logits(base, tokenizer)
+    for number, source in enumerate((base, lambda: loaded(tiny_model))):
+        for merge in (False, True):
+            to = tmp_path / f"{number}-{merge}"
+            later = export(result.path, to / "later", merge=merge, base=source, tokenizer=tokenizer)
+            now = result.export(to / "now", merge=merge)
+            for one, other in zip(later, now, strict=True):
+                assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
+                for path in one.iterdir():
+                    assert path.read_text("latin-1") == (other / path.name).read_text("latin-1"), path
+    assert torch.equal(logits(base, tokenizer), before)  # the user's own model is as it was
+    with pytest.raises(ModelError, match="an adapter already"):
+        export(result.path, tmp_path / "to", base=federation.model.model, tokenizer=tokenizer)
+    wrong = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tiny_model, num_labels=3))
+    with pytest.raises(ModelError, match="does not fit the model"):
+        export(result.path, tmp_path / "to", base=wrong, tokenizer=tokenizer)
+    assert not (tmp_path / "to").exists()
+
+
+def test_model_without_a_name_is_exported(tiny_model: Path, tables: dict[str, Dataset], tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tiny_model, num_labels=2))
+    model.config._name_or_path = model.name_or_path = ""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    federation = fedsa.Federation.from_objects(model, config(), tables, tokenizer=tokenizer, **SETTINGS)
+    result = fedsa.run(federation, tmp_path / "run")
+    (folder,) = result.export(tmp_path / "north", client="north")
+    assert "Base model: a model that was loaded in Python" in (folder / "README.md").read_text(encoding="utf-8")
+    (whole,) = result.export(tmp_path / "whole", client="south", merge=True)
+    torch.testing.assert_close(
+        logits(AutoModelForSequenceClassification.from_pretrained(whole), tokenizer),
+        inside(federation, result, "south"),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+def test_tokenizer_beside_a_name_is_exported(tiny_model: Path, tables: dict[str, Dataset], tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["umlaut"])
+    federation = fedsa.Federation.from_objects(str(tiny_model), config(), tables, tokenizer=tokenizer, **SETTINGS)
+    result = fedsa.run(federation, tmp_path / "run")
+    (live,) = result.export(tmp_path / "live", client="north")
+    (given,) = export(result.path, tmp_path / "given", clients=["north"], tokenizer=tokenizer)
+    for folder in (live, given):
+        assert "umlaut" in AutoTokenizer.from_pretrained(folder).get_vocab()
+
+
+def test_command_line_says_what_a_loaded_model_needs(
+    of_loaded: tuple[fedsa.Federation, fedsa.RunResult], fedsa_command: Any, tmp_path: Path
+) -> None:
+    _, result = of_loaded
+    outcome = fedsa_command("export", result.path, "--all", "--to", tmp_path / "to")
+    assert outcome.code == 2
+    assert "loaded in Python" in outcome.error
+    assert not (tmp_path / "to").exists()
+    assert fedsa_command("run", result.path / "recipe.toml", "--out", tmp_path / "again").code == 2
+
+
+def test_layers_outside_a_loaded_base_are_trained_and_exported(
+    tiny_model: Path, tables: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """DeBERTa's pooler lies beside its base, and most checkpoints lack it."""
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = DebertaV2ForSequenceClassification(DebertaV2Config(vocab_size=len(tokenizer), **shape))
+    chosen = LoraConfig(r=2, target_modules=["query_proj"])
+    federation = fedsa.Federation.from_objects(model, chosen, tables, tokenizer=tokenizer, **SETTINGS)
+    assert "pooler.dense.weight" in {key.module for key in federation.model.keys if key.factor.value == "head"}
+    (folder,) = fedsa.run(federation, tmp_path / "run").export(tmp_path / "north", client="north")
+    assert any("pooler" in name for name in load_file(folder / "adapter_model.safetensors"))
+
+
+def test_half_precision_is_cast_to_fp32(tiny_model: Path, tables: dict[str, Dataset]) -> None:
+    model, tokenizer = loaded(tiny_model, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(tiny_model)
+    federation = fedsa.Federation.from_objects(model, config(), tables, tokenizer=tokenizer, **SETTINGS)
+    assert {parameter.dtype for parameter in federation.model.model.parameters()} == {torch.float32}
+    assert {tensor.dtype for tensor in federation.model.initial.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("adapter", [config(), VeraConfig(r=4, target_modules=["query"])], ids=["lora", "vera"])
+def test_model_serves_one_federation(tiny_model: Path, tables: dict[str, Dataset], adapter: Any) -> None:
+    make, tokenizer = fedsa.Federation.from_objects, AutoTokenizer.from_pretrained(tiny_model)
+    model = loaded(tiny_model)
+    first = make(model, adapter, tables, tokenizer=tokenizer, **SETTINGS)
+    with pytest.raises(ModelError, match="an adapter already: load it afresh for each federation"):
+        make(model, adapter, tables, tokenizer=tokenizer, **SETTINGS)
+    del model.peft_config
+    with pytest.raises(ModelError, match="an adapter already"):
+        make(model, adapter, tables, tokenizer=tokenizer, **SETTINGS)
+    with pytest.raises(ModelError, match="an adapter already"):
+        make(first.model.model, adapter, tables, tokenizer=tokenizer, **SETTINGS)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_the_objects_rule_out(tiny_model: Path, tables: dict[str, Dataset]) -> None:
+    make, name = fedsa.Federation.from_objects, str(tiny_model)
+    with pytest.raises(ConfigError) as caught:
+        make({"pathh": name}, config(), tables, rounds=0, data={"path": "x"}, adapter={"r": 4})
+    message = str(caught.value)
+    assert message.startswith("5 mistakes in Federation.from_objects")
+    assert "data: comes from the objects; give `partition=`" in message
+    assert "adapter: comes from the objects; give it in peft_config" in message
+    assert "model.path: is missing" in message
+    with pytest.raises(ConfigError, match=r"data\.partition: .*'iid'"):
+        make(name, config(), tables, partition="iid", **SETTINGS)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="task: "):
+        make(name, config(), tables, task="sentiment", **SETTINGS)  # type: ignore[arg-type]
+
+
+def test_settings_of_model_and_partition_are_used(tiny_model: Path, tables: dict[str, Dataset]) -> None:
+    saved = LoraConfig(r=2, target_modules=["query"], modules_to_save=["pooler"])
+    federation = fedsa.Federation.from_objects(
+        {"path": str(tiny_model), "attn_implementation": "eager"},
+        saved,
+        tables,
+        partition={"max_examples": 20, "test_fraction": 0.5},
+        **SETTINGS,
+    )
+    assert federation.model.model.config._attn_implementation == "eager"
+    assert federation.recipe.model.attn_implementation == "eager"
+    assert federation.recipe.adapter.modules_to_save == ["pooler"]
+    assert [len(parts.test) for parts in federation.rows.partition.clients.values()] == [10, 10]
+    assert 'kind = "files"' in dump_recipe(federation.recipe)

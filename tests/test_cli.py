@@ -112,6 +112,17 @@ def test_run_prints_json_and_nothing_else(
     assert "before training" in outcome.err
 
 
+def test_figures_of_what_is_exported_are_shown_where_rounds_are_chosen_by_others(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], finished_run: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_file("rounds=1", "evaluation.evaluate_after=training")
+    out = fedsa_command("run", recipe, "--out", tmp_path / "run").out
+    assert "after its local training" in out
+    assert "as exported, final round 1: weighted mean" in out
+    assert "after the aggregate" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "as exported" not in fedsa_command("resume", finished_run).out
+
+
 def test_a_run_leaves_all_that_the_documentation_promises(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
     for key, kind in SUMMARY_KEYS.items():

@@ -5,11 +5,13 @@ import statistics
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsa.engines import simulator
 from fedsa.engines.simulator import simulate
+from fedsa.errors import TrainingError
 from fedsa.evaluation import Figures, evaluate, majority_accuracy, summarize, summarize_clients
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
@@ -100,8 +102,6 @@ def test_outputs_are_put_back_in_the_order_of_the_rows(tiny_run):
         labels = np.arange(6)
 
         def batch(self, rows):
-            import torch
-
             return {"rows": torch.as_tensor(np.asarray(rows))}
 
     class Echo:
@@ -176,8 +176,53 @@ def test_evaluate_every_skips_rounds_but_not_the_last(run_scripted, tmp_path):
     summary, _ = run_scripted({0: 0.1, 3: 0.9, 4: 0.5}, "evaluation.evaluate_every=3")
     assert summary["chosen_round"] == 3
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [round for round in range(5) for _ in range(3)]
     assert {line["round"] for line in lines if "validation" in line} == {0, 3, 4}
     assert {line["round"] for line in lines if line["train"]} == {1, 2, 3, 4}
+
+
+def test_every_client_has_a_line_in_every_round(tiny_run):
+    run = tiny_run("rounds=4", "fraction_train=0.4", "evaluation.evaluate_every=3")
+    lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["round"], line["client"]) for line in lines] == [
+        (round, client) for round in range(5) for client in run.federation.clients
+    ]
+    assert sum(line["train"] is not None for line in lines) == 4
+    assert all(line["train"] or line["upload_bytes"] == line["download_bytes"] == 0 for line in lines)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_told(tiny_recipe, tmp_path, monkeypatch, value):
+    federation = Federation.from_recipe(tiny_recipe("rounds=2"))
+    calls = itertools.count()
+
+    def broken(model, task, encoded, rows, *, batch_size):  # three clients in round 0, then client 1 of round 1
+        return {"examples": len(rows), "accuracy": 0.5, "loss": value if next(calls) == 4 else 1.0}
+
+    monkeypatch.setattr(simulator, "evaluate", broken)
+    with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
+        expected = r"^client 'site 1', round 1: the validation loss is not finite; lower training\.learning_rate$"
+        with pytest.raises(TrainingError, match=expected):
+            simulate(federation, folder)
+        progress = folder.progress()
+    assert progress is not None
+    assert progress.round == 0, "the round before is safe"
+
+
+def test_memory_that_runs_out_in_an_evaluation_is_told(tiny_recipe, tmp_path, monkeypatch):
+    federation = Federation.from_recipe(tiny_recipe("rounds=1"))
+
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(simulator, "evaluate", out_of_memory)
+    with (
+        RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder,
+        pytest.raises(
+            TrainingError, match=r"client 'site 0', round 0: out of memory .* lower evaluation.batch_size or"
+        ),
+    ):
+        simulate(federation, folder)
 
 
 def test_opposite_test_labels_leave_the_chosen_round(tiny_run, tiny_recipe, tmp_path, monkeypatch):
@@ -207,7 +252,7 @@ def test_opposite_test_labels_leave_the_chosen_round(tiny_run, tiny_recipe, tmp_
 
 EVALUATED = {
     "aggregate": ({"validation"}, {"test", "test_final"}),
-    "training": ({"validation"}, {"test", "test_final"}),
+    "training": ({"validation"}, {"test", "test_final", "test_after_aggregate", "test_final_after_aggregate"}),
     "both": (
         {"validation", "validation_after_training"},
         {"test", "test_final", "test_after_training", "test_final_after_training"},
@@ -225,9 +270,21 @@ def test_every_figure_says_what_it_was_measured_after(tiny_run, after):
     primary = "training" if after == "training" else "aggregate"
     assert run.summary["evaluated_after"] == primary
     for name in in_summary:
-        assert run.summary[name]["after"] == ("training" if name.endswith("_after_training") else primary)
+        assert run.summary[name]["after"] == (name.partition("_after_")[2] or primary)
         assert set(run.summary[name]) == {"round", "after", "weighted_mean", "mean", "std", "worst", "worst_client"}
         assert all(name in client for client in run.summary["per_client"].values())
+    for name in in_lines:
+        assert {line[name]["after"] for line in lines} == {name.partition("_after_")[2] or primary}
+
+
+def test_what_is_exported_is_measured_whatever_rounds_are_chosen_by(tiny_run):
+    training, aggregate = (
+        tiny_run("algorithm=fedit", f"evaluation.evaluate_after={after}") for after in ("training", "aggregate")
+    )
+    assert training.summary["test_final_after_aggregate"] == aggregate.summary["test_final"]
+    assert training.summary["test_after_aggregate"]["round"] == training.summary["chosen_round"]
+    for client, about in training.summary["per_client"].items():
+        assert about["test_final_after_aggregate"] == aggregate.summary["per_client"][client]["test_final"]
 
 
 def test_both_ways_give_what_each_gives_alone(tiny_run):

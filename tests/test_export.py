@@ -163,3 +163,46 @@ def test_a_base_whose_checkpoint_lacks_more_than_the_head(
     torch.testing.assert_close(
         outside(model, folder), inside(federation, tmp_path / "run", "site 0", "chosen"), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("after", ["aggregate", "training", "both"])
+@pytest.mark.parametrize("round", ["chosen", "final"])
+def test_the_card_states_the_score_of_the_tensors_beside_it(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, after: str, round: str
+) -> None:
+    """Exported is what a client would use next, whatever the rounds were chosen by."""
+    federation = Federation.from_recipe(
+        tiny_recipe("algorithm=fedit", f"evaluation.evaluate_after={after}", "training.learning_rate=0.05")
+    )
+    result = fedsa.run(federation, tmp_path / "run")
+    for client, folder in zip(federation.clients, result.export(tmp_path / "all", round=round), strict=True):
+        from fedsa.evaluation import evaluate
+
+        number = result.summary["chosen_round" if round == "chosen" else "rounds"]
+        federation.model.write(personal_state(RunFolder.open(result.path), federation.algorithm, client, number))
+        rows = federation.rows.partition.clients[client].test
+        score = evaluate(federation.model, federation.task, federation.encoded, rows, batch_size=64)["accuracy"]
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert f"own rows, after receiving the aggregate: {score:.4f} ({len(rows)} rows)" in card
+
+
+def test_the_card_of_an_older_run_states_no_other_score(finished_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "evaluated_after": "training"}))
+    (folder,) = export(run, tmp_path / "to", clients=["site 1"])
+    assert "after receiving the aggregate: not measured" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_the_result_exports_is_what_the_folder_exports(tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    result = fedsa.run(Federation.from_recipe(tiny_recipe()), tmp_path / "run")
+    for merge in (True, False):
+        pairs = zip(
+            result.export(tmp_path / f"live-{merge}", merge=merge),
+            export(result.path, tmp_path / f"disk-{merge}", merge=merge),
+            strict=True,
+        )
+        for live, disk in pairs:
+            assert sorted(path.name for path in live.iterdir()) == sorted(path.name for path in disk.iterdir())
+            for path in live.iterdir():
+                assert path.read_bytes() == (disk / path.name).read_bytes(), path

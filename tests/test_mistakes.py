@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import fedsa.store.files
+from fedsa.errors import UserError
 from fedsa.store import RunFolder, write_atomically
 
 ROWS = "text,label,site\n" + "".join(
@@ -203,6 +204,20 @@ def test_rows_that_cannot_be_used(
         message = refuses(*command)
         assert all(part in message for part in parts), message
     assert not out.exists()
+
+
+def test_columns_and_texts_that_are_no_mistake(
+    fedsa_command: Callable[..., Any], refuses: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    lines = [dict(zip(("text", "label", "site"), line.split(","), strict=True)) for line in ROWS.splitlines()[1:]]
+    rows = [{"class_number": "seven", "labels": 1, **line} for line in lines]
+    rows[0]["text"], rows[1]["text"] = "", "  "
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = recipe_file(f"data.path={path}", "rounds=1")
+    assert fedsa_command("run", recipe, "--out", tmp_path / "run").code == 0
+    path.write_text("\n".join(map(json.dumps, [{**rows[0], "text": None}, *rows[1:]])), encoding="utf-8")
+    assert "column 'text' is empty in 1 rows (counted from 0: 0)" in refuses("data", recipe)
 
 
 def test_a_label_outside_the_range(
@@ -398,6 +413,8 @@ def test_a_damaged_file_stops_a_resume(refuses: Callable[..., str], run_copy: Pa
     else:
         path.write_bytes(path.read_bytes()[:10] if damage == "truncated" else b"\0nonsense")
     before = contents(run_copy)
+    if which != "state":
+        before.pop("state.json")  # an interruption more is counted
     message = refuses("resume", run_copy)
     assert before.items() <= contents(run_copy).items()
     assert str(path.parent if which == "recipe" and damage == "missing" else path) in message

@@ -3,11 +3,21 @@ import re
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, VeraConfig
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 from fedsa.adapters.factors import VARIANT_FACTORS, key_of
 from fedsa.errors import ModelError
-from fedsa.models import AdaptedModel, load_base, load_tokenizer, peft_config_of, resolve_compute, variant_of
+from fedsa.models import (
+    AdaptedModel,
+    fit_padding,
+    load_base,
+    load_tokenizer,
+    peft_config_of,
+    position_limit,
+    resolve_compute,
+    variant_of,
+    with_drawn_layers,
+)
 from fedsa.recipe import AdapterSettings, ComputeSettings, ModelSettings
 from fedsa.types import Factor, Key
 
@@ -332,3 +342,60 @@ def test_a_damaged_model_is_refused(tiny_model, tmp_path):
 def test_the_initial_tensors_are_no_parameters(base):
     model = AdaptedModel(base, lora(), seed=0)
     assert not any(tensor.requires_grad for tensor in model.initial.values())
+
+
+# -- padding and positions --------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tiny_model):
+    tokenizer, model = load_tokenizer(ModelSettings(path=str(tiny_model))), load(tiny_model)
+    tokenizer.pad_token = None
+    tokenizer.eos_token = "[SEP]"
+    fit_padding(model, tokenizer)
+    assert tokenizer.pad_token == "[SEP]"
+    assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("[SEP]")
+    tokenizer.pad_token = tokenizer.eos_token = None
+    assert "neither a padding nor an end token" in error_of(fit_padding, model, tokenizer)
+
+
+def test_roberta_cannot_use_its_first_positions(tiny_model):
+    tokenizer = load_tokenizer(ModelSettings(path=str(tiny_model)))
+    config = RobertaConfig(
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=34,
+        pad_token_id=1,
+    )
+    model = RobertaForSequenceClassification(config).eval()
+    tokenizer.model_max_length = 10**30
+    limit = position_limit(model, tokenizer)
+    assert limit == 32
+    model(input_ids=torch.full((1, limit), 5))  # and one more would not fit
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, limit + 1), 5))
+    tokenizer.model_max_length = 20
+    assert position_limit(model, tokenizer) == 20
+
+
+def test_a_checkpoint_that_lacks_more_than_a_head_is_refused(tiny_model, tmp_path):
+    model = BertForSequenceClassification.from_pretrained(tiny_model)
+    state = {name: value for name, value in model.state_dict().items() if "layer.0" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    assert "lacks more of BertForSequenceClassification than a head" in error_of(load, tmp_path)
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_drawn_and_named(tiny_model, tmp_path):
+    model = BertForSequenceClassification.from_pretrained(tiny_model)
+    state = {name: value for name, value in model.state_dict().items() if "pooler" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    _, drawn = load_base(
+        ModelSettings(path=str(tmp_path)),
+        auto_model="AutoModelForSequenceClassification",
+        options={"num_labels": 2},
+        seed=0,
+    )
+    assert drawn == {"bert.pooler.dense"}
+    assert with_drawn_layers(lora(), drawn).modules_to_save == ["bert.pooler.dense"]

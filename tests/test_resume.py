@@ -7,10 +7,13 @@ import io
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +23,12 @@ import pytest
 import torch
 
 import fedsa
+from fedsa.callbacks import Callback
+from fedsa.engines.beginning import begin
+from fedsa.engines.simulator import simulate
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation
-from fedsa.recipe import dump_recipe
+from fedsa.recipe import dump_recipe, parse_recipe
 from fedsa.store import RunFolder
 from fedsa.store.files import load_tensors, save_tensors
 
@@ -226,6 +232,195 @@ def test_other_settings_are_refused(
     other = Federation.from_recipe(tiny_recipe("training.local_steps=2", "rounds=2", "seed=1"))
     with pytest.raises(RunFolderError, match="other settings"):
         fedsa.resume(other, path)
+
+
+def test_an_interruption_is_counted_before_the_next_round(
+    federation_of: Callable[..., Federation], tmp_path: Path
+) -> None:
+    federation, path = federation_of("plain"), tmp_path / "run"
+    stop_after(federation, path, 1)
+    for _ in range(2):
+        stop_after(federation, path, 1, again=True)
+    assert fedsa.resume(federation, path).summary["interruptions"] == 3
+
+
+# -- another federation ----------------------------------------------------------------------------------------------
+
+
+class Stop(Callback):
+    """A listener that ends the run after a round, or before it trains anyone."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_round_end(self, round: int, lines: Any, validation: Any) -> None:
+        if round == self.after:
+            raise Killed
+
+    def on_run_begin(self, run: Path, recipe: Any, clients: Any, finished_rounds: int) -> None:
+        if finished_rounds >= self.after:
+            raise Killed
+
+
+def stop_after(federation: Federation, path: Path, round: int, *, again: bool = False) -> None:
+    with pytest.raises(Killed):
+        (fedsa.resume if again else fedsa.run)(federation, path, callbacks=[Stop(round)])
+
+
+@pytest.fixture
+def stopped(federation_of: Callable[..., Federation], tmp_path: Path) -> Path:
+    """A run of two rounds that ended after its first."""
+    stop_after(federation_of("plain"), tmp_path / "stopped", 1)
+    return tmp_path / "stopped"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('algorithm = "fedsa"', 'algorithm = "fedit"'),
+        ("learning_rate = 0.01", "learning_rate = 0.02"),
+        ("rounds = 2", "rounds = 5"),
+        ('column = "site"', 'column = "site"\nmax_examples = 40'),
+    ],
+)
+def test_a_recipe_that_was_edited_is_refused(
+    fedsa_command: Callable[..., Any], stopped: Path, old: str, new: str
+) -> None:
+    recipe = stopped / "recipe.toml"
+    text = recipe.read_text(encoding="utf-8")
+    assert old in text
+    recipe.write_text(text.replace(old, new), encoding="utf-8")
+    before = results(stopped)
+    outcome = fedsa_command("resume", stopped)
+    assert outcome.code == 2
+    assert f"{recipe} was changed after the run began: put it back" in outcome.error
+    assert results(stopped) == before
+    recipe.write_text(text, encoding="utf-8")
+    assert fedsa_command("resume", stopped).code == 0
+
+
+def test_a_federation_of_other_settings_is_told_which(stopped: Path, tiny_recipe: Callable[..., Any]) -> None:
+    other = Federation.from_recipe(tiny_recipe("training.local_steps=3", "rounds=2", "share_head=true"))
+    with (
+        RunFolder.open(stopped, write=True).locked() as folder,
+        pytest.raises(RunFolderError, match=r"begun with other settings \(share_head, training.local_steps; see"),
+    ):
+        simulate(other, folder)
+
+
+def test_another_base_model_is_refused(federation_of: Callable[..., Federation], stopped: Path) -> None:
+    other = federation_of("plain")
+    with torch.no_grad():
+        next(tensor for name, tensor in other.model.model.named_parameters() if "word_embeddings" in name)[3, 3] += 1e-6
+    with pytest.raises(RunFolderError, match="the base model's weights are not those that the run began with"):
+        fedsa.resume(other, stopped)
+
+
+def test_another_adapter_config_is_refused(federation_of: Callable[..., Federation], stopped: Path) -> None:
+    other = federation_of("plain")
+    other.model.config.lora_alpha += 1
+    with pytest.raises(RunFolderError, match="the adapter's PEFT config is not the one that the run began with"):
+        fedsa.resume(other, stopped)
+
+
+def test_other_tensors_are_refused(federation_of: Callable[..., Federation], stopped: Path) -> None:
+    lost = federation_of("plain")
+    key = max(lost.model.initial)
+    lost.model.initial = {k: tensor for k, tensor in lost.model.initial.items() if k != key}
+    with pytest.raises(RunFolderError, match=f"the adapter's tensors are not those .*{re.escape(str(key))}"):
+        fedsa.resume(lost, stopped)
+    other = federation_of("plain")
+    other.model.initial = {k: tensor + 1 for k, tensor in other.model.initial.items()}
+    with pytest.raises(RunFolderError, match="the initial tensors are not those"):
+        fedsa.resume(other, stopped)
+
+
+def test_training_leaves_the_fingerprints_as_they_are(federation_of: Callable[..., Federation], tmp_path: Path) -> None:
+    federation = federation_of("plain")
+    fresh = begin(federation, RunFolder.create(tmp_path / "fresh", "")).fingerprints
+    fedsa.run(federation, tmp_path / "run")
+    assert begin(federation, RunFolder.create(tmp_path / "again", "")).fingerprints == fresh
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["adapter={variant='vera'}"],
+        ["adapter.target_modules=all-linear"],
+        ["adapter.target_modules=.*query"],
+        ["adapter={r=2}", "training={local_epochs=1, max_grad_norm='none'}"],
+        ["task.max_length=500", "share_head=true", "callbacks=['tensorboard']"],
+        ["compute={}", "algorithm_options={}", "evaluation.evaluate_after=both"],
+    ],
+    ids=str,
+)
+def test_a_resolved_recipe_resolves_to_itself(tiny_recipe: Callable[..., Any], settings: list[str]) -> None:
+    resolved = dump_recipe(Federation.from_recipe(tiny_recipe(*settings)).recipe)
+    again = Federation.from_recipe(parse_recipe(tomllib.loads(resolved)))
+    assert dump_recipe(again.recipe) == resolved
+
+
+# -- missing files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["last", "chosen"])
+def test_a_client_file_that_a_kept_round_needs_is_missed(
+    tiny_run: Callable[..., Any], tmp_path: Path, which: str
+) -> None:
+    run = tiny_run("rounds=4", "fraction_train=0.4", "training.learning_rate=0.03")
+    path = Path(shutil.copytree(run.folder.path, tmp_path / "run"))
+    state = json.loads((path / "state.json").read_text())
+    needed = {client: held + 1 for client, held in state["held"].items()}
+    if which == "chosen":
+        state |= {"chosen_round": 4, "chosen_files": needed, "held": {}}
+        (path / "state.json").write_text(json.dumps(state))
+    for client, round in needed.items():
+        about = json.loads((path / "clients.json").read_text())[client]
+        file = path / "clients" / about["folder"] / f"round-{round:06d}.safetensors"
+        content = file.read_bytes()
+        file.unlink()
+        with pytest.raises(RunFolderError, match=f"checkpoint {re.escape(str(file))} is missing"):
+            RunFolder.open(path)
+        file.write_bytes(content)
+        RunFolder.open(path)
+
+
+def test_a_later_file_will_do_where_an_update_was_lost(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_run().folder.path, tmp_path / "run"))
+    state = json.loads((path / "state.json").read_text())
+    state |= {"held": {**state["held"], "site 1": 0}, "chosen_round": 2, "chosen_files": {"site 1": 1}}
+    (path / "state.json").write_text(json.dumps(state))
+    (path / "clients" / "00001-site 1" / "round-000001.safetensors").unlink(missing_ok=True)
+    RunFolder.open(path)
+    state["held"]["site 1"] = 2  # but an earlier one will not
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(RunFolderError, match=r"round-000003.safetensors is missing"):
+        RunFolder.open(path)
+
+
+def test_the_commit_point_says_which_files_the_chosen_round_needs(tiny_run: Callable[..., Any]) -> None:
+    run = tiny_run("rounds=4", "fraction_train=0.4", "training.learning_rate=0.03")
+    progress = run.folder.progress()
+    assert progress is not None
+    for client in run.federation.clients:
+        trained = [
+            json.loads(line)["round"]
+            for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()
+            if json.loads(line)["client"] == client and json.loads(line)["train"]
+        ]
+        before = [round for round in trained if round <= progress.chosen_round]
+        assert progress.chosen_files.get(client) == (max(before) if before else None)
+
+
+def test_a_folder_that_cannot_be_opened_is_not_kept_locked(stopped: Path) -> None:
+    state = (stopped / "state.json").read_bytes()
+    (stopped / "state.json").write_text("{}")
+    with pytest.raises(RunFolderError) as kept:  # with its traceback, so that nothing is collected
+        RunFolder.open(stopped, write=True)
+    (stopped / "state.json").write_bytes(state)
+    RunFolder.open(stopped, write=True).close()
+    assert kept.value
 
 
 # -- real processes --------------------------------------------------------------------------------------------------

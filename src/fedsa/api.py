@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -28,17 +28,44 @@ class RunResult:
         path: the run folder.
         summary: what ``summary.json`` holds.
         report: ``report.html``.
+
+    It keeps the federation's model and tokenizer alive, for `export`.
     """
 
     path: Path
     summary: dict[str, Any]
     report: Path
+    _federation: Federation = field(repr=False, compare=False)
 
     def export(
         self, to: str | Path, *, client: str | None = None, round: str = "chosen", merge: bool = False
     ) -> list[Path]:
-        """Write one client's adapter, or every client's, as folders that PEFT loads; see `fedsa.export.export`."""
-        return export(self.path, Path(to), clients=None if client is None else [client], round=round, merge=merge)
+        """Write one client's adapter, or every client's, as folders that PEFT loads; see `fedsa.export.export`.
+
+        It needs nothing but the disk: base model and tokenizer are those of the federation. The adapter in the
+        federation's model ends with a client's tensors; a merge works on a copy of the model.
+
+        Args:
+            to: one client's files go right here; every client's into one sub-folder each.
+            client: its id; None: all.
+            round: ``chosen`` or ``final``.
+            merge: write the whole model with the adapter's update added to its weights.
+
+        Returns:
+            The folders, in the order of the clients.
+
+        Raises:
+            UserError: no such client or round, or the target is not empty.
+        """
+        return export(
+            self.path,
+            Path(to),
+            clients=None if client is None else [client],
+            round=round,
+            merge=merge,
+            base=self._federation.model,
+            tokenizer=self._federation.tokenizer,
+        )
 
 
 def run(federation: Federation, out: str | Path, *, callbacks: Sequence[Callback] = ()) -> RunResult:
@@ -88,4 +115,4 @@ def finish(federation: Federation, folder: RunFolder, callbacks: Sequence[Callba
     if summary is None:
         listeners = [*callbacks, *make_callbacks(federation.recipe.callbacks)]
         summary = simulate(federation, folder, listeners)
-    return RunResult(folder.path, summary, write_report(folder.path))
+    return RunResult(folder.path, summary, write_report(folder.path), federation)

@@ -64,7 +64,7 @@ class TensorBoard(Callback):
             if line["train"]:
                 self._writer.add_scalar(f"train_loss/{line['client']}", line["train"]["loss"], round)
             for name, value in line.get("validation", {}).items():
-                if name != "examples":
+                if name not in ("after", "examples"):
                     self._writer.add_scalar(f"validation_{name}/{line['client']}", value, round)
         for name in ("weighted_mean", "mean", "worst"):
             if validation:

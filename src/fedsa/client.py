@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, final
 
+import torch
+
 from fedsa.algorithms.base import Algorithm, ServerState
+from fedsa.errors import TrainingError
 from fedsa.models import AdaptedModel
 from fedsa.store import ClientState
 from fedsa.tasks.base import Encoded, IntArray, Task
@@ -91,8 +94,17 @@ class Client:
             optimizer_state=state.optimizer_state if state else {},
             rows=self.rows,
         )
-        trained = train(job, model=self.model, task=self.task, encoded=self.encoded, settings=self.recipe.training)
-        changed = {key: trained.tensors[key] for key, plan in plans.items() if plan.trained or plan.received}
+        try:
+            trained = train(job, model=self.model, task=self.task, encoded=self.encoded, settings=self.recipe.training)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"client {self.id!r}, round {round}: out of memory on {self.model.device}; lower "
+                "training.batch_size or task.max_length"
+            ) from error
+        kept = state.tensors if state else {}
+        changed = {
+            key: trained.tensors[key] for key, plan in plans.items() if plan.trained or plan.received or key in kept
+        }
         self.memory.save_client(self.id, round, ClientState(changed, trained.optimizer_state, held=round - 1))
         sent = {key: trained.tensors[key] for key, plan in plans.items() if plan.sent}
         return Update(self.id, round, len(self.rows), sent, trained.metrics)

@@ -1,7 +1,7 @@
 """The errors that fedsa raises on purpose.
 
 FedsaError                  exit 1: something failed that the user could not have written differently
-├── TrainingError           a client's training went wrong (loss not finite, out of memory)
+├── TrainingError           a client's training or evaluation went wrong (loss not finite, out of memory)
 ├── FetchError              a packaged part could not be fetched
 ├── ProtocolError           an update that does not fit the round or the sharing plan
 └── UserError               exit 2: the user can mend it; the message says what, where and how
@@ -41,7 +41,7 @@ class FedsaError(Exception):
 
 
 class TrainingError(FedsaError):
-    """A client's local training failed."""
+    """A client's local training or evaluation failed."""
 
 
 class FetchError(FedsaError):

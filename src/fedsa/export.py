@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftConfig
 from safetensors import SafetensorError
+from torch import nn
 
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.client import personal_tensors
 from fedsa.errors import RunFolderError, UserError, near
-from fedsa.models import AdaptedModel, load_base, load_tokenizer, quiet, with_sorted_names
-from fedsa.recipe import Recipe
+from fedsa.federation import fresh_base
+from fedsa.models import AdaptedModel, fit_padding, load_base, load_tokenizer, quiet, with_sorted_names
+from fedsa.parts import PREFIX
+from fedsa.recipe import OBJECTS, Recipe
 from fedsa.seeds import derive_seed
 from fedsa.store import RunFolder, recipe_of, write_error
 from fedsa.tasks.classification import Classification
 from fedsa.types import State
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 __all__ = ["export", "personal_state"]
 
 _STAGING = ".partial"
+_NO_NAME = "a model that was loaded in Python"
 
 
 def personal_state(folder: RunFolder, algorithm: Algorithm, client: str, round: int) -> State:
@@ -47,7 +55,14 @@ def personal_state(folder: RunFolder, algorithm: Algorithm, client: str, round: 
 
 
 def export(
-    run: Path, to: Path, *, clients: Sequence[str] | None = None, round: str = "chosen", merge: bool = False
+    run: Path,
+    to: Path,
+    *,
+    clients: Sequence[str] | None = None,
+    round: str = "chosen",
+    merge: bool = False,
+    base: PreTrainedModel | AdaptedModel | Callable[[], PreTrainedModel] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Path]:
     """Write clients' adapters in PEFT's format (or merged models), each with tokenizer and model card.
 
@@ -57,12 +72,19 @@ def export(
         clients: client ids; None: all.
         round: ``chosen`` or ``final``.
         merge: write the whole model with the adapter's update added to its weights.
+        base: the base model as it was before the run adapted it (it is copied), or a function that loads it anew;
+            None: loaded by its name in the recipe, which a run of a loaded model does not have. A federation's own
+            `AdaptedModel` does as well; it ends with a client's tensors in it.
+        tokenizer: written beside the adapter; None: the one of the model in the recipe. Give it where the federation
+            had one of its own.
 
     Returns:
         The folders, in the order of the clients.
 
     Raises:
-        UserError: no such run, client or round, or the target is not empty.
+        UserError: no such run, client or round, the run was of a loaded model and ``base`` or ``tokenizer`` is not
+            given, or the target is not empty.
+        ModelError: the base does not fit the run.
     """
     folder = RunFolder.open(run)
     summary, about = folder.read_json("summary.json"), folder.read_json("clients.json")
@@ -79,14 +101,21 @@ def export(
         if target.exists() and (not target.is_dir() or {entry.name for entry in target.iterdir()} - {_STAGING}):
             raise UserError(f"{target} exists and is not an empty folder: give --to another one")
     recipe = recipe_of(folder)
+    if recipe.model.path == OBJECTS and (base is None or tokenizer is None):
+        raise UserError(
+            f"{run} is a run of a model that was loaded in Python: use result.export of what fedsa.run or fedsa.resume "
+            "returned, or fedsa.export.export(run, to, base=..., tokenizer=...) with the base model as it was before "
+            "the run (or a function that loads it) and its tokenizer"
+        )
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
     task = Classification(tuple(recipe.task.text_columns), tuple(_label_names(about)), recipe.task.max_length)
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = tokenizer or load_tokenizer(recipe.model)
     model = None
     for client, target in zip(wanted, targets, strict=True):
         if model is None or merge:  # merging changes the base: each client needs its own
-            model = _model(run, recipe, task)
+            model = _adapted(run, recipe, task, base, tokenizer, merge=merge)
         model.write(personal_state(folder, algorithm, client, number))
+        card = _card(recipe, _name(recipe, model), summary, client, round, about[client], merged=merge)
         with _written_whole(target) as staging, quiet():
             if merge:
                 model.model.merge_and_unload(safe_merge=True).save_pretrained(staging)
@@ -94,13 +123,15 @@ def export(
                 model.model.save_pretrained(str(staging))
                 _sort_names(staging / "adapter_config.json")
             tokenizer.save_pretrained(staging)
-            _card(recipe, summary, client, number, about[client], merged=merge).save(staging / "README.md")
+            card.save(staging / "README.md")
     return targets
 
 
 def _sort_names(path: Path) -> None:
     """Write PEFT's config again in one order: equal states, equal bytes."""
     config = with_sorted_names(json.loads(path.read_text(encoding="utf-8")))
+    if config["modules_to_save"]:  # PEFT adds the heads again to those that it has read
+        config["modules_to_save"] = sorted(set(config["modules_to_save"]))
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -133,9 +164,25 @@ def _label_names(about: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(next(iter(about.values()))["labels"])
 
 
-def _model(run: Path, recipe: Recipe, task: Classification) -> AdaptedModel:
+def _adapted(
+    run: Path,
+    recipe: Recipe,
+    task: Classification,
+    base: PreTrainedModel | AdaptedModel | Callable[[], PreTrainedModel] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    merge: bool,
+) -> AdaptedModel:
+    """Return the base with the run's adapter in it; one to be merged is nobody else's."""
+    if isinstance(base, AdaptedModel):
+        return copy.deepcopy(base) if merge else base
     seed = derive_seed(recipe.seed, "init")
-    base, _ = load_base(recipe.model, auto_model=task.auto_model, options=task.model_options(), seed=seed)
+    if base is None:
+        plain, _ = load_base(recipe.model, auto_model=task.auto_model, options=task.model_options(), seed=seed)
+    else:  # a model can be called too
+        given, is_model = cast(Any, base), isinstance(base, nn.Module)
+        plain = fresh_base(copy.deepcopy(given) if is_model else given())
+    fit_padding(plain, tokenizer)
     try:
         config = PeftConfig.from_pretrained(str(run))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -143,20 +190,42 @@ def _model(run: Path, recipe: Recipe, task: Classification) -> AdaptedModel:
             f"{run / 'adapter_config.json'} is missing or damaged ({error}): restore it from a copy"
         ) from error
     config.inference_mode = False
-    return AdaptedModel(base, config, seed=seed)
+    return AdaptedModel(plain, config, seed=seed)
+
+
+def _name(recipe: Recipe, model: AdaptedModel) -> str:
+    """Return the name that a user can load the base model by, as far as it has one."""
+    return recipe.model.path if recipe.model.path != OBJECTS else model.config.base_model_name_or_path or _NO_NAME
 
 
 def _card(
-    recipe: Recipe, summary: Mapping[str, Any], client: str, round: int, about: Mapping[str, Any], *, merged: bool
+    recipe: Recipe,
+    base_name: str,
+    summary: Mapping[str, Any],
+    client: str,
+    round: str,
+    about: Mapping[str, Any],
+    *,
+    merged: bool,
 ) -> ModelCard:
     metric = summary["metric"]
-    result = summary["per_client"][client]["test" if round == summary["chosen_round"] else "test_final"]
-    local = recipe.model.path.startswith("part:") or Path(recipe.model.path).exists()
+    local = base_name == _NO_NAME or base_name.startswith(PREFIX) or Path(base_name).exists()
     data = ModelCardData(
         library_name="transformers" if merged else "peft",
-        base_model=None if local else recipe.model.path,
+        base_model=None if local else base_name,
         tags=["federated-learning", "fedsa", recipe.algorithm, summary["variant"]],
         pipeline_tag="text-classification",
+    )
+    number = summary["chosen_round"] if round == "chosen" else summary["rounds"]
+    which = "test" if round == "chosen" else "test_final"
+    if summary["evaluated_after"] != "aggregate":  # the tensors here are those after it
+        which += "_after_aggregate"
+    result = summary["per_client"][client].get(which)
+    score = (
+        f"- Test {metric} on this client's own rows, after receiving the aggregate: {result[metric]:.4f} "
+        f"({result['examples']} rows)"
+        if result
+        else f"- Test {metric} after receiving the aggregate: not measured in this run"
     )
     shared = ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["sent"]) or "nothing"
     kept = (
@@ -184,14 +253,14 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 # {"Model" if merged else "Adapter"} of client {client!r}
 
 Trained with fedsa in a federation of {summary["clients"]} clients by the method `{recipe.algorithm}` \
-({summary["source"]}), adapter variant `{summary["variant"]}`; this is round {round} of {summary["rounds"]}.
+({summary["source"]}), adapter variant `{summary["variant"]}`; this is round {number} of {summary["rounds"]}.
 Averaged over clients: {shared}. Never left the client: {kept}.
 
-- Base model: `{recipe.model.path}`
-- Classes, in order of their number: {", ".join(f"{number} = {name}" for number, name in enumerate(labels))}
+- Base model: {base_name if base_name == _NO_NAME else f"`{base_name}`"}
+- Classes, in order of their number: {", ".join(f"{index} = {name}" for index, name in enumerate(labels))}
 - Rows of this client: {about["train_examples"]} for training, {about["validation_examples"]} for validation, \
 {about["test_examples"]} for test
-- Test {metric} on this client's own rows: {result[metric]:.4f} ({result["examples"]} rows)
+{score}
 
 ```python
 {load}

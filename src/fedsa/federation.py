@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final, get_args
 
 import numpy as np
 
@@ -16,9 +18,11 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
-from fedsa.errors import DataError
+from fedsa.errors import DataError, Mistake, ModelError
 from fedsa.models import (
+    HEADS,
     AdaptedModel,
+    fit_padding,
     load_base,
     load_tokenizer,
     peft_config_of,
@@ -27,7 +31,17 @@ from fedsa.models import (
     variant_of,
     with_drawn_layers,
 )
-from fedsa.recipe import OBJECTS, AdapterSettings, ModelSettings, Recipe, TaskSettings, parse_recipe
+from fedsa.parts import PREFIX
+from fedsa.recipe import (
+    DEFAULT_LOCAL_STEPS,
+    OBJECTS,
+    ModelSettings,
+    Recipe,
+    TaskSettings,
+    parse_recipe,
+    refuse_objects,
+    with_absolute_paths,
+)
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, Task
 from fedsa.tasks.classification import Classification
@@ -37,7 +51,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Federation"]
+__all__ = ["Federation", "fresh_base"]
 
 Progress = Callable[[str], None]
 
@@ -48,7 +62,7 @@ class Federation:
     """Everything a run needs, in memory. Engines drive it; nothing in it changes but the model's adapter tensors.
 
     Attributes:
-        recipe: resolved: no ``auto`` left in it.
+        recipe: resolved: no ``auto`` left in it, paths absolute, a hub model's commit named.
         algorithm: the method.
         model: the base with its adapter, shared by all clients.
         tokenizer: the base model's.
@@ -77,6 +91,7 @@ class Federation:
             UserError: the recipe's model, adapter or data cannot be used.
             FetchError: a packaged part could not be fetched.
         """
+        refuse_objects(recipe, "the recipe")
         tell = on_progress or (lambda text: None)
         rows = share_rows(recipe, on_progress=tell)
         task = _task(recipe.task, rows.label_names)
@@ -89,12 +104,13 @@ class Federation:
     @classmethod
     def from_objects(
         cls,
-        model: str | PreTrainedModel,
+        model: str | ModelSettings | Mapping[str, Any] | PreTrainedModel,
         peft_config: PeftConfig,
         clients: Mapping[str, ClientTable] | Sequence[ClientTable],
         *,
         rounds: int,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        partition: Mapping[str, Any] | None = None,
         task: TaskSettings | Mapping[str, Any] | None = None,
         on_progress: Progress | None = None,
         **settings: Any,
@@ -102,13 +118,19 @@ class Federation:
         """Return a federation made of Python objects.
 
         Args:
-            model: hub name or local folder, or a loaded model with a fitting head, which is adapted in place.
+            model: hub name or local folder, a recipe's ``[model]`` (say, ``{"path": NAME, "revision": COMMIT}``), or a
+                loaded model with a fitting head. A loaded model is adapted in place
+                and cast to fp32, so it serves one federation only. Its layers outside the base (head, pooler) are
+                trained and exported with the adapter. Whether a layer *inside* the base was in a checkpoint or is
+                random cannot be known: name such layers in ``modules_to_save``.
             peft_config: a PEFT ``LoraConfig`` or ``VeraConfig``; it is copied.
             clients: client id to its rows, or a list of rows (ids ``client-1``, ...). A client's rows are one
-                ``datasets.Dataset`` (split by ``data.partition``'s fractions) or a ``DatasetDict`` with ``train``,
+                ``datasets.Dataset`` (split by ``partition``'s fractions) or a ``DatasetDict`` with ``train``,
                 ``validation`` and ``test``.
             rounds: communication rounds.
-            tokenizer: needed with a loaded model; else the model's own.
+            tokenizer: needed with a loaded model; else the model's own. One given beside a name is not in the recipe:
+                ``RunResult.export`` writes it, ``fedsa export`` writes the model's own.
+            partition: settings of a recipe's ``data.partition``: fractions, sizes, group.
             task: columns and labels; see `TaskSettings`.
             on_progress: told what takes time.
             settings: any other top-level key of a recipe, e.g. ``algorithm="fedsa"``, ``training={"batch_size": 8}``.
@@ -117,21 +139,25 @@ class Federation:
             UserError: something does not fit; a ConfigError lists all mistakes in the settings.
         """
         tell = on_progress or (lambda text: None)
+        model = {"path": model} if isinstance(model, str) else model
+        by_name = model if isinstance(model, ModelSettings | Mapping) else None
+        if not isinstance(model, ModelSettings | Mapping):
+            _refuse_adapted(model)
         named = clients if isinstance(clients, Mapping) else _numbered(clients)
-        recipe = _recipe_of_objects(model, peft_config, rounds, task, settings)
+        recipe = _recipe_of_objects(by_name, peft_config, rounds, task, partition, settings)
         rows = share_tables(named, recipe)
         the_task = _task(recipe.task, rows.label_names)
-        if isinstance(model, str):
+        if isinstance(model, ModelSettings | Mapping):
             (base, drawn), tokenizer = _base(recipe, the_task, tell), tokenizer or load_tokenizer(recipe.model)
         elif tokenizer is None:
             raise DataError("give tokenizer=... with a loaded model, or give the model as a name")
+        elif model.config.num_labels != len(rows.label_names):
+            raise DataError(
+                f"the model's head has {model.config.num_labels} classes, the clients' rows have "
+                f"{len(rows.label_names)} ({', '.join(rows.label_names)}): load the model with that num_labels"
+            )
         else:
-            base, drawn = model, set()
-            if base.config.num_labels != len(rows.label_names):
-                raise DataError(
-                    f"the model's head has {base.config.num_labels} classes, the clients' rows have "
-                    f"{len(rows.label_names)} ({', '.join(rows.label_names)}): load the model with that num_labels"
-                )
+            base, drawn = fresh_base(model), _drawn_layers(model)
         config = with_drawn_layers(peft_config, drawn)
         config.task_type = the_task.peft_task_type
         return cls._build(recipe, base, tokenizer, config, the_task, rows, tell)
@@ -151,25 +177,15 @@ class Federation:
         model = AdaptedModel(
             base, config, seed=derive_seed(recipe.seed, "init"), device=compute.device, precision=compute.precision
         )
-        if base.config.pad_token_id is None:  # a decoder finds a row's last token by it
-            no_pad = tokenizer.pad_token_id is None
-            base.config.pad_token_id = tokenizer.eos_token_id if no_pad else tokenizer.pad_token_id
+        fit_padding(base, tokenizer)
         algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
         tell("tokenising")
         used = np.unique(np.concatenate([part for parts in rows.partition.clients.values() for part in parts]))
-        chosen = model.config.target_modules
-        adapter = {"r": recipe.adapter.rank, "target_modules": chosen if isinstance(chosen, str) else sorted(chosen)}
         limit = position_limit(base, tokenizer)
-        shortened = recipe.task.model_copy(update={"max_length": min(recipe.task.max_length, limit)})
-        resolved = recipe.model_copy(
-            update={
-                "compute": compute,
-                "share_head": algorithm.share_head,
-                "adapter": recipe.adapter.model_copy(update=adapter),
-                "task": shortened,
-            }
+        resolved = _resolved(recipe, base, model.config, limit).model_copy(
+            update={"compute": compute, "share_head": algorithm.share_head}
         )
-        encoded = task.encode(rows.table, used, tokenizer, limit=limit)
+        encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
         return cls(resolved, algorithm, model, tokenizer, task, encoded, rows)
 
     @property
@@ -203,6 +219,71 @@ class Federation:
         return [table[factor] for factor in VARIANT_FACTORS[self.model.variant] if factor in table]
 
 
+def fresh_base(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a loaded model, ready to be adapted: the same object, in fp32 and in evaluation mode.
+
+    Raises:
+        ModelError: it has an adapter already, or is quantised.
+    """
+    _refuse_adapted(model)
+    try:
+        model.float()
+    except ValueError as error:  # transformers refuses it for a quantised model
+        raise ModelError(f"the model cannot be cast to fp32: {error}; load it unquantised") from None
+    model.eval()
+    return model
+
+
+def _refuse_adapted(model: PreTrainedModel) -> None:
+    names = (name for name, _ in model.named_parameters())
+    if hasattr(model, "peft_config") or any(".lora_A." in name or ".vera_lambda_d." in name for name in names):
+        raise ModelError("the model has an adapter already: load it afresh for each federation")
+
+
+def _drawn_layers(model: PreTrainedModel) -> set[str]:
+    """Return a loaded model's layers outside its base, which its checkpoint may lack; PEFT finds the usual heads."""
+    prefix = model.base_model_prefix
+    if not prefix or not hasattr(model, prefix):
+        return set()
+    return {
+        name
+        for name, layer in model.named_modules()
+        if name != prefix
+        and not name.startswith(f"{prefix}.")
+        and not list(layer.children())
+        and any(True for _ in layer.parameters())
+        and not HEADS & set(name.split("."))
+    }
+
+
+def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int) -> Recipe:
+    """Return the recipe with what was chosen written out: by PEFT, by transformers, by the hub, by defaults."""
+    targets, training = config.target_modules, recipe.training
+    adapter = {"r": recipe.adapter.rank, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
+    if training.local_steps is None and training.local_epochs is None:
+        training = training.model_copy(update={"local_steps": DEFAULT_LOCAL_STEPS})
+    model: dict[str, Any] = {}
+    attention, commit = (getattr(base.config, name, None) for name in ("_attn_implementation", "_commit_hash"))
+    if attention in get_args(get_args(ModelSettings.model_fields["attn_implementation"].annotation)[0]):
+        model["attn_implementation"] = attention
+    if commit and _is_hub_name(recipe.model.path):
+        model["revision"] = commit
+    return with_absolute_paths(
+        recipe.model_copy(
+            update={
+                "model": recipe.model.model_copy(update=model),
+                "adapter": recipe.adapter.model_copy(update=adapter),
+                "task": recipe.task.model_copy(update={"max_length": min(recipe.task.max_length, limit)}),
+                "training": training,
+            }
+        )
+    )
+
+
+def _is_hub_name(path: str) -> bool:
+    return path != OBJECTS and not path.startswith(PREFIX) and not Path(path).expanduser().exists()
+
+
 def _task(settings: TaskSettings, label_names: Sequence[str]) -> Task:
     return Classification(tuple(settings.text_columns), tuple(label_names), settings.max_length)
 
@@ -223,31 +304,43 @@ def _numbered(clients: Sequence[ClientTable]) -> dict[str, ClientTable]:
 
 
 def _recipe_of_objects(
-    model: str | PreTrainedModel,
+    model: ModelSettings | Mapping[str, Any] | None,
     peft_config: PeftConfig,
     rounds: int,
     task: TaskSettings | Mapping[str, Any] | None,
+    partition: Mapping[str, Any] | None,
     settings: Mapping[str, Any],
 ) -> Recipe:
-    """Return the recipe that tells, as far as a recipe can, what the objects are."""
+    """Return the recipe that tells, as far as a recipe can, what the objects are.
+
+    Raises:
+        ConfigError: with every mistake in the settings, those that the objects rule out among them.
+    """
     variant, config = variant_of(peft_config), peft_config.to_dict()
-    targets = config["target_modules"]
+    targets, saved = config["target_modules"], config.get("modules_to_save")
     adapter = {
         "variant": variant,
         "r": config["r"],
         "target_modules": sorted(targets) if isinstance(targets, set | list | tuple) else targets,
+        "modules_to_save": list(saved) if saved else None,
         "dropout": config["vera_dropout" if variant == "vera" else "lora_dropout"],
-        "lora_alpha": config.get("lora_alpha", AdapterSettings().lora_alpha),
     }
-    path = model if isinstance(model, str) else model.config._name_or_path or OBJECTS
-    partition = {"kind": "files", **settings.get("partition", {})}
-    rest = {name: value for name, value in settings.items() if name != "partition"}
+    if variant != "vera":
+        adapter["lora_alpha"] = config["lora_alpha"]
+    ruled_out = {"data": "give `partition=`", "adapter": "give it in peft_config"}
+    mistakes = [
+        Mistake(name, f"comes from the objects; {mend}") for name, mend in ruled_out.items() if name in settings
+    ]
+    if partition is not None and "kind" in partition:
+        mistakes.append(Mistake("partition.kind", "the clients bring their own rows: leave it out"))
+    if partition is None or isinstance(partition, Mapping):
+        partition = {"kind": "files", **(partition or {})}
     data = {
         "rounds": rounds,
-        **rest,
-        "model": ModelSettings(path=path).model_dump(),
+        **{name: value for name, value in settings.items() if name not in ("data", "adapter")},
+        "model": {"path": OBJECTS} if model is None else model,
         "adapter": adapter,
-        "task": task.model_dump() if isinstance(task, TaskSettings) else dict(task or {}),
+        "task": {} if task is None else task,
         "data": {"path": OBJECTS, "partition": partition},
     }
-    return parse_recipe(data, source="Federation.from_objects", checks=[check_algorithm])
+    return parse_recipe(data, source="Federation.from_objects", checks=[check_algorithm, lambda _: mistakes])

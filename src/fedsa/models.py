@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "HEADS",
     "AdaptedModel",
+    "fit_padding",
     "load_base",
     "load_tokenizer",
     "peft_config_of",
@@ -41,7 +43,8 @@ __all__ = [
     "with_sorted_names",
 ]
 
-_HEADS = {"classifier", "score"}  # the names under which PEFT finds a classification head by itself
+HEADS = {"classifier", "score"}
+"""The names under which PEFT finds a classification head by itself."""
 
 
 def resolve_compute(settings: ComputeSettings) -> ComputeSettings:
@@ -159,14 +162,14 @@ def load_base(
         raise _not_loadable(settings, error) from error
     model, report = loaded
     drawn = {name.rpartition(".")[0] for name in report["missing_keys"]}
-    layers = sum(1 for module in model.modules() if not list(module.children()))
-    if len(drawn) > max(4, layers // 10):
+    layers = {name for name, module in model.named_modules() if name and not list(module.children())}
+    if len(drawn) > max(4, len(layers) // 10) or drawn - layers:
         raise ModelError(
-            f"model.path = {settings.path!r}: {len(drawn)} layers of {type(model).__name__} are not in the checkpoint "
-            f"({', '.join(sorted(drawn)[:3])}, ...): it is a checkpoint of another architecture"
+            f"model.path = {settings.path!r}: the checkpoint lacks more of {type(model).__name__} than a head or a "
+            f"pooler ({', '.join(sorted(report['missing_keys'])[:3])}, ...): take one of this architecture"
         )
     model.eval()
-    return model, {name for name in drawn if not _HEADS & set(name.split("."))}
+    return model, {name for name in drawn if not HEADS & set(name.split("."))}
 
 
 def load_tokenizer(
@@ -225,10 +228,28 @@ def peft_config_of(settings: AdapterSettings, *, task_type: str, seed: int) -> P
     )
 
 
+def fit_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make tokenizer and model agree on the padding token: a decoder finds a row's last token by it.
+
+    Raises:
+        ModelError: the tokenizer has no token to pad with.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError("the tokenizer has neither a padding nor an end token: set tokenizer.pad_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
 def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the most tokens that model and tokenizer take in one row."""
+    limit = int(tokenizer.model_max_length)
     positions = getattr(model.config, "max_position_embeddings", None)
-    return min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
+    if positions is None:
+        return limit
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    unused = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind its padding token's number
+    return min(limit, int(positions) - (0 if unused is None else int(unused) + 1))
 
 
 def variant_of(config: PeftConfig) -> str:
@@ -352,8 +373,9 @@ def _check_names(base: nn.Module, config: PeftConfig) -> None:
     problems = []
     for field, places, suggested in (("target_modules", leaves, linear), ("modules_to_save", known, tops)):
         names = getattr(config, field, None)
-        for wanted in [] if names is None or isinstance(names, str) else sorted(set(names) - _HEADS):
-            if not any(f".{name}".endswith(f".{wanted}") for name in places):
+        for wanted in [] if names is None or isinstance(names, str) else sorted(names):
+            by_itself = field == "modules_to_save" and wanted in HEADS  # PEFT adds these, there or not
+            if not by_itself and not any(f".{name}".endswith(f".{wanted}") for name in places):
                 problems.append(f"adapter.{field}: the model has no layer {wanted!r}; {near(wanted, suggested)}")
     if problems:
         raise ModelError("\n".join(problems))

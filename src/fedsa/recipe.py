@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedsa.errors import ConfigError, Mistake, UserError, near
 
 __all__ = [
+    "DEFAULT_LOCAL_STEPS",
     "OBJECTS",
     "AdapterSettings",
     "Check",
@@ -34,11 +35,15 @@ __all__ = [
     "parse_recipe",
     "read_recipe",
     "recipe_names",
+    "refuse_objects",
     "with_absolute_paths",
 ]
 
 OBJECTS = "objects:"
 """Stands for a path in the recipe of a federation that was made from Python objects."""
+
+DEFAULT_LOCAL_STEPS = 10
+"""Optimiser steps a round, where a recipe gives neither local_steps nor local_epochs."""
 
 Check = Callable[[Mapping[str, Any]], Iterable[Mistake]]
 """A further check of a recipe's raw data, for what only a higher layer knows (the algorithms, say)."""
@@ -72,6 +77,13 @@ class AdapterSettings(_Settings):
         None, description="layers trained in full and kept with the adapter; empty: the classification head"
     )
 
+    @model_validator(mode="after")
+    def _alpha_is_used(self) -> AdapterSettings:
+        default = type(self).model_fields["lora_alpha"].default  # written out in a resolved recipe
+        if self.variant == "vera" and self.lora_alpha != default:
+            raise ValueError("lora_alpha does not go with variant = 'vera', which has no scale: remove it")
+        return self
+
     @property
     def rank(self) -> int:
         """The rank after the variant's default."""
@@ -86,6 +98,18 @@ class TaskSettings(_Settings):
     label_column: str = Field("label", description="the column of the class")
     labels: list[str] | None = Field(None, description="class names in order of their number; empty: found in the data")
     max_length: int = Field(128, gt=0, description="tokens kept of one example")
+
+    @field_validator("labels")
+    @classmethod
+    def _are_classes(cls, labels: list[str] | None) -> list[str] | None:
+        twice = _repeated(labels or ())
+        if twice:
+            raise ValueError(f"named twice: {', '.join(twice)}; each class has one name and one number")
+        if labels is not None and len(labels) < 2:
+            raise ValueError(
+                f"give at least two classes, or leave `labels` out to find them in the data (got {labels})"
+            )
+        return labels
 
 
 class PartitionSettings(_Settings):
@@ -127,8 +151,18 @@ class PartitionSettings(_Settings):
             counts = self.clients.values() if isinstance(self.clients, dict) else [self.clients or 1]
             if any(count < 1 for count in counts):
                 problems.append("`clients` must be at least 1")
-        elif self.within:
-            problems.append(f"`within` does not go with kind = {self.kind!r}")
+        else:
+            for key, value in (("within", self.within), ("clients", self.clients)):
+                if value is not None:
+                    problems.append(f"`{key}` does not go with kind = {self.kind!r}")
+        if self.column and self.kind != "column":
+            problems.append(f"`column` goes with kind = 'column' only, not with {self.kind!r}")
+        if self.file and self.kind != "saved":
+            problems.append(f"`file` goes with kind = 'saved' only, not with {self.kind!r}")
+        if self.max_examples is not None and self.max_examples < self.min_examples:
+            problems.append(
+                f"max_examples = {self.max_examples} is below min_examples = {self.min_examples}: no client would do"
+            )
         if self.validation_fraction + self.test_fraction >= 1:
             problems.append("validation_fraction + test_fraction must leave rows to train on (sum below 1)")
         if problems:
@@ -149,12 +183,22 @@ class DataSettings(_Settings):
     test_split: str | None = Field(None, description="a split of its own for test, shared out with the same label mix")
     partition: PartitionSettings
 
+    @model_validator(mode="after")
+    def _no_split_twice(self) -> DataSettings:
+        twice = _repeated([name for name in (self.split, self.validation_split, self.test_split) if name])
+        if twice:
+            raise ValueError(
+                f"split, validation_split and test_split share rows: {twice[0]!r} is named twice; leave "
+                "validation_split or test_split out to cut that part from each client's rows"
+            )
+        return self
+
 
 class TrainingSettings(_Settings):
     """A client's local training in one round."""
 
     local_steps: int | None = Field(
-        None, gt=0, description="optimiser steps per round; 10 if local_epochs is not given"
+        None, gt=0, description=f"optimiser steps per round; {DEFAULT_LOCAL_STEPS} if local_epochs is not given"
     )
     local_epochs: int | None = Field(None, gt=0, description="passes over the client's rows per round")
     batch_size: int = Field(16, gt=0, description="rows per optimiser step and accumulation step")
@@ -295,7 +339,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """Return the recipe with local paths made absolute, so that its run can be resumed from any folder.
 
-    A path counts as local where it exists; relative ones are taken from the current folder.
+    A path counts as local where it exists; relative ones are taken from the current folder. What stands for Python
+    objects is no path.
     """
     partition = recipe.data.partition
     file = str(Path(partition.file).expanduser().absolute()) if partition.file else None
@@ -305,8 +350,32 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def _absolute(path: str) -> str:
+    if path == OBJECTS:
+        return path
     place = Path(path).expanduser()
     return str(place.absolute()) if place.exists() else path
+
+
+def refuse_objects(recipe: Recipe, where: object) -> None:
+    """Refuse a recipe whose model or data were Python objects: it alone does not say what they are.
+
+    Args:
+        recipe: any.
+        where: what the user gave, for the message: a recipe or a run folder.
+
+    Raises:
+        UserError: the model or the data are objects.
+    """
+    if OBJECTS in (recipe.data.path, recipe.model.path):
+        raise UserError(
+            f"{where} was started from Python objects, which the command line does not have: make the federation "
+            "again with Federation.from_objects, and start it with fedsa.run(federation, folder) or continue it with "
+            "fedsa.resume(federation, folder)"
+        )
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:

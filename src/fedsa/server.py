@@ -13,7 +13,7 @@ from fedsa.errors import ProtocolError
 from fedsa.seeds import derive_seed
 from fedsa.types import Payload, RoundRecord, Update, total_bytes
 
-__all__ = ["Server", "round_half_up"]
+__all__ = ["Server", "sample_size"]
 
 
 @final
@@ -50,7 +50,7 @@ class Server:
 
     def sample(self, round: int) -> tuple[str, ...]:
         """Return the clients that train in a round, sorted."""
-        count = max(1, round_half_up(self._fraction * len(self.clients)))
+        count = sample_size(self._fraction, len(self.clients))
         if count == len(self.clients):
             return self.clients
         rng = np.random.default_rng(derive_seed(self._seed, "clients", round))
@@ -119,10 +119,10 @@ class Server:
                 raise ProtocolError(f"{whose}: {key} is not finite")
 
 
-def round_half_up(value: float) -> int:
-    """Return the nearest whole number; .5 goes up.
+def sample_size(fraction: float, clients: int) -> int:
+    """Return how many of ``clients`` train in a round: the nearest whole number (.5 goes up), and at least one.
 
-    >>> [round_half_up(value) for value in (0.4, 0.5, 1.5, 2.5)]
-    [0, 1, 2, 3]
+    >>> [sample_size(0.1, clients) for clients in (1, 14, 15, 25)]
+    [1, 1, 2, 3]
     """
-    return math.floor(value + 0.5)
+    return max(1, math.floor(fraction * clients + 0.5))

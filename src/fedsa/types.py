@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Factor", "Key", "Payload", "RoundRecord", "Side", "State", "Update", "total_bytes", "total_elements"]
+__all__ = [
+    "CLASS_NUMBER",
+    "Factor",
+    "Key",
+    "Payload",
+    "RoundRecord",
+    "Side",
+    "State",
+    "Update",
+    "total_bytes",
+    "total_elements",
+]
+
+CLASS_NUMBER = "__class_number__"
+"""The column of shared rows that holds each row's class number."""
 
 
 class Side(StrEnum):
@@ -107,7 +121,7 @@ class Update:
         round: the round it belongs to, counted from 1.
         num_examples: rows in the client's training set (>= 1), not rows processed.
         tensors: exactly the tensors that the sharing plan declares sent.
-        metrics: numbers about the local training (``train_loss``, ``steps``, ``seconds``).
+        metrics: numbers about the local training (``loss``, ``steps``, ``seconds``).
     """
 
     client: str

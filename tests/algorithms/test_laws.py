@@ -426,7 +426,7 @@ def test_fedsa_sends_the_a_side_alone(variant):
 @pytest.mark.parametrize(("algorithm", "variant"), algorithms(like_local=True))
 def test_with_one_client_averaging_is_local_training(algorithm, variant, tiny_run):
     """Whatever trains the same tensors as ``local`` gives, for one client, the same bits as ``local``."""
-    one_client = ("data.partition.kind=iid", "data.partition.clients=1", f"adapter.variant={variant}")
+    one_client = ("data.partition={kind='iid', clients=1}", f"adapter.variant={variant}")
     (name,) = (name for name in algorithm_names() if type(make_algorithm(name, {})) is type(algorithm))
     head = str(algorithm.share_head).lower()
     local = tiny_run(*one_client, "algorithm=local")
@@ -434,3 +434,9 @@ def test_with_one_client_averaging_is_local_training(algorithm, variant, tiny_ru
     (client,) = local.federation.clients
     assert same(dict(federated.personal(client)), dict(local.personal(client)))
     assert not same(dict(local.personal(client)), dict(local.federation.model.initial))
+
+
+@every_algorithm
+def test_what_is_received_is_the_same_in_all_rounds(algorithm, variant):
+    for key in keys_of(variant):
+        assert len({algorithm.plan(key, round).received for round in range(1, 9)}) == 1

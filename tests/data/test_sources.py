@@ -163,8 +163,6 @@ def test_splits(tmp_path: Path) -> None:
     write(tmp_path, train__csv=CSV, test__csv=CSV)
     with pytest.raises(DataError, match=r"no split 'dev' .*; the splits are: train, test"):
         load_rows(settings(tmp_path, validation_split="dev"))
-    with pytest.raises(DataError, match=r"names one split twice \(train, test, test\)"):
-        load_rows(settings(tmp_path, validation_split="test", test_split="test"))
     with pytest.raises(DataError, match=r"data.revision goes with hub data only"):
         load_rows(settings(tmp_path, revision="main"))
     with pytest.raises(DataError, match=r"data.name goes with a folder or hub data"):

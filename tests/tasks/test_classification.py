@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from fedsa.tasks.classification import Classification, TokenRows
+from fedsa.types import CLASS_NUMBER
 
 TEXTS = ["the film was great", "dull", "we saw it today very very lovely", "a poor product", "happy"]
 
@@ -23,7 +24,7 @@ def tokenizer(tiny_model: Path) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="module")
 def table() -> Dataset:
     seconds = ["very sad", "the film", "it was", "fine", "great today"]
-    return Dataset.from_dict({"text": TEXTS, "second": seconds, "class_number": [1, 0, 1, 0, 1]})
+    return Dataset.from_dict({"text": TEXTS, "second": seconds, CLASS_NUMBER: [1, 0, 1, 0, 1]})
 
 
 def test_a_batch_is_what_the_tokenizer_gives(table: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -46,6 +47,12 @@ def test_pairs_keep_their_segments_and_are_cut(table: Dataset, tokenizer: PreTra
     )  # fmt: skip
     assert torch.equal(batch["input_ids"], plain["input_ids"])
     assert torch.equal(batch["token_type_ids"], plain["token_type_ids"])
+
+
+def test_width_never_passes_the_models_positions() -> None:
+    rows = TokenRows(np.arange(13, dtype=np.int32), None, np.array([0, 0, 13]), np.array([0, 1]), pad=9, widest=13)
+    assert rows.batch([1])["input_ids"].shape == (1, 13)
+    assert rows.batch([0])["input_ids"].tolist() == [[9] * 8]  # an empty text is not an empty row
 
 
 def test_left_padding() -> None:

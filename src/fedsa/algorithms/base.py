@@ -78,7 +78,10 @@ class Algorithm(ABC):
 
     @abstractmethod
     def plan(self, key: Key, round: int) -> Plan:
-        """Return what happens to the tensor ``key`` in ``round`` (counted from 1). Depends on nothing else."""
+        """Return what happens to the tensor ``key`` in ``round`` (counted from 1). Depends on nothing else.
+
+        ``received`` must be the same in all rounds: the server knows one version of each client, not one a tensor.
+        """
 
     def init(self, initial: State) -> ServerState:
         """Return the server's first state, made of the initial tensors that every client starts from."""

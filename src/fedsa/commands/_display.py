@@ -94,9 +94,9 @@ class _Live(Callback):
         self._round_started = time.perf_counter()
 
     def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
-        from fedsa.server import round_half_up
+        from fedsa.server import sample_size
 
-        each = max(1, round_half_up(recipe.fraction_train * len(clients)))
+        each = sample_size(recipe.fraction_train, len(clients))
         self._rounds = recipe.rounds
         self._console.print(
             f"{recipe.algorithm} on {recipe.adapter.variant}, {len(clients)} clients, {recipe.rounds} rounds, "
@@ -213,10 +213,17 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
         + f". Round {summary['chosen_round']} was chosen by the {summary['chosen_by']}; "
         "majority: always guessing the client's most frequent class."
     )
-    for name, which in (("chosen", "test"), ("final", "test_final")):
+    for name, which in (
+        ("chosen round", "test"),
+        ("final round", "test_final"),
+        ("as exported, chosen round", "test_after_aggregate"),
+        ("as exported, final round", "test_final_after_aggregate"),
+    ):
+        if which not in summary:
+            continue
         figures = summary[which]
         console.print(
-            f"{name} round {figures['round']}: weighted mean {100 * figures['weighted_mean']:.1f}, "
+            f"{name} {figures['round']}: weighted mean {100 * figures['weighted_mean']:.1f}, "
             f"mean {100 * figures['mean']:.1f}, std {100 * figures['std']:.1f}, "
             f"worst {100 * figures['worst']:.1f} ({figures['worst_client']})",
             markup=False,

@@ -20,24 +20,21 @@ def command(
     """Show how a recipe's rows are shared out over clients and splits."""
     from fedsa.algorithms import check_algorithm
     from fedsa.commands._display import print_json, print_table, status
-    from fedsa.data.partition import label_counts, save_partition
+    from fedsa.data.clients import SPLITS, label_counts, label_totals
+    from fedsa.data.partition import save_partition
     from fedsa.data.sharing import share_rows
     from fedsa.errors import UserError
-    from fedsa.recipe import apply_overrides, parse_recipe, read_recipe
+    from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects
 
     data, _ = read_recipe(recipe)
     parsed = parse_recipe(apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=[check_algorithm])
+    refuse_objects(parsed, f"recipe {recipe}")
     with status("reading rows") as tell:
         rows = share_rows(parsed, on_progress=tell)
     names = rows.label_names
-    splits = {
-        split: label_counts(rows.partition, rows.labels, len(names), split) for split in ("train", "validation", "test")
-    }
+    splits = {split: label_counts(rows.partition, rows.labels, len(names), split) for split in SPLITS}
     clients = sorted(rows.partition.clients)
-    totals = {
-        client: [int(sum(column)) for column in zip(*(c[client] for c in splits.values()), strict=True)]
-        for client in clients
-    }
+    totals = label_totals(splits)
     if save:
         save_partition(rows.as_saved[0], save, rows.as_saved[1])
     if plot:

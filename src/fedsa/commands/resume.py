@@ -16,15 +16,10 @@ def command(
 ) -> None:
     """Continue an interrupted run, to the same bytes as if it had never stopped."""
     from fedsa.commands._display import show_run
-    from fedsa.errors import RunFolderError
-    from fedsa.recipe import OBJECTS
+    from fedsa.recipe import refuse_objects
     from fedsa.store import RunFolder, recipe_of
 
     folder = RunFolder.open(run, write=True)
     recipe = recipe_of(folder)
-    if recipe.data.path == OBJECTS:
-        raise RunFolderError(
-            f"{run} was started from Python objects, which the command line does not have: continue it with "
-            "fedsa.resume(federation, folder) in Python"
-        )
+    refuse_objects(recipe, run)
     show_run(folder, recipe, json=json)

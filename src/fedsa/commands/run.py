@@ -23,12 +23,20 @@ def command(
     from fedsa.algorithms import check_algorithm
     from fedsa.callbacks import check_callbacks
     from fedsa.commands._display import show_run
-    from fedsa.recipe import apply_overrides, dump_recipe, parse_recipe, read_recipe, with_absolute_paths
+    from fedsa.recipe import (
+        apply_overrides,
+        dump_recipe,
+        parse_recipe,
+        read_recipe,
+        refuse_objects,
+        with_absolute_paths,
+    )
     from fedsa.store import RunFolder
 
     data, name = read_recipe(recipe)
     settings = apply_overrides(data, set_ or [])
     parsed = parse_recipe(settings, source=f"recipe {recipe}", checks=[check_algorithm, check_callbacks])
+    refuse_objects(parsed, f"recipe {recipe}")
     parsed = with_absolute_paths(parsed)
     folder = RunFolder.create(out or _free(Path("runs") / name), dump_recipe(parsed))
     show_run(folder, parsed, json=json)

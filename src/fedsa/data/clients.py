@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from fedsa.data.labels import IntArray
 
-__all__ = ["SPLITS", "ClientRows", "Partition", "SplitName", "label_counts"]
+__all__ = ["SPLITS", "ClientRows", "Partition", "SplitName", "label_counts", "label_totals"]
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, SplitName, SplitName] = ("train", "validation", "test")
@@ -77,3 +77,19 @@ def label_counts(partition: Partition, labels: IntArray, num_labels: int, split:
         for client, rows in partition.clients.items()
     }
     return {client: count.tolist() for client, count in counts.items()}
+
+
+def label_totals(counts: Mapping[SplitName, Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
+    """Return how many rows of each class every client has in all splits together.
+
+    Args:
+        counts: each split's `label_counts`.
+
+    >>> label_totals({"train": {"a": [3, 1]}, "validation": {"a": [1, 0]}, "test": {"a": [0, 2]}})
+    {'a': [4, 3]}
+    """
+    first = next(iter(counts.values()))
+    return {
+        client: [sum(column) for column in zip(*(split[client] for split in counts.values()), strict=True)]
+        for client in first
+    }

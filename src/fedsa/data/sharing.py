@@ -16,13 +16,12 @@ from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_col
 from fedsa.errors import DataError
 from fedsa.recipe import Recipe
 from fedsa.seeds import derive_seed
+from fedsa.types import CLASS_NUMBER
 
 __all__ = ["ClientTable", "SharedRows", "share_rows", "share_tables"]
 
 ClientTable: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset]
 """One client's rows: one table to be split, or tables named train, validation and test."""
-
-_CLASS = "class_number"  # the column of the class's number, added to the rows
 
 
 @final
@@ -31,7 +30,8 @@ class SharedRows:
     """Rows with their classes, and who holds which.
 
     Attributes:
-        table: all rows, those of a validation or test split of its own after the others.
+        table: the texts and class numbers (``CLASS_NUMBER``) of all rows, those of a validation or test split of its
+            own after the others.
         labels: shape (rows,): class numbers.
         label_names: in order of their number.
         partition: client id to its rows in ``table``.
@@ -96,7 +96,6 @@ def _share(rows: Rows, recipe: Recipe) -> SharedRows:
         test_labels=numbers.get("test"),
         test_columns=None if rows.test is None else _columns(rows.test, extra),
     )
-    tables_in_order = [table.add_column(_CLASS, numbers[split]) for split, table in present.items()]
     starts = dict(zip(present, np.cumsum([0, *(len(table) for table in present.values())]), strict=False))
     moved = {
         client: ClientRows(
@@ -106,8 +105,10 @@ def _share(rows: Rows, recipe: Recipe) -> SharedRows:
         )
         for client, parts in partition.clients.items()
     }
-    keep = [*task.text_columns, _CLASS]
-    table = datasets.concatenate_datasets([table.select_columns(keep) for table in tables_in_order])
+    texts = [table.select_columns(list(task.text_columns)) for table in present.values()]
+    table = datasets.concatenate_datasets(
+        [table.add_column(CLASS_NUMBER, numbers[split]) for split, table in zip(present, texts, strict=True)]
+    )
     labels = np.concatenate([numbers[split] for split in present])
     fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
     return SharedRows(table, labels, tuple(names or ()), Partition(moved), (partition, fingerprint))

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import platform
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, final
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 
 from fedsa.algorithms.base import ServerState
 from fedsa.callbacks import Callback
 from fedsa.client import Client, own_tensors, personal_tensors
-from fedsa.data.clients import SPLITS
-from fedsa.errors import RunFolderError
+from fedsa.data.clients import SplitName
+from fedsa.engines.beginning import begin, check_unchanged
+from fedsa.errors import TrainingError
 from fedsa.evaluation import evaluate, majority_accuracy, summarize_clients
 from fedsa.federation import Federation
-from fedsa.models import with_sorted_names
-from fedsa.recipe import dump_recipe
 from fedsa.server import Server
 from fedsa.store import Progress, RunFolder
 from fedsa.types import RoundRecord, State, total_bytes
 
 __all__ = ["peak_rss_bytes", "simulate"]
 
-Results = dict[str, dict[str, float]]
+Mode: TypeAlias = Literal["aggregate", "training"]
+"""What a client is evaluated after: it has taken in the aggregate, or just its own local training."""
+
+Results: TypeAlias = dict[str, dict[str, float]]
 """Client id to its metrics."""
 
 
@@ -43,8 +41,8 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
         callbacks: told of every step.
 
     Raises:
-        RunFolderError: the folder belongs to other rows.
-        TrainingError: a client's training went wrong; the rounds before are safe.
+        RunFolderError: the folder belongs to another federation.
+        TrainingError: a client's training or evaluation went wrong; the rounds before are safe.
         UserError: the disk is full or the folder cannot be written.
     """
     torch.set_num_threads(federation.recipe.compute.threads)
@@ -56,78 +54,31 @@ class _Run:
     def __init__(self, federation: Federation, folder: RunFolder, callbacks: Sequence[Callback]) -> None:
         self.federation, self.folder, self.callbacks = federation, folder, callbacks
         self.recipe = federation.recipe
-        self.progress = self._continue() or self._begin()
+        self.progress = self._continue() or begin(federation, folder)
         self.initial = federation.model.initial
         self.server = self._server()
         self.clients = {
             client: Client(
-                client,
-                parts.train,
-                federation.algorithm,
-                federation.model,
-                federation.task,
-                federation.encoded,
-                self.recipe,
-                folder,
+                id=client,
+                rows=parts.train,
+                algorithm=federation.algorithm,
+                model=federation.model,
+                task=federation.task,
+                encoded=federation.encoded,
+                recipe=self.recipe,
+                memory=folder,
             )
             for client, parts in sorted(federation.rows.partition.clients.items())
         }
-
-    def _begin(self) -> Progress:
-        """Write what does not change during the run."""
-        federation, folder = self.federation, self.folder
-        folder.write_text("recipe.toml", dump_recipe(self.recipe))
-        folder.write_json("environment.json", _environment(self.recipe.compute.model_dump()))
-        with TemporaryDirectory() as place:
-            federation.model.config.save_pretrained(place)
-            config = json.loads((Path(place) / "adapter_config.json").read_text(encoding="utf-8"))
-        folder.write_json("adapter_config.json", with_sorted_names(config))
-        splits = {split: federation.label_counts(split) for split in SPLITS}
-        folder.register_clients(
-            {
-                client: {
-                    **{f"{split}_examples": int(sum(counts[client])) for split, counts in splits.items()},
-                    "labels": dict(
-                        zip(
-                            federation.rows.label_names,
-                            (
-                                int(sum(column))
-                                for column in zip(*(counts[client] for counts in splits.values()), strict=True)
-                            ),
-                            strict=True,
-                        )
-                    ),
-                }
-                for client in federation.clients
-            }
-        )
-        folder.write_json(
-            "partition.json",
-            {
-                client: {name: part.tolist() for name, part in zip(SPLITS, parts, strict=True)}
-                for client, parts in sorted(federation.rows.partition.clients.items())
-            },
-        )
-        folder.save_initial(federation.model.initial)
-        return Progress(round=-1, data=federation.fingerprint())
 
     def _continue(self) -> Progress | None:
         progress = self.folder.progress()
         if progress is None:
             return None
-        if progress.data != self.federation.fingerprint():
-            raise RunFolderError(
-                f"{self.folder.path}: the clients' rows are not those that the run began with, so it cannot go on: put "
-                "the data (or the model's tokenizer) back as it was, or start a new run"
-            )
-        started = self.folder.load_initial()
-        if any(not torch.equal(started[key], tensor) for key, tensor in self.federation.model.initial.items()):
-            raise RunFolderError(
-                f"{self.folder.path}: the initial tensors are not those that the run began with: use the versions "
-                f"of torch, transformers and peft in {self.folder.path / 'environment.json'}"
-            )
+        check_unchanged(self.federation, self.folder, progress)
         self.folder.roll_back(progress)
         progress.interruptions += 1
+        self.folder.commit(progress)
         return progress
 
     def _server(self) -> Server:
@@ -182,6 +133,7 @@ class _Run:
             figures = summarize_clients(results[self._modes[0]], self.federation.task.metric)
             if progress.chosen_score is None or figures.weighted_mean > progress.chosen_score:
                 progress.chosen_round, progress.chosen_score = round, figures.weighted_mean
+                progress.chosen_files = {client: held + 1 for client, held in self.server.held.items()}
         lines = list(self._lines(round, record, results))
         progress.metrics_bytes = self.folder.append_metrics(lines)
         progress.round = round
@@ -200,26 +152,46 @@ class _Run:
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     @property
-    def _modes(self) -> tuple[str, ...]:
+    def _modes(self) -> tuple[Mode, ...]:
+        """What rounds are evaluated after; the first is what they are chosen by."""
         after = self.recipe.evaluation.evaluate_after
         return ("aggregate", "training") if after == "both" else (after,)
 
-    def _evaluate(self, mode: str, split: str, round: int, server: ServerState | None = None) -> Results:
-        """Return each client's metrics on a split, with what it would use after a round."""
+    def _named(self, what: str, mode: Mode) -> str:
+        """Return the name of a result in ``metrics.jsonl`` and the summary: only the first mode's is the plain one."""
+        return what if mode == self._modes[0] else f"{what}_after_{mode}"
+
+    def _evaluate(self, mode: Mode, split: SplitName, round: int, server: ServerState | None = None) -> Results:
+        """Return each client's metrics on a split, with what it would use after a round.
+
+        Raises:
+            TrainingError: they are not finite, or memory ran out; whose, and what to lower.
+        """
         federation, results = self.federation, {}
         for client, tensors in self._personal(mode, round, server or self.server.state):
             federation.model.write(tensors)
             rows = getattr(federation.rows.partition.clients[client], split)
-            results[client] = evaluate(
-                federation.model,
-                federation.task,
-                federation.encoded,
-                rows,
-                batch_size=self.recipe.evaluation.batch_size,
-            )
+            where = f"client {client!r}, round {round}"
+            try:
+                results[client] = evaluate(
+                    federation.model,
+                    federation.task,
+                    federation.encoded,
+                    rows,
+                    batch_size=self.recipe.evaluation.batch_size,
+                )
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(
+                    f"{where}: out of memory on {federation.model.device} in the evaluation on {split}; lower "
+                    "evaluation.batch_size or task.max_length"
+                ) from error
+            wrong = [name for name, value in results[client].items() if not math.isfinite(value)]
+            if wrong:
+                mend = "lower training.learning_rate" if round else "the base model itself gives it: take another one"
+                raise TrainingError(f"{where}: the {split} {' and '.join(wrong)} is not finite; {mend}")
         return results
 
-    def _personal(self, mode: str, round: int, server: ServerState) -> Iterator[tuple[str, State]]:
+    def _personal(self, mode: Mode, round: int, server: ServerState) -> Iterator[tuple[str, State]]:
         for client in self.federation.clients:
             state = self.folder.load_client(client, round)
             if mode == "training":
@@ -230,49 +202,29 @@ class _Run:
     # -- results -----------------------------------------------------------------------------------------------------
 
     def _lines(
-        self, round: int, record: RoundRecord | None, results: Mapping[str, Results]
+        self, round: int, record: RoundRecord | None, results: Mapping[Mode, Results]
     ) -> Iterator[dict[str, Any]]:
-        """Yield a round's lines of ``metrics.jsonl``: of the clients that trained or were evaluated in it."""
+        """Yield a round's lines of ``metrics.jsonl``: one for every client."""
         for client in self.federation.clients:
-            trained = record is not None and client in record.train_metrics
-            if not trained and not results:
-                continue
+            trained = record.train_metrics.get(client) if record else None
             line: dict[str, Any] = {
                 "round": round,
                 "client": client,
-                "train": dict(record.train_metrics[client]) if record and trained else None,
+                "train": None if trained is None else dict(trained),
                 "upload_bytes": record.upload_bytes.get(client, 0) if record else 0,
                 "download_bytes": record.download_bytes.get(client, 0) if record else 0,
             }
             for mode, by_client in results.items():
-                line["validation" if mode == self._modes[0] else f"validation_after_{mode}"] = by_client[client]
+                line[self._named("validation", mode)] = {"after": mode, **by_client[client]}
             yield line
 
     def _summary(self) -> dict[str, Any]:
-        """Measure the chosen and the final round on test, and return all that a run comes to."""
+        """Measure on test, and return all that a run comes to."""
         federation, recipe, progress = self.federation, self.recipe, self.progress
         started = time.perf_counter()
-        chosen, final = progress.chosen_round or 0, recipe.rounds
-        before = self._evaluate("training", "test", 0)
-        tests = {
-            (mode, round): self._evaluate(mode, "test", round, self._server_state(round))
-            for mode in self._modes
-            for round in {chosen, final}
-        }
-        metric, primary = federation.task.metric, self._modes[0]
-        figures = {
-            which if mode == primary else f"{which}_after_{mode}": {
-                "round": round,
-                "after": mode,
-                **asdict(summarize_clients(tests[mode, round], metric)),
-            }
-            for mode in self._modes
-            for which, round in (("test", chosen), ("test_final", final))
-        }
-        plan = federation.sharing_plan()
-        sent = {key for key in self.initial if federation.algorithm.plan(key, 1).sent}
-        received = {key for key in self.initial if federation.algorithm.plan(key, 1).received}
-        clients, labels = self.folder.read_json("clients.json"), federation.rows.labels
+        before, tests = self._evaluate_initial(), self._tests()
+        seconds = time.perf_counter() - started
+        metric = federation.task.metric
         return {
             "algorithm": recipe.algorithm,
             "source": federation.algorithm.source,
@@ -284,36 +236,70 @@ class _Run:
             "model": recipe.model.path,
             "data": recipe.data.path,
             "metric": metric,
-            "evaluated_after": primary,
-            "chosen_round": chosen,
+            "evaluated_after": self._modes[0],
+            "chosen_round": progress.chosen_round or 0,
             "chosen_score": progress.chosen_score,
             "chosen_by": f"weighted mean of validation {metric}",
-            **figures,
-            "trained_parameters": sum(entry["parameters"] for entry in plan if entry["trained"]),
-            "upload_parameters": sum(entry["parameters"] for entry in plan if entry["sent"]),
-            "upload_bytes": total_bytes({key: self.initial[key] for key in sent}),
-            "download_bytes": total_bytes({key: self.initial[key] for key in received}),
+            **{
+                name: {"round": round, "after": mode, **asdict(summarize_clients(results, metric))}
+                for name, (mode, round, results) in tests.items()
+            },
+            **self._first_round_plan(),
             "total_upload_bytes": progress.upload_bytes,
             "total_download_bytes": progress.download_bytes,
             "train_seconds": progress.train_seconds,
-            "evaluation_seconds": progress.evaluation_seconds + time.perf_counter() - started,
-            "wall_seconds": progress.wall_seconds + time.perf_counter() - started,
+            "evaluation_seconds": progress.evaluation_seconds + seconds,
+            "wall_seconds": progress.wall_seconds + seconds,
             "peak_rss_bytes": peak_rss_bytes(),
             "interruptions": progress.interruptions,
+            "per_client": self._per_client(before, {name: results for name, (_, _, results) in tests.items()}),
+        }
+
+    def _evaluate_initial(self) -> Results:
+        """Return each client's test metrics before any training, when all hold the initial tensors."""
+        return self._evaluate("training", "test", 0)
+
+    def _tests(self) -> dict[str, tuple[Mode, int, Results]]:
+        """Return the test results of the chosen and the final round by their names in the summary.
+
+        Those after the aggregate are always among them: what is exported is that.
+        """
+        modes = self._modes if "aggregate" in self._modes else (*self._modes, "aggregate")
+        rounds = {"test": self.progress.chosen_round or 0, "test_final": self.recipe.rounds}
+        measured = {
+            (mode, round): self._evaluate(mode, "test", round, self._server_state(round))
+            for mode in modes
+            for round in sorted(set(rounds.values()))
+        }
+        return {
+            self._named(which, mode): (mode, round, measured[mode, round])
+            for mode in modes
+            for which, round in rounds.items()
+        }
+
+    def _first_round_plan(self) -> dict[str, Any]:
+        """Return what a client trains, sends and receives in round 1."""
+        algorithm, plan = self.federation.algorithm, self.federation.sharing_plan()
+        sent = {key: tensor for key, tensor in self.initial.items() if algorithm.plan(key, 1).sent}
+        received = {key: tensor for key, tensor in self.initial.items() if algorithm.plan(key, 1).received}
+        return {
+            "trained_parameters": sum(entry["parameters"] for entry in plan if entry["trained"]),
+            "upload_parameters": sum(entry["parameters"] for entry in plan if entry["sent"]),
+            "upload_bytes": total_bytes(sent),
+            "download_bytes": total_bytes(received),
             "sharing_plan": plan,
-            "per_client": {
-                client: {
-                    **{name: value for name, value in clients[client].items() if name != "folder"},
-                    "majority": majority_accuracy(labels[parts.train], labels[parts.test]),
-                    "before": before[client][metric],
-                    **{
-                        which if mode == primary else f"{which}_after_{mode}": tests[mode, round][client]
-                        for mode in self._modes
-                        for which, round in (("test", chosen), ("test_final", final))
-                    },
-                }
-                for client, parts in sorted(federation.rows.partition.clients.items())
-            },
+        }
+
+    def _per_client(self, before: Results, tests: Mapping[str, Results]) -> dict[str, dict[str, Any]]:
+        rows, about = self.federation.rows, self.folder.read_json("clients.json")
+        return {
+            client: {
+                **{name: value for name, value in about[client].items() if name != "folder"},
+                "majority": majority_accuracy(rows.labels[parts.train], rows.labels[parts.test]),
+                "before": before[client][self.federation.task.metric],
+                **{name: results[client] for name, results in tests.items()},
+            }
+            for client, parts in sorted(rows.partition.clients.items())
         }
 
     def _tell(self, event: str, *what: Any) -> None:
@@ -331,17 +317,3 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _environment(compute: Mapping[str, Any]) -> dict[str, str]:
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("fedsa", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
-    }
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        **versions,
-        **{name: str(value) for name, value in compute.items()},
-    }

@@ -31,6 +31,8 @@ _COLUMNS = [
     ("test_final", "Final round"),
     ("test_after_training", "Chosen, after local training"),
     ("test_final_after_training", "Final, after local training"),
+    ("test_after_aggregate", "Chosen, after the aggregate"),
+    ("test_final_after_aggregate", "Final, after the aggregate"),
 ]
 _MOMENTS = {
     "aggregate": "after it received the aggregate: with the model it would use next",

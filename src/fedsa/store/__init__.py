@@ -18,6 +18,7 @@ and for the chosen one.
 """
 
 from fedsa.store.files import FORMAT, write_atomically, write_error
-from fedsa.store.folder import ClientState, Progress, RunFolder, recipe_of
+from fedsa.store.folder import RunFolder, recipe_of
+from fedsa.store.states import ClientState, Progress
 
 __all__ = ["FORMAT", "ClientState", "Progress", "RunFolder", "recipe_of", "write_atomically", "write_error"]

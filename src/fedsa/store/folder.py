@@ -1,4 +1,4 @@
-"""The run folder, and how far its run is."""
+"""The folder of a run: opened, locked, checked; files of a round written, committed, rolled back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from fedsa.errors import RunFolderError
 from fedsa.recipe import Recipe, parse_recipe
 from fedsa.store.files import FORMAT, by_key, by_name, load_tensors, save_tensors, write_atomically, write_error
+from fedsa.store.states import ClientState, Progress
 from fedsa.types import Key, State
 
 if TYPE_CHECKING:
@@ -25,58 +26,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["ClientState", "Progress", "RunFolder", "recipe_of"]
+__all__ = ["RunFolder", "recipe_of"]
 
 _ROUND_FILE = re.compile(r"round-(\d{6})\.safetensors")
 _FIRST_FILES = {"recipe.toml", ".recipe.toml.partial", ".lock"}  # all that `create` writes
-
-
-@dataclass(frozen=True)
-class ClientState:
-    """What a client keeps between rounds.
-
-    Attributes:
-        tensors: its own value of every tensor that is not frozen.
-        optimizer_state: named ``slot|key``; empty unless it is kept from round to round.
-        held: the newest server version it has taken in.
-    """
-
-    tensors: State
-    optimizer_state: Mapping[str, Tensor]
-    held: int
-
-
-@dataclass
-class Progress:
-    """How far a run is: the commit point.
-
-    Attributes:
-        round: the last finished round; 0 before the first.
-        chosen_round: the best round so far by the weighted validation mean, or None.
-        chosen_score: its score.
-        held: client id to the newest server version that it has taken in.
-        metrics_bytes: length of ``metrics.jsonl`` up to this round.
-        train_seconds: in local training, so far.
-        evaluation_seconds: in evaluation, so far.
-        wall_seconds: of all finished rounds.
-        upload_bytes: of all clients, so far.
-        download_bytes: of all clients, so far.
-        data: fingerprint of the clients' rows.
-        interruptions: times that the run was resumed.
-    """
-
-    round: int = 0
-    chosen_round: int | None = None
-    chosen_score: float | None = None
-    held: dict[str, int] = field(default_factory=dict)
-    metrics_bytes: int = 0
-    train_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    upload_bytes: int = 0
-    download_bytes: int = 0
-    data: str = ""
-    interruptions: int = 0
 
 
 @final
@@ -139,13 +92,17 @@ class RunFolder:
         folder = cls(path)
         if write:
             folder._acquire()
-        progress = folder.progress()
-        if progress is None and any(path.rglob("round-*.safetensors")):
-            raise folder._damaged("state.json", "it is missing")
-        if progress is not None:
-            folder._find_clients(progress)
-        elif write:
-            folder.roll_back(Progress(round=-1))
+        try:
+            progress = folder.progress()
+            if progress is None and any(path.rglob("round-*.safetensors")):
+                raise folder._damaged("state.json", "it is missing")
+            if progress is not None:
+                folder._find_clients(progress)
+            elif write:
+                folder.roll_back(Progress())
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     def _find_clients(self, progress: Progress) -> None:
@@ -158,10 +115,19 @@ class RunFolder:
         except (AttributeError, KeyError, TypeError):
             raise self._damaged("clients.json", "not what fedsa wrote") from None
         self._scan()
-        for client, version in progress.held.items():  # a client that trained in a round took in the version before it
-            if version + 1 not in self._kept.get(client, []):
-                path = self._client_file(client, version + 1)
-                raise RunFolderError(f"checkpoint {path} is missing: restore it from a copy, or start the run again")
+        last = {client: version + 1 for client, version in progress.held.items()}  # it took in the version before
+        chosen = progress.chosen_round
+        for needed, limit in ((last, progress.round), (progress.chosen_files, -1 if chosen is None else chosen)):
+            for client, round in needed.items():
+                # A later one will do: the client has trained since, and its update was lost.
+                if not any(round <= kept <= limit for kept in self._kept.get(client, [])):
+                    raise self._missing(client, round)
+
+    def _missing(self, client: str, round: int) -> RunFolderError:
+        if client not in self._folders:
+            return self._damaged("clients.json", f"client {client!r} is not in it")
+        path = self._client_file(client, round)
+        return RunFolderError(f"checkpoint {path} is missing: restore it from a copy, or start the run again")
 
     def _acquire(self) -> None:
         try:

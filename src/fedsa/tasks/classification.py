@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score
 
 from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,6 +38,7 @@ class TokenRows:
         offsets: shape (rows + 1,): row i is ``tokens[offsets[i]:offsets[i + 1]]``; an unused row is empty.
         labels: shape (rows,): class numbers.
         pad: the padding token.
+        widest: the most tokens that the model takes; None: no limit.
         left: pad on the left.
     """
 
@@ -45,6 +47,7 @@ class TokenRows:
     offsets: IntArray
     labels: IntArray
     pad: int
+    widest: int | None = None
     left: bool = False
 
     @property
@@ -62,7 +65,9 @@ class TokenRows:
     def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
         """Return ``input_ids``, ``attention_mask``, ``labels`` and, where the model has them, ``token_type_ids``."""
         starts, ends = self.offsets[rows], self.offsets[np.asarray(rows) + 1]
-        longest = -(-int((ends - starts).max()) // _WIDTH) * _WIDTH
+        longest = max(1, int((ends - starts).max()))
+        rounded = -(-longest // _WIDTH) * _WIDTH
+        longest = rounded if self.widest is None else max(longest, min(rounded, self.widest))
         ids = np.full((len(rows), longest), self.pad, dtype=np.int64)
         mask = np.zeros_like(ids)
         types = np.zeros_like(ids)
@@ -108,7 +113,7 @@ class Classification(Task):
     def encode(
         self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
     ) -> TokenRows:
-        """Return ``rows`` of ``table`` as tokens. ``table`` has the class numbers in its column ``class_number``."""
+        """Return ``rows`` of ``table`` as tokens. ``table`` has the class numbers in its column ``CLASS_NUMBER``."""
         longest = min(self.max_length, limit or self.max_length)
         rows = np.unique(rows)  # ascending: the order of offsets
         tokens, segments = [], []
@@ -127,9 +132,11 @@ class Classification(Task):
             tokens=np.concatenate(tokens),
             segments=np.concatenate(segments) if has_segments else None,
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
-            labels=np.asarray(table["class_number"], dtype=np.int64),
-            pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            left=tokenizer.padding_side == "left",
+            labels=np.asarray(table[CLASS_NUMBER], dtype=np.int64),
+            pad=tokenizer.pad_token_id,
+            widest=limit,
+            # Decoders that classify look for a row's last token from the right; XLNet alone takes the last place.
+            left="xlnet" in type(tokenizer).__name__.lower(),
         )
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -13,15 +13,12 @@ from torch import Tensor, nn
 
 from fedsa.errors import TrainingError
 from fedsa.models import AdaptedModel
-from fedsa.recipe import TrainingSettings
+from fedsa.recipe import DEFAULT_LOCAL_STEPS, TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import Key, Side, State
 
-__all__ = ["DEFAULT_LOCAL_STEPS", "Job", "Trained", "learning_rate_factor", "local_batches", "train"]
-
-DEFAULT_LOCAL_STEPS = 10
-"""Optimiser steps a round, where a recipe gives neither local_steps nor local_epochs."""
+__all__ = ["Job", "Trained", "learning_rate_factor", "local_batches", "train"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,9 @@ def train(job: Job, *, model: AdaptedModel, task: Task, encoded: Encoded, settin
             f"client {job.client!r}, round {job.round}: the loss is not finite (mean over the round: {mean_loss}); "
             f"lower training.learning_rate (now {settings.learning_rate:g}) or set training.max_grad_norm"
         )
-    kept = _dump_optimizer(optimizer, parameters) if settings.optimizer_state == "keep" else {}
+    kept: dict[str, Tensor] = {}
+    if settings.optimizer_state == "keep":  # also of what this round does not train, but another may
+        kept = {**job.optimizer_state, **_dump_optimizer(optimizer, parameters)}
     metrics = {"loss": mean_loss, "steps": len(steps), "seconds": time.perf_counter() - started}
     return Trained(tensors, kept, metrics)
 

@@ -1,0 +1,172 @@
+"""What a run writes before its first round, and what must still be so when it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import tomllib
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsa.adapters.factors import key_of
+from fedsa.data.clients import SPLITS, label_totals
+from fedsa.errors import RunFolderError
+from fedsa.federation import Federation
+from fedsa.models import AdaptedModel, with_sorted_names
+from fedsa.recipe import dump_recipe
+from fedsa.store import Progress, RunFolder
+
+__all__ = ["begin", "check_unchanged"]
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def begin(federation: Federation, folder: RunFolder) -> Progress:
+    """Write what does not change during the run, and return the progress of a run without rounds."""
+    recipe, config = dump_recipe(federation.recipe), _adapter_config(federation.model)
+    folder.write_text("recipe.toml", recipe)
+    folder.write_json("environment.json", _environment(federation.recipe.compute.model_dump()))
+    folder.write_json("adapter_config.json", config)
+    counts = {split: federation.label_counts(split) for split in SPLITS}
+    totals = label_totals(counts)
+    folder.register_clients(
+        {
+            client: {
+                **{f"{split}_examples": sum(by_client[client]) for split, by_client in counts.items()},
+                "labels": dict(zip(federation.rows.label_names, totals[client], strict=True)),
+            }
+            for client in federation.clients
+        }
+    )
+    folder.write_json(
+        "partition.json",
+        {
+            client: {name: part.tolist() for name, part in zip(SPLITS, parts, strict=True)}
+            for client, parts in sorted(federation.rows.partition.clients.items())
+        },
+    )
+    folder.save_initial(federation.model.initial)
+    return Progress(data=federation.fingerprint(), fingerprints=_fingerprints(recipe, config, federation.model))
+
+
+def check_unchanged(federation: Federation, folder: RunFolder, progress: Progress) -> None:
+    """Refuse to go on with another federation than the run began with.
+
+    Raises:
+        RunFolderError: what is not the same, and what to do.
+    """
+    recipe = dump_recipe(federation.recipe)
+    now = _fingerprints(recipe, _adapter_config(federation.model), federation.model)
+    changed = {name for name, value in now.items() if progress.fingerprints.get(name) != value}
+    versions = f"the versions of torch, transformers and peft in {folder.path / 'environment.json'}"
+    if "recipe" in changed:
+        raise RunFolderError(_other_recipe(recipe, folder, progress))
+    if "adapter_config" in changed:
+        raise RunFolderError(
+            f"{folder.path}: the adapter's PEFT config is not the one that the run began with: use that of "
+            f"{folder.path / 'adapter_config.json'}, and {versions}, or start a new run"
+        )
+    if progress.data != federation.fingerprint():
+        raise RunFolderError(
+            f"{folder.path}: the clients' rows are not those that the run began with, so it cannot go on: put "
+            "the data (or the model's tokenizer) back as it was, or start a new run"
+        )
+    if "base_model" in changed:
+        raise RunFolderError(
+            f"{folder.path}: the base model's weights are not those that the run began with: put the model "
+            f"({federation.recipe.model.path}) back as it was, use {versions}, or start a new run"
+        )
+    started, initial = folder.load_initial(), federation.model.initial
+    if started.keys() != initial.keys():
+        names = ", ".join(str(key) for key in sorted(started.keys() ^ initial.keys())[:3])
+        raise RunFolderError(
+            f"{folder.path}: the adapter's tensors are not those that the run began with ({names}, ...): use the same "
+            f"target_modules and modules_to_save, and {versions}, or start a new run"
+        )
+    if any(not torch.equal(started[key], tensor) for key, tensor in initial.items()):
+        raise RunFolderError(
+            f"{folder.path}: the initial tensors are not those that the run began with: use {versions}"
+        )
+
+
+def _other_recipe(recipe: str, folder: RunFolder, progress: Progress) -> str:
+    path = folder.path / "recipe.toml"
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if _hash(text) != progress.fingerprints.get("recipe"):
+        return f"{path} was changed after the run began: put it back as it was, or start a new run"
+    old, new = (dict(_flat(tomllib.loads(each))) for each in (text, recipe))
+    differing = ", ".join(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
+    return (
+        f"{folder.path} was begun with other settings ({differing}; see its recipe.toml): go on with those, and with "
+        "the versions and hardware in its environment.json, or start a new run"
+    )
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _fingerprints(recipe: str, config: Mapping[str, Any], model: AdaptedModel) -> dict[str, str]:
+    # Where the model lay and which PEFT wrote the config change nothing: weights have a fingerprint of their own.
+    told = {name: value for name, value in config.items() if name not in ("base_model_name_or_path", "peft_version")}
+    return {
+        "recipe": _hash(recipe),
+        "adapter_config": _hash(json.dumps(told, sort_keys=True)),
+        "base_model": _base_fingerprint(model),
+    }
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@torch.no_grad()
+def _base_fingerprint(model: AdaptedModel) -> str:
+    """Return a hash of the sums of every frozen tensor's bits.
+
+    Integers, for their sum is the same in any order: on any device and number of threads. Blind to values that
+    change places inside a tensor.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in chain(model.model.named_parameters(), model.model.named_buffers()):
+        if key_of(name, trained=False) is None:
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sum_of_bits(tensor)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sum_of_bits(tensor: Tensor) -> int:
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return int(real.detach().contiguous().view(_INTEGERS[real.element_size()]).sum(dtype=torch.int64))
+
+
+def _adapter_config(model: AdaptedModel) -> dict[str, Any]:
+    """Return PEFT's config as PEFT writes it, but for the order of names."""
+    with TemporaryDirectory() as place:
+        model.config.save_pretrained(place)
+        return with_sorted_names(json.loads((Path(place) / "adapter_config.json").read_text(encoding="utf-8")))
+
+
+def _environment(compute: Mapping[str, Any]) -> dict[str, str]:
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("fedsa", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
+    }
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        **versions,
+        **{name: str(value) for name, value in compute.items()},
+    }
