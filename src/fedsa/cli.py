@@ -40,8 +40,10 @@ for module in (run, resume, export, data, recipes, algorithms):
 
 def main() -> None:
     """Run the command line: exit code 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
-    # Read when torch is loaded. Threads that wait by spinning cost a busy machine several times the run's own work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is loaded. Threads that spin for long while they wait cost a busy machine many times the run's own
+    # work; threads that sleep at once wake too slowly on an idle one.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         app(standalone_mode=True)
     except FedsaError as error:
