@@ -24,9 +24,7 @@ def test_pairs_of_rte_are_shared_out_with_equal_label_mix(glue: Path, tiny_recip
     recipe = tiny_recipe(
         f"data.path={glue / 'RTE' / 'train.tsv'}",
         'task.text_columns=["sentence1", "sentence2"]',
-        "data.partition.kind=dirichlet",
-        "data.partition.clients=3",
-        "data.partition.dirichlet_alpha=0.5",
+        "data.partition={kind='dirichlet', clients=3, dirichlet_alpha=0.5}",
     )
     rows = share_rows(recipe)
     assert set(rows.label_names) == {"entailment", "not_entailment"}

@@ -315,7 +315,7 @@ class AdaptedModel:
             targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
             raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
         self.config: Any = self.model.peft_config["default"]
-        self.model.to(device)
+        self.model.to(device).eval()
         self.device, self.precision = device, precision
         self._parameters: dict[Key, nn.Parameter] = {}
         for name, parameter in self.model.named_parameters():
