@@ -346,3 +346,13 @@ def test_settings_of_model_and_partition_are_used(tiny_model: Path, tables: dict
     assert federation.recipe.adapter.modules_to_save == ["pooler"]
     assert [len(parts.test) for parts in federation.rows.partition.clients.values()] == [10, 10]
     assert 'kind = "files"' in dump_recipe(federation.recipe)
+
+
+@pytest.mark.parametrize(
+    ("partition", "text"), [({"kind": "iid", "clients": 2}, "the clients bring their own rows"), (5, "partition")]
+)
+def test_the_split_of_objects_is_not_dealt_anew(
+    tiny_model: Path, tables: dict[str, Dataset], partition: Any, text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        fedsa.Federation.from_objects(str(tiny_model), config(), tables, partition=partition, **SETTINGS)

@@ -119,10 +119,10 @@ class Federation:
 
         Args:
             model: hub name or local folder, a recipe's ``[model]`` (say, ``{"path": NAME, "revision": COMMIT}``), or a
-                loaded model with a fitting head. A loaded model is adapted in place
-                and cast to fp32, so it serves one federation only. Its layers outside the base (head, pooler) are
-                trained and exported with the adapter. Whether a layer *inside* the base was in a checkpoint or is
-                random cannot be known: name such layers in ``modules_to_save``.
+                loaded model with a fitting head. A loaded model is adapted in place and cast to fp32, so it serves one
+                federation only. Its layers outside the base (head, pooler) are trained and exported with the adapter.
+                Whether a layer *inside* the base was in a checkpoint or is random cannot be known: name such layers in
+                ``modules_to_save``.
             peft_config: a PEFT ``LoraConfig`` or ``VeraConfig``; it is copied.
             clients: client id to its rows, or a list of rows (ids ``client-1``, ...). A client's rows are one
                 ``datasets.Dataset`` (split by ``partition``'s fractions) or a ``DatasetDict`` with ``train``,
@@ -331,7 +331,7 @@ def _recipe_of_objects(
     mistakes = [
         Mistake(name, f"comes from the objects; {mend}") for name, mend in ruled_out.items() if name in settings
     ]
-    if partition is not None and "kind" in partition:
+    if isinstance(partition, Mapping) and "kind" in partition:
         mistakes.append(Mistake("partition.kind", "the clients bring their own rows: leave it out"))
     if partition is None or isinstance(partition, Mapping):
         partition = {"kind": "files", **(partition or {})}
