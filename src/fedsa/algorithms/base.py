@@ -71,8 +71,6 @@ class Algorithm(ABC):
 
     source: ClassVar[str]
     """The paper, e.g. ``arXiv:2410.01463``."""
-    additive: ClassVar[bool] = True
-    """The server needs only Σ wᵢxᵢ of what clients send, so sums can be streamed or masked."""
     export: ClassVar[str] = "adapter"
     """What a client's result is: a plain ``adapter`` (all that exists so far)."""
 

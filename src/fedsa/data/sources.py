@@ -49,16 +49,11 @@ def load_rows(settings: DataSettings, *, on_progress: Callable[..., None] | None
 
     Raises:
         DataError: nothing is there, the hub cannot be reached, a file cannot be read, there are no rows, a split does
-            not exist, two splits are the same, or clients' files do not fit together.
+            not exist, or clients' files do not fit together.
         FetchError: a packaged part could not be fetched.
     """
     splits = [settings.split, settings.validation_split, settings.test_split]
     named = [split for split in splits if split is not None]
-    if len(set(named)) < len(named):
-        raise DataError(
-            f"[data] names one split twice ({', '.join(named)}): rows for training would be used to judge. "
-            "Give each of split, validation_split and test_split a split of its own, or leave the last two out"
-        )
     tables = _load(settings, named, on_progress)
     for split in named:
         if not len(tables[split]):
