@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, final
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 
-from fedsa.algorithms.base import Algorithm, ServerState
+from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.errors import TrainingError
 from fedsa.models import AdaptedModel
 from fedsa.store import ClientState
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.training.sequential import Job, train
-from fedsa.types import Payload, State, Update
+from fedsa.training import cohort, sequential
+from fedsa.training.jobs import Job, Trained
+from fedsa.types import Key, Payload, State, Update
 
 if TYPE_CHECKING:
     from fedsa.recipe import Recipe
 
-__all__ = ["Client", "Memory", "own_tensors", "personal_tensors"]
+__all__ = ["Client", "Memory", "own_tensors", "personal_tensors", "train_clients"]
 
 
 class Memory(Protocol):
@@ -73,38 +76,70 @@ class Client:
     recipe: Recipe
     memory: Memory
 
-    def train(self, payload: Payload) -> Update:
-        """Train for one round, keep the new state, and return what is sent.
-
-        Raises:
-            TrainingError: the training went wrong; nothing is kept.
-        """
+    def prepare(self, payload: Payload) -> Job:
+        """Return what the client trains in a round."""
         round = payload.round
         state = self.memory.load_client(self.id, round - 1)
-        tensors = self.algorithm.absorb(own_tensors(self.model.initial, state), payload)
-        plans = {key: self.algorithm.plan(key, round) for key in self.model.keys}
-        job = Job(
+        plans = self._plans(round)
+        return Job(
             client=self.id,
             round=round,
             rounds=self.recipe.rounds,
             seed=self.recipe.seed,
-            tensors=tensors,
+            tensors=self.algorithm.absorb(own_tensors(self.model.initial, state), payload),
             trained=tuple(key for key, plan in plans.items() if plan.trained),
             received=tuple(key for key, plan in plans.items() if plan.received),
             optimizer_state=state.optimizer_state if state else {},
             rows=self.rows,
+            stored=tuple(state.tensors) if state else (),
         )
-        try:
-            trained = train(job, model=self.model, task=self.task, encoded=self.encoded, settings=self.recipe.training)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"client {self.id!r}, round {round}: out of memory on {self.model.device}; lower "
-                "training.batch_size or task.max_length"
-            ) from error
-        kept = state.tensors if state else {}
+
+    def finish(self, job: Job, trained: Trained) -> Update:
+        """Keep the state that the training left, and return what is sent."""
+        plans = self._plans(job.round)
         changed = {
-            key: trained.tensors[key] for key, plan in plans.items() if plan.trained or plan.received or key in kept
+            key: trained.tensors[key]
+            for key, plan in plans.items()
+            if plan.trained or plan.received or key in job.stored
         }
-        self.memory.save_client(self.id, round, ClientState(changed, trained.optimizer_state, held=round - 1))
+        self.memory.save_client(self.id, job.round, ClientState(changed, trained.optimizer_state, held=job.round - 1))
         sent = {key: trained.tensors[key] for key, plan in plans.items() if plan.sent}
-        return Update(self.id, round, len(self.rows), sent, trained.metrics)
+        return Update(self.id, job.round, len(self.rows), sent, trained.metrics)
+
+    def _plans(self, round: int) -> dict[Key, Plan]:
+        return {key: self.algorithm.plan(key, round) for key in self.model.keys}
+
+
+def train_clients(asked: Iterable[tuple[Client, Payload]]) -> Iterator[Update]:
+    """Train clients for one round, each keeping its new state, and yield what they send.
+
+    Args:
+        asked: clients of one federation, and what the server sends each. They are taken as they are needed: as many
+            at a time as go through the model at once by the recipe.
+
+    Raises:
+        TrainingError: the training went wrong; of the clients that trained together nothing is kept.
+    """
+    remaining = iter(asked)
+    for first in remaining:
+        group = [first, *islice(remaining, max(1, first[0].recipe.training.cohort_size) - 1)]
+        jobs = [client.prepare(payload) for client, payload in group]
+        for (client, _), job, trained in zip(group, jobs, _trained(first[0], jobs), strict=True):
+            yield client.finish(job, trained)
+
+
+def _trained(client: Client, jobs: Sequence[Job]) -> Sequence[Trained]:
+    """Return what jobs come to, by the trainer that the recipe names."""
+    settings = client.recipe.training
+    common: Any = {"model": client.model, "task": client.task, "encoded": client.encoded, "settings": settings}
+    try:
+        if settings.trainer == "cohort":
+            return cohort.train(jobs, **common, pack=bool(settings.packing))
+        return [sequential.train(job, **common) for job in jobs]
+    except torch.OutOfMemoryError as error:
+        whose = f"client {jobs[0].client!r}" if len(jobs) == 1 else f"{len(jobs)} clients from {jobs[0].client!r} on"
+        raise TrainingError(
+            f"{whose}, round {jobs[0].round}: out of memory on {client.model.device}; lower "
+            f"{'training.cohort_size, ' if len(jobs) > 1 else ''}training.batch_size or task.max_length, or set "
+            "compute.gradient_checkpointing = true"
+        ) from error

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 
+from fedsa.models.layout import Layout
 from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.types import State
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedsa.models import AdaptedModel
 
-__all__ = ["Figures", "evaluate", "majority_accuracy", "summarize", "summarize_clients"]
+__all__ = ["Figures", "Personal", "evaluate", "majority_accuracy", "summarize", "summarize_clients"]
 
 
 @dataclass(frozen=True)
@@ -36,31 +41,67 @@ class Figures:
     worst_client: str
 
 
-def evaluate(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, *, batch_size: int) -> dict[str, float]:
-    """Return the metrics of what the model holds now, on some rows.
+Personal: TypeAlias = "tuple[str, State, IntArray]"
+"""A client's id, the tensors it would use, and the numbers of its rows."""
+
+
+def evaluate(
+    model: AdaptedModel,
+    task: Task,
+    encoded: Encoded,
+    clients: Iterable[Personal],
+    *,
+    batch_size: int,
+    together: int = 0,
+    pack: bool = False,
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield each client's id and metrics on its rows: the task's, and ``examples``.
 
     Args:
-        model: with the client's tensors written into it.
+        model: the base with its adapter.
         task: gives outputs and metrics.
         encoded: the rows' tokens.
-        rows: row numbers; they are batched by length, so that little is padded.
-        batch_size: rows per forward pass.
-
-    Returns:
-        The task's metrics, and ``examples``.
+        clients: consumed as they are needed.
+        batch_size: rows per forward pass; they are batched by length, so that little is padded.
+        together: clients that go through the model at once; 0: one by one, through the model's own adapter.
+        pack: as for `fedsa.training.cohort.train`; goes with ``together``.
     """
+    remaining = iter(clients)
+    while group := list(islice(remaining, together or 1)):
+        if together:
+            with model.stack(len(group)) as stack:
+                for place, (_, tensors, _) in enumerate(group):
+                    stack.load(place, tensors)
+                outputs = _outputs(model, task, encoded, [rows for _, _, rows in group], batch_size, pack)
+        else:
+            model.write(group[0][1])
+            outputs = _outputs(model, task, encoded, [group[0][2]], batch_size, pack=False)
+        for (client, _, rows), own in zip(group, outputs, strict=True):
+            yield client, {"examples": len(rows), **task.score(encoded, rows, own)}
+
+
+def _outputs(
+    model: AdaptedModel, task: Task, encoded: Encoded, by_client: Sequence[IntArray], batch_size: int, pack: bool
+) -> Sequence[Tensor]:
+    """Return the outputs of each client's rows, in their order."""
+    rows = np.concatenate(by_client)
+    owners = np.repeat(np.arange(len(by_client)), [len(own) for own in by_client])
     order = np.argsort(encoded.lengths[rows], kind="stable")
-    parts = []
+    parts, places = [], []
     model.model.eval()
     with torch.inference_mode():
         for start in range(0, len(rows), batch_size):
-            batch = encoded.batch(rows[order[start : start + batch_size]])
+            chosen = order[start : start + batch_size]
+            chosen = chosen[np.argsort(owners[chosen], kind="stable")]  # a pass takes rows client by client
+            batch = {name: value.to(model.device) for name, value in encoded.batch(rows[chosen]).items()}
+            counts = np.bincount(owners[chosen], minlength=len(by_client)).tolist()
+            model.streams.begin(Layout(batch["attention_mask"], counts, pack=pack))
             with model.autocast():
-                parts.append(
-                    task.outputs(model.model, {name: value.to(model.device) for name, value in batch.items()}).cpu()
-                )
-    outputs = torch.cat(parts)[torch.from_numpy(np.argsort(order))]
-    return {"examples": len(rows), **task.score(encoded, rows, outputs)}
+                parts.append(task.outputs(model.model, batch).cpu())
+            places.append(chosen)
+    outputs = torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
+    split: Sequence[Tensor] = outputs.split([len(own) for own in by_client])
+    return split
 
 
 def summarize(values: Mapping[str, float], weights: Mapping[str, float]) -> Figures:

@@ -8,9 +8,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final, get_args
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
+import torch
 
 from fedsa.adapters.factors import VARIANT_FACTORS
 from fedsa.algorithms import check_algorithm, make_algorithm
@@ -43,8 +44,10 @@ from fedsa.recipe import (
     with_absolute_paths,
 )
 from fedsa.seeds import derive_seed
+from fedsa.server import sample_size
 from fedsa.tasks.base import Encoded, Task
 from fedsa.tasks.classification import Classification
+from fedsa.training.choice import choose_attention, choose_training
 from fedsa.types import Factor
 
 if TYPE_CHECKING:
@@ -186,6 +189,9 @@ class Federation:
             update={"compute": compute, "share_head": algorithm.share_head}
         )
         encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
+        tell("measuring what trains fastest")
+        torch.set_num_threads(compute.threads)
+        resolved = _chosen(resolved, model, task, encoded, rows)
         return cls(resolved, algorithm, model, tokenizer, task, encoded, rows)
 
     @property
@@ -263,9 +269,7 @@ def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int) ->
     if training.local_steps is None and training.local_epochs is None:
         training = training.model_copy(update={"local_steps": DEFAULT_LOCAL_STEPS})
     model: dict[str, Any] = {}
-    attention, commit = (getattr(base.config, name, None) for name in ("_attn_implementation", "_commit_hash"))
-    if attention in get_args(get_args(ModelSettings.model_fields["attn_implementation"].annotation)[0]):
-        model["attn_implementation"] = attention
+    commit = getattr(base.config, "_commit_hash", None)
     if commit and _is_hub_name(recipe.model.path):
         model["revision"] = commit
     return with_absolute_paths(
@@ -278,6 +282,24 @@ def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int) ->
             }
         )
     )
+
+
+def _chosen(recipe: Recipe, model: AdaptedModel, task: Task, encoded: Encoded, rows: SharedRows) -> Recipe:
+    """Return the recipe with what is chosen by measuring written out."""
+    trained = [parts.train for parts in rows.partition.clients.values()]
+    if recipe.model.attn_implementation is None and model.attention in ("eager", "sdpa", "flash_attention_2"):
+        name = choose_attention(model, task, encoded, np.concatenate(trained), recipe.training.batch_size)
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attn_implementation": name})})
+    training = choose_training(
+        recipe.training,
+        recipe.compute,
+        model=model,
+        task=task,
+        encoded=encoded,
+        rows=trained,
+        clients=sample_size(recipe.fraction_train, len(trained)),
+    )
+    return recipe.model_copy(update={"training": training})
 
 
 def _is_hub_name(path: str) -> bool:

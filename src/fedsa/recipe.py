@@ -59,7 +59,7 @@ class ModelSettings(_Settings):
     path: str = Field(description="hub name, local folder, or part:NAME for a packaged part")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
-        None, description="attention kernel; empty: transformers' own choice"
+        None, description="attention kernel; empty: eager or sdpa, whichever trains faster here"
     )
 
 
@@ -215,6 +215,16 @@ class TrainingSettings(_Settings):
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; 'none' in a recipe: off")
     proximal_mu: float = Field(0.0, ge=0, description="FedProx: μ/2·‖w − w_received‖² on what the server sent")
     optimizer_state: Literal["reset", "keep"] = Field("reset", description="at a client, from round to round")
+    group_by_length: bool = Field(
+        False, description="batches of rows of like length: less padding, but rows no longer meet at random"
+    )
+    trainer: Literal["auto", "sequential", "cohort"] = Field(
+        "auto", description="cohort: many clients in one pass, equal within rounding; auto: where the adapter allows it"
+    )
+    cohort_size: int = Field(0, ge=0, description="clients in one pass; 0: by compute.memory_budget and speed")
+    packing: bool | None = Field(
+        None, description="cohort: several texts in one row instead of padding; empty: where the model allows it"
+    )
 
     @field_validator("max_grad_norm", mode="before")
     @classmethod
@@ -227,6 +237,8 @@ class TrainingSettings(_Settings):
             raise ValueError("give local_steps or local_epochs, not both")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError("momentum goes with optimizer = 'sgd' only")
+        if self.trainer == "sequential" and (self.cohort_size or self.packing):
+            raise ValueError("cohort_size and packing do not go with trainer = 'sequential'")
         return self
 
 
@@ -248,8 +260,15 @@ class ComputeSettings(_Settings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(0, ge=0, description="processor threads; 0: all cores")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of forward and backward; auto: bf16 where the hardware has it"
+        "auto", description="of frozen weights, forward and backward; auto: bf16 where the hardware has it"
     )
+    memory_budget: float | None = Field(
+        None, gt=0, description="GiB that a cohort's training may take; empty: half of what is free at the start"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, about a third more time"
+    )
+    compile: bool = Field(False, description="torch.compile the layers: pays for long runs only")
 
 
 class Recipe(_Settings):

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from fedsa.errors import TrainingError
 from fedsa.federation import Federation
 from fedsa.recipe import TrainingSettings
-from fedsa.training.sequential import DEFAULT_LOCAL_STEPS, Job, learning_rate_factor, local_batches, train
+from fedsa.recipe import DEFAULT_LOCAL_STEPS
+from fedsa.training.jobs import Job, learning_rate_factor, local_batches
+from fedsa.training.sequential import train
 from fedsa.types import Side
 
 LAW = settings(max_examples=50, deadline=None, database=None, derandomize=True)

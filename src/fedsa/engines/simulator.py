@@ -13,15 +13,15 @@ import torch
 
 from fedsa.algorithms.base import ServerState
 from fedsa.callbacks import Callback
-from fedsa.client import Client, own_tensors, personal_tensors
+from fedsa.client import Client, own_tensors, personal_tensors, train_clients
 from fedsa.data.clients import SplitName
 from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.errors import TrainingError
-from fedsa.evaluation import evaluate, majority_accuracy, summarize_clients
+from fedsa.evaluation import Personal, evaluate, majority_accuracy, summarize_clients
 from fedsa.federation import Federation
 from fedsa.server import Server
 from fedsa.store import Progress, RunFolder
-from fedsa.types import RoundRecord, State, total_bytes
+from fedsa.types import RoundRecord, total_bytes
 
 __all__ = ["peak_rss_bytes", "simulate"]
 
@@ -143,9 +143,9 @@ class _Run:
 
     def _train(self, round: int) -> RoundRecord:
         updates = []
-        for client, payload in self.server.begin_round(round).items():
-            update = self.clients[client].train(payload)
-            self._tell("on_client_trained", round, client, update.metrics)
+        asked = ((self.clients[client], payload) for client, payload in self.server.begin_round(round).items())
+        for update in train_clients(asked):
+            self._tell("on_client_trained", round, update.client, update.metrics)
             updates.append(update)
         return self.server.end_round(round, updates)
 
@@ -167,37 +167,42 @@ class _Run:
         Raises:
             TrainingError: they are not finite, or memory ran out; whose, and what to lower.
         """
-        federation, results = self.federation, {}
-        for client, tensors in self._personal(mode, round, server or self.server.state):
-            federation.model.write(tensors)
-            rows = getattr(federation.rows.partition.clients[client], split)
-            where = f"client {client!r}, round {round}"
-            try:
-                results[client] = evaluate(
-                    federation.model,
-                    federation.task,
-                    federation.encoded,
-                    rows,
-                    batch_size=self.recipe.evaluation.batch_size,
-                )
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(
-                    f"{where}: out of memory on {federation.model.device} in the evaluation on {split}; lower "
-                    "evaluation.batch_size or task.max_length"
-                ) from error
-            wrong = [name for name, value in results[client].items() if not math.isfinite(value)]
-            if wrong:
-                mend = "lower training.learning_rate" if round else "the base model itself gives it: take another one"
-                raise TrainingError(f"{where}: the {split} {' and '.join(wrong)} is not finite; {mend}")
+        federation, training = self.federation, self.recipe.training
+        results: Results = {}
+        measured = evaluate(
+            federation.model,
+            federation.task,
+            federation.encoded,
+            self._personal(mode, split, round, server or self.server.state),
+            batch_size=self.recipe.evaluation.batch_size,
+            together=training.cohort_size if training.trainer == "cohort" else 0,
+            pack=bool(training.packing),
+        )
+        try:
+            for client, metrics in measured:
+                results[client] = metrics
+                wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+                if wrong:
+                    mend = "lower training.learning_rate" if round else "the base model itself gives it: take another"
+                    raise TrainingError(
+                        f"client {client!r}, round {round}: the {split} {' and '.join(wrong)} is not finite; {mend}"
+                    )
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"round {round}: out of memory on {federation.model.device} in the evaluation on {split}, after "
+                f"{len(results)} clients; lower evaluation.batch_size or task.max_length"
+            ) from error
         return results
 
-    def _personal(self, mode: Mode, round: int, server: ServerState) -> Iterator[tuple[str, State]]:
+    def _personal(self, mode: Mode, split: SplitName, round: int, server: ServerState) -> Iterator[Personal]:
         for client in self.federation.clients:
             state = self.folder.load_client(client, round)
-            if mode == "training":
-                yield client, own_tensors(self.initial, state)
-            else:
-                yield client, personal_tensors(self.federation.algorithm, self.initial, server, state, round)
+            tensors = (
+                own_tensors(self.initial, state)
+                if mode == "training"
+                else personal_tensors(self.federation.algorithm, self.initial, server, state, round)
+            )
+            yield client, tensors, getattr(self.federation.rows.partition.clients[client], split)
 
     # -- results -----------------------------------------------------------------------------------------------------
 

@@ -68,8 +68,12 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean loss of a batch, a scalar."""
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return each row's summed loss and the number of terms in it, both of shape (rows,).
+
+        The loss of some rows is the sum of their sums over the sum of their numbers: so a batch of several clients
+        falls apart into the loss of each.
+        """
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

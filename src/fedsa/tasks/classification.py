@@ -139,15 +139,16 @@ class Classification(Task):
             left="xlnet" in type(tokenizer).__name__.lower(),
         )
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean cross-entropy."""
-        return F.cross_entropy(self.outputs(model, batch), batch["labels"])
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return each row's cross-entropy, and ones."""
+        each = F.cross_entropy(self.outputs(model, batch), batch["labels"], reduction="none")
+        return each, torch.ones_like(each)
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return logits, shape (rows, classes)."""
+        """Return logits in fp32 at least, shape (rows, classes)."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits: Tensor = model(**inputs).logits
-        return logits.float()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def score(self, encoded: Encoded, rows: IntArray, outputs: Tensor) -> dict[str, float]:
         """Return accuracy and mean cross-entropy."""

@@ -1,0 +1,27 @@
+"""Base models and their adapted layers. Beside export.py the only room that knows transformers and peft."""
+
+from fedsa.models.adapted import AdaptedModel, peft_config_of, variant_of, with_drawn_layers, with_sorted_names
+from fedsa.models.base import (
+    HEADS,
+    fit_padding,
+    load_base,
+    load_tokenizer,
+    position_limit,
+    quiet,
+    resolve_compute,
+)
+
+__all__ = [
+    "HEADS",
+    "AdaptedModel",
+    "fit_padding",
+    "load_base",
+    "load_tokenizer",
+    "peft_config_of",
+    "position_limit",
+    "quiet",
+    "resolve_compute",
+    "variant_of",
+    "with_drawn_layers",
+    "with_sorted_names",
+]

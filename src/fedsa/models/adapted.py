@@ -1,0 +1,262 @@
+"""One frozen base with one adapter in it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from fedsa.adapters.factors import key_of
+from fedsa.errors import ModelError, near
+from fedsa.models.base import HEADS, quiet
+from fedsa.models.dropout import AdapterDropout, Streams
+from fedsa.models.packing import LayerStack
+from fedsa.models.stacked import Stack, obstacles
+from fedsa.recipe import AdapterSettings
+from fedsa.types import Key, State
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_VERA_PROJECTION = re.compile(r"\.vera_[AB]\.|^base_model\.vera_[AB]\.")
+
+__all__ = ["AdaptedModel", "peft_config_of", "variant_of", "with_drawn_layers", "with_sorted_names"]
+
+
+def with_drawn_layers(config: PeftConfig, drawn: set[str]) -> PeftConfig:
+    """Return a copy of the config that also trains the layers which the checkpoint did not have."""
+    copied: Any = copy.deepcopy(config)
+    if drawn:
+        copied.modules_to_save = sorted({*(copied.modules_to_save or ()), *drawn})
+    result: PeftConfig = copied
+    return result
+
+
+def with_sorted_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return PEFT's JSON with its lists of names sorted: it writes sets, in an order that differs from run to run."""
+    lists = ("target_modules", "exclude_modules", "modules_to_save")
+    return {
+        name: sorted(value) if name in lists and isinstance(value, list) else value for name, value in config.items()
+    }
+
+
+def peft_config_of(settings: AdapterSettings, *, task_type: str, seed: int) -> PeftConfig:
+    """Return the PEFT config that a recipe's adapter section describes.
+
+    Args:
+        settings: the section.
+        task_type: PEFT's, e.g. ``SEQ_CLS``.
+        seed: VeRA's frozen projections are drawn from it.
+    """
+    common: dict[str, Any] = {"r": settings.rank, "target_modules": settings.target_modules, "task_type": task_type}
+    if settings.modules_to_save is not None:
+        common["modules_to_save"] = list(settings.modules_to_save)
+    if settings.variant == "vera":
+        return VeraConfig(
+            **common, vera_dropout=settings.dropout, projection_prng_key=seed % 2**31, save_projection=True
+        )
+    return LoraConfig(
+        **common,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.dropout,
+        use_rslora=settings.variant == "rslora",
+    )
+
+
+def variant_of(config: PeftConfig) -> str:
+    """Return the adapter variant of a PEFT config.
+
+    Raises:
+        ModelError: fedsa cannot federate it; the reason is given.
+    """
+    if isinstance(config, VeraConfig):
+        variant = "vera"
+    elif isinstance(config, LoraConfig):
+        if config.use_dora:
+            raise ModelError("use_dora = True is not supported: the role of DoRA's magnitude is not defined here yet")
+        if config.init_lora_weights not in (True, "gaussian"):
+            raise ModelError(
+                f"init_lora_weights = {config.init_lora_weights!r} is not supported: it changes the base weights, "
+                "which all clients share; use True or 'gaussian'"
+            )
+        variant = "rslora" if config.use_rslora else "lora"
+    else:
+        raise ModelError(
+            f"adapter type {getattr(config.peft_type, 'value', config.peft_type)!r} is not supported; "
+            "supported: LORA (also with use_rslora) and VERA"
+        )
+    if getattr(config, "bias", "none") != "none":
+        raise ModelError(
+            f"bias = {config.bias!r} is not supported: it trains biases of the shared base model; use 'none'"
+        )
+    return variant
+
+
+@final
+class AdaptedModel:
+    """One frozen base with one adapter in it. Clients take turns: their tensors are written into it and read out of it.
+
+    Args:
+        base: the base model; the adapter's layers are put into it.
+        config: PEFT's description of the adapter.
+        seed: of the adapter's initial values.
+        device: where it computes.
+        precision: ``fp32`` or ``bf16``: of forward and backward. With bf16 the frozen weights are stored in bf16 too;
+            adapters and head stay fp32.
+
+    Attributes:
+        model: the PEFT model.
+        config: PEFT's description of the adapter, with what PEFT chose filled in.
+        variant: as `variant_of` says.
+        initial: the tensors that every client starts from.
+        streams: what the adapters' dropout is drawn from; told of every pass.
+        layers: the row of alike layers, which packed batches go through.
+
+    Raises:
+        ModelError: the adapter does not fit the model, or fedsa cannot federate it.
+    """
+
+    def __init__(
+        self, base: PreTrainedModel, config: PeftConfig, *, seed: int, device: str = "cpu", precision: str = "fp32"
+    ) -> None:
+        self.variant = variant_of(config)
+        _check_names(base, config)
+        torch.manual_seed(seed)
+        try:
+            with quiet():
+                self.model: PeftModel = get_peft_model(base, config)
+        except (ValueError, TypeError, re.error) as error:
+            targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
+            raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
+        self.config: Any = self.model.peft_config["default"]
+        self.model.config.use_cache = False
+        self.device, self.precision = device, precision
+        self._parameters: dict[Key, nn.Parameter] = {}
+        for name, parameter in self.model.named_parameters():
+            key = key_of(name, trained=parameter.requires_grad)
+            if key is not None:
+                self._parameters[key] = parameter
+        self._store(device)
+        self.initial: State = self.read(self._parameters)
+        self.streams = Streams()
+        _own_dropout(self.model, self.streams)
+        self.model.eval()
+        self.layers = LayerStack(self.model.get_base_model(), self.streams)
+
+    def _store(self, device: str) -> None:
+        """Put the model where it computes, frozen weights in the precision that it computes in."""
+        own = {id(parameter) for parameter in self._parameters.values()}
+        for parameter in self.model.parameters():
+            if id(parameter) in own:
+                parameter.data = parameter.data.float()
+            elif self.precision == "bf16" and parameter.is_floating_point():
+                parameter.data = parameter.data.bfloat16()
+        for name, buffer in self.model.named_buffers():  # other buffers (rotary frequencies) need their precision
+            if self.precision == "bf16" and _VERA_PROJECTION.search(name):
+                buffer.data = buffer.data.bfloat16()
+        self.model.to(device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layers compute in."""
+        return torch.bfloat16 if self.precision == "bf16" else next(iter(self._parameters.values())).dtype
+
+    def stack(self, clients: int, trained: Iterable[Key] = ()) -> Stack:
+        """Return the layers of many clients at once; as a context it puts them in the place of this model's own.
+
+        Args:
+            clients: how many.
+            trained: keys whose gradients are wanted.
+        """
+        tensors = {key: parameter.detach() for key, parameter in self._parameters.items()}
+        return Stack(self.model, self.streams, tensors, clients, dtype=self.dtype, trained=tuple(trained))
+
+    @property
+    def attention(self) -> str:
+        """The attention kernel in use, by transformers' name."""
+        return str(self.model.config._attn_implementation)
+
+    def set_attention(self, name: str) -> bool:
+        """Switch the attention kernel, and say whether the model has one of that name."""
+        base = self.model.get_base_model()
+        try:
+            base.set_attn_implementation(name)  # type: ignore[operator]
+        except (ValueError, ImportError):
+            return False
+        return self.attention == name
+
+    def obstacles(self) -> list[str]:
+        """Return why many clients cannot go through this model at once; nothing if they can."""
+        return obstacles(self.model)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Every tensor of the adapter and the head, in the model's order."""
+        return tuple(self._parameters)
+
+    def read(self, keys: Iterable[Key]) -> dict[Key, Tensor]:
+        """Return copies of the named tensors, on the CPU."""
+        return {key: self._parameters[key].detach().to("cpu", copy=True) for key in keys}
+
+    @torch.no_grad()
+    def write(self, tensors: State) -> None:
+        """Put values into the named tensors; the others keep theirs.
+
+        Raises:
+            ModelError: a tensor is not in this model, or of another shape.
+        """
+        for key, value in tensors.items():
+            parameter = self._parameters.get(key)
+            if parameter is None or parameter.shape != value.shape:
+                there = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
+                raise ModelError(
+                    f"tensor {key} of shape {tuple(value.shape)} does not fit the model, where it is {there}"
+                )
+            parameter.copy_(value)
+
+    def train_only(self, keys: Iterable[Key]) -> dict[Key, nn.Parameter]:
+        """Mark exactly the named tensors as trained, and return them in the model's order."""
+        wanted = set(keys)
+        for key, parameter in self._parameters.items():
+            parameter.requires_grad_(key in wanted)
+            parameter.grad = None
+        return {key: parameter for key, parameter in self._parameters.items() if key in wanted}
+
+    def autocast(self) -> torch.autocast:
+        """Return the context that forward passes run in."""
+        kind = self.device.partition(":")[0]
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def _own_dropout(model: nn.Module, streams: Streams) -> None:
+    """Put dropout with a stream for each client in the place of PEFT's."""
+    for module in model.modules():
+        for name in ("lora_dropout", "vera_dropout"):
+            table = getattr(module, name, None) if isinstance(module, BaseTunerLayer) else None
+            if isinstance(table, nn.ModuleDict):
+                for adapter, dropout in table.items():
+                    table[adapter] = AdapterDropout(float(getattr(dropout, "p", 0.0)), streams)
+
+
+def _check_names(base: nn.Module, config: PeftConfig) -> None:
+    """Refuse a name that matches no layer: PEFT itself only complains when none of the targets matches."""
+    known = [name for name, _ in base.named_modules() if name]
+    leaves = [name for name, module in base.named_modules() if not list(module.children())]
+    linears = [name for name, layer in base.named_modules() if isinstance(layer, nn.Linear | nn.Conv1d)]
+    linear = {name.rpartition(".")[2] for name in linears}
+    tops = {name.partition(".")[0] for name in known} | linear
+    problems = []
+    for field, places, suggested in (("target_modules", leaves, linear), ("modules_to_save", known, tops)):
+        names = getattr(config, field, None)
+        for wanted in [] if names is None or isinstance(names, str) else sorted(names):
+            by_itself = field == "modules_to_save" and wanted in HEADS  # PEFT adds these, there or not
+            if not by_itself and not any(f".{name}".endswith(f".{wanted}") for name in places):
+                problems.append(f"adapter.{field}: the model has no layer {wanted!r}; {near(wanted, suggested)}")
+    if problems:
+        raise ModelError("\n".join(problems))

@@ -1,0 +1,202 @@
+"""Base models and their tokenizers, and what this machine computes with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from fedsa.errors import ModelError
+from fedsa.parts import PREFIX, part_folder
+from fedsa.recipe import ComputeSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "HEADS",
+    "fit_padding",
+    "load_base",
+    "load_tokenizer",
+    "position_limit",
+    "quiet",
+    "resolve_compute",
+]
+
+HEADS = {"classifier", "score"}
+"""The names under which PEFT finds a classification head by itself."""
+
+
+def resolve_compute(settings: ComputeSettings) -> ComputeSettings:
+    """Return the settings with every ``auto`` replaced by what this machine has.
+
+    Raises:
+        ModelError: the device is not a device, or not there.
+    """
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device).item()  # the device meta has no values
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"compute.device = {device!r} cannot be used here: {reason}") from None
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if _has_bf16(device) else "fp32"
+    return settings.model_copy(
+        update={"device": device, "threads": settings.threads or _cores(), "precision": precision}
+    )
+
+
+def _has_bf16(device: str) -> bool:
+    """Say whether the hardware computes in bf16 itself; an emulated bf16 is slower than fp32."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence loading bars and reports of transformers, and the warnings that no user can act on."""
+    logger = transformers.utils.logging
+    verbosity, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()
+    logger.set_verbosity_error()
+    logger.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT then sets it right
+            yield
+    finally:
+        logger.set_verbosity(verbosity)
+        if bars:
+            logger.enable_progress_bar()
+
+
+def _location(path: str, on_progress: Callable[[str], None] | None) -> str:
+    if path.startswith(PREFIX):
+        return str(part_folder(path.removeprefix(PREFIX), on_progress=on_progress))
+    return path
+
+
+def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "ignore_mismatched_sizes" in str(error):  # transformers tells what does not fit in a report that is silenced
+        what = "the checkpoint's head has another number of classes than the task"
+        mend = "take the model without that head, or mend task.labels"
+        return ModelError(f"model.path = {settings.path!r}: {what}; {mend}")
+    if Path(settings.path).exists():
+        return ModelError(
+            f"model.path = {settings.path!r}: the folder holds no model that transformers can load: {first}"
+        )
+    return ModelError(
+        f"model.path = {settings.path!r}: there is no such local folder, and the hub did not give a model of that name "
+        f"({first}); check the name, the network, or the token for a gated model"
+    )
+
+
+def load_base(
+    settings: ModelSettings,
+    *,
+    auto_model: str,
+    options: Mapping[str, Any],
+    seed: int,
+    on_progress: Callable[[str], None] | None = None,
+) -> tuple[PreTrainedModel, set[str]]:
+    """Return the base model in fp32 on the CPU, in evaluation mode, and its layers that the checkpoint does not have.
+
+    Such layers (a new head, a pooler) have random values, so they must be trained and go with the adapter.
+
+    Args:
+        settings: where it is.
+        auto_model: the transformers class that loads it.
+        options: what its config must know of the task.
+        seed: of the head's initial values, where the checkpoint has no head.
+        on_progress: told what is fetched.
+
+    Raises:
+        ModelError: there is no such model, or transformers cannot load it for this task.
+    """
+    location = _location(settings.path, on_progress)
+    extra = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    torch.manual_seed(seed)
+    try:
+        with quiet():
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = getattr(transformers, auto_model).from_pretrained(
+                location,
+                revision=settings.revision or "main",
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+                **extra,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise _not_loadable(settings, error) from error
+    model, report = loaded
+    drawn = {name.rpartition(".")[0] for name in report["missing_keys"]}
+    layers = {name for name, module in model.named_modules() if name and not list(module.children())}
+    if len(drawn) > max(4, len(layers) // 10) or drawn - layers:
+        raise ModelError(
+            f"model.path = {settings.path!r}: the checkpoint lacks more of {type(model).__name__} than a head or a "
+            f"pooler ({', '.join(sorted(report['missing_keys'])[:3])}, ...): take one of this architecture"
+        )
+    model.eval()
+    return model, {name for name in drawn if not HEADS & set(name.split("."))}
+
+
+def load_tokenizer(
+    settings: ModelSettings, *, on_progress: Callable[[str], None] | None = None
+) -> PreTrainedTokenizerBase:
+    """Return the base model's tokenizer.
+
+    Raises:
+        ModelError: there is none.
+    """
+    location = _location(settings.path, on_progress)
+    try:
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(location, revision=settings.revision or "main")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loadable(settings, error) from error
+
+
+def fit_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make tokenizer and model agree on the padding token: a decoder finds a row's last token by it.
+
+    Raises:
+        ModelError: the tokenizer has no token to pad with.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError("the tokenizer has neither a padding nor an end token: set tokenizer.pad_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the most tokens that model and tokenizer take in one row."""
+    limit = int(tokenizer.model_max_length)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return limit
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    unused = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind its padding token's number
+    return min(limit, int(positions) - (0 if unused is None else int(unused) + 1))

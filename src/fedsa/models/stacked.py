@@ -1,0 +1,268 @@
+"""Adapted layers of many clients at once: each row or token goes through the adapter of its own client.
+
+The clients' A's stand side by side as one wide A, their B's as one wide B, and in between each token keeps the numbers
+of its own client alone. That is two large products for each layer instead of two small ones for each client.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.vera.layer import Linear as VeraLinear
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsa.models.dropout import Streams
+from fedsa.models.layout import Place
+from fedsa.types import Factor, Key
+
+__all__ = ["Stack", "obstacles"]
+
+Values = Mapping[Key, Tensor]
+"""Tensors of several clients under one key: shape (clients, *shape of the key's tensor)."""
+
+
+class _Layer(nn.Module):
+    """A layer with many clients' adapters, in the place of one with a single client's."""
+
+    def __init__(self, streams: Streams) -> None:
+        super().__init__()
+        self._streams = streams
+
+    def place(self, values: Tensor) -> Place:
+        """Return where the clients' elements lie in an activation."""
+        layout = self._streams.layout
+        if layout is None:
+            raise RuntimeError("no pass has begun: Streams.begin says whose rows come")
+        return layout.place(values)
+
+
+class _Adapted(_Layer):
+    """A linear layer of the base with an adapter."""
+
+    def __init__(self, streams: Streams, inner: nn.Module, dropout: nn.Module) -> None:
+        super().__init__(streams)
+        self.base_layer: nn.Module = inner
+        self.dropout = dropout
+
+    @property
+    def weight(self) -> Any:
+        """The base layer's: some models ask for its dtype."""
+        return self.base_layer.weight
+
+    def forward(self, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self.base_layer(values, *args, **kwargs)
+        dropped = self.dropout(values).reshape(-1, values.shape[-1])
+        return self.adapted(result.reshape(-1, result.shape[-1]), dropped, self.place(values)).view(result.shape)
+
+    @abstractmethod
+    def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
+        """Return the layer's result, shape (positions, out), with the adapter's part added."""
+
+
+@final
+class _Lora(_Adapted):
+    """LoRA and rsLoRA: s·B·A of each position's own client."""
+
+    def __init__(self, streams: Streams, layer: LoraLinear, adapter: str, a: Tensor, b: Tensor) -> None:
+        super().__init__(streams, layer.base_layer, layer.lora_dropout[adapter])
+        self._a, self._b, self._scaling = a, b, float(layer.scaling[adapter])
+
+    def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
+        clients, rank, width = self._a.shape
+        down = F.linear(values.to(self._a.dtype), self._a.reshape(clients * rank, width))
+        own = down * (place.selector(rank, down.dtype) * self._scaling) if clients > 1 else down * self._scaling
+        up = self._b.transpose(1, 2).reshape(clients * rank, -1)
+        return torch.addmm(result, own.to(result.dtype), up.to(result.dtype))
+
+
+@final
+class _Vera(_Adapted):
+    """VeRA: Λ_b·B·Λ_d·A, with A and B frozen and the same for all."""
+
+    def __init__(self, streams: Streams, layer: VeraLinear, adapter: str, d: Tensor, b: Tensor) -> None:
+        super().__init__(streams, layer.base_layer, layer.vera_dropout[adapter])
+        self._d, self._b = d, b
+        projections: Any = layer
+        self._down, self._up = projections.vera_A[adapter], projections.vera_B[adapter]
+        self._in, self._out = layer.in_features, layer.out_features
+
+    def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
+        own = place.selector(1, self._d.dtype)
+        down = F.linear(values.to(self._d.dtype), self._down[:, : self._in].to(values.device, self._d.dtype))
+        up = F.linear(down * (own @ self._d), self._up[: self._out].to(values.device, self._d.dtype))
+        return result + (up * (own @ self._b)).to(result.dtype)
+
+
+@final
+class _Whole(_Layer):
+    """A module that each client trains in full; it works on each row (or token) by itself."""
+
+    def __init__(self, streams: Streams, module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__(streams)
+        self._module, self._values = [module], parameters  # in a list: it is not a part, its values are not used
+
+    def forward(self, values: Tensor) -> Tensor:
+        place = self.place(values)
+        lead = 2 if values.dim() > 2 else 1
+        flat = values.reshape(-1, *values.shape[lead:])
+        parts = place.gather(flat).split(list(place.counts))
+        outputs = place.scatter(self._outputs(parts))
+        return outputs.view(*values.shape[:lead], *outputs.shape[1:])
+
+    def _outputs(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the clients' outputs, shape (elements, ...)."""
+        module = self._module[0]
+        if isinstance(module, nn.Linear):
+            return _linear(parts, self._values["weight"], self._values.get("bias"))
+        return torch.cat(
+            [
+                functional_call(module, {name: value[client] for name, value in self._values.items()}, part)
+                for client, part in enumerate(parts)
+            ]
+        )
+
+
+def _linear(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return each client's part through its own weight, shape (elements, out).
+
+    Args:
+        parts: of each client, shape (elements of the client, in).
+        weight: shape (clients, out, in).
+        bias: shape (clients, out).
+    """
+    filled = nn.utils.rnn.pad_sequence(list(parts), batch_first=True).to(weight.dtype)
+    product = filled @ weight.transpose(1, 2)
+    outputs = product if bias is None else product + bias[:, None]
+    return torch.cat([rows[: len(part)] for rows, part in zip(outputs, parts, strict=True)])
+
+
+@final
+class Stack:
+    """K clients' adapters on one base model. As a context it puts its layers into the model, and takes them out again.
+
+    Args:
+        model: PEFT's model.
+        streams: the model's.
+        tensors: one client's tensors, for keys and shapes.
+        clients: K.
+        dtype: what the adapters compute in; None: as they are.
+        trained: keys whose gradients are wanted.
+
+    Attributes:
+        values: the stacked tensors; leaves of autograd for the trained keys.
+
+    Raises:
+        NotImplementedError: a layer cannot be stacked; `obstacles` says so beforehand.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        streams: Streams,
+        tensors: Mapping[Key, Tensor],
+        clients: int,
+        *,
+        dtype: torch.dtype | None = None,
+        trained: Sequence[Key] = (),
+    ) -> None:
+        wanted = set(trained)
+        device = next(model.parameters()).device
+        self.values: dict[Key, Tensor] = {
+            key: torch.zeros(clients, *tensor.shape, dtype=dtype or tensor.dtype, device=device).requires_grad_(
+                key in wanted
+            )
+            for key, tensor in tensors.items()
+        }
+        self._places = [
+            (parent, name, module, _stacked(module, path, streams, self.values))
+            for parent, name, module, path in _adapted_modules(model)
+        ]
+
+    def __enter__(self) -> Stack:
+        for parent, name, _, layer in self._places:
+            layer.train(parent.training)
+            parent._modules[name] = layer
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for parent, name, own, _ in self._places:
+            parent._modules[name] = own
+
+    @torch.no_grad()
+    def load(self, client: int, tensors: Mapping[Key, Tensor]) -> None:
+        """Put one client's tensors into its place."""
+        torch._foreach_copy_(
+            [self.values[key][client] for key in tensors], [tensor.to(self._device) for tensor in tensors.values()]
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.values.values())).device
+
+
+def obstacles(model: nn.Module) -> list[str]:
+    """Return why the model's adapters cannot be stacked: one line for each kind of layer, none if they can."""
+    found = set()
+    for _, _, module, path in _adapted_modules(model):
+        if isinstance(module, ModulesToSaveWrapper):
+            continue
+        if type(module) not in (LoraLinear, VeraLinear):
+            found.add(f"{path}: a {type(module).__module__.rpartition('.')[0]} {type(module).__name__} layer")
+        elif isinstance(module, LoraLinear) and (module.lora_variant or any(module.lora_bias.values())):
+            found.add(f"{path}: a LoRA variant")
+    return sorted(found)
+
+
+def _adapted_modules(model: nn.Module) -> list[tuple[nn.Module, str, Any, str]]:
+    """Return every adapted module: its parent, its name there, itself, and its path as keys name it."""
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            parent_path, _, name = path.rpartition(".")
+            found.append((model.get_submodule(parent_path), name, module, path.removeprefix("base_model.model.")))
+    return found
+
+
+def _stacked(module: nn.Module, path: str, streams: Streams, values: Values) -> nn.Module:
+    """Return what stands for an adapted module in a stack."""
+    own = {key: value for key, value in values.items() if key.module == path or key.module.startswith(f"{path}.")}
+    by_factor = {key.factor: value for key, value in own.items()}
+    adapter = next(iter(own)).adapter
+    if isinstance(module, LoraLinear):
+        return _Lora(streams, module, adapter, by_factor[Factor.A], by_factor[Factor.B])
+    if isinstance(module, VeraLinear):
+        return _Vera(streams, module, adapter, by_factor[Factor.LAMBDA_D], by_factor[Factor.LAMBDA_B])
+    if isinstance(module, ModulesToSaveWrapper):
+        named = {key.module.removeprefix(f"{path}."): value for key, value in own.items()}
+        return _whole(module.modules_to_save[adapter], named, streams)
+    raise NotImplementedError(f"{path}: {type(module).__name__} cannot be stacked")
+
+
+def _whole(module: nn.Module, values: Mapping[str, Tensor], streams: Streams) -> nn.Module:
+    """Return a copy of a module's structure in which each part with parameters of its own is stacked."""
+    if any("." not in name for name in values):
+        if any("." in name for name in values):
+            raise NotImplementedError(f"{type(module).__name__} has parameters beside parts with parameters")
+        return _Whole(streams, module, values)
+    copied = _shallow(module)
+    for name, child in module.named_children():
+        inner = {full.removeprefix(f"{name}."): value for full, value in values.items() if full.startswith(f"{name}.")}
+        if inner:
+            copied._modules[name] = _whole(child, inner, streams)
+    return copied
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """Return a module of the same class that shares its parts, but not the table of them."""
+    copied = module.__class__.__new__(module.__class__)
+    copied.__dict__.update(module.__dict__)
+    copied._modules = dict(module._modules)
+    return copied

@@ -1,0 +1,218 @@
+"""What a run chooses once, at its start, by measuring: attention, trainer, packing, and how many clients in one pass.
+
+What is chosen is written into the resolved recipe, so a resumed run does not measure again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from fedsa.errors import ModelError
+from fedsa.models import AdaptedModel
+from fedsa.models.dropout import FastDropout
+from fedsa.models.layout import Layout
+from fedsa.recipe import ComputeSettings, TrainingSettings
+from fedsa.tasks.base import Encoded, IntArray, Task
+
+__all__ = ["activation_bytes", "choose_attention", "choose_training", "packing_obstacle"]
+
+_SATURATED = {"cpu": 1536}
+"""Tokens in one pass from which on more clients make it no faster, as measured with benchmarks/cohorts.py."""
+_SATURATED_ELSEWHERE = 16384
+"""The same for accelerators: an assumption, not measured."""
+
+_CLEARLY_FASTER = 1.25
+"""A kernel that is not the expected one is taken if it is faster by this factor: noise alone shall not choose."""
+
+_AGREES = 0.05
+"""Relative difference of hidden states up to which packed and padded rows agree; bf16 alone makes about 0.01."""
+
+
+def choose_training(
+    settings: TrainingSettings,
+    compute: ComputeSettings,
+    *,
+    model: AdaptedModel,
+    task: Task,
+    encoded: Encoded,
+    rows: Sequence[IntArray],
+    clients: int,
+) -> TrainingSettings:
+    """Return the settings with trainer, packing and cohort size chosen.
+
+    Args:
+        settings: what is given stays; what is open is chosen.
+        compute: device and memory budget.
+        model: the base with its adapter.
+        task: the task.
+        encoded: every row, as tokens.
+        rows: each client's training rows.
+        clients: that train in one round.
+
+    Raises:
+        ModelError: the recipe asks for a cohort or for packing, and the model does not allow it.
+    """
+    obstacles = model.obstacles()
+    if settings.trainer == "cohort" and obstacles:
+        raise ModelError(
+            f"training.trainer = 'cohort' cannot be used with this adapter ({'; '.join(obstacles)}): set 'sequential'"
+        )
+    if settings.trainer == "sequential" or obstacles:
+        return settings.model_copy(update={"trainer": "sequential", "cohort_size": 0, "packing": False})
+    every = np.concatenate(rows)
+    packing = settings.packing
+    if packing is not False:
+        obstacle = packing_obstacle(model, task, encoded, every)
+        if packing and obstacle:
+            raise ModelError(f"training.packing = true cannot be used with this model ({obstacle}): set it to false")
+        packing = obstacle is None
+    size = settings.cohort_size
+    if not size:
+        size = _cohort_size(settings, compute, model, task, encoded, every, clients, packing)
+    return settings.model_copy(update={"trainer": "cohort", "cohort_size": size, "packing": packing})
+
+
+def _cohort_size(
+    settings: TrainingSettings,
+    compute: ComputeSettings,
+    model: AdaptedModel,
+    task: Task,
+    encoded: Encoded,
+    rows: IntArray,
+    clients: int,
+    packing: bool,
+) -> int:
+    tokens = float(encoded.lengths[rows].mean()) * settings.batch_size  # of one client's batch
+    device = model.device.partition(":")[0]
+    by_speed = _SATURATED.get(device, _SATURATED_ELSEWHERE) / tokens
+    sample = _spread(encoded, rows, min(len(rows), settings.batch_size))
+    by_token = activation_bytes(model, task, encoded, sample, packing) / encoded.lengths[sample].sum()
+    trained = sum(tensor.numel() for tensor in model.initial.values())
+    # In full precision values, gradients and AdamW's two moments; values and gradients again as the layers compute.
+    by_client = trained * (16 + 2 * model.dtype.itemsize) + by_token * tokens
+    by_memory = _budget(compute, model.device) / by_client
+    return max(1, min(clients, math.ceil(by_speed), int(by_memory)))
+
+
+def _budget(compute: ComputeSettings, device: str) -> float:
+    """Return the bytes that a cohort may take."""
+    if compute.memory_budget:
+        return compute.memory_budget * 2**30
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0] / 2
+    return float(psutil.virtual_memory().available) / 2
+
+
+def _spread(encoded: Encoded, rows: IntArray, count: int) -> IntArray:
+    """Return rows of all lengths, the longest among them."""
+    ordered = rows[np.argsort(encoded.lengths[rows], kind="stable")]
+    chosen: IntArray = ordered[np.linspace(len(ordered) - 1, 0, count).round().astype(int)]
+    return chosen
+
+
+def _batch(model: AdaptedModel, encoded: Encoded, rows: IntArray, *, pack: bool) -> dict[str, Tensor]:
+    """Return a batch of one client, and tell the model of it."""
+    batch = {name: value.to(model.device) for name, value in encoded.batch(rows).items()}
+    model.streams.begin(Layout(batch["attention_mask"], [len(rows)], pack=pack), [0], [0])
+    return batch
+
+
+def packing_obstacle(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray) -> str | None:
+    """Return why texts cannot be packed, or None: the layers must give each token what they give it in padded rows.
+
+    It is tried out, on the longest rows and some others.
+    """
+    if not model.layers.takes_mask:
+        return "its layers take no attention mask"
+    sample = _spread(encoded, rows, min(len(rows), 8))
+    seen: list[Tensor] = []
+    hook = model.layers.layers[-1].register_forward_hook(lambda *call: seen.append(_hidden(call[2])))
+    model.model.eval()
+    try:
+        for pack in (False, True):
+            batch = _batch(model, encoded, sample, pack=pack)
+            with torch.inference_mode(), model.autocast():
+                task.outputs(model.model, batch)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        return f"its layers do not take packed rows: {str(error).splitlines()[0]}"
+    finally:
+        hook.remove()
+    real = batch["attention_mask"].bool()
+    padded, packed = (hidden[real].float() for hidden in seen)
+    difference = float((padded - packed).norm() / padded.norm())
+    return None if difference <= _AGREES else f"packed rows differ from padded ones by {difference:.0%}"
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden.detach()
+
+
+def activation_bytes(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, pack: bool) -> int:
+    """Return the bytes that a training pass over one client's rows keeps for its backward pass."""
+    with model.stack(1, model.keys) as stack:
+        stack.load(0, model.initial)
+        weights = {value.untyped_storage().data_ptr() for value in (*model.model.parameters(), *stack.values.values())}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        model.model.train()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), FastDropout():
+            sums, _ = task.losses(model.model, _batch(model, encoded, rows, pack=pack))
+        sums.sum().backward()
+        model.model.eval()
+    return sum(kept.values())
+
+
+def choose_attention(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, batch_size: int) -> str:
+    """Return the attention that trains a batch fastest, of those that the model has, and set it.
+
+    Args:
+        model: the base with its adapter.
+        task: the task.
+        encoded: every row, as tokens.
+        rows: training rows.
+        batch_size: rows of a step.
+    """
+    pack = model.layers.takes_mask and not model.obstacles()
+    sample = _spread(encoded, rows, min(len(rows), batch_size))
+    seconds = {}
+    for name in dict.fromkeys(("eager", "sdpa", model.attention)):
+        if model.set_attention(name):
+            seconds[name] = _seconds_of_a_step(model, task, encoded, sample, pack=pack)
+    expected = "eager" if model.device == "cpu" else "sdpa"
+    fastest = min(seconds, key=lambda name: seconds[name] * (1 if name == expected else _CLEARLY_FASTER))
+    model.set_attention(fastest)
+    return fastest
+
+
+def _seconds_of_a_step(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, *, pack: bool) -> float:
+    """Return the shortest time of a forward and backward pass, out of three after one to warm up."""
+    model.model.train()
+    model.train_only(model.keys)
+    seconds = []
+    for _ in range(4):
+        batch = _batch(model, encoded, rows, pack=pack)
+        started = time.perf_counter()
+        with FastDropout(), model.autocast():
+            sums, _ = task.losses(model.model, batch)
+            sums.sum().backward()
+        if model.device.startswith("cuda"):
+            torch.cuda.synchronize(model.device)
+        seconds.append(time.perf_counter() - started)
+    model.train_only(model.keys)
+    model.model.eval()
+    return min(seconds[1:])

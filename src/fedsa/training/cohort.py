@@ -1,0 +1,299 @@
+"""Local training of many clients in one pass through the one frozen base: what `sequential` does, but fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsa.models import AdaptedModel
+from fedsa.models.dropout import FastDropout
+from fedsa.models.layout import Layout
+from fedsa.models.stacked import Stack
+from fedsa.recipe import TrainingSettings
+from fedsa.seeds import derive_seed
+from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.training.jobs import Job, Trained, check_finite, dropout_seed, learning_rate_factor, local_batches
+from fedsa.types import Key, Side
+
+__all__ = ["train"]
+
+Steps = Sequence[Sequence[IntArray]]
+"""Of each optimiser step its batches, of each batch its row numbers."""
+
+
+def train(
+    jobs: Sequence[Job],
+    *,
+    model: AdaptedModel,
+    task: Task,
+    encoded: Encoded,
+    settings: TrainingSettings,
+    pack: bool = False,
+) -> list[Trained]:
+    """Return the tensors of several clients after their local training, in the order of the jobs.
+
+    The clients' batches of one step go through the model together, each row through its own client's adapter. Losses,
+    clipping, optimiser, schedule, number of steps, rows and the adapter's dropout are each client's own, so it comes to
+    what `fedsa.training.sequential.train` comes to, within rounding. The base model's own dropout, where it has any,
+    has one stream for all.
+
+    Args:
+        jobs: of one round, with the same trained keys.
+        model: the base with its adapter.
+        task: gives losses.
+        encoded: every row, as tokens.
+        settings: of the training.
+        pack: several sentences go in one row, without padding.
+
+    Raises:
+        TrainingError: a client's loss is not finite.
+    """
+    started = time.perf_counter()
+    given = [(number, job, local_batches(job, settings, encoded.lengths)) for number, job in enumerate(jobs)]
+    # Clients whose optimisers step alike stand side by side: one tensor serves them all.
+    ordered = sorted(given, key=lambda each: (len(each[2]), _history(each[1])))
+    clients, steps = [job for _, job, _ in ordered], [steps for _, _, steps in ordered]
+    with model.stack(len(clients), clients[0].trained) as stack, FastDropout():
+        for number, job in enumerate(clients):
+            stack.load(number, job.tensors)
+        optimizers = _Optimizers(stack, clients, steps, settings)
+        torch.manual_seed(derive_seed(clients[0].seed, "base dropout", clients[0].round, *[job.client for job in jobs]))
+        model.model.train()
+        losses = _train_steps(clients, steps, optimizers, stack, model, task, encoded, settings, pack)
+        model.model.eval()
+        states = optimizers.states()
+    tensors = optimizers.tensors()
+    seconds = (time.perf_counter() - started) / len(jobs)
+    results = {}
+    for place, (number, job, own_steps) in enumerate(ordered):
+        mean_loss = float(np.mean(losses[place]))
+        check_finite(job, mean_loss, tensors[place], settings)
+        kept = {**job.optimizer_state, **states[place]} if settings.optimizer_state == "keep" else {}
+        metrics = {"loss": mean_loss, "steps": len(own_steps), "seconds": seconds}
+        results[number] = Trained({**job.tensors, **tensors[place]}, kept, metrics)
+    return [results[number] for number in range(len(jobs))]
+
+
+def _train_steps(
+    clients: Sequence[Job],
+    steps: Sequence[Steps],
+    optimizers: _Optimizers,
+    stack: Stack,
+    model: AdaptedModel,
+    task: Task,
+    encoded: Encoded,
+    settings: TrainingSettings,
+    pack: bool,
+) -> list[list[float]]:
+    """Train every step, and return each client's losses, one for each of its batches."""
+    seeds, batches_seen = [dropout_seed(job) for job in clients], [0] * len(clients)
+    seen: list[tuple[list[int], Tensor]] = []
+    for number in range(max(len(own) for own in steps)):
+        now = [own[number] if number < len(own) else [] for own in steps]
+        for part in range(max(len(batches) for batches in now)):
+            rows = [batches[part] if part < len(batches) else np.empty(0, dtype=np.int64) for batches in now]
+            batch = {
+                name: value.to(model.device, non_blocking=True)
+                for name, value in encoded.batch(np.concatenate(rows)).items()
+            }
+            layout = Layout(batch["attention_mask"], [len(each) for each in rows], pack=pack)
+            model.streams.begin(layout, seeds, batches_seen)
+            sums, counts = task.losses(model.model, batch)
+            own = layout.rows.selector(1, sums.dtype)
+            with_rows = [place for place, each in enumerate(rows) if len(each)]
+            losses = (sums @ own)[with_rows] / (counts @ own)[with_rows]
+            shares = torch.tensor([1 / len(now[place]) for place in with_rows], dtype=losses.dtype)
+            (losses * shares.to(losses.device)).sum().backward()
+            optimizers.add_gradients()
+            seen.append((with_rows, losses.detach()))
+            for place in with_rows:
+                batches_seen[place] += 1
+        optimizers.step(number)
+    by_client: list[list[float]] = [[] for _ in clients]
+    for places, values in seen:
+        for place, value in zip(places, values.tolist(), strict=True):
+            by_client[place].append(value)
+    return by_client
+
+
+def _history(job: Job) -> tuple[int, ...]:
+    """Return the steps that a client's kept optimiser state has seen, for each trained key; -1: it has none."""
+    known = {name.partition("|")[2] for name in job.optimizer_state}
+    steps = {key: job.optimizer_state.get(f"step|{key}") for key in job.trained}
+    return tuple(-1 if str(key) not in known else 0 if step is None else int(step) for key, step in steps.items())
+
+
+@final
+@dataclass
+class _Block:
+    """Adjacent clients' tensors that an optimiser treats alike, in one matrix.
+
+    Attributes:
+        clients: their places.
+        columns: where each key's flattened tensor is in a row.
+        values: shape (clients, all columns): what the optimiser changes, in full precision.
+        gradients: the same shape.
+        steps: that its clients train.
+        pulled: shape (all columns,): one where the proximal term pulls, or None.
+        anchor: what it pulls towards: the values at the start.
+    """
+
+    clients: slice
+    columns: dict[Key, slice]
+    values: nn.Parameter
+    gradients: Tensor
+    steps: int
+    pulled: Tensor | None
+    anchor: Tensor | None
+
+
+@final
+class _Optimizers:
+    """The optimisers of a cohort's clients; each is what one client alone would have.
+
+    Args:
+        stack: whose values are trained.
+        clients: ordered so that clients whose optimisers step alike are adjacent.
+        steps: of each client.
+        settings: of the training.
+    """
+
+    def __init__(
+        self, stack: Stack, clients: Sequence[Job], steps: Sequence[Steps], settings: TrainingSettings
+    ) -> None:
+        self._stack, self._settings = stack, settings
+        self._clients, self._keys = clients, clients[0].trained
+        self._device = next(iter(stack.values.values())).device
+        self._blocks: list[list[_Block]] = []  # by group of clients
+        self._fresh = True
+        places = range(len(clients))
+        for (length, seen), group in groupby(places, key=lambda place: (len(steps[place]), _history(clients[place]))):
+            together = list(group)
+            kinds: dict[tuple[bool, int], list[Key]] = {}
+            for key, count in zip(self._keys, seen, strict=True):
+                kinds.setdefault((key.factor.side is Side.HEAD, count), []).append(key)
+            self._blocks.append(
+                [self._block(slice(together[0], together[-1] + 1), keys, length) for keys in kinds.values()]
+            )
+        self._optimizer = self._made()
+        self._load()
+
+    def _block(self, clients: slice, keys: Sequence[Key], steps: int) -> _Block:
+        jobs = self._clients[clients]
+        rows = [torch.cat([job.tensors[key].reshape(-1) for key in keys]) for job in jobs]
+        ends = np.cumsum([jobs[0].tensors[key].numel() for key in keys]).tolist()
+        columns = {key: slice(start, end) for key, start, end in zip(keys, [0, *ends[:-1]], ends, strict=True)}
+        values = nn.Parameter(torch.stack(rows).to(self._device))
+        pulled = None
+        if self._settings.proximal_mu and set(keys) & set(jobs[0].received):
+            pulled = torch.zeros(values.shape[1], dtype=values.dtype, device=self._device)
+            for key in set(keys) & set(jobs[0].received):
+                pulled[columns[key]] = 1
+        anchor = None if pulled is None else values.detach().clone()
+        return _Block(clients, columns, values, torch.zeros_like(values), steps, pulled, anchor)
+
+    def _made(self) -> torch.optim.Optimizer:
+        settings = self._settings
+        groups = [{"params": [block.values], "lr": self._peak(block)} for blocks in self._blocks for block in blocks]
+        if settings.optimizer == "sgd":
+            return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True)
+        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+
+    def _peak(self, block: _Block) -> float:
+        is_head = next(iter(block.columns)).factor.side is Side.HEAD
+        return (is_head and self._settings.head_learning_rate) or self._settings.learning_rate
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Take over the gradients that a backward pass left at the stack's values."""
+        for blocks in self._blocks:
+            for block in blocks:
+                for key, columns in block.columns.items():
+                    gradient = self._stack.values[key].grad
+                    if gradient is not None:
+                        block.gradients[:, columns] += gradient[block.clients].flatten(1)
+        for key in self._keys:
+            self._stack.values[key].grad = None
+
+    @torch.no_grad()
+    def step(self, number: int) -> None:
+        """Make every client's step of a number, of those that have one, and put the new values into the stack."""
+        for blocks in self._blocks:
+            if number < blocks[0].steps:
+                self._prepare(blocks, number)
+            else:
+                for block in blocks:
+                    block.values.grad = None
+        self._optimizer.step()
+        for blocks in self._blocks:
+            for block in blocks:
+                block.gradients.zero_()
+                if number < block.steps:
+                    for key, columns in block.columns.items():
+                        target = self._stack.values[key][block.clients]
+                        target.copy_(block.values[:, columns].view_as(target))
+
+    def _prepare(self, blocks: Sequence[_Block], number: int) -> None:
+        settings, job = self._settings, self._clients[blocks[0].clients.start]
+        factor = learning_rate_factor(settings, (job.round - 1 + number / blocks[0].steps) / job.rounds)
+        for block in blocks:
+            if block.pulled is not None and block.anchor is not None:
+                block.gradients += settings.proximal_mu * block.pulled * (block.values - block.anchor)
+        if settings.max_grad_norm:
+            norms = torch.stack([block.gradients.square().sum(dim=1) for block in blocks]).sum(dim=0).sqrt()
+            kept = (settings.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+            for block in blocks:
+                block.gradients *= kept[:, None]
+        for block in blocks:
+            block.values.grad = block.gradients
+        ids = {id(block.values): self._peak(block) for block in blocks}
+        for group in self._optimizer.param_groups:
+            if id(group["params"][0]) in ids:
+                group["lr"] = ids[id(group["params"][0])] * factor
+
+    def tensors(self) -> list[dict[Key, Tensor]]:
+        """Return each client's trained tensors, on the CPU."""
+        made: list[dict[Key, Tensor]] = [{} for _ in self._clients]
+        for block in (block for blocks in self._blocks for block in blocks):
+            rows = block.values.detach().to("cpu", copy=True)
+            for place, row in zip(range(block.clients.start, block.clients.stop), rows, strict=True):
+                for key, columns in block.columns.items():
+                    made[place][key] = row[columns].view(self._stack.values[key].shape[1:]).clone()
+        return [{key: own[key] for key in self._keys} for own in made]
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Return each client's optimiser state, named ``slot|key``, on the CPU."""
+        made: list[dict[str, Tensor]] = [{} for _ in self._clients]
+        for block in (block for blocks in self._blocks for block in blocks):
+            for slot, value in self._optimizer.state[block.values].items():
+                if value is None:
+                    continue
+                whole = torch.as_tensor(value).detach().to("cpu")
+                for row, place in enumerate(range(block.clients.start, block.clients.stop)):
+                    for key, columns in block.columns.items():
+                        shape = self._stack.values[key].shape[1:]
+                        own = whole[row, columns].view(shape) if whole.dim() else whole
+                        made[place][f"{slot}|{key}"] = own.clone()
+        return made
+
+    def _load(self) -> None:
+        """Put what the clients kept from an earlier round into the optimiser."""
+        for block in (block for blocks in self._blocks for block in blocks):
+            jobs = self._clients[block.clients]
+            slots = {name.partition("|")[0] for job in jobs for name in job.optimizer_state}
+            for slot in sorted(slots):
+                names = [f"{slot}|{key}" for key in block.columns]
+                if not all(name in job.optimizer_state for job in jobs for name in names):
+                    continue
+                if slot == "step":
+                    self._optimizer.state[block.values][slot] = jobs[0].optimizer_state[names[0]].clone()
+                else:
+                    rows = [torch.cat([job.optimizer_state[name].reshape(-1) for name in names]) for job in jobs]
+                    self._optimizer.state[block.values][slot] = torch.stack(rows).to(self._device)

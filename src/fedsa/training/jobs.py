@@ -1,0 +1,161 @@
+"""What a client is given to train in a round, and what comes out; its batches and learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fedsa.errors import TrainingError
+from fedsa.recipe import DEFAULT_LOCAL_STEPS, TrainingSettings
+from fedsa.seeds import derive_seed
+from fedsa.tasks.base import IntArray
+from fedsa.types import Key, State
+
+__all__ = ["Job", "Trained", "check_finite", "dropout_seed", "learning_rate_factor", "local_batches"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one client trains in one round.
+
+    Attributes:
+        client: its id.
+        round: counted from 1.
+        rounds: of the whole run: schedules span it.
+        seed: the run's.
+        tensors: the client's tensors after it took in what the server sent.
+        trained: the keys that are trained; the others stay as they are.
+        received: the server's values that the proximal term pulls towards.
+        optimizer_state: from the client's last round, named ``slot|key``, or empty.
+        rows: the client's training rows.
+        stored: the keys that its state held before.
+    """
+
+    client: str
+    round: int
+    rounds: int
+    seed: int
+    tensors: State
+    trained: tuple[Key, ...]
+    received: tuple[Key, ...]
+    optimizer_state: Mapping[str, Tensor]
+    rows: IntArray
+    stored: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out of a job.
+
+    Attributes:
+        tensors: all of the client's tensors.
+        optimizer_state: named ``slot|key``.
+        metrics: ``loss`` (mean over the round), ``steps``, ``seconds``.
+    """
+
+    tensors: State
+    optimizer_state: Mapping[str, Tensor]
+    metrics: Mapping[str, float]
+
+
+def learning_rate_factor(settings: TrainingSettings, progress: float) -> float:
+    """Return the factor on the peak rate.
+
+    Args:
+        settings: schedule and warm-up.
+        progress: part of the whole run that is done, 0 <= progress < 1.
+
+    >>> settings = TrainingSettings(schedule="linear", warmup_fraction=0.5)
+    >>> [learning_rate_factor(settings, progress) for progress in (0.0, 0.25, 0.5, 0.75)]
+    [0.0, 0.5, 1.0, 0.5]
+    """
+    warmup = settings.warmup_fraction
+    if progress < warmup:
+        return progress / warmup
+    done = (progress - warmup) / (1 - warmup)
+    match settings.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def local_batches(job: Job, settings: TrainingSettings, lengths: IntArray) -> list[list[IntArray]]:
+    """Return the row numbers of a round: for each optimiser step, its batches.
+
+    A client goes through its rows in shuffled passes, one after the other. With ``local_epochs`` a round is whole
+    passes; with ``local_steps`` it begins where the round before ended, as if the client had trained in every round. So
+    a batch depends on seed, client and round alone.
+
+    With ``group_by_length`` the same rows are trained in the round (in each pass, with ``local_epochs``), but rows of
+    like length meet in a batch, and the batches come in random order: a batch is no random sample any more.
+
+    Args:
+        job: the client's.
+        settings: sizes and numbers.
+        lengths: tokens of every row, by row number.
+    """
+    count, accumulate = len(job.rows), settings.gradient_accumulation_steps
+    size = min(settings.batch_size, count)
+    if settings.local_epochs:
+        first = (job.round - 1) * settings.local_epochs
+        passes = [
+            _rows(job, number * count, (number + 1) * count) for number in range(first, first + settings.local_epochs)
+        ]
+        batches = [batch for rows in passes for batch in _cut(job, rows, size, settings, lengths)]
+    else:
+        span = (settings.local_steps or DEFAULT_LOCAL_STEPS) * accumulate * size
+        rows = _rows(job, (job.round - 1) * span, job.round * span)
+        batches = _cut(job, rows, size, settings, lengths)
+    return [batches[start : start + accumulate] for start in range(0, len(batches), accumulate)]
+
+
+def _cut(job: Job, rows: IntArray, size: int, settings: TrainingSettings, lengths: IntArray) -> list[IntArray]:
+    if not settings.group_by_length:
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+    rows = rows[np.argsort(lengths[rows], kind="stable")]
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    order = np.random.default_rng(derive_seed(job.seed, "length groups", job.client, job.round)).permutation(
+        len(batches)
+    )
+    return [batches[place] for place in order]
+
+
+def _rows(job: Job, start: int, stop: int) -> IntArray:
+    """Return the rows at positions start to stop of the client's endless row of shuffled passes."""
+    count = len(job.rows)
+    passes = range(start // count, (stop - 1) // count + 1)
+    shuffled = [
+        np.random.default_rng(derive_seed(job.seed, "rows", job.client, number)).permutation(count) for number in passes
+    ]
+    return job.rows[np.concatenate(shuffled)[start - passes[0] * count : stop - passes[0] * count]]
+
+
+def dropout_seed(job: Job) -> int:
+    """Return the seed of the client's own dropout in the round."""
+    return derive_seed(job.seed, "dropout", job.client, job.round)
+
+
+def check_finite(job: Job, loss: float, tensors: State, settings: TrainingSettings) -> None:
+    """Refuse what a client's training came to if it is no use.
+
+    Args:
+        job: the client's.
+        loss: mean over the round.
+        tensors: that were trained.
+        settings: named in the error.
+
+    Raises:
+        TrainingError: the loss or a tensor is not finite.
+    """
+    if not math.isfinite(loss) or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise TrainingError(
+            f"client {job.client!r}, round {job.round}: the loss is not finite (mean over the round: {loss}); "
+            f"lower training.learning_rate (now {settings.learning_rate:g}) or set training.max_grad_norm"
+        )
