@@ -47,7 +47,7 @@ from fedsa.seeds import derive_seed
 from fedsa.server import sample_size
 from fedsa.tasks.base import Encoded, Task
 from fedsa.tasks.classification import Classification
-from fedsa.training.choice import choose_attention, choose_training
+from fedsa.training.choice import choose_attention, choose_training, compile_model
 from fedsa.types import Factor
 
 if TYPE_CHECKING:
@@ -189,9 +189,7 @@ class Federation:
             update={"compute": compute, "share_head": algorithm.share_head}
         )
         encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
-        tell("measuring what trains fastest")
-        torch.set_num_threads(compute.threads)
-        resolved = _chosen(resolved, model, task, encoded, rows)
+        resolved = _chosen(resolved, model, task, encoded, rows, tell)
         return cls(resolved, algorithm, model, tokenizer, task, encoded, rows)
 
     @property
@@ -284,8 +282,14 @@ def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int) ->
     )
 
 
-def _chosen(recipe: Recipe, model: AdaptedModel, task: Task, encoded: Encoded, rows: SharedRows) -> Recipe:
+def _chosen(
+    recipe: Recipe, model: AdaptedModel, task: Task, encoded: Encoded, rows: SharedRows, tell: Progress
+) -> Recipe:
     """Return the recipe with what is chosen by measuring written out."""
+    tell("measuring what trains fastest")
+    torch.set_num_threads(recipe.compute.threads)
+    if recipe.compute.gradient_checkpointing:
+        model.checkpoint_activations()
     trained = [parts.train for parts in rows.partition.clients.values()]
     if recipe.model.attn_implementation is None and model.attention in ("eager", "sdpa", "flash_attention_2"):
         name = choose_attention(model, task, encoded, np.concatenate(trained), recipe.training.batch_size)
@@ -299,6 +303,9 @@ def _chosen(recipe: Recipe, model: AdaptedModel, task: Task, encoded: Encoded, r
         rows=trained,
         clients=sample_size(recipe.fraction_train, len(trained)),
     )
+    if recipe.compute.compile:
+        tell("compiling")
+        tell(compile_model(model, task, encoded, np.concatenate(trained), training))
     return recipe.model_copy(update={"training": training})
 
 

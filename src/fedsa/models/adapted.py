@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from fedsa.adapters.factors import key_of
@@ -148,6 +149,25 @@ class AdaptedModel:
         _own_dropout(self.model, self.streams)
         self.model.eval()
         self.layers = LayerStack(self.model.get_base_model(), self.streams)
+
+    def checkpoint_activations(self) -> None:
+        """Compute a layer's activations again in the backward pass instead of keeping them.
+
+        Raises:
+            ModelError: the model cannot.
+        """
+        try:
+            self.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        except ValueError as error:
+            raise ModelError(f"compute.gradient_checkpointing = true cannot be used with this model: {error}") from None
+
+    def compile_blocks(self) -> None:
+        """Compile the parts of the layers that have no adapter in them : the first pass is slow."""
+        for layer in self.layers.layers:
+            for child in layer.children():
+                if not any(isinstance(part, BaseTunerLayer | ModulesToSaveWrapper) for part in child.modules()):
+                    compiled: Any = torch.compile(child.forward, dynamic=True)
+                    child.forward = compiled
 
     def _store(self, device: str) -> None:
         """Put the model where it computes, frozen weights in the precision that it computes in."""

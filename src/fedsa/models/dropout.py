@@ -57,7 +57,7 @@ class Streams:
         for count, seed, batch in zip(place.counts, self._seeds, self._batches, strict=True):
             if count:
                 generator.manual_seed((seed + batch * self.layers + layer) % 2**63)
-                _fill(raw[start : start + count], generator)
+                raw[start : start + count].random_(-(2**63), None, generator=generator)
             start += count
         return _is_kept(raw, p)[:, :width]
 
@@ -104,13 +104,8 @@ class FastDropout(TorchFunctionMode):
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if not training or p == 0 or not input.is_cpu or inplace:
         return F.dropout(input, p, training, inplace)
-    raw = _fill(torch.empty(-(-input.numel() // 4), dtype=torch.int64), None)
+    raw = torch.randint(-(2**63), 2**63 - 1, (-(-input.numel() // 4),))
     return input * _noise(_is_kept(raw, p)[: input.numel()].view(input.shape), p, input.dtype)
-
-
-def _fill(raw: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Fill a tensor of int64 with random bits."""
-    return raw.random_(-(2**63), None, generator=generator)
 
 
 def _is_kept(raw: Tensor, p: float) -> Tensor:

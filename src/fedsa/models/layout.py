@@ -15,7 +15,9 @@ from torch import Tensor
 
 __all__ = ["Layout", "Packed", "Place"]
 
-_WIDTH = 8  # packed rows are as wide as a multiple of this: fewer shapes, so fewer compiled kernels
+# Kernels are compiled, and kept, for every shape that occurs: few shapes save hundreds of MiB.
+_WIDTH = 32  # packed rows are as wide as a multiple of this
+_ROWS = 8  # and as many as a multiple of an eighth or less of their number
 
 Ints = npt.NDArray[np.int64]
 
@@ -166,6 +168,8 @@ def _pack(lengths: Ints, device: torch.device) -> tuple[Packed, Tensor]:
             rows += 1
         firsts[sentence] = row * width + width - free
         insort(room, (free - length, row))
+    step = max(1, rows // _ROWS)
+    rows = -(-rows // step) * step
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     slots = np.repeat(firsts, lengths) + within
     position_ids, sentences = np.zeros(rows * width, dtype=np.int64), np.full(rows * width, -1)

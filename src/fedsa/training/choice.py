@@ -22,7 +22,7 @@ from fedsa.models.layout import Layout
 from fedsa.recipe import ComputeSettings, TrainingSettings
 from fedsa.tasks.base import Encoded, IntArray, Task
 
-__all__ = ["activation_bytes", "choose_attention", "choose_training", "packing_obstacle"]
+__all__ = ["activation_bytes", "choose_attention", "choose_training", "compile_model", "packing_obstacle"]
 
 _SATURATED = {"cpu": 1536}
 """Tokens in one pass from which on more clients make it no faster, as measured with benchmarks/cohorts.py."""
@@ -197,6 +197,26 @@ def choose_attention(model: AdaptedModel, task: Task, encoded: Encoded, rows: In
     fastest = min(seconds, key=lambda name: seconds[name] * (1 if name == expected else _CLEARLY_FASTER))
     model.set_attention(fastest)
     return fastest
+
+
+def compile_model(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, settings: TrainingSettings) -> str:
+    """Compile the model's blocks, and return what it cost and when it will have paid.
+
+    Args:
+        model: the base with its adapter.
+        task: the task.
+        encoded: every row, as tokens.
+        rows: training rows.
+        settings: chosen.
+    """
+    sample = _spread(encoded, rows, min(len(rows), settings.batch_size * max(1, settings.cohort_size)))
+    before = _seconds_of_a_step(model, task, encoded, sample, pack=bool(settings.packing))
+    started = time.perf_counter()
+    model.compile_blocks()
+    after = _seconds_of_a_step(model, task, encoded, sample, pack=bool(settings.packing))
+    cost, saved = time.perf_counter() - started, before - after
+    steps = f"it has paid after {math.ceil(cost / saved):,} passes" if saved > 0 else "it never pays here"
+    return f"compiled in {cost:.0f} s; a pass takes {after:.3f} s instead of {before:.3f} s: {steps}"
 
 
 def _seconds_of_a_step(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, *, pack: bool) -> float:

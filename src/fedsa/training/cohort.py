@@ -247,7 +247,8 @@ class _Optimizers:
             if block.pulled is not None and block.anchor is not None:
                 block.gradients += settings.proximal_mu * block.pulled * (block.values - block.anchor)
         if settings.max_grad_norm:
-            norms = torch.stack([block.gradients.square().sum(dim=1) for block in blocks]).sum(dim=0).sqrt()
+            parts = [torch.linalg.vector_norm(block.gradients, dim=1) for block in blocks]
+            norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)
             kept = (settings.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
             for block in blocks:
                 block.gradients *= kept[:, None]
