@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import difflib
+import json
 import os
 import re
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fedsa.adapters.factors import key_of
@@ -26,12 +30,15 @@ from fedsa.types import Key, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "HEADS",
     "AdaptedModel",
+    "EmptyModel",
+    "empty_model",
     "fit_padding",
+    "layers_outside_the_base",
     "load_base",
     "load_tokenizer",
     "peft_config_of",
@@ -144,6 +151,7 @@ def load_base(
     Raises:
         ModelError: there is no such model, or transformers cannot load it for this task.
     """
+    described = None if settings.config is None else _described(settings.config, options)
     location = _location(settings.path, on_progress)
     extra = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
     torch.manual_seed(seed)
@@ -161,15 +169,42 @@ def load_base(
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _not_loadable(settings, error) from error
     model, report = loaded
-    drawn = {name.rpartition(".")[0] for name in report["missing_keys"]}
+    if described is not None:
+        _check_sizes(settings, described, model.config)
+    model.eval()
+    return model, _drawn(settings, model, report["missing_keys"])
+
+
+def _drawn(settings: ModelSettings, model: PreTrainedModel, missing: Iterable[str]) -> set[str]:
+    """Return the layers that a checkpoint does not have, but for the head.
+
+    Raises:
+        ModelError: it lacks too much to be one of this model.
+    """
+    drawn = {name.rpartition(".")[0] for name in missing}
     layers = {name for name, module in model.named_modules() if name and not list(module.children())}
     if len(drawn) > max(4, len(layers) // 10) or drawn - layers:
         raise ModelError(
             f"model.path = {settings.path!r}: the checkpoint lacks more of {type(model).__name__} than a head or a "
-            f"pooler ({', '.join(sorted(report['missing_keys'])[:3])}, ...): take one of this architecture"
+            f"pooler ({', '.join(sorted(missing)[:3])}, ...): take one of this architecture"
         )
-    model.eval()
-    return model, {name for name in drawn if not HEADS & set(name.split("."))}
+    return {name for name in drawn if not HEADS & set(name.split("."))}
+
+
+def layers_outside_the_base(model: PreTrainedModel) -> set[str]:
+    """Return a model's layers outside its base, which its checkpoint may lack; PEFT finds the usual heads by itself."""
+    prefix = model.base_model_prefix
+    if not prefix or not hasattr(model, prefix):
+        return set()
+    return {
+        name
+        for name, layer in model.named_modules()
+        if name != prefix
+        and not name.startswith(f"{prefix}.")
+        and not list(layer.children())
+        and any(True for _ in layer.parameters())
+        and not HEADS & set(name.split("."))
+    }
 
 
 def load_tokenizer(
@@ -243,13 +278,18 @@ def fit_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
 
 def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the most tokens that model and tokenizer take in one row."""
-    limit = int(tokenizer.model_max_length)
+    limit, positions = int(tokenizer.model_max_length), _positions(model)
+    return limit if positions is None else min(limit, positions)
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Return the most tokens that a model takes in one row; None: its config names no limit."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:
-        return limit
+        return None
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     unused = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind its padding token's number
-    return min(limit, int(positions) - (0 if unused is None else int(unused) + 1))
+    return int(positions) - (0 if unused is None else int(unused) + 1)
 
 
 def variant_of(config: PeftConfig) -> str:
@@ -306,22 +346,12 @@ class AdaptedModel:
         self, base: PreTrainedModel, config: PeftConfig, *, seed: int, device: str = "cpu", precision: str = "fp32"
     ) -> None:
         self.variant = variant_of(config)
-        _check_names(base, config)
         torch.manual_seed(seed)
-        try:
-            with quiet():
-                self.model: PeftModel = get_peft_model(base, config)
-        except (ValueError, TypeError, re.error) as error:
-            targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
-            raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
+        self.model: PeftModel = _with_adapter(base, config)
         self.config: Any = self.model.peft_config["default"]
         self.model.to(device).eval()
         self.device, self.precision = device, precision
-        self._parameters: dict[Key, nn.Parameter] = {}
-        for name, parameter in self.model.named_parameters():
-            key = key_of(name, trained=parameter.requires_grad)
-            if key is not None:
-                self._parameters[key] = parameter
+        self._parameters = _by_key(self.model)
         self.initial: State = self.read(self._parameters)
 
     @property
@@ -363,6 +393,31 @@ class AdaptedModel:
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
+def _with_adapter(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """Put an adapter into a base model.
+
+    Raises:
+        ModelError: the adapter does not fit the model.
+    """
+    _check_names(base, config)
+    try:
+        with quiet():
+            return get_peft_model(base, config)
+    except (ValueError, TypeError, re.error) as error:
+        targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
+        raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
+
+
+def _by_key(model: PeftModel) -> dict[Key, nn.Parameter]:
+    """Return the parameters of the adapter and the head, in the model's order."""
+    parameters = {}
+    for name, parameter in model.named_parameters():
+        key = key_of(name, trained=parameter.requires_grad)
+        if key is not None:
+            parameters[key] = parameter
+    return parameters
+
+
 def _check_names(base: nn.Module, config: PeftConfig) -> None:
     """Refuse a name that matches no layer: PEFT itself only complains when none of the targets matches."""
     known = [name for name, _ in base.named_modules() if name]
@@ -379,3 +434,153 @@ def _check_names(base: nn.Module, config: PeftConfig) -> None:
                 problems.append(f"adapter.{field}: the model has no layer {wanted!r}; {near(wanted, suggested)}")
     if problems:
         raise ModelError("\n".join(problems))
+
+
+# -- models without values ---------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class EmptyModel:
+    """An adapted model without values, on the device ``meta``: its tensors have shapes and types only.
+
+    Attributes:
+        model: the PEFT model.
+        parameters: those of the adapter and the head, in the model's order.
+        longest: the most tokens that the model takes in one row; None: its config names no limit.
+    """
+
+    model: PeftModel
+    parameters: Mapping[Key, nn.Parameter]
+    longest: int | None
+
+
+def empty_model(
+    settings: ModelSettings,
+    adapter: AdapterSettings,
+    *,
+    auto_model: str,
+    options: Mapping[str, Any],
+    task_type: str,
+    on_progress: Callable[[str], None] | None = None,
+) -> EmptyModel:
+    """Return an adapted model without its weights, for counting.
+
+    It is made of ``settings.config``, else of the config at ``settings.path``: of a model on the hub that alone is
+    fetched. Of a local checkpoint the header tells which layers it lacks, so that they are trained; elsewhere they are
+    taken to be those outside the base.
+
+    Args:
+        settings: the base model.
+        adapter: as the recipe describes it.
+        auto_model: the transformers class that would load the base.
+        options: what its config must know of the task.
+        task_type: PEFT's, e.g. ``SEQ_CLS``.
+        on_progress: told what is fetched.
+
+    Raises:
+        ModelError: there is no such model, transformers cannot make one of its config, or the adapter does not fit.
+    """
+    base, drawn = _empty_base(settings, auto_model, options, on_progress)
+    config = with_drawn_layers(peft_config_of(adapter, task_type=task_type, seed=0), drawn)
+    with torch.device("meta"):
+        model = _with_adapter(base, config)
+    return EmptyModel(model, _by_key(model), _positions(base))
+
+
+def _empty_base(
+    settings: ModelSettings, auto_model: str, options: Mapping[str, Any], on_progress: Callable[[str], None] | None
+) -> tuple[PreTrainedModel, set[str]]:
+    # The flash kernel may be missing on the machine that plans; sdpa computes the same.
+    attention = "sdpa" if settings.attn_implementation == "flash_attention_2" else settings.attn_implementation
+    extra = {"dtype": torch.float32} | ({"attn_implementation": attention} if attention else {})
+    make = getattr(transformers, auto_model).from_config
+    if settings.config is not None:
+        config = _described(settings.config, options)
+        try:
+            with quiet(), torch.device("meta"):
+                base = make(config, **extra)
+        except Exception as error:  # whatever a model's own code says to sizes that it was not written for
+            raise _bad_config(error) from error
+        missing = layers_outside_the_base(base)
+    else:
+        location = _location(settings.path, on_progress)
+        try:
+            with quiet():
+                config = transformers.AutoConfig.from_pretrained(
+                    location, revision=settings.revision or "main", **options
+                )
+                with torch.device("meta"):
+                    base = make(config, **extra)
+                missing = layers_outside_the_base(base)
+                header = _header(Path(location))
+                if header:  # transformers knows a checkpoint's names by many rules: it is asked, with empty tensors
+                    base, report = type(base).from_pretrained(
+                        None, config=config, state_dict=header, device_map="meta", output_loading_info=True, **extra
+                    )
+                    missing = _drawn(settings, base, report["missing_keys"])
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            raise _not_loadable(settings, error) from error
+    if base.config.pad_token_id is None:  # fit_padding would take it from the tokenizer; any number does for counting
+        base.config.pad_token_id = 0
+    return base, missing
+
+
+def _header(folder: Path) -> dict[str, Tensor]:
+    """Return a local checkpoint's tensors without their values; nothing where there is no checkpoint."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    files = [single] if single.is_file() else []
+    if not files and index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        files = [folder / name for name in sorted(set(names))]
+    tensors = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                tensors[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
+    return tensors
+
+
+def _described(table: Mapping[str, Any], options: Mapping[str, Any]) -> PretrainedConfig:
+    """Return the transformers config that a recipe's ``model.config`` describes.
+
+    Raises:
+        ModelError: transformers knows no such model, or does not take these values.
+    """
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    name = table["model_type"]
+    if name not in known:
+        close = difflib.get_close_matches(name, list(known), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "take it from the config.json of a model of that kind"
+        raise ModelError(f"model.config: transformers has no model_type {name!r}; {hint}")
+    try:
+        with quiet():
+            config: PretrainedConfig = transformers.AutoConfig.for_model(**{**table, **options})
+    except Exception as error:  # each model's config checks its values in its own way
+        raise _bad_config(error) from error
+    fields = {*type(config)().to_dict(), *config.attribute_map}
+    for key in sorted(set(table) - fields):  # transformers takes any key; old names among them must go through
+        close = difflib.get_close_matches(key, fields, n=1, cutoff=0.85)
+        if close:
+            raise ModelError(f"model.config.{key}: a {name} has no such setting; did you mean {close[0]!r}?")
+    return config
+
+
+def _bad_config(error: Exception) -> ModelError:
+    text = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+    return ModelError(f"model.config: transformers cannot make a model of it: {text}")
+
+
+def _check_sizes(settings: ModelSettings, described: PretrainedConfig, loaded: PretrainedConfig) -> None:
+    """Refuse weights whose sizes (whole numbers) are not those that the recipe gives."""
+    sizes = [key for key, value in (settings.config or {}).items() if type(value) is int and key != "num_labels"]
+    wrong = [
+        f"{key} = {getattr(described, key)!r} (the weights have {getattr(loaded, key, None)!r})"
+        for key in ("model_type", *sizes)
+        if getattr(described, key) != getattr(loaded, key, None)
+    ]
+    if wrong:
+        raise ModelError(
+            f"model.config does not fit the weights of {settings.path!r}: {', '.join(wrong)}; correct it, or leave "
+            "model.config out"
+        )
