@@ -57,7 +57,7 @@ def test_help_and_version_answer_at_once_and_without_torch() -> None:
 
 def test_help_of_every_verb(fedsa_command: Callable[..., Any]) -> None:
     verbs = re.findall(r"^  (\w+)  ", fedsa_command("--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert set(verbs) >= {"run", "resume", "export", "data", "recipes", "algorithms"}
+    assert set(verbs) >= {"run", "resume", "export", "data", "plan", "recipes", "algorithms"}
     for verb in verbs:
         assert f"Usage: fedsa {verb}" in fedsa_command(verb, "-h").out
 
@@ -225,7 +225,13 @@ def test_a_narrow_or_plain_terminal(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    for arguments in (["resume", finished_run], ["data", recipe_file()], ["algorithms"], ["recipes"]):
+    for arguments in (
+        ["resume", finished_run],
+        ["data", recipe_file()],
+        ["plan", recipe_file()],
+        ["algorithms"],
+        ["recipes"],
+    ):
         outcome = fedsa_command(*arguments)
         assert outcome.code == 0
         assert "\x1b" not in outcome.out

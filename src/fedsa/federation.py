@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
-from fedsa.adapters.factors import VARIANT_FACTORS
 from fedsa.algorithms import check_algorithm, make_algorithm
 from fedsa.algorithms.base import Algorithm
 from fedsa.data.clients import SplitName
@@ -21,9 +20,9 @@ from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
 from fedsa.errors import DataError, Mistake, ModelError
 from fedsa.models import (
-    HEADS,
     AdaptedModel,
     fit_padding,
+    layers_outside_the_base,
     load_base,
     load_tokenizer,
     peft_config_of,
@@ -48,13 +47,13 @@ from fedsa.server import sample_size
 from fedsa.tasks.base import Encoded, Task
 from fedsa.tasks.classification import Classification
 from fedsa.training.choice import choose_attention, choose_training, compile_model
-from fedsa.types import Factor
+from fedsa.types import Factor, State, total_bytes, total_elements
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Federation", "fresh_base"]
+__all__ = ["Federation", "first_round", "fresh_base", "make_task"]
 
 Progress = Callable[[str], None]
 
@@ -97,7 +96,7 @@ class Federation:
         refuse_objects(recipe, "the recipe")
         tell = on_progress or (lambda text: None)
         rows = share_rows(recipe, on_progress=tell)
-        task = _task(recipe.task, rows.label_names)
+        task = make_task(recipe.task, rows.label_names)
         tell("loading the model")
         base, drawn = _base(recipe, task, tell)
         seed = derive_seed(recipe.seed, "init")
@@ -149,7 +148,7 @@ class Federation:
         named = clients if isinstance(clients, Mapping) else _numbered(clients)
         recipe = _recipe_of_objects(by_name, peft_config, rounds, task, partition, settings)
         rows = share_tables(named, recipe)
-        the_task = _task(recipe.task, rows.label_names)
+        the_task = make_task(recipe.task, rows.label_names)
         if isinstance(model, ModelSettings | Mapping):
             (base, drawn), tokenizer = _base(recipe, the_task, tell), tokenizer or load_tokenizer(recipe.model)
         elif tokenizer is None:
@@ -160,7 +159,7 @@ class Federation:
                 f"{len(rows.label_names)} ({', '.join(rows.label_names)}): load the model with that num_labels"
             )
         else:
-            base, drawn = fresh_base(model), _drawn_layers(model)
+            base, drawn = fresh_base(model), layers_outside_the_base(model)
         config = with_drawn_layers(peft_config, drawn)
         config.task_type = the_task.peft_task_type
         return cls._build(recipe, base, tokenizer, config, the_task, rows, tell)
@@ -210,17 +209,37 @@ class Federation:
         """Return, for each client, its number of rows of each class in a split."""
         return label_counts(self.rows.partition, self.rows.labels, len(self.rows.label_names), split)
 
-    def sharing_plan(self) -> list[dict[str, Any]]:
-        """Return what happens to each factor in the first round: tensors, parameters, trained, sent, received."""
-        table: dict[Factor, dict[str, Any]] = {}
-        for key, tensor in self.model.initial.items():
-            plan = self.algorithm.plan(key, 1)
-            entry = table.setdefault(
-                key.factor, {"factor": key.factor.value, "tensors": 0, "parameters": 0, **plan._asdict()}
-            )
-            entry["tensors"] += 1
-            entry["parameters"] += tensor.numel()
-        return [table[factor] for factor in VARIANT_FACTORS[self.model.variant] if factor in table]
+
+def first_round(algorithm: Algorithm, tensors: State) -> dict[str, Any]:
+    """Return what a client trains, sends and receives in round 1, as a run's summary tells it.
+
+    Args:
+        algorithm: the method.
+        tensors: every tensor of the adapter and the head; only shapes and types are looked at.
+
+    Returns:
+        ``trained_parameters``, ``upload_parameters``, ``upload_bytes``, ``download_bytes`` (of all that is received,
+        though in round 1 nothing is newer than what the client holds), and ``sharing_plan``: for each factor
+        ``factor``, ``tensors``, ``parameters``, ``trained``, ``sent``, ``received``.
+    """
+    table: dict[Factor, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        plan = algorithm.plan(key, 1)
+        entry = table.setdefault(
+            key.factor, {"factor": key.factor.value, "tensors": 0, "parameters": 0, **plan._asdict()}
+        )
+        entry["tensors"] += 1
+        entry["parameters"] += tensor.numel()
+    trained = {key: tensor for key, tensor in tensors.items() if algorithm.plan(key, 1).trained}
+    sent = {key: tensor for key, tensor in tensors.items() if algorithm.plan(key, 1).sent}
+    received = {key: tensor for key, tensor in tensors.items() if algorithm.plan(key, 1).received}
+    return {
+        "trained_parameters": total_elements(trained),
+        "upload_parameters": total_elements(sent),
+        "upload_bytes": total_bytes(sent),
+        "download_bytes": total_bytes(received),
+        "sharing_plan": [table[factor] for factor in Factor if factor in table],
+    }
 
 
 def fresh_base(model: PreTrainedModel) -> PreTrainedModel:
@@ -242,22 +261,6 @@ def _refuse_adapted(model: PreTrainedModel) -> None:
     names = (name for name, _ in model.named_parameters())
     if hasattr(model, "peft_config") or any(".lora_A." in name or ".vera_lambda_d." in name for name in names):
         raise ModelError("the model has an adapter already: load it afresh for each federation")
-
-
-def _drawn_layers(model: PreTrainedModel) -> set[str]:
-    """Return a loaded model's layers outside its base, which its checkpoint may lack; PEFT finds the usual heads."""
-    prefix = model.base_model_prefix
-    if not prefix or not hasattr(model, prefix):
-        return set()
-    return {
-        name
-        for name, layer in model.named_modules()
-        if name != prefix
-        and not name.startswith(f"{prefix}.")
-        and not list(layer.children())
-        and any(True for _ in layer.parameters())
-        and not HEADS & set(name.split("."))
-    }
 
 
 def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int) -> Recipe:
@@ -313,7 +316,13 @@ def _is_hub_name(path: str) -> bool:
     return path != OBJECTS and not path.startswith(PREFIX) and not Path(path).expanduser().exists()
 
 
-def _task(settings: TaskSettings, label_names: Sequence[str]) -> Task:
+def make_task(settings: TaskSettings, label_names: Sequence[str]) -> Task:
+    """Return the task that a recipe describes.
+
+    Args:
+        settings: the recipe's ``[task]``.
+        label_names: class names in order of their number.
+    """
     return Classification(tuple(settings.text_columns), tuple(label_names), settings.max_length)
 
 

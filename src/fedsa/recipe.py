@@ -61,6 +61,24 @@ class ModelSettings(_Settings):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention kernel; empty: eager or sdpa, whichever trains faster here"
     )
+    config: dict[str, Any] | None = Field(
+        None,
+        description="architecture in transformers' words (model_type, hidden_size, ...): `fedsa plan` then needs no "
+        "download; weights of other sizes are refused",
+    )
+
+    @field_validator("config")
+    @classmethod
+    def _names_a_model_type(cls, config: dict[str, Any] | None) -> dict[str, Any] | None:
+        if config is None:
+            return None
+        if not isinstance(config.get("model_type"), str):
+            raise ValueError("needs model_type, the architecture's name in transformers, e.g. 'roberta'")
+        try:
+            tomli_w.dumps(config)
+        except TypeError as error:
+            raise ValueError(f"must hold what TOML can write: {error}") from None
+        return config
 
 
 class AdapterSettings(_Settings):

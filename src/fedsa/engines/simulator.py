@@ -18,10 +18,10 @@ from fedsa.data.clients import SplitName
 from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.errors import TrainingError
 from fedsa.evaluation import Personal, evaluate, majority_accuracy, summarize_clients
-from fedsa.federation import Federation
+from fedsa.federation import Federation, first_round
 from fedsa.server import Server
 from fedsa.store import Progress, RunFolder
-from fedsa.types import RoundRecord, total_bytes
+from fedsa.types import RoundRecord
 
 __all__ = ["peak_rss_bytes", "simulate"]
 
@@ -249,7 +249,7 @@ class _Run:
                 name: {"round": round, "after": mode, **asdict(summarize_clients(results, metric))}
                 for name, (mode, round, results) in tests.items()
             },
-            **self._first_round_plan(),
+            **first_round(federation.algorithm, self.initial),
             "total_upload_bytes": progress.upload_bytes,
             "total_download_bytes": progress.download_bytes,
             "train_seconds": progress.train_seconds,
@@ -280,19 +280,6 @@ class _Run:
             self._named(which, mode): (mode, round, measured[mode, round])
             for mode in modes
             for which, round in rounds.items()
-        }
-
-    def _first_round_plan(self) -> dict[str, Any]:
-        """Return what a client trains, sends and receives in round 1."""
-        algorithm, plan = self.federation.algorithm, self.federation.sharing_plan()
-        sent = {key: tensor for key, tensor in self.initial.items() if algorithm.plan(key, 1).sent}
-        received = {key: tensor for key, tensor in self.initial.items() if algorithm.plan(key, 1).received}
-        return {
-            "trained_parameters": sum(entry["parameters"] for entry in plan if entry["trained"]),
-            "upload_parameters": sum(entry["parameters"] for entry in plan if entry["sent"]),
-            "upload_bytes": total_bytes(sent),
-            "download_bytes": total_bytes(received),
-            "sharing_plan": plan,
         }
 
     def _per_client(self, before: Results, tests: Mapping[str, Results]) -> dict[str, dict[str, Any]]:

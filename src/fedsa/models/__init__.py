@@ -4,17 +4,22 @@ from fedsa.models.adapted import AdaptedModel, peft_config_of, variant_of, with_
 from fedsa.models.base import (
     HEADS,
     fit_padding,
+    layers_outside_the_base,
     load_base,
     load_tokenizer,
     position_limit,
     quiet,
     resolve_compute,
 )
+from fedsa.models.empty import EmptyModel, empty_model
 
 __all__ = [
     "HEADS",
     "AdaptedModel",
+    "EmptyModel",
+    "empty_model",
     "fit_padding",
+    "layers_outside_the_base",
     "load_base",
     "load_tokenizer",
     "peft_config_of",

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
 _VERA_PROJECTION = re.compile(r"\.vera_[AB]\.|^base_model\.vera_[AB]\.")
 
-__all__ = ["AdaptedModel", "peft_config_of", "variant_of", "with_drawn_layers", "with_sorted_names"]
+__all__ = [
+    "AdaptedModel",
+    "by_key",
+    "peft_config_of",
+    "variant_of",
+    "with_adapter",
+    "with_drawn_layers",
+    "with_sorted_names",
+]
 
 
 def with_drawn_layers(config: PeftConfig, drawn: set[str]) -> PeftConfig:
@@ -127,22 +135,12 @@ class AdaptedModel:
         self, base: PreTrainedModel, config: PeftConfig, *, seed: int, device: str = "cpu", precision: str = "fp32"
     ) -> None:
         self.variant = variant_of(config)
-        _check_names(base, config)
         torch.manual_seed(seed)
-        try:
-            with quiet():
-                self.model: PeftModel = get_peft_model(base, config)
-        except (ValueError, TypeError, re.error) as error:
-            targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
-            raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
+        self.model: PeftModel = with_adapter(base, config)
         self.config: Any = self.model.peft_config["default"]
         self.model.config.use_cache = False
         self.device, self.precision = device, precision
-        self._parameters: dict[Key, nn.Parameter] = {}
-        for name, parameter in self.model.named_parameters():
-            key = key_of(name, trained=parameter.requires_grad)
-            if key is not None:
-                self._parameters[key] = parameter
+        self._parameters = by_key(self.model)
         self._store(device)
         self.initial: State = self.read(self._parameters)
         self.streams = Streams()
@@ -262,6 +260,31 @@ def _own_dropout(model: nn.Module, streams: Streams) -> None:
             if isinstance(table, nn.ModuleDict):
                 for adapter, dropout in table.items():
                     table[adapter] = AdapterDropout(float(getattr(dropout, "p", 0.0)), streams)
+
+
+def with_adapter(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """Put an adapter into a base model.
+
+    Raises:
+        ModelError: the adapter does not fit the model.
+    """
+    _check_names(base, config)
+    try:
+        with quiet():
+            return get_peft_model(base, config)
+    except (ValueError, TypeError, re.error) as error:
+        targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
+        raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
+
+
+def by_key(model: PeftModel) -> dict[Key, nn.Parameter]:
+    """Return the parameters of the adapter and the head, in the model's order."""
+    parameters = {}
+    for name, parameter in model.named_parameters():
+        key = key_of(name, trained=parameter.requires_grad)
+        if key is not None:
+            parameters[key] = parameter
+    return parameters
 
 
 def _check_names(base: nn.Module, config: PeftConfig) -> None:

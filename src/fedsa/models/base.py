@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
+import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +22,21 @@ from fedsa.recipe import ComputeSettings, ModelSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "HEADS",
+    "bad_config",
+    "described",
+    "drawn_layers",
     "fit_padding",
+    "layers_outside_the_base",
     "load_base",
     "load_tokenizer",
+    "location_of",
+    "not_loadable",
     "position_limit",
+    "positions_of",
     "quiet",
     "resolve_compute",
 ]
@@ -90,13 +99,15 @@ def quiet() -> Iterator[None]:
             logger.enable_progress_bar()
 
 
-def _location(path: str, on_progress: Callable[[str], None] | None) -> str:
+def location_of(path: str, on_progress: Callable[[str], None] | None) -> str:
+    """Return what transformers loads a model from: a hub name, or a folder (of a part, after fetching it)."""
     if path.startswith(PREFIX):
         return str(part_folder(path.removeprefix(PREFIX), on_progress=on_progress))
     return path
 
 
-def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
+def not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
+    """Return what to tell the user when transformers cannot load a model."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if "ignore_mismatched_sizes" in str(error):  # transformers tells what does not fit in a report that is silenced
         what = "the checkpoint's head has another number of classes than the task"
@@ -134,7 +145,8 @@ def load_base(
     Raises:
         ModelError: there is no such model, or transformers cannot load it for this task.
     """
-    location = _location(settings.path, on_progress)
+    expected = None if settings.config is None else described(settings.config, options)
+    location = location_of(settings.path, on_progress)
     extra = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
     torch.manual_seed(seed)
     try:
@@ -149,17 +161,44 @@ def load_base(
                 **extra,
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise _not_loadable(settings, error) from error
+        raise not_loadable(settings, error) from error
     model, report = loaded
-    drawn = {name.rpartition(".")[0] for name in report["missing_keys"]}
+    if expected is not None:
+        _check_sizes(settings, expected, model.config)
+    model.eval()
+    return model, drawn_layers(settings, model, report["missing_keys"])
+
+
+def drawn_layers(settings: ModelSettings, model: PreTrainedModel, missing: Iterable[str]) -> set[str]:
+    """Return the layers that a checkpoint does not have, but for the head.
+
+    Raises:
+        ModelError: it lacks too much to be one of this model.
+    """
+    drawn = {name.rpartition(".")[0] for name in missing}
     layers = {name for name, module in model.named_modules() if name and not list(module.children())}
     if len(drawn) > max(4, len(layers) // 10) or drawn - layers:
         raise ModelError(
             f"model.path = {settings.path!r}: the checkpoint lacks more of {type(model).__name__} than a head or a "
-            f"pooler ({', '.join(sorted(report['missing_keys'])[:3])}, ...): take one of this architecture"
+            f"pooler ({', '.join(sorted(missing)[:3])}, ...): take one of this architecture"
         )
-    model.eval()
-    return model, {name for name in drawn if not HEADS & set(name.split("."))}
+    return {name for name in drawn if not HEADS & set(name.split("."))}
+
+
+def layers_outside_the_base(model: PreTrainedModel) -> set[str]:
+    """Return a model's layers outside its base, which its checkpoint may lack; PEFT finds the usual heads by itself."""
+    prefix = model.base_model_prefix
+    if not prefix or not hasattr(model, prefix):
+        return set()
+    return {
+        name
+        for name, layer in model.named_modules()
+        if name != prefix
+        and not name.startswith(f"{prefix}.")
+        and not list(layer.children())
+        and any(True for _ in layer.parameters())
+        and not HEADS & set(name.split("."))
+    }
 
 
 def load_tokenizer(
@@ -170,12 +209,12 @@ def load_tokenizer(
     Raises:
         ModelError: there is none.
     """
-    location = _location(settings.path, on_progress)
+    location = location_of(settings.path, on_progress)
     try:
         with quiet():
             return transformers.AutoTokenizer.from_pretrained(location, revision=settings.revision or "main")
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _not_loadable(settings, error) from error
+        raise not_loadable(settings, error) from error
 
 
 def fit_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -193,10 +232,61 @@ def fit_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
 
 def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the most tokens that model and tokenizer take in one row."""
-    limit = int(tokenizer.model_max_length)
+    limit, positions = int(tokenizer.model_max_length), positions_of(model)
+    return limit if positions is None else min(limit, positions)
+
+
+def positions_of(model: PreTrainedModel) -> int | None:
+    """Return the most tokens that a model takes in one row; None: its config names no limit."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:
-        return limit
+        return None
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     unused = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind its padding token's number
-    return min(limit, int(positions) - (0 if unused is None else int(unused) + 1))
+    return int(positions) - (0 if unused is None else int(unused) + 1)
+
+
+def described(table: Mapping[str, Any], options: Mapping[str, Any]) -> PretrainedConfig:
+    """Return the transformers config that a recipe's ``model.config`` describes.
+
+    Raises:
+        ModelError: transformers knows no such model, or does not take these values.
+    """
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    name = table["model_type"]
+    if name not in known:
+        close = difflib.get_close_matches(name, list(known), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "take it from the config.json of a model of that kind"
+        raise ModelError(f"model.config: transformers has no model_type {name!r}; {hint}")
+    try:
+        with quiet():
+            config: PretrainedConfig = transformers.AutoConfig.for_model(**{**table, **options})
+    except Exception as error:  # each model's config checks its values in its own way
+        raise bad_config(error) from error
+    fields = {*type(config)().to_dict(), *config.attribute_map}
+    for key in sorted(set(table) - fields):  # transformers takes any key; old names among them must go through
+        close = difflib.get_close_matches(key, fields, n=1, cutoff=0.85)
+        if close:
+            raise ModelError(f"model.config.{key}: a {name} has no such setting; did you mean {close[0]!r}?")
+    return config
+
+
+def bad_config(error: Exception) -> ModelError:
+    """Return what to tell the user when transformers cannot make a model of a recipe's table."""
+    text = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+    return ModelError(f"model.config: transformers cannot make a model of it: {text}")
+
+
+def _check_sizes(settings: ModelSettings, expected: PretrainedConfig, loaded: PretrainedConfig) -> None:
+    """Refuse weights whose sizes (whole numbers) are not those that the recipe gives."""
+    sizes = [key for key, value in (settings.config or {}).items() if type(value) is int and key != "num_labels"]
+    wrong = [
+        f"{key} = {getattr(expected, key)!r} (the weights have {getattr(loaded, key, None)!r})"
+        for key in ("model_type", *sizes)
+        if getattr(expected, key) != getattr(loaded, key, None)
+    ]
+    if wrong:
+        raise ModelError(
+            f"model.config does not fit the weights of {settings.path!r}: {', '.join(wrong)}; correct it, or leave "
+            "model.config out"
+        )

@@ -1,0 +1,88 @@
+"""``fedsa plan``: what a recipe will train, send, compute and hold in memory, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="A recipe file (TOML), or a name from `fedsa recipes`.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    clients: Annotated[
+        int | None, typer.Option(min=1, help="How many clients there are, where the data decides it.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+) -> None:
+    """Tell what a run will train, send, compute and hold in memory; no weights and no data are loaded."""
+    from fedsa.algorithms import check_algorithm
+    from fedsa.callbacks import check_callbacks
+    from fedsa.commands._display import print_json, status
+    from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects, with_absolute_paths
+
+    data, _ = read_recipe(recipe)
+    settings = apply_overrides(data, set_ or [])
+    parsed = parse_recipe(settings, source=f"recipe {recipe}", checks=[check_algorithm, check_callbacks])
+    refuse_objects(parsed, f"recipe {recipe}")
+    with status("loading libraries") as tell:
+        tell("loading libraries")
+        from fedsa.plan import plan_run
+
+        plan = plan_run(with_absolute_paths(parsed), clients=clients, on_progress=tell)
+    if json:
+        print_json(plan)
+    else:
+        _show(plan)
+
+
+def _show(plan: Mapping[str, Any]) -> None:
+    from fedsa.commands._display import print_table
+
+    print(
+        f"{plan['algorithm']} on {plan['variant']}, {plan['model']} ({plan['frozen_parameters']:,} frozen parameters, "
+        f"{plan['classes']} classes)\n"
+    )
+    roles = ("trained", "sent", "received")
+    print_table(
+        ["factor", "parameters", *roles],
+        [
+            [
+                entry["factor"],
+                f"{entry['parameters']:,}",
+                *(f"{entry['parameters']:,}" if entry[role] else "-" for role in roles),
+            ]
+            for entry in plan["sharing_plan"]
+        ],
+        right_from=1,
+    )
+    print()
+    clients, each_round = plan["clients"], plan["clients_per_round"]
+    together = "one client" if clients is None else f"{each_round} of {clients} clients"
+    print_table(
+        ["", "client and round", f"{plan['rounds']} rounds, {together} in each"],
+        [
+            ["sent, bytes", f"{plan['upload_bytes']:,}", f"{plan['total_upload_bytes']:,}"],
+            ["received, bytes", f"{plan['download_bytes']:,}", f"{plan['total_download_bytes']:,}"],
+            ["training, FLOPs", _flops(plan["flops_per_client"]), _flops(plan["total_flops"])],
+        ],
+        right_from=1,
+    )
+    if plan["memory"]:
+        parts = ", ".join(f"{name} {_mebibytes(size)}" for name, size in plan["memory"].items())
+        total = _mebibytes(plan["memory_bytes"])
+        print(f"\npeak memory, {plan['device']}, {plan['precision']}: {total} MiB ({parts})")
+    print()
+    for note in plan["notes"]:
+        print(f"- {note}")
+
+
+def _flops(count: int | None) -> str:
+    return "-" if count is None else f"{count:.3g}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f}"

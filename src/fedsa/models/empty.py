@@ -1,0 +1,138 @@
+"""Adapted models without values: for counting what a run takes before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+import transformers
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fedsa.models.adapted import by_key, peft_config_of, with_adapter, with_drawn_layers
+from fedsa.models.base import (
+    bad_config,
+    described,
+    drawn_layers,
+    layers_outside_the_base,
+    location_of,
+    not_loadable,
+    positions_of,
+    quiet,
+)
+from fedsa.recipe import AdapterSettings, ModelSettings
+from fedsa.types import Key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
+
+__all__ = ["EmptyModel", "empty_model"]
+
+
+@final
+@dataclass(frozen=True)
+class EmptyModel:
+    """An adapted model without values, on the device ``meta``: its tensors have shapes and types only.
+
+    Attributes:
+        model: the PEFT model.
+        parameters: those of the adapter and the head, in the model's order.
+        longest: the most tokens that the model takes in one row; None: its config names no limit.
+    """
+
+    model: PeftModel
+    parameters: Mapping[Key, nn.Parameter]
+    longest: int | None
+
+
+def empty_model(
+    settings: ModelSettings,
+    adapter: AdapterSettings,
+    *,
+    auto_model: str,
+    options: Mapping[str, Any],
+    task_type: str,
+    on_progress: Callable[[str], None] | None = None,
+) -> EmptyModel:
+    """Return an adapted model without its weights, for counting.
+
+    It is made of ``settings.config``, else of the config at ``settings.path``: of a model on the hub that alone is
+    fetched. Of a local checkpoint the header tells which layers it lacks, so that they are trained; elsewhere they are
+    taken to be those outside the base.
+
+    Args:
+        settings: the base model.
+        adapter: as the recipe describes it.
+        auto_model: the transformers class that would load the base.
+        options: what its config must know of the task.
+        task_type: PEFT's, e.g. ``SEQ_CLS``.
+        on_progress: told what is fetched.
+
+    Raises:
+        ModelError: there is no such model, transformers cannot make one of its config, or the adapter does not fit.
+    """
+    base, drawn = _empty_base(settings, auto_model, options, on_progress)
+    config = with_drawn_layers(peft_config_of(adapter, task_type=task_type, seed=0), drawn)
+    with torch.device("meta"):
+        model = with_adapter(base, config)
+    return EmptyModel(model, by_key(model), positions_of(base))
+
+
+def _empty_base(
+    settings: ModelSettings, auto_model: str, options: Mapping[str, Any], on_progress: Callable[[str], None] | None
+) -> tuple[PreTrainedModel, set[str]]:
+    # The flash kernel may be missing on the machine that plans; sdpa computes the same.
+    attention = "sdpa" if settings.attn_implementation == "flash_attention_2" else settings.attn_implementation
+    extra = {"dtype": torch.float32} | ({"attn_implementation": attention} if attention else {})
+    make = getattr(transformers, auto_model).from_config
+    if settings.config is not None:
+        config = described(settings.config, options)
+        try:
+            with quiet(), torch.device("meta"):
+                base = make(config, **extra)
+        except Exception as error:  # whatever a model's own code says to sizes that it was not written for
+            raise bad_config(error) from error
+        missing = layers_outside_the_base(base)
+    else:
+        location = location_of(settings.path, on_progress)
+        try:
+            with quiet():
+                config = transformers.AutoConfig.from_pretrained(
+                    location, revision=settings.revision or "main", **options
+                )
+                with torch.device("meta"):
+                    base = make(config, **extra)
+                missing = layers_outside_the_base(base)
+                header = _header(Path(location))
+                if header:  # transformers knows a checkpoint's names by many rules: it is asked, with empty tensors
+                    base, report = type(base).from_pretrained(
+                        None, config=config, state_dict=header, device_map="meta", output_loading_info=True, **extra
+                    )
+                    missing = drawn_layers(settings, base, report["missing_keys"])
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            raise not_loadable(settings, error) from error
+    if base.config.pad_token_id is None:  # fit_padding would take it from the tokenizer; any number does for counting
+        base.config.pad_token_id = 0
+    return base, missing
+
+
+def _header(folder: Path) -> dict[str, Tensor]:
+    """Return a local checkpoint's tensors without their values; nothing where there is no checkpoint."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    files = [single] if single.is_file() else []
+    if not files and index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        files = [folder / name for name in sorted(set(names))]
+    tensors = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                tensors[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
+    return tensors

@@ -1,0 +1,373 @@
+"""What a recipe will cost, counted without weights and without data: what is sent, arithmetic, memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from fedsa.algorithms import make_algorithm
+from fedsa.algorithms.base import Algorithm
+from fedsa.errors import ModelError, UserError
+from fedsa.federation import first_round, make_task
+from fedsa.models import EmptyModel, empty_model, resolve_compute
+from fedsa.recipe import DEFAULT_LOCAL_STEPS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
+from fedsa.server import Server, sample_size
+from fedsa.tasks.base import Task
+from fedsa.types import State, total_bytes
+
+__all__ = ["count_traffic", "memory_of", "plan_run"]
+
+Progress: TypeAlias = Callable[[str], None]
+
+RUNTIME_BYTES = 770 * 2**20
+"""Resident memory of a run on a CPU beside weights, clients' states and activations: libraries, tokenizer, compiled
+kernels, the report. With ``fedsa run quickstart`` on x86-64 Linux: 534 MiB after imports, 770 MiB in all."""
+
+CPU_ACTIVATION_FACTOR = 1.5
+"""Resident over live bytes of activations on a CPU: the allocator keeps freed blocks and cannot use all of them again.
+With glibc 1.5 to 1.8, for batches of 32 and 64 rows of 64 tokens through MiniLM. On other devices 1 is taken."""
+
+FROZEN_TYPES = {"fp32": torch.float32, "bf16": torch.float32}
+"""What a run keeps frozen weights in, by compute.precision."""
+
+
+def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Return what a recipe's run will train, send, compute and hold in memory. Neither weights nor data are loaded.
+
+    Args:
+        recipe: as `parse_recipe` gives it.
+        clients: their number, where the data decides it.
+        on_progress: told what takes time.
+
+    Returns:
+        What docs/plan.md lists. The names that a run's ``summary.json`` has too have the same meaning.
+
+    Raises:
+        UserError: the model cannot be made, the adapter does not fit it, or ``clients`` contradicts the recipe.
+    """
+    tell = on_progress or (lambda text: None)
+    notes: list[str] = []
+    number = _clients(recipe.data.partition, clients, notes)
+    each_round = None if number is None else sample_size(recipe.fraction_train, number)
+    compute = _compute(recipe.compute, notes)
+    if recipe.task.labels is None:
+        notes.append("task.labels is not set: the head is counted with 2 classes")
+    labels = recipe.task.labels or ["0", "1"]
+    task = make_task(recipe.task, labels)
+    tell("reading the model's config")
+    model = empty_model(
+        recipe.model,
+        recipe.adapter,
+        auto_model=task.auto_model,
+        options=task.model_options(),
+        task_type=task.peft_task_type,
+        on_progress=tell,
+    )
+    algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+    tensors: State = {key: parameter.detach() for key, parameter in model.parameters.items()}
+    tell("counting")
+    upload, download = count_traffic(algorithm, tensors, recipe, number or 1)
+    return {
+        "algorithm": recipe.algorithm,
+        "variant": recipe.adapter.variant,
+        "model": recipe.model.path,
+        "classes": len(labels),
+        "rounds": recipe.rounds,
+        "clients": number,
+        "clients_per_round": each_round,
+        "device": compute.device,
+        "precision": compute.precision,
+        "frozen_parameters": _frozen_parameters(model),
+        **first_round(algorithm, tensors),
+        "total_upload_bytes": upload,
+        "total_download_bytes": download,
+        **_computation(recipe, compute, model, task, algorithm, each_round or 1, notes),
+        "notes": notes,
+    }
+
+
+def _clients(partition: PartitionSettings, given: int | None, notes: list[str]) -> int | None:
+    """Return the number of clients; None where only the data tells."""
+    known = None
+    if isinstance(partition.clients, dict):
+        known = sum(partition.clients.values())
+    elif not partition.within:
+        known = partition.clients
+    if known is None and given is None:
+        notes.append(
+            "how many clients there are is for the data to tell: what is counted over rounds is of one client that "
+            "trains in all of them; --clients N counts N"
+        )
+    if known is not None and given not in (None, known):
+        raise UserError(f"--clients {given}: the recipe has {known}; change it with --set data.partition.clients=...")
+    return known or given
+
+
+def _compute(settings: ComputeSettings, notes: list[str]) -> ComputeSettings:
+    """Return the settings without ``auto``. A GPU that is named need not be here: a plan may be for elsewhere."""
+    try:
+        return resolve_compute(settings)
+    except ModelError:
+        kind = settings.device.partition(":")[0]
+        if kind not in ("cuda", "mps"):
+            raise
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if kind == "cuda" else "fp32"
+    notes.append(f"{settings.device} is not on this machine: it is taken to compute in {precision}")
+    return settings.model_copy(update={"precision": precision})
+
+
+# -- what is sent ------------------------------------------------------------------------------------------------------
+
+
+def count_traffic(algorithm: Algorithm, tensors: State, recipe: Recipe, clients: int) -> tuple[int, int]:
+    """Return the bytes that all clients send and receive over the whole run, where every update arrives.
+
+    Exact also where only a part of the clients trains in a round: which ones depends on the seed and the round alone.
+
+    Args:
+        algorithm: the method.
+        tensors: every tensor of the adapter and the head; only shapes and types are looked at.
+        recipe: tells rounds, seed and the part that trains.
+        clients: their number; their names do not matter.
+    """
+    names = [f"{number:09d}" for number in range(clients)]
+    server = Server(algorithm, algorithm.init(tensors), names, seed=recipe.seed, fraction_train=recipe.fraction_train)
+    upload = download = 0
+    for round in range(1, recipe.rounds + 1):
+        sampled = server.sample(round)
+        sent = {key: tensor for key, tensor in tensors.items() if algorithm.plan(key, round).sent}
+        upload += len(sampled) * total_bytes(sent)
+        by_held: dict[int, int] = {}
+        for client in sampled:
+            held = server.held.get(client, 0)
+            if held not in by_held:
+                by_held[held] = total_bytes(server.payload(client, round).tensors)
+            download += by_held[held]
+            server.held[client] = round - 1
+        server.state = algorithm.aggregate(server.state, (), (), round)  # new versions; values there are none
+    return upload, download
+
+
+# -- FLOPs and memory of a batch ---------------------------------------------------------------------------------------
+
+
+def _computation(
+    recipe: Recipe,
+    compute: ComputeSettings,
+    model: EmptyModel,
+    task: Task,
+    algorithm: Algorithm,
+    clients: int,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Return FLOPs and memory, and add to the notes how they were counted.
+
+    Args:
+        recipe: any.
+        compute: its ``[compute]``, without ``auto``.
+        model: the adapted model; its frozen tensors get the type that a run keeps them in.
+        task: calls the model.
+        algorithm: tells what is trained.
+        clients: that train in a round.
+        notes: added to.
+    """
+    training = recipe.training
+    tokens = min(recipe.task.max_length, model.longest or recipe.task.max_length)
+    for tensor in _frozen(model).values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(FROZEN_TYPES[compute.precision])
+    batches = None
+    if training.local_epochs:
+        notes.append("training.local_epochs: how many batches a round has, and so its FLOPs, is for the data to tell")
+    else:
+        batches = training.gradient_accumulation_steps * (training.local_steps or DEFAULT_LOCAL_STEPS)
+    counted: dict[str, Any] = {"tokens_per_row": tokens, "batches_per_round": batches}
+    counted |= dict.fromkeys(["flops_per_client", "flops_per_round", "total_flops", "memory_bytes", "memory"])
+    try:
+        costs = _batch_costs(model, task, algorithm, recipe, tokens=tokens, precision=compute.precision)
+    except Exception as error:  # a model's own code may look at values, and there are none
+        notes.append(f"FLOPs and memory: this model's code needs values to be counted ({type(error).__name__})")
+        return counted
+    if batches is not None:
+        flops = batches * costs["flops"]
+        counted |= {"flops_per_client": flops, "flops_per_round": flops * clients}
+        counted["total_flops"] = counted["flops_per_round"] * recipe.rounds
+    memory = memory_of(
+        weights=sum(tensor.nbytes for tensor in _frozen(model).values()),
+        tensors={key: parameter.detach() for key, parameter in model.parameters.items()},
+        algorithm=algorithm,
+        training=training,
+        activations=max(costs["training_bytes"], costs["evaluation_bytes"]),
+        updates=clients,
+        device=compute.device,
+    )
+    notes += [
+        f"a batch is counted as {training.batch_size} rows of {tokens} tokens (task.max_length, or the most that the "
+        "model takes); real rows are shorter, so FLOPs and activations are upper bounds",
+        "evaluation is counted in the memory, but not in the FLOPs; the memory of the rows themselves is not counted",
+    ]
+    return counted | {"memory_bytes": sum(memory.values()), "memory": memory}
+
+
+def _batch_costs(
+    model: EmptyModel, task: Task, algorithm: Algorithm, recipe: Recipe, *, tokens: int, precision: str
+) -> dict[str, int]:
+    """Run one training batch and one evaluation batch on tensors without values, and return what they cost.
+
+    Args:
+        model: the adapted model; which of its parameters are trained is set here.
+        task: calls the model.
+        algorithm: tells what is trained.
+        recipe: gives the batches' sizes.
+        tokens: of every row.
+        precision: ``fp32`` or ``bf16``.
+
+    Returns:
+        ``flops`` of the training batch: two for each multiplication and addition of matrices, forward and backward;
+        ``training_bytes`` and ``evaluation_bytes``: live at the peak, beside the model's own.
+    """
+    for key, parameter in model.parameters.items():
+        parameter.requires_grad_(algorithm.plan(key, 1).trained)
+    costs = {}
+    with FakeTensorMode():
+        values = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+            for name, tensor in chain(model.model.named_parameters(), model.model.named_buffers())
+        }
+        for name, rows in (("evaluation", recipe.evaluation.batch_size), ("training", recipe.training.batch_size)):
+            is_training = name == "training"
+            ids = torch.ones(rows, tokens, dtype=torch.int64)
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            run: Any = partial(_call, model.model.train(is_training), values)
+            flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+            with _LivePeak([*values.values(), *batch.values()]) as live, flops:
+                with (
+                    torch.set_grad_enabled(is_training),
+                    torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+                ):
+                    outputs = task.outputs(run, batch)
+                if is_training:
+                    outputs.sum().backward()
+                    costs["flops"] = flops.get_total_flops()
+            costs[f"{name}_bytes"] = live.peak
+    return costs
+
+
+def _call(model: torch.nn.Module, values: Mapping[str, Tensor], **inputs: Tensor) -> Any:
+    return torch.func.functional_call(model, dict(values), (), inputs)
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward_flops(
+    grad: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))
+
+
+_CPU_ATTENTION = {  # torch's counter knows the attention kernels of GPUs only
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+
+class _LivePeak(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, and the most there were; those given are not counted."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as torch writes it
+        self.peak = self._now = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+        self._known = known  # kept alive, so that their storages' numbers stay theirs
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen.add(storage._cdata)
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        return result
+
+    def _free(self, number: int, size: int) -> None:
+        self._seen.discard(number)
+        self._now -= size
+
+
+def memory_of(
+    *,
+    weights: int,
+    tensors: State,
+    algorithm: Algorithm,
+    training: TrainingSettings,
+    activations: int,
+    updates: int,
+    device: str,
+    cohort: int = 1,
+) -> dict[str, int]:
+    """Return the parts of a run's peak memory in bytes: of the process on a CPU, else of the device.
+
+    Args:
+        weights: bytes of everything frozen.
+        tensors: one client's tensors of the adapter and the head.
+        algorithm: tells what of them is trained, sent and received.
+        training: the optimiser.
+        activations: live bytes of a batch at its peak, of all clients that train at once.
+        updates: clients in a round.
+        device: ``cpu``, or another.
+        cohort: clients that train at once.
+
+    Returns:
+        ``runtime``: libraries and kernels; ``weights``; ``clients``: for each client that trains at once its tensors
+        and, for what is trained, gradients and the optimiser's; ``server``: initial tensors, the server's, and the
+        updates of a round; ``activations``. Runtime and server are not on a device other than the CPU.
+    """
+    plans = {key: algorithm.plan(key, 1) for key in tensors}
+
+    def size(role: str) -> int:
+        return total_bytes({key: tensor for key, tensor in tensors.items() if getattr(plans[key], role)})
+
+    slots = 2 if training.optimizer == "adamw" else 1 if training.momentum else 0
+    anchors = size("received") if training.proximal_mu else 0
+    client = total_bytes(tensors) + (1 + slots) * size("trained") + anchors
+    parts = {"weights": weights, "clients": cohort * client, "activations": activations}
+    if device != "cpu":
+        return parts
+    return parts | {
+        "runtime": RUNTIME_BYTES,
+        "server": 2 * total_bytes(tensors) + updates * size("sent"),
+        "activations": int(CPU_ACTIVATION_FACTOR * activations),
+    }
+
+
+def _frozen(model: EmptyModel) -> dict[str, Tensor]:
+    """Return the parameters and buffers that no client has of its own, by name."""
+    own = {id(parameter) for parameter in model.parameters.values()}
+    named = chain(model.model.named_parameters(), model.model.named_buffers())
+    return {name: tensor for name, tensor in named if id(tensor) not in own}
+
+
+def _frozen_parameters(model: EmptyModel) -> int:
+    """Return the base model's parameters; not counted are buffers and the head that was replaced by each client's."""
+    names = dict(model.model.named_parameters())
+    return sum(
+        tensor.numel() for name, tensor in _frozen(model).items() if name in names and ".original_module." not in name
+    )
