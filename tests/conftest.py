@@ -65,7 +65,8 @@ def write_rows(path: Path, count: int, seed: int, *, clients: int = 3) -> None:
         for number in range(count):
             site = number % clients
             label = "good" if rng.random() < (site + 1) / (clients + 1) else "bad"
-            words = [*rng.choice(FILLER, 3), rng.choice(WORDS[label]), *rng.choice(FILLER, 2)]
+            before, after = rng.integers(0, 5), rng.integers(0, 9)
+            words = [*rng.choice(FILLER, before), rng.choice(WORDS[label]), *rng.choice(FILLER, after)]
             writer.writerow([" ".join(words), label, f"site {site}"])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
@@ -12,12 +13,13 @@ import torch
 
 from fedsa.algorithms.base import FROZEN, LOCAL, Algorithm, Plan
 from fedsa.api import run
-from fedsa.client import Client
+from fedsa.client import Client, train_clients
 from fedsa.errors import TrainingError
 from fedsa.export import personal_state
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
-from fedsa.store import RunFolder
+from fedsa.store import ClientState, RunFolder
+from fedsa.training.jobs import Trained
 from fedsa.types import Factor, Key, Payload
 
 
@@ -48,44 +50,192 @@ def test_what_a_round_does_not_train_keeps_its_value(
     assert slots == (set() if optimizer_state == "reset" else {Factor.A, Factor.B, Factor.HEAD})
 
 
-def test_out_of_memory_names_the_client_and_what_to_lower(
-    tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# -- both halves of a client's round ----------------------------------------------------------------------------------
+
+
+class Kept:
+    """A memory that holds the last state of each client."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, tuple[int, ClientState]] = {}
+
+    def load_client(self, client: str, round: int) -> ClientState | None:
+        return self.states[client][1] if client in self.states else None
+
+    def save_client(self, client: str, round: int, state: ClientState) -> None:
+        self.states[client] = (round, state)
+
+
+def clients_of(federation: Federation, memory: Kept) -> list[Client]:
+    return [
+        Client(
+            id=client,
+            rows=federation.rows.partition.clients[client].train,
+            algorithm=federation.algorithm,
+            model=federation.model,
+            task=federation.task,
+            encoded=federation.encoded,
+            recipe=federation.recipe,
+            memory=memory,
+        )
+        for client in federation.clients
+    ]
+
+
+@pytest.mark.parametrize("algorithm", ["fedsa", "ffa", "fedit", "local"])
+def test_a_job_says_what_the_plan_says(tiny_recipe: Callable[..., Recipe], algorithm: str) -> None:
+    federation = Federation.from_recipe(tiny_recipe(f"algorithm={algorithm}", "rounds=5"))
+    method, initial = federation.algorithm, federation.model.initial
+    received = {key for key in initial if method.plan(key, 2).received}
+    trained = {key for key in initial if method.plan(key, 2).trained}
+    client = clients_of(federation, Kept())[1]
+    job = client.prepare(Payload(2, {key: torch.full_like(initial[key], 7.0) for key in received}))
+    assert (job.client, job.round, job.rounds, job.seed) == ("site 1", 2, 5, 0)
+    assert (set(job.received), set(job.trained), job.stored, job.optimizer_state) == (received, trained, (), {})
+    assert job.rows is client.rows
+    for key, value in initial.items():
+        assert torch.equal(job.tensors[key], torch.full_like(value, 7.0) if key in received else value), key
+
+
+@pytest.mark.parametrize("algorithm", ["fedsa", "ffa", "fedit", "local"])
+def test_what_is_kept_and_sent_is_what_the_plan_says(tiny_recipe: Callable[..., Recipe], algorithm: str) -> None:
+    federation = Federation.from_recipe(tiny_recipe(f"algorithm={algorithm}"))
+    memory, plan = Kept(), {key: federation.algorithm.plan(key, 3) for key in federation.model.keys}
+    client = clients_of(federation, memory)[0]
+    job = client.prepare(Payload(3, {}))
+    after = {key: value + 1 for key, value in job.tensors.items()}
+    update = client.finish(job, Trained(after, {"step|x": torch.ones(1)}, {"loss": 0.5}))
+    assert (update.client, update.round, update.num_examples) == ("site 0", 3, len(client.rows))
+    assert update.metrics == {"loss": 0.5}
+    assert set(update.tensors) == {key for key in plan if plan[key].sent}
+    assert all(torch.equal(value, after[key]) for key, value in update.tensors.items())
+    round, state = memory.states["site 0"]
+    assert (round, state.held) == (3, 2)
+    assert set(state.tensors) == {key for key in plan if plan[key].trained or plan[key].received}
+    assert all(torch.equal(value, after[key]) for key, value in state.tensors.items())
+    assert set(state.optimizer_state) == {"step|x"}
+    assert set(client.prepare(Payload(4, {})).stored) == set(state.tensors)
+
+
+@pytest.mark.parametrize("trainer", ["sequential", "cohort"])
+def test_a_client_without_a_state_starts_from_the_initial_one(tiny_recipe: Callable[..., Recipe], trainer: str) -> None:
+    federation = Federation.from_recipe(tiny_recipe(f"training.trainer={trainer}"))
+    results = []
+    for _ in range(2):
+        memory = Kept()
+        client = clients_of(federation, memory)[2]
+        (update,) = train_clients([(client, Payload(1, {}))])
+        results.append(update)
+        assert update.num_examples == len(client.rows)
+        assert list(memory.states) == ["site 2"]
+    first, second = results
+    assert first.tensors
+    assert all(torch.equal(first.tensors[key], second.tensors[key]) for key in first.tensors)
+
+
+# -- many clients -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trainer", "taken"),
+    [
+        ("training.trainer=sequential", [1, 2, 3]),
+        ("training.cohort_size=1", [1, 2, 3]),
+        ("training.cohort_size=2", [2, 2, 3]),
+        ("training.cohort_size=3", [3, 3, 3]),
+        ("training.cohort_size=9", [3, 3, 3]),
+    ],
+)
+def test_clients_are_taken_as_many_as_train_together(
+    tiny_recipe: Callable[..., Recipe], trainer: str, taken: list[int]
+) -> None:
+    federation = Federation.from_recipe(tiny_recipe("training.local_steps=1", trainer))
+    memory, asked = Kept(), []
+
+    def ask() -> Iterator[tuple[Client, Payload]]:
+        for client in clients_of(federation, memory):
+            asked.append(client.id)
+            yield client, Payload(1, {})
+
+    seen = []
+    for update in train_clients(ask()):
+        assert update.client in memory.states, "what a client comes to is kept before it is told"
+        seen.append((update.client, len(asked)))
+    assert seen == list(zip(federation.clients, taken, strict=True))
+
+
+def test_nobody_is_asked() -> None:
+    assert list(train_clients([])) == []
+
+
+def test_cohorts_of_any_size_come_to_what_one_by_one_comes_to(
+    tiny_recipe: Callable[..., Recipe], tiny_model_without_dropout: Path
+) -> None:
+    common = f"model.path='{tiny_model_without_dropout.as_posix()}'", "adapter.dropout=0.1", "rounds=1"
+    came = {}
+    for trainer in ("trainer=sequential", "cohort_size=2", "cohort_size=3"):
+        federation = Federation.from_recipe(tiny_recipe(*common, f"training.{trainer}"))
+        memory = Kept()
+        list(train_clients((client, Payload(1, {})) for client in clients_of(federation, memory)))
+        came[trainer] = memory.states
+    alone, *others = came.values()
+    for other, client in itertools.product(others, alone):
+        for key, value in alone[client][1].tensors.items():
+            torch.testing.assert_close(other[client][1].tensors[key], value, rtol=0, atol=1e-6)
+            assert (value - federation.model.initial[key]).abs().max() > 1e-4
+
+
+# -- memory that runs out ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "trainer", "expected"),
+    [
+        (
+            "training.trainer=sequential",
+            "sequential",
+            r"^client 'site 0', round 1: out of memory on cpu; lower training.batch_size or task.max_length, or set ",
+        ),
+        (
+            "training.cohort_size=1",
+            "cohort",
+            r"^client 'site 0', round 1: out of memory on cpu; lower training.batch_size or task.max_length, or set ",
+        ),
+        (
+            "training.cohort_size=2",
+            "cohort",
+            r"^2 clients from 'site 0' on, round 1: out of memory on cpu; "
+            r"lower training.cohort_size, training.batch_size or task.max_length, or set ",
+        ),
+    ],
+)
+def test_out_of_memory_names_who_trained_and_what_to_lower(
+    tiny_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: str,
+    trainer: str,
+    expected: str,
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("fedsa.client.train", fail)
-    with pytest.raises(TrainingError, match=r"client 'site 0', round 1: out of memory .* lower training.batch_size"):
-        run(Federation.from_recipe(tiny_recipe()), tmp_path / "run")
+    monkeypatch.setattr(f"fedsa.training.{trainer}.train", fail)
+    with pytest.raises(TrainingError, match=expected):
+        run(Federation.from_recipe(tiny_recipe(settings)), tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    assert all(folder.load_client(client, 1) is None for client in ("site 0", "site 1", "site 2"))
 
 
-def test_a_client_without_a_state_starts_from_the_initial_one(
-    tiny_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    federation = Federation.from_recipe(tiny_recipe())
-
-    class Nothing:
-        saved: ClassVar[dict[str, object]] = {}
-
-        def load_client(self, client: str, round: int) -> None:
-            return None
-
-        def save_client(self, client: str, round: int, state: object) -> None:
-            self.saved[client] = state
-
-    memory = Nothing()
-    rows = federation.rows.partition.clients["site 2"].train
-    client = Client(
-        id="site 2",
-        rows=rows,
-        algorithm=federation.algorithm,
-        model=federation.model,
-        task=federation.task,
-        encoded=federation.encoded,
-        recipe=federation.recipe,
-        memory=memory,  # type: ignore[arg-type]  # it keeps nothing
+def test_of_clients_that_trained_together_nothing_is_kept_if_one_fails(tiny_recipe: Callable[..., Recipe]) -> None:
+    federation = Federation.from_recipe(
+        tiny_recipe("training.cohort_size=2", "training.optimizer=sgd", "training.momentum=0.0")
     )
-    first, second = client.train(Payload(1, {})), client.train(Payload(1, {}))
-    assert first.num_examples == len(rows)
-    assert all(torch.equal(first.tensors[key], second.tensors[key]) for key in first.tensors)
-    assert list(memory.saved) == ["site 2"]
+    memory = Kept()
+    asked = [(client, Payload(1, {})) for client in clients_of(federation, memory)]
+    key = federation.model.keys[0]
+    broken = Payload(1, {key: torch.full_like(federation.model.initial[key], torch.nan)})
+    asked[1] = (asked[1][0], broken)
+    with pytest.raises(TrainingError, match="round 1: the loss is not finite"):
+        list(train_clients(asked))
+    assert memory.states == {}

@@ -116,10 +116,22 @@ def test_a_client_that_was_never_sampled_has_the_documented_initial_state(tiny_r
     assert all(line["upload_bytes"] == line["download_bytes"] == 0 for line in lines if line["client"] in never)
 
 
-def test_sampling_does_not_change_how_a_client_trains(tiny_run):
-    """Under ``local`` a client that trains in round 1 ends round 1 the same, whoever else trains."""
-    alone = tiny_run("algorithm=local", "fraction_train=0.34", "rounds=1")
-    together = tiny_run("algorithm=local", "rounds=1")
+@pytest.mark.parametrize("trainer", ["sequential", "cohort"])
+def test_sampling_does_not_change_how_a_client_trains(tiny_run, tiny_model_without_dropout, trainer):
+    """Under ``local`` a client that trains in round 1 ends round 1 the same, whoever else trains.
+
+    In a cohort this is so within rounding, and the dropout of the base model, if it has any, is one stream for all.
+    """
+    settings = ["algorithm=local", "rounds=1", f"training.trainer={trainer}"]
+    if trainer == "cohort":
+        settings += [f"model.path='{tiny_model_without_dropout.as_posix()}'", "adapter.dropout=0.2"]
+    alone, together = tiny_run(*settings, "fraction_train=0.34"), tiny_run(*settings)
     (client,) = {line["client"] for line in metrics(alone.folder.path) if line["train"]}
-    one, other = alone.personal(client), together.personal(client)
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert len({line["client"] for line in metrics(together.folder.path) if line["train"]}) == 3
+    initial, one, other = alone.folder.load_initial(), alone.personal(client), together.personal(client)
+    for key in one:
+        if trainer == "sequential":
+            assert torch.equal(one[key], other[key]), key
+        else:
+            torch.testing.assert_close(one[key], other[key], rtol=0, atol=1e-6)
+        assert (one[key] - initial[key]).abs().max() > 1e-3, key

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ from fedsa.evaluation import Figures, evaluate, majority_accuracy, summarize, su
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
 from fedsa.store import RunFolder
+from fedsa.types import Side
 
 LAW = settings(max_examples=50, deadline=None, database=None, derandomize=True)
 METRICS = st.floats(0, 1, allow_nan=False)
@@ -71,13 +73,20 @@ def test_majority_accuracy(train, test, accuracy):
 # -- one client's metrics ---------------------------------------------------------------------------------------------
 
 
+def metrics_of(federation, clients, *, batch_size=64, **options):
+    """Return each client's metrics by its id."""
+    return dict(
+        evaluate(federation.model, federation.task, federation.encoded, clients, batch_size=batch_size, **options)
+    )
+
+
 def test_batch_size_and_row_order_change_nothing(tiny_run):
     federation = tiny_run().federation
     rows = np.concatenate([parts.test for parts in federation.rows.partition.clients.values()])
-    federation.model.write(tiny_run().personal("site 0"))
+    tensors = tiny_run().personal("site 0")
 
     def measure(order, batch_size):
-        return evaluate(federation.model, federation.task, federation.encoded, order, batch_size=batch_size)
+        return metrics_of(federation, [("site 0", tensors, order)], batch_size=batch_size)["site 0"]
 
     whole = measure(rows, 1000)
     assert whole["examples"] == len(rows) == 36
@@ -102,7 +111,8 @@ def test_outputs_are_put_back_in_the_order_of_the_rows(tiny_run):
         labels = np.arange(6)
 
         def batch(self, rows):
-            return {"rows": torch.as_tensor(np.asarray(rows))}
+            lengths = torch.as_tensor(self.lengths[rows])
+            return {"rows": torch.as_tensor(np.asarray(rows)), "attention_mask": torch.arange(5) < lengths[:, None]}
 
     class Echo:
         """Says of each row its number, and scores how many came where they belong."""
@@ -114,8 +124,109 @@ def test_outputs_are_put_back_in_the_order_of_the_rows(tiny_run):
             return {"accuracy": float((outputs[:, 0].numpy() == rows).mean())}
 
     for order in itertools.permutations(range(6), 4):
-        result = evaluate(federation.model, Echo(), Lengths(), np.array(order), batch_size=3)
+        clients = [("c", {}, np.array(order))]
+        ((client, result),) = evaluate(federation.model, Echo(), Lengths(), clients, batch_size=3)
+        assert client == "c"
         assert result == {"examples": 4, "accuracy": 1.0}
+    for order in itertools.islice(itertools.permutations(range(6), 4), 0, None, 24):
+        others = [(f"c{count}", federation.model.initial, np.array(order[:count])) for count in (1, 4, 2, 3)]
+        for together, batch_size in ((2, 3), (3, 4), (4, 10)):
+            options = {"batch_size": batch_size, "together": together}
+            results = list(evaluate(federation.model, Echo(), Lengths(), others, **options))
+            assert [client for client, _ in results] == ["c1", "c4", "c2", "c3"]
+            assert all(result == {"examples": int(client[1]), "accuracy": 1.0} for client, result in results)
+
+
+# -- many clients at once ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def different(tiny_recipe, tiny_model_without_dropout, tmp_path_factory):
+    """Make a federation with rows of different lengths, and six clients with tensors and numbers of rows of their own.
+
+    Two texts in five are of one word, so that packing saves rows.
+    """
+
+    @functools.cache
+    def make(variant: str):
+        path = tmp_path_factory.mktemp("different") / "rows.jsonl"
+        rng = np.random.default_rng(0)
+        words = ["the", "film", "was", "great", "awful", "lovely", "sad"]
+        texts = [" ".join(rng.choice(words, rng.choice([1, 1, 4, 9, 12]))) for _ in range(60)]
+        lines = ({"text": text, "label": "ab"[n % 2], "site": "xyz"[n % 3]} for n, text in enumerate(texts))
+        path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        federation = Federation.from_recipe(
+            tiny_recipe(
+                f"model.path='{tiny_model_without_dropout.as_posix()}'",  # its larger weights let the adapter matter
+                f"data.path='{path.as_posix()}'",
+                f"adapter.variant={variant}",
+            )
+        )
+        generator = torch.Generator().manual_seed(0)
+        clients = [
+            (
+                f"c{number}",
+                {
+                    key: value + 0.5 * torch.randn(value.shape, generator=generator)
+                    for key, value in federation.model.initial.items()
+                },
+                rng.permutation(60)[:count],
+            )
+            for number, count in enumerate((1, 60, 7, 30, 2, 13))
+        ]
+        return federation, clients
+
+    return make
+
+
+@pytest.mark.parametrize("variant", ["lora", "rslora", "vera"])
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_clients_together_have_the_metrics_of_each_alone(different, variant, batch_size):
+    federation, clients = different(variant)
+    alone = metrics_of(federation, clients, batch_size=batch_size)
+    assert [alone[client]["examples"] for client, _, _ in clients] == [1, 60, 7, 30, 2, 13]
+    adapter = {key: value for key, value in clients[0][1].items() if key.factor.side is not Side.HEAD}
+    wrong = metrics_of(federation, [(client, {**tensors, **adapter}, rows) for client, tensors, rows in clients])
+    assert all(abs(alone[f"c{n}"]["loss"] - wrong[f"c{n}"]["loss"]) > 1e-3 for n in range(1, 6)), "whose matters"
+    for together, pack in itertools.product((1, 2, 3, 6), (False, True)):
+        measured = metrics_of(federation, clients, batch_size=batch_size, together=together, pack=pack)
+        assert list(measured) == list(alone)
+        for client, metrics in measured.items():
+            assert (metrics["accuracy"], metrics["examples"]) == (alone[client]["accuracy"], alone[client]["examples"])
+            assert metrics["loss"] == pytest.approx(alone[client]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("together", "taken"),
+    [(0, [1, 2, 3, 4, 5, 6]), (1, [1, 2, 3, 4, 5, 6]), (2, [2, 2, 4, 4, 6, 6]), (4, [4, 4, 4, 4, 6, 6]), (9, [6] * 6)],
+)
+def test_clients_are_consumed_as_they_are_needed(different, together, taken):
+    federation, clients = different("lora")
+    asked = []
+
+    def ask():
+        for client in clients:
+            asked.append(client[0])
+            yield client
+
+    measured = evaluate(federation.model, federation.task, federation.encoded, ask(), batch_size=64, together=together)
+    assert not asked
+    assert [len(asked) for _ in measured] == taken
+
+
+def test_nobody_to_evaluate(different):
+    federation, _ = different("lora")
+    assert metrics_of(federation, []) == metrics_of(federation, [], together=3) == {}
+
+
+def test_evaluating_together_leaves_the_models_own_adapter_alone(different):
+    federation, clients = different("lora")
+    federation.model.write(clients[0][1])
+    modules = dict(federation.model.model.named_modules())
+    metrics_of(federation, clients, together=3, pack=True)
+    assert all(torch.equal(value, clients[0][1][key]) for key, value in federation.model.read(clients[0][1]).items())
+    assert dict(federation.model.model.named_modules()) == modules
+    assert not federation.model.model.training
 
 
 # -- the chosen round -------------------------------------------------------------------------------------------------
@@ -140,11 +251,12 @@ def run_scripted(tiny_recipe, tmp_path, monkeypatch):
         rounds = iter(round for round in validation for _ in federation.clients)
         accuracy = itertools.count()
 
-        def scripted(model, task, encoded, rows, *, batch_size):
-            splits.append(split_of(federation, rows))
-            if splits[-1] == "validation":
-                return {"examples": len(rows), "accuracy": validation[next(rounds)], "loss": 0.0}
-            return {"examples": len(rows), "accuracy": 1.0 / (1 + next(accuracy)), "loss": 0.0}
+        def scripted(model, task, encoded, clients, **options):
+            for client, _, rows in clients:
+                splits.append(split_of(federation, rows))
+                is_validation = splits[-1] == "validation"
+                score = validation[next(rounds)] if is_validation else 1.0 / (1 + next(accuracy))
+                yield client, {"examples": len(rows), "accuracy": score, "loss": 0.0}
 
         with monkeypatch.context() as patch:
             patch.setattr(simulator, "evaluate", scripted)
@@ -196,8 +308,9 @@ def test_a_loss_that_is_not_finite_is_told(tiny_recipe, tmp_path, monkeypatch, v
     federation = Federation.from_recipe(tiny_recipe("rounds=2"))
     calls = itertools.count()
 
-    def broken(model, task, encoded, rows, *, batch_size):  # three clients in round 0, then client 1 of round 1
-        return {"examples": len(rows), "accuracy": 0.5, "loss": value if next(calls) == 4 else 1.0}
+    def broken(model, task, encoded, clients, **options):  # three clients in round 0, then client 1 of round 1
+        for client, _, rows in clients:
+            yield client, {"examples": len(rows), "accuracy": 0.5, "loss": value if next(calls) == 4 else 1.0}
 
     monkeypatch.setattr(simulator, "evaluate", broken)
     with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
@@ -209,31 +322,60 @@ def test_a_loss_that_is_not_finite_is_told(tiny_recipe, tmp_path, monkeypatch, v
     assert progress.round == 0, "the round before is safe"
 
 
-def test_memory_that_runs_out_in_an_evaluation_is_told(tiny_recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("before", [0, 2])
+def test_memory_that_runs_out_in_an_evaluation_is_told(tiny_recipe, tmp_path, monkeypatch, before):
     federation = Federation.from_recipe(tiny_recipe("rounds=1"))
 
-    def out_of_memory(*_, **__):
+    def out_of_memory(model, task, encoded, clients, **options):
+        for client, _, rows in itertools.islice(clients, before):
+            yield client, {"examples": len(rows), "accuracy": 0.5, "loss": 1.0}
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(simulator, "evaluate", out_of_memory)
+    expected = (
+        rf"^round 0: out of memory on cpu in the evaluation on validation, after {before} clients; "
+        r"lower evaluation\.batch_size or task\.max_length$"
+    )
     with (
         RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder,
-        pytest.raises(
-            TrainingError, match=r"client 'site 0', round 0: out of memory .* lower evaluation.batch_size or"
-        ),
+        pytest.raises(TrainingError, match=expected),
     ):
         simulate(federation, folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        (["training.trainer=sequential", "evaluation.batch_size=7"], {"batch_size": 7, "together": 0, "pack": False}),
+        (["training.cohort_size=2"], {"batch_size": 64, "together": 2, "pack": True}),
+        (["training.cohort_size=3", "training.packing=false"], {"batch_size": 64, "together": 3, "pack": False}),
+    ],
+)
+def test_clients_are_evaluated_as_they_are_trained(tiny_recipe, tmp_path, monkeypatch, settings, options):
+    federation = Federation.from_recipe(tiny_recipe("rounds=1", *settings))
+    seen = []
+
+    def watched(*arguments, **given):
+        seen.append(given)
+        return evaluate(*arguments, **given)
+
+    monkeypatch.setattr(simulator, "evaluate", watched)
+    with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
+        simulate(federation, folder)
+    assert len(seen) >= 4  # validation after rounds 0 and 1, test before and after
+    assert all(given == options for given in seen)
 
 
 def test_opposite_test_labels_leave_the_chosen_round(tiny_run, tiny_recipe, tmp_path, monkeypatch):
     """With real training: turn every test result around, and the same round is chosen from the same validation."""
     plain = tiny_run("rounds=4")
 
-    def turned(model, task, encoded, rows, *, batch_size):
-        result = evaluate(model, task, encoded, rows, batch_size=batch_size)
-        if split_of(federation, rows) == "test":
-            result["accuracy"] = 1 - result["accuracy"]
-        return result
+    def turned(model, task, encoded, clients, **options):
+        asked = list(clients)
+        results = evaluate(model, task, encoded, asked, **options)
+        for (_, _, rows), (client, result) in zip(asked, results, strict=True):
+            is_test = split_of(federation, rows) == "test"
+            yield client, {**result, "accuracy": 1 - result["accuracy"]} if is_test else result
 
     federation = Federation.from_recipe(tiny_recipe("rounds=4"))
     monkeypatch.setattr(simulator, "evaluate", turned)
@@ -306,11 +448,13 @@ def test_both_ways_give_what_each_gives_alone(tiny_run):
 
 def test_the_final_test_figures_are_those_of_the_personal_tensors(tiny_run):
     run = tiny_run()
-    federation, results = run.federation, {}
-    for client, parts in federation.rows.partition.clients.items():
-        federation.model.write(run.personal(client))
-        results[client] = evaluate(federation.model, federation.task, federation.encoded, parts.test, batch_size=64)
-        assert run.summary["per_client"][client]["test_final"] == results[client]
+    parts = run.federation.rows.partition.clients
+    results = metrics_of(run.federation, [(client, run.personal(client), parts[client].test) for client in parts])
+    for client, result in results.items():
+        measured = run.summary["per_client"][client]["test_final"]
+        assert measured.keys() == result.keys()
+        assert (measured["accuracy"], measured["examples"]) == (result["accuracy"], result["examples"])
+        assert measured["loss"] == pytest.approx(result["loss"], abs=1e-6)
     figures = summarize_clients(results, "accuracy")
     assert run.summary["test_final"]["weighted_mean"] == figures.weighted_mean
     assert run.summary["test_final"]["worst_client"] == figures.worst_client

@@ -179,11 +179,12 @@ def test_the_card_states_the_score_of_the_tensors_beside_it(
         from fedsa.evaluation import evaluate
 
         number = result.summary["chosen_round" if round == "chosen" else "rounds"]
-        federation.model.write(personal_state(RunFolder.open(result.path), federation.algorithm, client, number))
+        tensors = personal_state(RunFolder.open(result.path), federation.algorithm, client, number)
         rows = federation.rows.partition.clients[client].test
-        score = evaluate(federation.model, federation.task, federation.encoded, rows, batch_size=64)["accuracy"]
+        model, task, encoded = federation.model, federation.task, federation.encoded
+        ((_, metrics),) = evaluate(model, task, encoded, [(client, tensors, rows)], batch_size=64)
         card = (folder / "README.md").read_text(encoding="utf-8")
-        assert f"own rows, after receiving the aggregate: {score:.4f} ({len(rows)} rows)" in card
+        assert f"own rows, after receiving the aggregate: {metrics['accuracy']:.4f} ({len(rows)} rows)" in card
 
 
 def test_the_card_of_an_older_run_states_no_other_score(finished_run: Path, tmp_path: Path) -> None:

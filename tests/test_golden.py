@@ -13,7 +13,7 @@ from fedsa.federation import Federation
 from fedsa.recipe import apply_overrides, dump_recipe, parse_recipe
 from fedsa.server import Server
 from fedsa.store import RunFolder
-from fedsa.training.sequential import Job, local_batches
+from fedsa.training.jobs import Job, local_batches
 from fedsa.types import Factor, Key, Side, Update
 
 ROUNDS, STEPS, RANK, ALPHA = 2, 3, 2, 6
@@ -127,8 +127,9 @@ def plain_fedsa(model: PlainLora, initial, batches, lines, sizes, optimizer: str
 
 @pytest.mark.parametrize(("variant", "scale"), [("lora", ALPHA / RANK), ("rslora", ALPHA / RANK**0.5)])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("trainer", ["sequential", "cohort"])
 def test_two_fedsa_rounds_are_the_plain_computation(
-    optimizer, variant, scale, rows, tiny_model_without_dropout, tiny_data, tmp_path
+    trainer, optimizer, variant, scale, rows, tiny_model_without_dropout, tiny_data, tmp_path
 ):
     path, lines = rows
     recipe = parse_recipe(
@@ -141,6 +142,7 @@ def test_two_fedsa_rounds_are_the_plain_computation(
                 f"adapter.r={RANK}",
                 f"adapter.lora_alpha={ALPHA}",
                 "adapter.dropout=0.0",
+                f"training.trainer={trainer}",
                 f"training.optimizer={optimizer}",
                 f"training.local_steps={STEPS}",
                 f"training.learning_rate={PEAK[optimizer]}",
@@ -152,6 +154,7 @@ def test_two_fedsa_rounds_are_the_plain_computation(
         )
     )
     federation = Federation.from_recipe(recipe)
+    assert federation.recipe.training.cohort_size == {"sequential": 0, "cohort": len(SITES)}[trainer]
     with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
         simulate(federation, folder)
         server, _ = folder.load_server(ROUNDS)
@@ -162,7 +165,9 @@ def test_two_fedsa_rounds_are_the_plain_computation(
         (client, round): [
             step[0]
             for step in local_batches(
-                Job(client, round, ROUNDS, recipe.seed, {}, (), (), {}, train_rows[client]), recipe.training
+                Job(client, round, ROUNDS, recipe.seed, {}, (), (), {}, train_rows[client]),
+                recipe.training,
+                federation.encoded.lengths,
             )
         ]
         for client in SITES

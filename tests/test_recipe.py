@@ -70,9 +70,13 @@ def test_settings_that_contradict_each_other_are_refused(
 def test_a_resolved_recipe_is_complete_and_reads_back_as_itself(
     tiny_recipe: Callable[..., Recipe], variant: str
 ) -> None:
-    resolved = Federation.from_recipe(tiny_recipe(f"adapter.variant={variant}", "training={batch_size=4}")).recipe
-    assert resolved.training.local_steps == 10
-    assert resolved.model.attn_implementation == "sdpa"
+    open_recipe = tiny_recipe(f"adapter.variant={variant}", "training={batch_size=4}")
+    resolved = Federation.from_recipe(open_recipe).recipe
+    training = resolved.training
+    assert training.local_steps == 10
+    assert (training.trainer, training.packing) == ("cohort", True)
+    assert 1 <= training.cohort_size <= 3
+    assert resolved.model.attn_implementation == "eager"  # as given
     assert resolved.model.revision is None  # a folder has none
     again = parse_recipe(tomllib.loads(dump_recipe(resolved)))
     assert again == resolved

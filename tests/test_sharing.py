@@ -42,7 +42,7 @@ def base_tensors(federation: Federation) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def watched_run(tiny_recipe, tmp_path_factory):
-    """Run the tiny recipe once for each algorithm and variant, with Client.train and Server.end_round watched."""
+    """Run the tiny recipe once for each algorithm and variant, with prepare, finish and end_round watched."""
     runs: dict[tuple[str, str], Watched] = {}
 
     def watch(algorithm: str, variant: str) -> Watched:
@@ -50,11 +50,14 @@ def watched_run(tiny_recipe, tmp_path_factory):
             return runs[algorithm, variant]
         federation = Federation.from_recipe(tiny_recipe(f"algorithm={algorithm}", f"adapter.variant={variant}"))
         updates, payloads, states = [], [], []
-        train, end_round = Client.train, Server.end_round
+        prepare, finish, end_round = Client.prepare, Client.finish, Server.end_round
 
-        def watched_train(self, payload):
+        def watched_prepare(self, payload):
             payloads.append(payload)
-            update = train(self, payload)
+            return prepare(self, payload)
+
+        def watched_finish(self, job, trained):
+            update = finish(self, job, trained)
             updates.append(update)
             return update
 
@@ -68,7 +71,8 @@ def watched_run(tiny_recipe, tmp_path_factory):
         before = base_tensors(federation)
         path = tmp_path_factory.mktemp("watched") / "run"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Client, "train", watched_train)
+            patch.setattr(Client, "prepare", watched_prepare)
+            patch.setattr(Client, "finish", watched_finish)
             patch.setattr(Server, "end_round", watched_end)
             with RunFolder.create(path, dump_recipe(federation.recipe)).locked() as folder:
                 summary = simulate(federation, folder)
@@ -84,7 +88,7 @@ def watched_run(tiny_recipe, tmp_path_factory):
 def test_under_fedsa_no_b_side_and_no_head_is_in_any_update(watched_run, variant):
     run = watched_run("fedsa", variant)
     a_side = {key for key in run.federation.model.initial if key.factor in (Factor.A, Factor.LAMBDA_D)}
-    assert len(run.updates) == 6
+    assert len(run.updates) == len(run.payloads) == 6
     for update in run.updates:
         assert set(update.tensors) == a_side
         assert not {key.factor for key in update.tensors} & {Factor.B, Factor.LAMBDA_B, Factor.HEAD}

@@ -88,16 +88,14 @@ def _outputs(
     owners = np.repeat(np.arange(len(by_client)), [len(own) for own in by_client])
     order = np.argsort(encoded.lengths[rows], kind="stable")
     parts, places = [], []
-    model.model.eval()
-    with torch.inference_mode():
+    with model.evaluating():
         for start in range(0, len(rows), batch_size):
             chosen = order[start : start + batch_size]
             chosen = chosen[np.argsort(owners[chosen], kind="stable")]  # a pass takes rows client by client
             batch = {name: value.to(model.device) for name, value in encoded.batch(rows[chosen]).items()}
             counts = np.bincount(owners[chosen], minlength=len(by_client)).tolist()
             model.streams.begin(Layout(batch["attention_mask"], counts, pack=pack))
-            with model.autocast():
-                parts.append(task.outputs(model.model, batch).cpu())
+            parts.append(task.outputs(model.model, batch).cpu())
             places.append(chosen)
     outputs = torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
     split: Sequence[Tensor] = outputs.split([len(own) for own in by_client])

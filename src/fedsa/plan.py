@@ -23,6 +23,7 @@ from fedsa.models import EmptyModel, empty_model, resolve_compute
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
 from fedsa.server import Server, sample_size
 from fedsa.tasks.base import Task
+from fedsa.training.choice import bytes_of_a_parameter, clients_until_saturated
 from fedsa.types import State, total_bytes
 
 __all__ = ["count_traffic", "memory_of", "plan_run"]
@@ -37,7 +38,7 @@ CPU_ACTIVATION_FACTOR = 1.5
 """Resident over live bytes of activations on a CPU: the allocator keeps freed blocks and cannot use all of them again.
 With glibc 1.5 to 1.8, for batches of 32 and 64 rows of 64 tokens through MiniLM. On other devices 1 is taken."""
 
-FROZEN_TYPES = {"fp32": torch.float32, "bf16": torch.float32}
+FROZEN_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """What a run keeps frozen weights in, by compute.precision."""
 
 
@@ -195,13 +196,15 @@ def _computation(
         batches = training.gradient_accumulation_steps * (training.local_steps or DEFAULT_LOCAL_STEPS)
     counted: dict[str, Any] = {"tokens_per_row": tokens, "batches_per_round": batches}
     counted |= dict.fromkeys(["flops_per_client", "flops_per_round", "total_flops", "memory_bytes", "memory"])
+    together = _cohort_size(training, clients, training.batch_size * tokens, compute.device)
+    counted["cohort_size"] = together
     try:
-        costs = _batch_costs(model, task, algorithm, recipe, tokens=tokens, precision=compute.precision)
+        costs = _batch_costs(model, task, algorithm, recipe, together, tokens=tokens, precision=compute.precision)
     except Exception as error:  # a model's own code may look at values, and there are none
         notes.append(f"FLOPs and memory: this model's code needs values to be counted ({type(error).__name__})")
         return counted
     if batches is not None:
-        flops = batches * costs["flops"]
+        flops = batches * costs["flops"] // together
         counted |= {"flops_per_client": flops, "flops_per_round": flops * clients}
         counted["total_flops"] = counted["flops_per_round"] * recipe.rounds
     memory = memory_of(
@@ -210,8 +213,9 @@ def _computation(
         algorithm=algorithm,
         training=training,
         activations=max(costs["training_bytes"], costs["evaluation_bytes"]),
-        updates=clients,
         device=compute.device,
+        cohort=together,
+        compute_type=FROZEN_TYPES[compute.precision],
     )
     notes += [
         f"a batch is counted as {training.batch_size} rows of {tokens} tokens (task.max_length, or the most that the "
@@ -221,8 +225,29 @@ def _computation(
     return counted | {"memory_bytes": sum(memory.values()), "memory": memory}
 
 
+def _cohort_size(training: TrainingSettings, clients: int, tokens: int, device: str) -> int:
+    """Return how many clients go through the model at once, if memory does not limit them.
+
+    Args:
+        training: what it says stays.
+        clients: that train in a round.
+        tokens: of one client's batch.
+        device: that computes.
+    """
+    if training.trainer == "sequential":
+        return 1
+    return min(clients, training.cohort_size or clients_until_saturated(tokens, device))
+
+
 def _batch_costs(
-    model: EmptyModel, task: Task, algorithm: Algorithm, recipe: Recipe, *, tokens: int, precision: str
+    model: EmptyModel,
+    task: Task,
+    algorithm: Algorithm,
+    recipe: Recipe,
+    together: int,
+    *,
+    tokens: int,
+    precision: str,
 ) -> dict[str, int]:
     """Run one training batch and one evaluation batch on tensors without values, and return what they cost.
 
@@ -231,6 +256,7 @@ def _batch_costs(
         task: calls the model.
         algorithm: tells what is trained.
         recipe: gives the batches' sizes.
+        together: clients whose batches go through the model at once.
         tokens: of every row.
         precision: ``fp32`` or ``bf16``.
 
@@ -246,7 +272,8 @@ def _batch_costs(
             name: torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
             for name, tensor in chain(model.model.named_parameters(), model.model.named_buffers())
         }
-        for name, rows in (("evaluation", recipe.evaluation.batch_size), ("training", recipe.training.batch_size)):
+        sizes = {"evaluation": recipe.evaluation.batch_size, "training": together * recipe.training.batch_size}
+        for name, rows in sizes.items():
             is_training = name == "training"
             ids = torch.ones(rows, tokens, dtype=torch.int64)
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -319,9 +346,9 @@ def memory_of(
     algorithm: Algorithm,
     training: TrainingSettings,
     activations: int,
-    updates: int,
     device: str,
-    cohort: int = 1,
+    cohort: int,
+    compute_type: torch.dtype,
 ) -> dict[str, int]:
     """Return the parts of a run's peak memory in bytes: of the process on a CPU, else of the device.
 
@@ -331,29 +358,28 @@ def memory_of(
         algorithm: tells what of them is trained, sent and received.
         training: the optimiser.
         activations: live bytes of a batch at its peak, of all clients that train at once.
-        updates: clients in a round.
         device: ``cpu``, or another.
         cohort: clients that train at once.
+        compute_type: what the layers compute in.
 
     Returns:
         ``runtime``: libraries and kernels; ``weights``; ``clients``: for each client that trains at once its tensors
         and, for what is trained, gradients and the optimiser's; ``server``: initial tensors, the server's, and the
-        updates of a round; ``activations``. Runtime and server are not on a device other than the CPU.
+        sums of what is sent, in float64; ``activations``. Runtime and server are not on a device other than the CPU.
     """
     plans = {key: algorithm.plan(key, 1) for key in tensors}
 
     def size(role: str) -> int:
         return total_bytes({key: tensor for key, tensor in tensors.items() if getattr(plans[key], role)})
 
-    slots = 2 if training.optimizer == "adamw" else 1 if training.momentum else 0
     anchors = size("received") if training.proximal_mu else 0
-    client = total_bytes(tensors) + (1 + slots) * size("trained") + anchors
+    client = total_bytes(tensors) + size("trained") // 4 * bytes_of_a_parameter(compute_type) + anchors
     parts = {"weights": weights, "clients": cohort * client, "activations": activations}
     if device != "cpu":
         return parts
     return parts | {
         "runtime": RUNTIME_BYTES,
-        "server": 2 * total_bytes(tensors) + updates * size("sent"),
+        "server": 2 * total_bytes(tensors) + 2 * size("sent"),
         "activations": int(CPU_ACTIVATION_FACTOR * activations),
     }
 

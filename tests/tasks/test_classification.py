@@ -70,7 +70,11 @@ def test_loss_is_the_models_own_and_padding_changes_nothing(
     task = Classification(("text",), ("bad", "good"))
     encoded = task.encode(table, np.arange(5), tokenizer)
     batch = encoded.batch(np.arange(5))
-    torch.testing.assert_close(task.loss(model, batch), model(**batch).loss)
+    sums, counts = task.losses(model, batch)
+    assert sums.shape == counts.shape == (5,)
+    torch.testing.assert_close(sums.sum() / counts.sum(), model(**batch).loss)
+    each = [model(**encoded.batch([row])).loss for row in range(5)]
+    torch.testing.assert_close(sums / counts, torch.stack(each))
     alone = torch.cat([task.outputs(model, encoded.batch([row])) for row in range(5)])
     torch.testing.assert_close(task.outputs(model, batch), alone)
 

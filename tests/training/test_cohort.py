@@ -92,7 +92,8 @@ def adapted(name="bert", variant="lora", *, dtype=torch.float64, saved=None, dro
         for parameter in base.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(8)
-    base.config._attn_implementation = "eager"
+    # Some models' eager attention sums in fp32 whatever they compute in, and in packed rows in another order.
+    base.config._attn_implementation = "sdpa" if name in ("llama", "modernbert") else "eager"
     model = AdaptedModel(base.eval(), config_of(variant, targets, dropout, saved), seed=0, precision=precision)
     if dtype is torch.float64:
         model.model.double()

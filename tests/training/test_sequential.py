@@ -1,128 +1,14 @@
 import itertools
-import math
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fedsa.errors import TrainingError
 from fedsa.federation import Federation
 from fedsa.recipe import TrainingSettings
-from fedsa.recipe import DEFAULT_LOCAL_STEPS
-from fedsa.training.jobs import Job, learning_rate_factor, local_batches
+from fedsa.training.jobs import Job, local_batches
 from fedsa.training.sequential import train
 from fedsa.types import Side
-
-LAW = settings(max_examples=50, deadline=None, database=None, derandomize=True)
-
-
-def job(count: int, *, client: str = "c", round: int = 1, rounds: int = 9, seed: int = 0, first: int = 100) -> Job:
-    """Return a job without tensors, for a client with the rows first, first + 1, ..."""
-    return Job(client, round, rounds, seed, {}, (), (), {}, np.arange(first, first + count))
-
-
-def flat(steps) -> list[int]:
-    return [int(row) for batches in steps for rows in batches for row in rows]
-
-
-# -- batches ----------------------------------------------------------------------------------------------------------
-
-
-@given(
-    count=st.integers(1, 40),
-    batch_size=st.integers(1, 60),
-    steps=st.integers(1, 6),
-    accumulate=st.integers(1, 3),
-    rounds=st.integers(1, 5),
-)
-@LAW
-def test_with_local_steps_passes_go_on_over_round_boundaries(count, batch_size, steps, accumulate, rounds):
-    given_settings = TrainingSettings(local_steps=steps, batch_size=batch_size, gradient_accumulation_steps=accumulate)
-    seen = []
-    for round in range(1, rounds + 1):
-        batches = local_batches(job(count, round=round), given_settings)
-        assert len(batches) == steps
-        assert all(len(group) == accumulate for group in batches)
-        assert all(len(rows) == min(batch_size, count) for group in batches for rows in group)
-        seen += flat(batches)
-    for start in range(0, len(seen), count):
-        one_pass = seen[start : start + count]
-        assert len(set(one_pass)) == len(one_pass)
-        assert set(one_pass) <= set(range(100, 100 + count))
-
-
-@given(
-    count=st.integers(1, 40),
-    batch_size=st.integers(1, 60),
-    epochs=st.integers(1, 3),
-    accumulate=st.integers(1, 4),
-    round=st.integers(1, 5),
-)
-@LAW
-def test_with_local_epochs_a_round_is_whole_passes(count, batch_size, epochs, accumulate, round):
-    batches = local_batches(
-        job(count, round=round),
-        TrainingSettings(local_epochs=epochs, batch_size=batch_size, gradient_accumulation_steps=accumulate),
-    )
-    seen = flat(batches)
-    assert len(seen) == epochs * count
-    for start in range(0, len(seen), count):
-        assert sorted(seen[start : start + count]) == list(range(100, 100 + count))
-    per_pass = math.ceil(count / min(batch_size, count))
-    assert len(batches) == math.ceil(epochs * per_pass / accumulate)
-    assert all(len(group) == accumulate for group in batches[:-1])
-    assert all(len(rows) <= batch_size for group in batches for rows in group)
-
-
-@pytest.mark.parametrize("length", [{"local_steps": 4}, {"local_epochs": 2}])
-def test_batches_depend_on_seed_client_and_round_alone(length):
-    chosen = TrainingSettings(batch_size=5, **length)
-    rows = np.arange(100, 123)
-    plain = flat(local_batches(job(23), chosen))
-    other_tensors = Job("c", 1, 50, 0, {}, ("a",), ("b",), {"step|x": torch.ones(1)}, rows)
-    assert flat(local_batches(other_tensors, chosen)) == plain
-    for different in (job(23, client="d"), job(23, round=2), job(23, seed=1)):
-        assert flat(local_batches(different, chosen)) != plain
-    assert [row - 100 for row in plain] == [row - 7 for row in flat(local_batches(job(23, first=7), chosen))]
-
-
-def test_passes_differ_from_each_other():
-    seen = flat(local_batches(job(20), TrainingSettings(local_epochs=2)))
-    assert seen[:20] != seen[20:]
-
-
-def test_a_round_has_ten_steps_unless_told_otherwise():
-    assert DEFAULT_LOCAL_STEPS == 10
-    assert len(local_batches(job(20), TrainingSettings())) == 10
-
-
-# -- the learning rate ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("schedule", "warmup", "factors"),
-    [
-        ("constant", 0.0, {0.0: 1, 0.5: 1, 0.99: 1}),
-        ("constant", 0.2, {0.0: 0, 0.1: 0.5, 0.2: 1, 0.9: 1}),
-        ("linear", 0.0, {0.0: 1, 0.25: 0.75, 0.75: 0.25}),
-        ("linear", 0.5, {0.0: 0, 0.25: 0.5, 0.5: 1, 0.75: 0.5}),
-        # ½(1 + cos 0) = 1, ½(1 + cos π/3) = ¾, ½(1 + cos π/2) = ½, ½(1 + cos 2π/3) = ¼
-        ("cosine", 0.0, {0.0: 1, 1 / 3: 0.75, 0.5: 0.5, 2 / 3: 0.25}),
-        ("cosine", 0.25, {0.125: 0.5, 0.25: 1, 0.625: 0.5}),
-    ],
-)
-def test_learning_rate_factor(schedule, warmup, factors):
-    chosen = TrainingSettings(schedule=schedule, warmup_fraction=warmup)
-    for progress, factor in factors.items():
-        assert learning_rate_factor(chosen, progress) == pytest.approx(factor, abs=1e-12)
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_a_schedule_ends_near_zero(schedule):
-    assert learning_rate_factor(TrainingSettings(schedule=schedule, warmup_fraction=0.1), 1 - 1e-4) < 2e-4
-
 
 # -- training on the tiny model ---------------------------------------------------------------------------------------
 
@@ -187,7 +73,8 @@ def gradient(federation, tensors, rows):
     model = federation.model
     model.write(tensors)
     parameters = model.train_only(model.keys)
-    federation.task.loss(model.model, federation.encoded.batch(rows)).backward()
+    sums, counts = federation.task.losses(model.model, federation.encoded.batch(rows))
+    (sums.sum() / counts.sum()).backward()
     return {key: parameter.grad.clone() for key, parameter in parameters.items()}
 
 
@@ -195,7 +82,7 @@ def test_one_sgd_step_is_the_gradient(federation, start, run):
     client = federation.clients[0]
     rows = federation.rows.partition.clients[client].train
     chosen = TrainingSettings(local_steps=1, batch_size=8)
-    ((batch,),) = local_batches(Job(client, 1, 1, 0, {}, (), (), {}, rows), chosen)
+    ((batch,),) = local_batches(Job(client, 1, 1, 0, {}, (), (), {}, rows), chosen, federation.encoded.lengths)
     expected = gradient(federation, start, batch)
     after = run(optimizer="sgd", learning_rate=0.5)
     for key in federation.model.keys:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -147,6 +148,26 @@ class AdaptedModel:
         _own_dropout(self.model, self.streams)
         self.model.eval()
         self.layers = LayerStack(self.model.get_base_model(), self.streams)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """A context in which the model is in training mode and takes batches that its streams are told of."""
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+            self.streams.end()
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """A context in which the model is in evaluation mode, without gradients, and takes batches as in training."""
+        self.model.eval()
+        try:
+            with torch.inference_mode(), self.autocast():
+                yield
+        finally:
+            self.streams.end()
 
     def checkpoint_activations(self) -> None:
         """Compute a layer's activations again in the backward pass instead of keeping them.

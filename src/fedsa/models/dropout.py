@@ -42,6 +42,10 @@ class Streams:
         """
         self.layout, self._seeds, self._batches = layout, seeds, tuple(batches)
 
+    def end(self) -> None:
+        """Forget the pass: what comes now is no batch of clients."""
+        self.layout = None
+
     def drop(self, values: Tensor, p: float, layer: int) -> Tensor:
         """Return ``values``, shape (..., features), with each feature of each element dropped with probability p."""
         if self.layout is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score
 
 from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.cache import cached_arrays
 from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ __all__ = ["Classification", "TokenRows"]
 
 _WIDTH = 8  # batches are as wide as a multiple of this: kernels are compiled, and kept, for every width that occurs
 _TOKENIZE_ROWS = 1000  # rows tokenised at once: bounds memory, costs no speed
+_CACHED_ROWS = 20_000  # fewer are tokenised in a second or two
 
 
 @final
@@ -116,28 +120,48 @@ class Classification(Task):
         """Return ``rows`` of ``table`` as tokens. ``table`` has the class numbers in its column ``CLASS_NUMBER``."""
         longest = min(self.max_length, limit or self.max_length)
         rows = np.unique(rows)  # ascending: the order of offsets
-        tokens, segments = [], []
-        lengths = np.zeros(len(table), dtype=np.int64)
-        has_segments = "token_type_ids" in tokenizer.model_input_names
-        for start in range(0, len(rows), _TOKENIZE_ROWS):
-            part = rows[start : start + _TOKENIZE_ROWS]
-            texts = table[part]
-            columns = [[str(text) for text in texts[column]] for column in self.text_columns]
-            encoded = tokenizer(*columns, truncation=True, max_length=longest)
-            lengths[part] = [len(ids) for ids in encoded["input_ids"]]
-            tokens += [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
-            if has_segments:
-                segments += [np.asarray(ids, dtype=np.uint8) for ids in encoded["token_type_ids"]]
+        make = partial(self._tokenize, table, rows, tokenizer, longest)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None or len(rows) < _CACHED_ROWS:
+            arrays = make()
+        else:
+            digest = hashlib.sha256(f"{backend.to_str()}\0{longest}\0{len(table)}".encode() + rows.tobytes())
+            for _, columns in self._texts(table, rows):
+                digest.update(json.dumps(columns).encode())
+            arrays = cached_arrays(digest.hexdigest(), make)
         return TokenRows(
-            tokens=np.concatenate(tokens),
-            segments=np.concatenate(segments) if has_segments else None,
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            tokens=arrays["tokens"],
+            segments=arrays.get("segments"),
+            offsets=arrays["offsets"],
             labels=np.asarray(table[CLASS_NUMBER], dtype=np.int64),
             pad=tokenizer.pad_token_id,
             widest=limit,
             # Decoders that classify look for a row's last token from the right; XLNet alone takes the last place.
             left="xlnet" in type(tokenizer).__name__.lower(),
         )
+
+    def _texts(self, table: Dataset, rows: IntArray) -> Iterator[tuple[IntArray, list[list[str]]]]:
+        """Yield some row numbers at a time, and the texts of each column."""
+        for start in range(0, len(rows), _TOKENIZE_ROWS):
+            part = rows[start : start + _TOKENIZE_ROWS]
+            texts = table[part]
+            yield part, [[str(text) for text in texts[column]] for column in self.text_columns]
+
+    def _tokenize(
+        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, longest: int
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return ``tokens``, ``offsets`` and, where the model has them, ``segments``, as `TokenRows` has them."""
+        tokens, segments = [], []
+        lengths = np.zeros(len(table), dtype=np.int64)
+        has_segments = "token_type_ids" in tokenizer.model_input_names
+        for part, columns in self._texts(table, rows):
+            encoded = tokenizer(*columns, truncation=True, max_length=longest)
+            lengths[part] = [len(ids) for ids in encoded["input_ids"]]
+            tokens += [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+            if has_segments:
+                segments += [np.asarray(ids, dtype=np.uint8) for ids in encoded["token_type_ids"]]
+        arrays = {"tokens": np.concatenate(tokens), "offsets": np.concatenate([[0], np.cumsum(lengths)])}
+        return arrays | ({"segments": np.concatenate(segments)} if has_segments else {})
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return each row's cross-entropy, and ones."""

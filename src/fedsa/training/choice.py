@@ -22,9 +22,17 @@ from fedsa.models.layout import Layout
 from fedsa.recipe import ComputeSettings, TrainingSettings
 from fedsa.tasks.base import Encoded, IntArray, Task
 
-__all__ = ["activation_bytes", "choose_attention", "choose_training", "compile_model", "packing_obstacle"]
+__all__ = [
+    "activation_bytes",
+    "bytes_of_a_parameter",
+    "choose_attention",
+    "choose_training",
+    "clients_until_saturated",
+    "compile_model",
+    "packing_obstacle",
+]
 
-_SATURATED = {"cpu": 1536}
+_SATURATED = {"cpu": 1024}
 """Tokens in one pass from which on more clients make it no faster, as measured with benchmarks/cohorts.py."""
 _SATURATED_ELSEWHERE = 16384
 """The same for accelerators: an assumption, not measured."""
@@ -91,15 +99,30 @@ def _cohort_size(
     packing: bool,
 ) -> int:
     tokens = float(encoded.lengths[rows].mean()) * settings.batch_size  # of one client's batch
-    device = model.device.partition(":")[0]
-    by_speed = _SATURATED.get(device, _SATURATED_ELSEWHERE) / tokens
     sample = _spread(encoded, rows, min(len(rows), settings.batch_size))
     by_token = activation_bytes(model, task, encoded, sample, packing) / encoded.lengths[sample].sum()
-    trained = sum(tensor.numel() for tensor in model.initial.values())
-    # In full precision values, gradients and AdamW's two moments; values and gradients again as the layers compute.
-    by_client = trained * (16 + 2 * model.dtype.itemsize) + by_token * tokens
-    by_memory = _budget(compute, model.device) / by_client
-    return max(1, min(clients, math.ceil(by_speed), int(by_memory)))
+    own = sum(tensor.numel() for tensor in model.initial.values())
+    client = own * bytes_of_a_parameter(model.dtype) + by_token * tokens
+    by_memory = int(_budget(compute, model.device) / client)
+    return max(1, min(clients, clients_until_saturated(tokens, model.device), by_memory))
+
+
+def clients_until_saturated(tokens: float, device: str) -> int:
+    """Return how many clients make a pass large enough, if more make it no faster.
+
+    Args:
+        tokens: of one client's batch.
+        device: that computes.
+    """
+    return max(1, round(_SATURATED.get(device.partition(":")[0], _SATURATED_ELSEWHERE) / tokens))
+
+
+def bytes_of_a_parameter(dtype: torch.dtype) -> int:
+    """Return what a client's trained parameter takes in a cohort.
+
+    In fp32 its value, gradient and AdamW's two moments; value and gradient again as the layers compute.
+    """
+    return 16 + 2 * dtype.itemsize
 
 
 def _budget(compute: ComputeSettings, device: str) -> float:
@@ -135,11 +158,10 @@ def packing_obstacle(model: AdaptedModel, task: Task, encoded: Encoded, rows: In
     sample = _spread(encoded, rows, min(len(rows), 8))
     seen: list[Tensor] = []
     hook = model.layers.layers[-1].register_forward_hook(lambda *call: seen.append(_hidden(call[2])))
-    model.model.eval()
     try:
         for pack in (False, True):
-            batch = _batch(model, encoded, sample, pack=pack)
-            with torch.inference_mode(), model.autocast():
+            with model.evaluating():
+                batch = _batch(model, encoded, sample, pack=pack)
                 task.outputs(model.model, batch)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return f"its layers do not take packed rows: {str(error).splitlines()[0]}"
@@ -169,11 +191,10 @@ def activation_bytes(model: AdaptedModel, task: Task, encoded: Encoded, rows: In
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        model.model.train()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), FastDropout():
-            sums, _ = task.losses(model.model, _batch(model, encoded, rows, pack=pack))
-        sums.sum().backward()
-        model.model.eval()
+        with model.training(), FastDropout():
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                sums, _ = task.losses(model.model, _batch(model, encoded, rows, pack=pack))
+            sums.sum().backward()
     return sum(kept.values())
 
 
@@ -221,18 +242,16 @@ def compile_model(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntAr
 
 def _seconds_of_a_step(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, *, pack: bool) -> float:
     """Return the shortest time of a forward and backward pass, out of three after one to warm up."""
-    model.model.train()
     model.train_only(model.keys)
     seconds = []
     for _ in range(4):
         batch = _batch(model, encoded, rows, pack=pack)
         started = time.perf_counter()
-        with FastDropout(), model.autocast():
+        with model.training(), FastDropout(), model.autocast():
             sums, _ = task.losses(model.model, batch)
             sums.sum().backward()
         if model.device.startswith("cuda"):
             torch.cuda.synchronize(model.device)
         seconds.append(time.perf_counter() - started)
     model.train_only(model.keys)
-    model.model.eval()
     return min(seconds[1:])

@@ -60,14 +60,12 @@ def train(
     # Clients whose optimisers step alike stand side by side: one tensor serves them all.
     ordered = sorted(given, key=lambda each: (len(each[2]), _history(each[1])))
     clients, steps = [job for _, job, _ in ordered], [steps for _, _, steps in ordered]
-    with model.stack(len(clients), clients[0].trained) as stack, FastDropout():
+    with model.stack(len(clients), clients[0].trained) as stack, model.training(), FastDropout():
         for number, job in enumerate(clients):
             stack.load(number, job.tensors)
         optimizers = _Optimizers(stack, clients, steps, settings)
         torch.manual_seed(derive_seed(clients[0].seed, "base dropout", clients[0].round, *[job.client for job in jobs]))
-        model.model.train()
         losses = _train_steps(clients, steps, optimizers, stack, model, task, encoded, settings, pack)
-        model.model.eval()
         states = optimizers.states()
     tensors = optimizers.tensors()
     seconds = (time.perf_counter() - started) / len(jobs)

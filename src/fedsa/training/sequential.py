@@ -34,27 +34,26 @@ def train(job: Job, *, model: AdaptedModel, task: Task, encoded: Encoded, settin
     seed = dropout_seed(job)
     torch.manual_seed(seed)
     steps = local_batches(job, settings, encoded.lengths)
-    model.model.train()
     losses: list[Tensor] = []
-    for number, batches in enumerate(steps):
-        factor = learning_rate_factor(settings, (job.round - 1 + number / len(steps)) / job.rounds)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
-        for rows in batches:
-            batch = {name: value.to(model.device) for name, value in encoded.batch(rows).items()}
-            model.streams.begin(Layout(batch["attention_mask"], [len(rows)]), [seed], [len(losses)])
-            with model.autocast():
-                sums, counts = task.losses(model.model, batch)
-            loss = sums.sum() / counts.sum()
-            losses.append(loss.detach())
-            if settings.proximal_mu and anchors:
-                loss = loss + settings.proximal_mu / 2 * _distance(parameters, anchors)
-            (loss / len(batches)).backward()
-        if settings.max_grad_norm:
-            nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-    model.model.eval()
+    with model.training():
+        for number, batches in enumerate(steps):
+            factor = learning_rate_factor(settings, (job.round - 1 + number / len(steps)) / job.rounds)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            for rows in batches:
+                batch = {name: value.to(model.device) for name, value in encoded.batch(rows).items()}
+                model.streams.begin(Layout(batch["attention_mask"], [len(rows)]), [seed], [len(losses)])
+                with model.autocast():
+                    sums, counts = task.losses(model.model, batch)
+                loss = sums.sum() / counts.sum()
+                losses.append(loss.detach())
+                if settings.proximal_mu and anchors:
+                    loss = loss + settings.proximal_mu / 2 * _distance(parameters, anchors)
+                (loss / len(batches)).backward()
+            if settings.max_grad_norm:
+                nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
     mean_loss = float(torch.stack(losses).mean())
     trained = model.read(parameters)
     check_finite(job, mean_loss, trained, settings)

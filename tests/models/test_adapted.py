@@ -3,23 +3,15 @@ import re
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, VeraConfig
-from transformers import BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from fedsa.adapters.factors import VARIANT_FACTORS, key_of
 from fedsa.errors import ModelError
-from fedsa.models import (
-    AdaptedModel,
-    fit_padding,
-    load_base,
-    load_tokenizer,
-    peft_config_of,
-    position_limit,
-    resolve_compute,
-    variant_of,
-    with_drawn_layers,
-)
-from fedsa.recipe import AdapterSettings, ComputeSettings, ModelSettings
+from fedsa.models import AdaptedModel, peft_config_of, variant_of
+from fedsa.models.dropout import AdapterDropout
+from fedsa.recipe import AdapterSettings
 from fedsa.types import Factor, Key
+from tiny_models import bert, llama, peft_config
 
 QUERY = "bert.encoder.layer.0.attention.self.query"
 TARGETS = ["query", "value"]
@@ -211,6 +203,11 @@ def test_the_initial_tensors_depend_on_the_seed_alone(tiny_model):
         assert torch.equal(one[key], other[key]) is (key.factor is not Factor.A), key
 
 
+def test_the_initial_tensors_are_no_parameters(base):
+    model = AdaptedModel(base, lora(), seed=0)
+    assert not any(tensor.requires_grad for tensor in model.initial.values())
+
+
 def test_what_is_written_is_read_and_the_rest_stays(base):
     model = AdaptedModel(base, lora(), seed=0)
     key, *others = model.keys
@@ -245,157 +242,78 @@ def test_only_what_is_wanted_is_trained(base):
     assert all(".lora_B." in name for name in trained)
 
 
-# -- where it computes ------------------------------------------------------------------------------------------------
+# -- precision --------------------------------------------------------------------------------------------------------
 
 
-def test_auto_is_resolved_once():
-    resolved = resolve_compute(ComputeSettings())
-    assert resolved.device in ("cpu", "cuda", "mps")
-    assert resolved.precision in ("fp32", "bf16")
-    assert resolved.threads >= 1
-    assert resolve_compute(resolved) == resolved
+def dtypes(named) -> dict[str, torch.dtype]:
+    return {name: value.dtype for name, value in named}
 
 
-def test_what_is_given_stays():
-    given = ComputeSettings(device="cpu", threads=3, precision="bf16")
-    assert resolve_compute(given) == given
-
-
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", ""])
-def test_a_device_that_is_not_there_is_refused(device):
-    assert error_of(resolve_compute, ComputeSettings(device=device)).startswith(
-        f"compute.device = {device!r} cannot be used here: "
-    )
-
-
+@pytest.mark.parametrize("variant", VARIANT_FACTORS)
 @pytest.mark.parametrize(
-    ("capabilities", "precision"),
-    [({"amx_bf16": True}, "bf16"), ({"avx2": True, "amx_bf16": False}, "fp32"), ({}, "fp32")],
+    ("make", "targets", "head"), [(bert, ["query", "value"], "classifier"), (llama, ["q_proj", "v_proj"], "score")]
 )
-def test_bf16_is_chosen_where_the_processor_has_it(monkeypatch, capabilities, precision):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert resolve_compute(ComputeSettings(device="cpu")).precision == precision
+def test_with_bf16_frozen_weights_are_bf16_and_what_is_trained_is_fp32(make, targets, head, variant):
+    config = peft_config(variant, targets)
+    model = AdaptedModel(make(), config, seed=0, precision="bf16")
+    for name, dtype in dtypes(model.model.named_parameters(remove_duplicate=False)).items():
+        trained = key_of(name, trained=False) is not None
+        assert dtype == (torch.float32 if trained else torch.bfloat16), name
+    assert any(f"{head}.original_module" in name for name, _ in model.model.named_parameters())
+    assert {value.dtype for value in model.initial.values()} == {torch.float32}
+    assert model.dtype == torch.bfloat16
+    buffers = dtypes(model.model.named_buffers(remove_duplicate=False))
+    projections = {name for name in buffers if "vera_A" in name or "vera_B" in name}
+    assert bool(projections) is (variant == "vera")
+    for name, dtype in buffers.items():
+        if dtype.is_floating_point:
+            assert dtype == (torch.bfloat16 if name in projections else torch.float32), name
+    assert make is not llama or any("inv_freq" in name for name in buffers)
 
 
-# -- loading ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("variant", VARIANT_FACTORS)
+def test_with_fp32_everything_is_fp32(variant):
+    base = llama().bfloat16()
+    base.float()
+    model = AdaptedModel(base, peft_config(variant, ["q_proj"]), seed=0)
+    everything = [*model.model.named_parameters(), *model.model.named_buffers()]
+    assert {dtype for dtype in dtypes(everything).values() if dtype.is_floating_point} == {torch.float32}
+    assert model.dtype == torch.float32
 
 
-def load(path, *, num_labels: int = 2, **options):
-    model, _ = load_base(
-        ModelSettings(path=str(path), **options),
-        auto_model="AutoModelForSequenceClassification",
-        options={"num_labels": num_labels},
-        seed=0,
+@pytest.mark.parametrize("variant", VARIANT_FACTORS)
+def test_the_initial_tensors_are_the_same_in_every_precision(variant):
+    one, other = (
+        AdaptedModel(bert(), peft_config(variant, TARGETS), seed=5, precision=precision).initial
+        for precision in ("fp32", "bf16")
     )
-    return model
+    adapter = [key for key in one if key.factor is not Factor.HEAD]  # the head is the base's: here another each time
+    assert adapter
+    assert all(torch.equal(one[key], other[key]) for key in adapter)
 
 
-def test_a_base_is_loaded_for_evaluation_in_fp32(tiny_model):
-    model = load(tiny_model)
-    assert not model.training
-    assert model.config.num_labels == 2
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert load(tiny_model, attn_implementation="eager").config._attn_implementation == "eager"
+# -- dropout and attention --------------------------------------------------------------------------------------------
 
 
-def test_a_head_that_the_checkpoint_lacks_is_drawn_from_the_seed(tiny_model, tmp_path):
-    BertForSequenceClassification.from_pretrained(tiny_model).bert.save_pretrained(tmp_path)
-    one, again = load(tmp_path, num_labels=3), load(tmp_path, num_labels=3)
-    assert one.classifier.weight.shape == (3, 16)
-    assert torch.equal(one.classifier.weight, again.classifier.weight)
+@pytest.mark.parametrize("variant", VARIANT_FACTORS)
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_every_adapted_layer_has_dropout_with_a_stream_of_its_own(variant, p):
+    model = AdaptedModel(bert(), peft_config(variant, TARGETS, dropout=p), seed=0)
+    own = [module for module in model.model.modules() if isinstance(module, AdapterDropout)]
+    assert len(own) == 4
+    assert {module.p for module in own} == {p}
+    assert {module.layer for module in own} == set(range(4))
+    assert model.streams.layers == 4
+    assert all(module.streams is model.streams for module in own)
+    tables = (getattr(module, f"{variant.removeprefix('rs')}_dropout", None) for module in model.model.modules())
+    assert sum(len(table) for table in tables if table is not None) == 4, "PEFT's own is nowhere"
 
 
-def test_a_checkpoint_with_a_head_of_other_classes_is_refused(tiny_model):
-    assert error_of(load, tiny_model, num_labels=3) == (
-        f"model.path = {str(tiny_model)!r}: the checkpoint's head has another number of classes than the task; "
-        "take the model without that head, or mend task.labels"
-    )
-
-
-def test_a_model_that_is_not_there_is_refused(tmp_path):
-    nowhere = tmp_path / "nowhere"
-    for call in (load, lambda path: load_tokenizer(ModelSettings(path=str(path)))):
-        text = error_of(call, nowhere)
-        assert text.startswith(
-            f"model.path = {str(nowhere)!r}: there is no such local folder, and the hub did not give a model of that "
-            "name ("
-        )
-        assert text.endswith("); check the name, the network, or the token for a gated model")
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path):
-    assert error_of(load, tmp_path).startswith(
-        f"model.path = {str(tmp_path)!r}: the folder holds no model that transformers can load: "
-    )
-
-
-def test_a_hub_name_is_refused_when_the_hub_cannot_be_asked():
-    assert "the hub did not give a model of that name" in error_of(load, "fedsa-test/no-such-model")
-
-
-def test_a_damaged_model_is_refused(tiny_model, tmp_path):
-    (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
-    (tmp_path / "model.safetensors").write_bytes(b"\0" * 64)
-    assert error_of(load, tmp_path).startswith(f"model.path = {str(tmp_path)!r}: the folder holds no model")
-
-
-def test_the_initial_tensors_are_no_parameters(base):
-    model = AdaptedModel(base, lora(), seed=0)
-    assert not any(tensor.requires_grad for tensor in model.initial.values())
-
-
-# -- padding and positions --------------------------------------------------------------------------------------------
-
-
-def test_a_tokenizer_without_padding_pads_with_its_end(tiny_model):
-    tokenizer, model = load_tokenizer(ModelSettings(path=str(tiny_model))), load(tiny_model)
-    tokenizer.pad_token = None
-    tokenizer.eos_token = "[SEP]"
-    fit_padding(model, tokenizer)
-    assert tokenizer.pad_token == "[SEP]"
-    assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("[SEP]")
-    tokenizer.pad_token = tokenizer.eos_token = None
-    assert "neither a padding nor an end token" in error_of(fit_padding, model, tokenizer)
-
-
-def test_roberta_cannot_use_its_first_positions(tiny_model):
-    tokenizer = load_tokenizer(ModelSettings(path=str(tiny_model)))
-    config = RobertaConfig(
-        vocab_size=30,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        intermediate_size=8,
-        max_position_embeddings=34,
-        pad_token_id=1,
-    )
-    model = RobertaForSequenceClassification(config).eval()
-    tokenizer.model_max_length = 10**30
-    limit = position_limit(model, tokenizer)
-    assert limit == 32
-    model(input_ids=torch.full((1, limit), 5))  # and one more would not fit
-    with pytest.raises((IndexError, RuntimeError)):
-        model(input_ids=torch.full((1, limit + 1), 5))
-    tokenizer.model_max_length = 20
-    assert position_limit(model, tokenizer) == 20
-
-
-def test_a_checkpoint_that_lacks_more_than_a_head_is_refused(tiny_model, tmp_path):
-    model = BertForSequenceClassification.from_pretrained(tiny_model)
-    state = {name: value for name, value in model.state_dict().items() if "layer.0" not in name}
-    model.save_pretrained(tmp_path, state_dict=state)
-    assert "lacks more of BertForSequenceClassification than a head" in error_of(load, tmp_path)
-
-
-def test_a_pooler_that_the_checkpoint_lacks_is_drawn_and_named(tiny_model, tmp_path):
-    model = BertForSequenceClassification.from_pretrained(tiny_model)
-    state = {name: value for name, value in model.state_dict().items() if "pooler" not in name}
-    model.save_pretrained(tmp_path, state_dict=state)
-    _, drawn = load_base(
-        ModelSettings(path=str(tmp_path)),
-        auto_model="AutoModelForSequenceClassification",
-        options={"num_labels": 2},
-        seed=0,
-    )
-    assert drawn == {"bert.pooler.dense"}
-    assert with_drawn_layers(lora(), drawn).modules_to_save == ["bert.pooler.dense"]
+def test_attention_is_switched_if_the_model_has_it():
+    model = AdaptedModel(bert(), peft_config("lora", TARGETS), seed=0)
+    model.set_attention("eager")
+    assert model.attention == "eager"
+    assert model.set_attention("sdpa")
+    assert model.attention == "sdpa"
+    assert not model.set_attention("no such attention")
+    assert model.attention == "sdpa"

@@ -1,0 +1,172 @@
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+
+from fedsa.errors import ModelError
+from fedsa.models import (
+    fit_padding,
+    load_base,
+    load_tokenizer,
+    position_limit,
+    resolve_compute,
+    with_drawn_layers,
+)
+from fedsa.recipe import ComputeSettings, ModelSettings
+
+
+def error_of(call, *args, **options) -> str:
+    with pytest.raises(ModelError) as caught:
+        call(*args, **options)
+    return str(caught.value)
+
+
+# -- where it computes ------------------------------------------------------------------------------------------------
+
+
+def test_auto_is_resolved_once():
+    resolved = resolve_compute(ComputeSettings())
+    assert resolved.device in ("cpu", "cuda", "mps")
+    assert resolved.precision in ("fp32", "bf16")
+    assert resolved.threads >= 1
+    assert resolve_compute(resolved) == resolved
+
+
+def test_what_is_given_stays():
+    given = ComputeSettings(device="cpu", threads=3, precision="bf16")
+    assert resolve_compute(given) == given
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", ""])
+def test_a_device_that_is_not_there_is_refused(device):
+    assert error_of(resolve_compute, ComputeSettings(device=device)).startswith(
+        f"compute.device = {device!r} cannot be used here: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"amx_bf16": True}, "bf16"), ({"avx2": True, "amx_bf16": False}, "fp32"), ({}, "fp32")],
+)
+def test_bf16_is_chosen_where_the_processor_has_it(monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_compute(ComputeSettings(device="cpu")).precision == precision
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(path, *, num_labels: int = 2, **options):
+    model, _ = load_base(
+        ModelSettings(path=str(path), **options),
+        auto_model="AutoModelForSequenceClassification",
+        options={"num_labels": num_labels},
+        seed=0,
+    )
+    return model
+
+
+def test_a_base_is_loaded_for_evaluation_in_fp32(tiny_model):
+    model = load(tiny_model)
+    assert not model.training
+    assert model.config.num_labels == 2
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert load(tiny_model, attn_implementation="eager").config._attn_implementation == "eager"
+
+
+def test_a_head_that_the_checkpoint_lacks_is_drawn_from_the_seed(tiny_model, tmp_path):
+    BertForSequenceClassification.from_pretrained(tiny_model).bert.save_pretrained(tmp_path)
+    one, again = load(tmp_path, num_labels=3), load(tmp_path, num_labels=3)
+    assert one.classifier.weight.shape == (3, 16)
+    assert torch.equal(one.classifier.weight, again.classifier.weight)
+
+
+def test_a_checkpoint_with_a_head_of_other_classes_is_refused(tiny_model):
+    assert error_of(load, tiny_model, num_labels=3) == (
+        f"model.path = {str(tiny_model)!r}: the checkpoint's head has another number of classes than the task; "
+        "take the model without that head, or mend task.labels"
+    )
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path):
+    nowhere = tmp_path / "nowhere"
+    for call in (load, lambda path: load_tokenizer(ModelSettings(path=str(path)))):
+        text = error_of(call, nowhere)
+        assert text.startswith(
+            f"model.path = {str(nowhere)!r}: there is no such local folder, and the hub did not give a model of that "
+            "name ("
+        )
+        assert text.endswith("); check the name, the network, or the token for a gated model")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    assert error_of(load, tmp_path).startswith(
+        f"model.path = {str(tmp_path)!r}: the folder holds no model that transformers can load: "
+    )
+
+
+def test_a_hub_name_is_refused_when_the_hub_cannot_be_asked():
+    assert "the hub did not give a model of that name" in error_of(load, "fedsa-test/no-such-model")
+
+
+def test_a_damaged_model_is_refused(tiny_model, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 64)
+    assert error_of(load, tmp_path).startswith(f"model.path = {str(tmp_path)!r}: the folder holds no model")
+
+
+# -- padding and positions --------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tiny_model):
+    tokenizer, model = load_tokenizer(ModelSettings(path=str(tiny_model))), load(tiny_model)
+    tokenizer.pad_token = None
+    tokenizer.eos_token = "[SEP]"
+    fit_padding(model, tokenizer)
+    assert tokenizer.pad_token == "[SEP]"
+    assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("[SEP]")
+    tokenizer.pad_token = tokenizer.eos_token = None
+    assert "neither a padding nor an end token" in error_of(fit_padding, model, tokenizer)
+
+
+def test_roberta_cannot_use_its_first_positions(tiny_model):
+    tokenizer = load_tokenizer(ModelSettings(path=str(tiny_model)))
+    config = RobertaConfig(
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=34,
+        pad_token_id=1,
+    )
+    model = RobertaForSequenceClassification(config).eval()
+    tokenizer.model_max_length = 10**30
+    limit = position_limit(model, tokenizer)
+    assert limit == 32
+    model(input_ids=torch.full((1, limit), 5))  # and one more would not fit
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, limit + 1), 5))
+    tokenizer.model_max_length = 20
+    assert position_limit(model, tokenizer) == 20
+
+
+def test_a_checkpoint_that_lacks_more_than_a_head_is_refused(tiny_model, tmp_path):
+    model = BertForSequenceClassification.from_pretrained(tiny_model)
+    state = {name: value for name, value in model.state_dict().items() if "layer.0" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    assert "lacks more of BertForSequenceClassification than a head" in error_of(load, tmp_path)
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_drawn_and_named(tiny_model, tmp_path):
+    model = BertForSequenceClassification.from_pretrained(tiny_model)
+    state = {name: value for name, value in model.state_dict().items() if "pooler" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    _, drawn = load_base(
+        ModelSettings(path=str(tmp_path)),
+        auto_model="AutoModelForSequenceClassification",
+        options={"num_labels": 2},
+        seed=0,
+    )
+    assert drawn == {"bert.pooler.dense"}
+    assert with_drawn_layers(LoraConfig(target_modules=["query"]), drawn).modules_to_save == ["bert.pooler.dense"]

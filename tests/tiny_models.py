@@ -1,0 +1,172 @@
+"""Tiny random models of several kinds, and rows for them: what tests of many clients in one pass run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftConfig, VeraConfig
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from fedsa.models import AdaptedModel
+from fedsa.models.layout import Layout
+from fedsa.tasks.classification import Classification, TokenRows
+from fedsa.types import Key
+
+WORDS = 40
+TASK = Classification(("text",), ("a", "b", "c"))
+VARIANTS = ("lora", "rslora", "vera")
+
+_SIZES = {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_COMMON = {"num_labels": 3, "pad_token_id": 0}
+_ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+
+
+def bert(**options: Any) -> PreTrainedModel:
+    settings = {"intermediate_size": 32, "max_position_embeddings": 40, **_NO_DROPOUT, **options}
+    return BertForSequenceClassification(BertConfig(**{**_SIZES, **_COMMON, **settings}))
+
+
+def roberta(**options: Any) -> PreTrainedModel:
+    settings = {"intermediate_size": 32, "max_position_embeddings": 44, **_NO_DROPOUT, **options}
+    return RobertaForSequenceClassification(RobertaConfig(**_SIZES, **_COMMON, **settings))
+
+
+def distilbert(**options: Any) -> PreTrainedModel:
+    settings = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0, **options}
+    sizes = {"vocab_size": WORDS, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+    config = DistilBertConfig(**_COMMON, **sizes, max_position_embeddings=40, **settings)
+    return DistilBertForSequenceClassification(config)
+
+
+def llama(**options: Any) -> PreTrainedModel:
+    settings = {"intermediate_size": 32, "num_key_value_heads": 1, "max_position_embeddings": 40, **options}
+    return LlamaForSequenceClassification(LlamaConfig(**_SIZES, **_COMMON, **settings))
+
+
+def mistral(**options: Any) -> PreTrainedModel:
+    settings = {"intermediate_size": 32, "num_key_value_heads": 1, "max_position_embeddings": 40, **options}
+    return MistralForSequenceClassification(MistralConfig(**_SIZES, **_COMMON, **settings))
+
+
+def gpt2(**options: Any) -> PreTrainedModel:
+    settings = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **_ENDS, **options}
+    sizes = {"vocab_size": WORDS, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}
+    return GPT2ForSequenceClassification(GPT2Config(**_COMMON, **sizes, **settings))
+
+
+def modernbert(**options: Any) -> PreTrainedModel:
+    settings = {"intermediate_size": 32, "max_position_embeddings": 40, "local_attention": 128, **_ENDS, **options}
+    config = ModernBertConfig(**_SIZES, **_COMMON, cls_token_id=1, sep_token_id=2, **settings)
+    return ModernBertForSequenceClassification(config)
+
+
+BASES: dict[str, Callable[..., PreTrainedModel]] = {
+    each.__name__: each for each in (bert, roberta, distilbert, llama, gpt2, modernbert)
+}
+TARGETS = {
+    bert: ["query", "value"],
+    roberta: ["query", "value"],
+    distilbert: ["q_lin", "v_lin"],
+    llama: ["q_proj", "v_proj"],
+    mistral: ["q_proj", "v_proj"],
+    gpt2: ["c_attn"],
+    modernbert: ["Wqkv"],
+}
+
+
+def peft_config(variant: str, targets: Sequence[str], **options: Any) -> PeftConfig:
+    """Return an adapter of rank 4. ``dropout`` is the adapter's, in each variant."""
+    dropout = options.pop("dropout", 0.0)
+    common: dict[str, Any] = {"r": 4, "target_modules": list(targets), "task_type": "SEQ_CLS", **options}
+    if variant == "vera":
+        return VeraConfig(**common, vera_dropout=dropout, d_initial=0.5)
+    return LoraConfig(**common, lora_alpha=8, lora_dropout=dropout, use_rslora=variant == "rslora")
+
+
+def adapt(
+    make: Callable[..., PreTrainedModel] = bert,
+    variant: str = "lora",
+    *,
+    base: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float64,
+    attention: str = "eager",
+    precision: str = "fp32",
+    **options: Any,
+) -> AdaptedModel:
+    """Return a tiny model with an adapter, its weights large, so that every layer matters well above rounding.
+
+    Args:
+        make: of the functions above.
+        variant: the adapter's.
+        base: options of the base model.
+        dtype: all weights' in the end, with precision fp32.
+        attention: its kernel.
+        precision: as for `AdaptedModel`.
+        options: of the adapter.
+    """
+    torch.manual_seed(0)
+    model = make(**(base or {}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    model.config._attn_implementation = attention
+    config = peft_config(variant, options.pop("target_modules", None) or TARGETS[make], **options)
+    adapted = AdaptedModel(model.eval(), config, seed=0, precision=precision)
+    if precision == "fp32":
+        adapted.model.to(dtype)
+    return adapted
+
+
+def token_rows(count: int = 60, seed: int = 0, *, shortest: int = 3, longest: int = 23) -> TokenRows:
+    """Return random rows of random length."""
+    rng = np.random.default_rng(seed)
+    return rows_of(rng.integers(shortest, longest + 1, count).tolist(), seed)
+
+
+def rows_of(lengths: Sequence[int], seed: int = 0) -> TokenRows:
+    """Return random rows of given lengths."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(5, WORDS, sum(lengths)).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return TokenRows(tokens, None, offsets, rng.integers(0, 3, len(lengths)), pad=0)
+
+
+def client_tensors(model: AdaptedModel, clients: int, *, scale: float = 0.3) -> list[dict[Key, torch.Tensor]]:
+    """Return different tensors for each of some clients; what begins at zero is not zero in them."""
+    generator = torch.Generator().manual_seed(3)
+    return [
+        {
+            key: value + scale * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+            for key, value in model.read(model.keys).items()
+        }
+        for _ in range(clients)
+    ]
+
+
+def begin(model: AdaptedModel, encoded: TokenRows, rows: Sequence[Sequence[int]], *, pack: bool = False) -> Any:
+    """Return a batch of several clients' rows, and tell the model of it."""
+    batch = encoded.batch(np.concatenate([np.asarray(own, dtype=np.int64) for own in rows]))
+    counts = [len(own) for own in rows]
+    model.streams.begin(Layout(batch["attention_mask"], counts, pack=pack), list(range(len(rows))), [0] * len(rows))
+    return batch
