@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, final
 
 import torch
@@ -14,6 +14,7 @@ from fedsa.store import ClientState
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.training.sequential import Job, train
 from fedsa.types import Payload, State, Update
+from fedsa.wire import WireDtype, on_wire
 
 if TYPE_CHECKING:
     from fedsa.recipe import Recipe
@@ -29,7 +30,7 @@ class Memory(Protocol):
         ...
 
     def save_client(self, client: str, round: int, state: ClientState) -> None:
-        """Keep the state that ``round`` left."""
+        """Keep the state that ``round`` left; it may be changed afterwards."""
         ...
 
 
@@ -39,7 +40,12 @@ def own_tensors(initial: State, state: ClientState | None) -> State:
 
 
 def personal_tensors(
-    algorithm: Algorithm, initial: State, server: ServerState, state: ClientState | None, round: int
+    algorithm: Algorithm,
+    initial: State,
+    server: ServerState,
+    state: ClientState | None,
+    round: int,
+    wire_dtype: WireDtype,
 ) -> State:
     """Return what a client would use after a round: its own state, and what the server would send it next.
 
@@ -49,8 +55,10 @@ def personal_tensors(
         server: the server's state after the round.
         state: the client's state after the round; None if it had not trained by then.
         round: the round that ended; 0 is before any.
+        wire_dtype: in what it would get the server's tensors.
     """
     payload = algorithm.broadcast(server, round + 1, state.held if state else 0)
+    payload = replace(payload, tensors=on_wire(payload.tensors, wire_dtype))
     return algorithm.absorb(own_tensors(initial, state), payload)
 
 
@@ -107,4 +115,4 @@ class Client:
         }
         self.memory.save_client(self.id, round, ClientState(changed, trained.optimizer_state, held=round - 1))
         sent = {key: trained.tensors[key] for key, plan in plans.items() if plan.sent}
-        return Update(self.id, round, len(self.rows), sent, trained.metrics)
+        return Update(self.id, round, len(self.rows), on_wire(sent, self.recipe.wire_dtype), trained.metrics)

@@ -262,6 +262,9 @@ class Recipe(_Settings):
     weighting: Literal["num_examples", "uniform"] = Field("num_examples", description="clients' weights in the average")
     rounds: int = Field(gt=0, description="communication rounds")
     fraction_train: float = Field(1.0, gt=0, le=1, description="part of the clients that trains in a round")
+    wire_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="in what shared tensors travel, both ways; bf16: half the bytes; what stays is fp32"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     callbacks: list[str] = Field([], description="progress listeners, e.g. tensorboard")
     model: ModelSettings

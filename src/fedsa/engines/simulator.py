@@ -21,7 +21,8 @@ from fedsa.evaluation import evaluate, majority_accuracy, summarize_clients
 from fedsa.federation import Federation
 from fedsa.server import Server
 from fedsa.store import Progress, RunFolder
-from fedsa.types import RoundRecord, State, total_bytes
+from fedsa.types import RoundRecord, State, Update, total_bytes
+from fedsa.wire import on_wire
 
 __all__ = ["peak_rss_bytes", "simulate"]
 
@@ -90,6 +91,7 @@ class _Run:
             seed=recipe.seed,
             fraction_train=recipe.fraction_train,
             weighting=recipe.weighting,
+            wire_dtype=recipe.wire_dtype,
             held=self.progress.held,
         )
 
@@ -142,12 +144,14 @@ class _Run:
         self._tell("on_round_end", round, lines, asdict(figures) if figures else None)
 
     def _train(self, round: int) -> RoundRecord:
-        updates = []
-        for client, payload in self.server.begin_round(round).items():
-            update = self.clients[client].train(payload)
+        return self.server.end_round(round, self._updates(round))
+
+    def _updates(self, round: int) -> Iterator[Update]:
+        """Train one client after the other, each when the server asks for its update."""
+        for client in self.server.begin_round(round):
+            update = self.clients[client].train(self.server.payload(client, round))
             self._tell("on_client_trained", round, client, update.metrics)
-            updates.append(update)
-        return self.server.end_round(round, updates)
+            yield update
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
@@ -197,7 +201,8 @@ class _Run:
             if mode == "training":
                 yield client, own_tensors(self.initial, state)
             else:
-                yield client, personal_tensors(self.federation.algorithm, self.initial, server, state, round)
+                algorithm, wire_dtype = self.federation.algorithm, self.recipe.wire_dtype
+                yield client, personal_tensors(algorithm, self.initial, server, state, round, wire_dtype)
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -233,6 +238,7 @@ class _Run:
             "clients": len(federation.clients),
             "seed": recipe.seed,
             "share_head": recipe.share_head,
+            "wire_dtype": recipe.wire_dtype,
             "model": recipe.model.path,
             "data": recipe.data.path,
             "metric": metric,
@@ -285,8 +291,8 @@ class _Run:
         return {
             "trained_parameters": sum(entry["parameters"] for entry in plan if entry["trained"]),
             "upload_parameters": sum(entry["parameters"] for entry in plan if entry["sent"]),
-            "upload_bytes": total_bytes(sent),
-            "download_bytes": total_bytes(received),
+            "upload_bytes": total_bytes(on_wire(sent, self.recipe.wire_dtype)),
+            "download_bytes": total_bytes(on_wire(received, self.recipe.wire_dtype)),
             "sharing_plan": plan,
         }
 
