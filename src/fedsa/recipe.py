@@ -234,6 +234,13 @@ class EvaluationSettings(_Settings):
     """When and how clients are evaluated, each on its own rows."""
 
     evaluate_every: int = Field(1, gt=0, description="rounds between evaluations on validation; the last is always one")
+    fraction_evaluate: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="part of the clients that is evaluated on validation in a round, drawn anew each time; test at the "
+        "end is of all",
+    )
     evaluate_after: Literal["aggregate", "training", "both"] = Field(
         "aggregate",
         description="aggregate: with what the client would use next; training: its own model after local training; "

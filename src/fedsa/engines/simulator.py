@@ -19,7 +19,8 @@ from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.errors import TrainingError
 from fedsa.evaluation import evaluate, majority_accuracy, summarize_clients
 from fedsa.federation import Federation
-from fedsa.server import Server
+from fedsa.seeds import derive_seed
+from fedsa.server import Server, sample_clients
 from fedsa.store import Progress, RunFolder
 from fedsa.types import RoundRecord, State, Update, total_bytes
 from fedsa.wire import on_wire
@@ -92,7 +93,7 @@ class _Run:
             fraction_train=recipe.fraction_train,
             weighting=recipe.weighting,
             wire_dtype=recipe.wire_dtype,
-            held=self.progress.held,
+            held=self.folder.load_held(self.progress.round),
         )
 
     def _server_state(self, round: int) -> ServerState:
@@ -124,18 +125,16 @@ class _Run:
             progress.train_seconds += sum(metrics["seconds"] for metrics in record.train_metrics.values())
             progress.upload_bytes += sum(record.upload_bytes.values())
             progress.download_bytes += sum(record.download_bytes.values())
-            progress.held = dict(self.server.held)
-            self.folder.save_server(round, self.server.state.tensors, self.server.state.versions)
+            self.folder.save_server(round, self.server.state.tensors, self.server.state.versions, self.server.held)
         evaluation_started = time.perf_counter()
         is_evaluated = round % self.recipe.evaluation.evaluate_every == 0 or round == self.recipe.rounds
-        results = {mode: self._evaluate(mode, "validation", round) for mode in self._modes} if is_evaluated else {}
+        results = self._validate(round) if is_evaluated else {}
         progress.evaluation_seconds += time.perf_counter() - evaluation_started
         figures = None
         if results:
             figures = summarize_clients(results[self._modes[0]], self.federation.task.metric)
             if progress.chosen_score is None or figures.weighted_mean > progress.chosen_score:
                 progress.chosen_round, progress.chosen_score = round, figures.weighted_mean
-                progress.chosen_files = {client: held + 1 for client, held in self.server.held.items()}
         lines = list(self._lines(round, record, results))
         progress.metrics_bytes = self.folder.append_metrics(lines)
         progress.round = round
@@ -148,7 +147,9 @@ class _Run:
 
     def _updates(self, round: int) -> Iterator[Update]:
         """Train one client after the other, each when the server asks for its update."""
-        for client in self.server.begin_round(round):
+        clients = self.server.begin_round(round)
+        self.folder.load_ahead(clients, round - 1)
+        for client in clients:
             update = self.clients[client].train(self.server.payload(client, round))
             self._tell("on_client_trained", round, client, update.metrics)
             yield update
@@ -165,14 +166,35 @@ class _Run:
         """Return the name of a result in ``metrics.jsonl`` and the summary: only the first mode's is the plain one."""
         return what if mode == self._modes[0] else f"{what}_after_{mode}"
 
-    def _evaluate(self, mode: Mode, split: SplitName, round: int, server: ServerState | None = None) -> Results:
+    def _validate(self, round: int) -> dict[Mode, Results]:
+        """Return the metrics on validation of the clients that are drawn for it."""
+        seed = derive_seed(self.recipe.seed, "evaluation", round)
+        clients = sample_clients(self.federation.clients, self.recipe.evaluation.fraction_evaluate, seed)
+        return {mode: self._evaluate(mode, "validation", round, clients=clients) for mode in self._modes}
+
+    def _evaluate(
+        self,
+        mode: Mode,
+        split: SplitName,
+        round: int,
+        server: ServerState | None = None,
+        clients: Sequence[str] | None = None,
+    ) -> Results:
         """Return each client's metrics on a split, with what it would use after a round.
+
+        Args:
+            mode: what it is measured after.
+            split: the rows.
+            round: the round that ended.
+            server: the server's state after that round; None: as it is now.
+            clients: whose; None: everyone's.
 
         Raises:
             TrainingError: they are not finite, or memory ran out; whose, and what to lower.
         """
         federation, results = self.federation, {}
-        for client, tensors in self._personal(mode, round, server or self.server.state):
+        clients = federation.clients if clients is None else clients
+        for client, tensors in self._personal(mode, round, server or self.server.state, clients):
             federation.model.write(tensors)
             rows = getattr(federation.rows.partition.clients[client], split)
             where = f"client {client!r}, round {round}"
@@ -195,13 +217,16 @@ class _Run:
                 raise TrainingError(f"{where}: the {split} {' and '.join(wrong)} is not finite; {mend}")
         return results
 
-    def _personal(self, mode: Mode, round: int, server: ServerState) -> Iterator[tuple[str, State]]:
-        for client in self.federation.clients:
+    def _personal(
+        self, mode: Mode, round: int, server: ServerState, clients: Sequence[str]
+    ) -> Iterator[tuple[str, State]]:
+        algorithm, wire_dtype = self.federation.algorithm, self.recipe.wire_dtype
+        self.folder.load_ahead(clients, round)
+        for client in clients:
             state = self.folder.load_client(client, round)
             if mode == "training":
                 yield client, own_tensors(self.initial, state)
             else:
-                algorithm, wire_dtype = self.federation.algorithm, self.recipe.wire_dtype
                 yield client, personal_tensors(algorithm, self.initial, server, state, round, wire_dtype)
 
     # -- results -----------------------------------------------------------------------------------------------------
@@ -209,8 +234,9 @@ class _Run:
     def _lines(
         self, round: int, record: RoundRecord | None, results: Mapping[Mode, Results]
     ) -> Iterator[dict[str, Any]]:
-        """Yield a round's lines of ``metrics.jsonl``: one for every client."""
-        for client in self.federation.clients:
+        """Yield a round's lines of ``metrics.jsonl``: one for every client that was to train or was evaluated."""
+        asked = set(record.clients) if record else set()
+        for client in sorted(asked.union(*results.values())):
             trained = record.train_metrics.get(client) if record else None
             line: dict[str, Any] = {
                 "round": round,
@@ -220,7 +246,8 @@ class _Run:
                 "download_bytes": record.download_bytes.get(client, 0) if record else 0,
             }
             for mode, by_client in results.items():
-                line[self._named("validation", mode)] = {"after": mode, **by_client[client]}
+                if client in by_client:
+                    line[self._named("validation", mode)] = {"after": mode, **by_client[client]}
             yield line
 
     def _summary(self) -> dict[str, Any]:
