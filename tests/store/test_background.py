@@ -34,6 +34,24 @@ def test_what_is_written_is_there_when_it_is_settled(writes: WriteBehind, tmp_pa
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {str(n): bytes([n]) for n in range(20)}
 
 
+def test_what_is_removed_is_gone_when_it_is_settled_or_the_end_comes(tmp_path: Path) -> None:
+    for end in ("settle", "close"):
+        writes = WriteBehind()
+        for number in range(20):
+            (tmp_path / str(number)).touch()
+        for number in range(25):
+            writes.remove(tmp_path / str(number))
+        getattr(writes, end)()
+        assert not list(tmp_path.iterdir())
+        writes.close()
+
+
+def test_a_file_that_cannot_be_removed_is_told(writes: WriteBehind, tmp_path: Path) -> None:
+    writes.remove(tmp_path)  # a folder
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}"):
+        writes.settle()
+
+
 def test_the_one_thread_waits_for_slow_disks_only_when_much_is_waiting(
     writes: WriteBehind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

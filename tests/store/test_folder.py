@@ -53,6 +53,7 @@ def test_exactly_the_files_of_the_last_and_the_chosen_round_are_kept(folder: Run
         if rng.random() < 0.3:
             chosen = round
         folder.commit(Progress(round=round, chosen_round=chosen))
+        folder._writes.settle()  # files go some time after the commit
         expected = {}
         for client, rounds in trained.items():
             needed = {

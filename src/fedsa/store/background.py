@@ -8,12 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Generic, TypeVar, final
 
-from fedsa.store.files import write_atomically
+from fedsa.store.files import remove, write_atomically
 
 __all__ = ["ReadAhead", "WriteBehind"]
 
 _WRITERS = 4
-_MOST_WAITING = 8  # writes not finished yet: they hold their content in memory
+_MOST_WRITING = 8  # files that are not written yet: their content is in memory
 _READERS = 2
 _AHEAD = 4  # reads that nobody has asked for yet
 
@@ -23,14 +23,15 @@ T = TypeVar("T")
 
 @final
 class WriteBehind:
-    """Writes files in threads. Whoever needs them to be on the disk calls `settle`.
+    """Writes and removes files in threads. Whoever needs it to have happened calls `settle`.
 
     Several at once, because a disk that is asked to keep many files safe at the same time does it in one go.
     """
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_WRITERS, "fedsa-write")
-        self._waiting: dict[Path, Future[None]] = {}
+        self._writing: dict[Path, Future[None]] = {}
+        self._removing: list[Future[None]] = []
 
     def write(self, path: Path, content: bytes) -> None:
         """Write a file, whole or not at all, some time before `settle` returns.
@@ -38,12 +39,16 @@ class WriteBehind:
         Raises:
             UserError: an earlier write failed.
         """
-        while self._waiting:
-            oldest = next(iter(self._waiting))
-            if len(self._waiting) < _MOST_WAITING and not self._waiting[oldest].done():
+        while self._writing:
+            oldest = next(iter(self._writing))
+            if len(self._writing) < _MOST_WRITING and not self._writing[oldest].done():
                 break
-            self._waiting.pop(oldest).result()
-        self._waiting[path] = self._threads.submit(write_atomically, path, content)
+            self._writing.pop(oldest).result()
+        self._writing[path] = self._threads.submit(write_atomically, path, content)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file some time before `settle` returns. It must not be one that is being written."""
+        self._removing.append(self._threads.submit(remove, path))
 
     def wait(self, path: Path) -> None:
         """Return when a file can be read, if it was being written; any thread may ask.
@@ -51,22 +56,26 @@ class WriteBehind:
         Raises:
             UserError: it could not be written.
         """
-        future = self._waiting.get(path)
+        future = self._writing.get(path)
         if future is not None:
             future.result()
 
     def settle(self) -> None:
-        """Return when every file is safe on the disk.
+        """Return when every file is safe on the disk, or gone.
 
         Raises:
-            UserError: one could not be written.
+            UserError: one could not be written or removed.
         """
-        while self._waiting:
-            self._waiting.pop(next(iter(self._waiting))).result()
+        while self._writing:
+            self._writing.pop(next(iter(self._writing))).result()
+        while self._removing:
+            self._removing.pop().result()
 
     def close(self) -> None:
-        """Give up what has not begun, and return when no thread writes any more."""
-        self._threads.shutdown(cancel_futures=True)
+        """Give up what has not begun to be written, and return when no thread is at work any more."""
+        for future in self._writing.values():
+            future.cancel()
+        self._threads.shutdown()
 
 
 @final

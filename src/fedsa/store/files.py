@@ -25,6 +25,7 @@ __all__ = [
     "load_tensors",
     "make_folder",
     "packed",
+    "remove",
     "save_tensors",
     "write_atomically",
     "write_error",
@@ -84,6 +85,18 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        UserError: its folder cannot be written.
+    """
+    try:
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
 

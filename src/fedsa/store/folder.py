@@ -153,7 +153,7 @@ class RunFolder:
             raise write_error(self.path, error) from error
 
     def close(self) -> None:
-        """Let no thread write any more, and release the lock."""
+        """Let the threads come to an end, and release the lock."""
         self._reads.close()
         self._writes.close()
         self._lock.release()
@@ -194,6 +194,13 @@ class RunFolder:
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file of the run, atomically."""
         self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_table(self, name: str, table: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run that has an entry for every client, atomically; each on a line of its own."""
+        lines = [
+            f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(table[key], ensure_ascii=False)}" for key in table
+        ]
+        self.write_text(name, "{\n" + ",\n".join(lines) + "\n}\n")
 
     def read_json(self, name: str) -> Any:
         """Return what a JSON file of the run holds.
@@ -237,28 +244,28 @@ class RunFolder:
             raise self._damaged("state.json", error) from None
 
     def commit(self, progress: Progress) -> None:
-        """Make a round exist, once all its files are safe; then delete the files that no round needs any more.
+        """Make a round exist, once all its files are safe; the files that no round needs any more go after that.
 
         Raises:
-            UserError: a file of the round could not be written, or this one; the round before is safe.
+            UserError: a file of the round could not be written, or the commit point; the round before is safe.
         """
         self._writes.settle()
         self.write_json("state.json", {"format": FORMAT, **asdict(progress)})
         self._prune(progress)
 
     def _prune(self, progress: Progress) -> None:
-        """Delete the files that no round needs any more, of whoever may have one."""
+        """Have the files deleted that no round needs any more, of whoever may have one."""
         self._reads.forget()
         keep = {progress.round, progress.chosen_round}
         for path in (self.path / "server").glob("round-*.safetensors"):
             if _round_of(path) not in keep:
-                path.unlink()
+                self._writes.remove(path)
         chosen_anew = progress.chosen_round != self._pruned_for
         for client in sorted(self._saved | self._twice if chosen_anew else self._saved):
             rounds = self._kept[client]
             needed = {_last(rounds, limit) for limit in keep if limit is not None}
             for round in [round for round in rounds if round not in needed]:
-                self._client_file(client, round).unlink(missing_ok=True)
+                self._writes.remove(self._client_file(client, round))
                 rounds.remove(round)
             (self._twice.add if len(rounds) > 1 else self._twice.discard)(client)
         self._saved, self._pruned_for = set(), progress.chosen_round
@@ -288,6 +295,7 @@ class RunFolder:
                 self._client_file(client, rounds.pop()).unlink()
         self._saved = set(self._kept)
         self._prune(progress)
+        self._writes.settle()
 
     def append_metrics(self, lines: Iterable[Mapping[str, Any]]) -> int:
         """Append lines to ``metrics.jsonl`` and return its length in bytes."""
@@ -310,7 +318,7 @@ class RunFolder:
             client: f"{number:05d}-{quote(client, safe=' ').replace('%', '_')[:60].strip(' .')}"
             for number, client in enumerate(sorted(clients))
         }
-        self.write_json(
+        self.write_table(
             "clients.json", {client: {"folder": folders[client], **clients[client]} for client in sorted(clients)}
         )
         self._folders = folders
