@@ -139,7 +139,8 @@ class TinyRun:
         last, federation = self.federation.recipe.rounds, self.federation
         server = ServerState(*self.folder.load_server(last))
         state = self.folder.load_client(client, last)
-        return personal_tensors(federation.algorithm, federation.model.initial, server, state, last)
+        wire_dtype = federation.recipe.wire_dtype
+        return personal_tensors(federation.algorithm, federation.model.initial, server, state, last, wire_dtype)
 
 
 @pytest.fixture(scope="session")

@@ -293,14 +293,45 @@ def test_evaluate_every_skips_rounds_but_not_the_last(run_scripted, tmp_path):
     assert {line["round"] for line in lines if line["train"]} == {1, 2, 3, 4}
 
 
-def test_every_client_has_a_line_in_every_round(tiny_run):
+def test_only_who_trained_or_was_evaluated_has_a_line(tiny_run):
     run = tiny_run("rounds=4", "fraction_train=0.4", "evaluation.evaluate_every=3")
     lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["round"], line["client"]) for line in lines] == [
-        (round, client) for round in range(5) for client in run.federation.clients
-    ]
-    assert sum(line["train"] is not None for line in lines) == 4
+    for round in range(5):
+        here = [line for line in lines if line["round"] == round]
+        trained = [line["client"] for line in here if line["train"]]
+        assert len(trained) == (0 if round == 0 else 1)
+        evaluated = [line["client"] for line in here if "validation" in line]
+        assert evaluated == (list(run.federation.clients) if round in (0, 3, 4) else [])
+        assert [line["client"] for line in here] == sorted({*trained, *evaluated})
     assert all(line["train"] or line["upload_bytes"] == line["download_bytes"] == 0 for line in lines)
+
+
+def test_a_part_of_the_clients_is_evaluated_anew_each_round(tiny_run):
+    run = tiny_run("rounds=6", "evaluation.fraction_evaluate=0.67")
+    lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()]
+    drawn = {
+        round: [line["client"] for line in lines if line["round"] == round and "validation" in line]
+        for round in range(7)
+    }
+    assert {len(clients) for clients in drawn.values()} == {2}
+    assert len({tuple(clients) for clients in drawn.values()}) > 1
+    assert {client for clients in drawn.values() for client in clients} == set(run.federation.clients)
+    assert all(line["train"] for line in lines if line["round"]), "whoever trained has a line, evaluated or not"
+    # The round is chosen by the mean over those that were evaluated; of equals, the first.
+    means = {
+        round: np.average(
+            [line["validation"]["accuracy"] for line in lines if line["round"] == round and "validation" in line],
+            weights=[
+                line["validation"]["examples"] for line in lines if line["round"] == round and "validation" in line
+            ],
+        )
+        for round in drawn
+    }
+    assert run.summary["chosen_round"] == max(means, key=means.get)
+    assert run.summary["chosen_score"] == pytest.approx(max(means.values()))
+    assert all("test" in client and "test_final" in client for client in run.summary["per_client"].values())
+    everyone = tiny_run("rounds=6")
+    assert everyone.summary["test_final"] == run.summary["test_final"], "who is evaluated changes no training"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -221,14 +221,14 @@ def aggregate_by(algorithm: str) -> tuple[dict[Key, list], dict[str, dict[Key, l
     server.begin_round(1)
     server.end_round(
         1,
-        [
+        (
             Update(client, 1, count, {key: value for key, value in state.items() if method.plan(key, 1).sent})
-            for client, count, state in (("small", 1, SMALL), ("large", 3, LARGE))
-        ],
+            for client, count, state in (("large", 3, LARGE), ("small", 1, SMALL))
+        ),
     )
     payloads = {
-        client: {key: value.tolist() for key, value in payload.tensors.items()}
-        for client, payload in server.begin_round(2).items()
+        client: {key: value.tolist() for key, value in server.payload(client, 2).tensors.items()}
+        for client in server.begin_round(2)
     }
     return {key: value.tolist() for key, value in server.state.tensors.items()}, payloads
 

@@ -53,7 +53,7 @@ def unfinish(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     kept = "".join(line for line in lines if json.loads(line)["round"] <= 1)
     assert state["chosen_round"] == 1  # so its files are kept
-    state |= {"round": 1, "metrics_bytes": len(kept.encode()), "held": dict.fromkeys(state["held"], 0)}
+    state |= {"round": 1, "metrics_bytes": len(kept.encode())}
     (run / "state.json").write_text(json.dumps(state))
     (run / "summary.json").unlink()
     with RunFolder.open(run, write=True).locked() as folder:
@@ -75,6 +75,10 @@ def unfinish(run: Path) -> None:
         pytest.param(["rounds=many"], ["rounds", "valid integer", "'many'"], id="bad type"),
         pytest.param(["rounds=0"], ["rounds", "greater than 0", "got 0"], id="out of range"),
         pytest.param(["fraction_train=1.5"], ["fraction_train", "less than or equal to 1", "1.5"], id="above range"),
+        pytest.param(["wire_dtype=fp16"], ["wire_dtype", "'fp32' or 'bf16'", "'fp16'"], id="wire"),
+        pytest.param(
+            ["evaluation.fraction_evaluate=0"], ["fraction_evaluate", "greater than 0"], id="nobody evaluated"
+        ),
         pytest.param(["rounds=x", "seed=-1"], ["2 mistakes", "\n  rounds:", "\n  seed:"], id="two at once"),
         pytest.param(
             ["rounds=x", "algorithm=fedsaa", "callbacks=['tensorbord']"],

@@ -29,13 +29,19 @@ from fedsa.engines.simulator import simulate
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe, parse_recipe
-from fedsa.store import RunFolder
+from fedsa.store import Progress, RunFolder
 from fedsa.store.files import load_tensors, save_tensors
 
 VARIANTS = {
     "plain": ["rounds=2"],
     "optimizer state kept": ["rounds=2", "training.optimizer_state=keep"],
     "clients sampled": ["rounds=4", "fraction_train=0.4"],
+    "clients sampled for both, half the bytes": [
+        "rounds=4",
+        "fraction_train=0.67",
+        "evaluation.fraction_evaluate=0.34",
+        "wire_dtype=bf16",
+    ],
     "every second round evaluated": ["rounds=4", "evaluation.evaluate_every=2"],
     "fedit, vera, evaluated twice": [
         "rounds=2",
@@ -204,7 +210,7 @@ def test_a_resumed_run_counts_its_interruptions_and_keeps_its_clocks(
 ) -> None:
     federation, path = federation_of("plain"), tmp_path / "run"
     _, count = whole_run(federation, tmp_path / "whole")
-    with killed_at(count * 2 // 3, path), pytest.raises(Killed):
+    with killed_at(count * 3 // 4, path), pytest.raises(Killed):
         fedsa.run(federation, path)
     before = RunFolder.open(path).progress()
     result = fedsa.resume(federation, path)
@@ -364,18 +370,30 @@ def test_a_resolved_recipe_resolves_to_itself(tiny_recipe: Callable[..., Any], s
 # -- missing files ---------------------------------------------------------------------------------------------------
 
 
+def last_trained(path: Path, round: int) -> dict[str, int]:
+    """Return the round of each client's last training up to a round, as ``metrics.jsonl`` tells it."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return {line["client"]: line["round"] for line in lines if line["train"] and line["round"] <= round}
+
+
+SAMPLED = ("rounds=4", "fraction_train=0.4", "training.learning_rate=0.03")
+
+
 @pytest.mark.parametrize("which", ["last", "chosen"])
 def test_a_client_file_that_a_kept_round_needs_is_missed(
     tiny_run: Callable[..., Any], tmp_path: Path, which: str
 ) -> None:
-    run = tiny_run("rounds=4", "fraction_train=0.4", "training.learning_rate=0.03")
+    run = tiny_run(*SAMPLED)
     path = Path(shutil.copytree(run.folder.path, tmp_path / "run"))
     state = json.loads((path / "state.json").read_text())
-    needed = {client: held + 1 for client, held in state["held"].items()}
+    chosen = state["chosen_round"]
+    assert 0 < chosen < 4
+    needed, other = last_trained(path, 4), last_trained(path, chosen)
     if which == "chosen":
-        state |= {"chosen_round": 4, "chosen_files": needed, "held": {}}
-        (path / "state.json").write_text(json.dumps(state))
-    for client, round in needed.items():
+        needed, other = other, needed
+    alone = {client: round for client, round in needed.items() if other.get(client) != round}
+    assert alone, "a file that the other round does not need"
+    for client, round in alone.items():
         about = json.loads((path / "clients.json").read_text())[client]
         file = path / "clients" / about["folder"] / f"round-{round:06d}.safetensors"
         content = file.read_bytes()
@@ -387,30 +405,31 @@ def test_a_client_file_that_a_kept_round_needs_is_missed(
 
 
 def test_a_later_file_will_do_where_an_update_was_lost(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
-    path = Path(shutil.copytree(tiny_run().folder.path, tmp_path / "run"))
-    state = json.loads((path / "state.json").read_text())
-    state |= {"held": {**state["held"], "site 1": 0}, "chosen_round": 2, "chosen_files": {"site 1": 1}}
-    (path / "state.json").write_text(json.dumps(state))
-    (path / "clients" / "00001-site 1" / "round-000001.safetensors").unlink(missing_ok=True)
-    RunFolder.open(path)
-    state["held"]["site 1"] = 2  # but an earlier one will not
-    (path / "state.json").write_text(json.dumps(state))
+    """The server knows of a training in round 1, the client's file is that of round 2, whose update never came."""
+    run = tiny_run()
+    path = Path(shutil.copytree(run.folder.path, tmp_path / "run"))
+
+    def server_knows(held: dict[str, int]) -> None:
+        with RunFolder.open(run.folder.path).locked() as folder:
+            tensors, versions = folder.load_server(2)
+            folder.path = path
+            folder.save_server(2, tensors, versions, held)
+            folder.commit(Progress(round=2, chosen_round=2))
+
+    server_knows({"site 0": 1, "site 1": 0, "site 2": 1})
+    assert RunFolder.open(path).load_held(2) == {"site 0": 1, "site 1": 0, "site 2": 1}
+    server_knows({"site 0": 1, "site 1": 2, "site 2": 1})  # but an earlier one will not
     with pytest.raises(RunFolderError, match=r"round-000003.safetensors is missing"):
         RunFolder.open(path)
 
 
-def test_the_commit_point_says_which_files_the_chosen_round_needs(tiny_run: Callable[..., Any]) -> None:
-    run = tiny_run("rounds=4", "fraction_train=0.4", "training.learning_rate=0.03")
-    progress = run.folder.progress()
-    assert progress is not None
-    for client in run.federation.clients:
-        trained = [
-            json.loads(line)["round"]
-            for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()
-            if json.loads(line)["client"] == client and json.loads(line)["train"]
-        ]
-        before = [round for round in trained if round <= progress.chosen_round]
-        assert progress.chosen_files.get(client) == (max(before) if before else None)
+def test_the_servers_file_says_when_each_client_trained_last(tiny_run: Callable[..., Any]) -> None:
+    run = tiny_run(*SAMPLED)
+    chosen = run.summary["chosen_round"]
+    for round in (chosen, 4):
+        expected = {client: last - 1 for client, last in last_trained(run.folder.path, round).items()}
+        assert run.folder.load_held(round) == expected
+    assert len(run.folder.load_held(chosen)) < 3, "a client that had not trained is not in it"
 
 
 def test_a_folder_that_cannot_be_opened_is_not_kept_locked(stopped: Path) -> None:
@@ -490,8 +509,8 @@ def test_ctrl_c_while_a_checkpoint_is_read_is_no_damage(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         for _ in range(200):
-            signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.001 * rng.random())
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.001 * rng.random())
                 while True:
                     load_tensors(path)
             except KeyboardInterrupt:

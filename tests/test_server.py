@@ -64,7 +64,10 @@ def test_a_client_gets_what_it_lacks_and_a_fresh_one_all():
     server.begin_round(5)
     server.end_round(5, [Update("c0", 5, 1, {A: torch.tensor([2.0])})])
     assert server.held == {"c0": 4}
-    assert {client: set(payload.tensors) for client, payload in server.begin_round(6).items()} == {"c0": {A}, "c1": {A}}
+    assert {client: set(server.payload(client, 6).tensors) for client in server.begin_round(6)} == {
+        "c0": {A},
+        "c1": {A},
+    }
     server.end_round(6, [])
     server.held["c1"] = 6
     assert set(server.payload("c1", 7).tensors) == set()

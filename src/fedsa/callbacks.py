@@ -29,8 +29,8 @@ class Callback:
 
         Args:
             round: its number; 0 is the evaluation before any training.
-            lines: what ``metrics.jsonl`` got, one per client.
-            validation: mean figures over clients, or None if the round was not evaluated.
+            lines: what ``metrics.jsonl`` got: one for each client that trained or was evaluated.
+            validation: mean figures over the clients that were evaluated, or None if the round was not.
         """
 
     def on_run_end(self, summary: Mapping[str, Any]) -> None:

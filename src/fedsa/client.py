@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, final
 
@@ -17,6 +17,7 @@ from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.training import cohort, sequential
 from fedsa.training.jobs import Job, Trained
 from fedsa.types import Key, Payload, State, Update
+from fedsa.wire import WireDtype, on_wire
 
 if TYPE_CHECKING:
     from fedsa.recipe import Recipe
@@ -32,7 +33,7 @@ class Memory(Protocol):
         ...
 
     def save_client(self, client: str, round: int, state: ClientState) -> None:
-        """Keep the state that ``round`` left."""
+        """Keep the state that ``round`` left; it may be changed afterwards."""
         ...
 
 
@@ -42,7 +43,12 @@ def own_tensors(initial: State, state: ClientState | None) -> State:
 
 
 def personal_tensors(
-    algorithm: Algorithm, initial: State, server: ServerState, state: ClientState | None, round: int
+    algorithm: Algorithm,
+    initial: State,
+    server: ServerState,
+    state: ClientState | None,
+    round: int,
+    wire_dtype: WireDtype,
 ) -> State:
     """Return what a client would use after a round: its own state, and what the server would send it next.
 
@@ -52,8 +58,10 @@ def personal_tensors(
         server: the server's state after the round.
         state: the client's state after the round; None if it had not trained by then.
         round: the round that ended; 0 is before any.
+        wire_dtype: in what it would get the server's tensors.
     """
     payload = algorithm.broadcast(server, round + 1, state.held if state else 0)
+    payload = replace(payload, tensors=on_wire(payload.tensors, wire_dtype))
     return algorithm.absorb(own_tensors(initial, state), payload)
 
 
@@ -104,7 +112,8 @@ class Client:
         }
         self.memory.save_client(self.id, job.round, ClientState(changed, trained.optimizer_state, held=job.round - 1))
         sent = {key: trained.tensors[key] for key, plan in plans.items() if plan.sent}
-        return Update(self.id, job.round, len(self.rows), sent, trained.metrics)
+        on_its_way = on_wire(sent, self.recipe.wire_dtype)
+        return Update(self.id, job.round, len(self.rows), on_its_way, trained.metrics)
 
     def _plans(self, round: int) -> dict[Key, Plan]:
         return {key: self.algorithm.plan(key, round) for key in self.model.keys}

@@ -51,7 +51,8 @@ def personal_state(folder: RunFolder, algorithm: Algorithm, client: str, round: 
     """
     initial = folder.load_initial()
     server = ServerState(*folder.load_server(round)) if round else algorithm.init(initial)
-    return personal_tensors(algorithm, initial, server, folder.load_client(client, round), round)
+    state, wire_dtype = folder.load_client(client, round), recipe_of(folder).wire_dtype
+    return personal_tensors(algorithm, initial, server, state, round, wire_dtype)
 
 
 def export(

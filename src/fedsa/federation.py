@@ -48,6 +48,7 @@ from fedsa.tasks.base import Encoded, Task
 from fedsa.tasks.classification import Classification
 from fedsa.training.choice import choose_attention, choose_training, compile_model
 from fedsa.types import Factor, State, total_bytes, total_elements
+from fedsa.wire import WireDtype, on_wire
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -210,12 +211,13 @@ class Federation:
         return label_counts(self.rows.partition, self.rows.labels, len(self.rows.label_names), split)
 
 
-def first_round(algorithm: Algorithm, tensors: State) -> dict[str, Any]:
+def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype) -> dict[str, Any]:
     """Return what a client trains, sends and receives in round 1, as a run's summary tells it.
 
     Args:
         algorithm: the method.
         tensors: every tensor of the adapter and the head; only shapes and types are looked at.
+        wire_dtype: in what they travel.
 
     Returns:
         ``trained_parameters``, ``upload_parameters``, ``upload_bytes``, ``download_bytes`` (of all that is received,
@@ -236,8 +238,8 @@ def first_round(algorithm: Algorithm, tensors: State) -> dict[str, Any]:
     return {
         "trained_parameters": total_elements(trained),
         "upload_parameters": total_elements(sent),
-        "upload_bytes": total_bytes(sent),
-        "download_bytes": total_bytes(received),
+        "upload_bytes": total_bytes(on_wire(sent, wire_dtype)),
+        "download_bytes": total_bytes(on_wire(received, wire_dtype)),
         "sharing_plan": [table[factor] for factor in Factor if factor in table],
     }
 

@@ -25,6 +25,7 @@ from fedsa.server import Server, sample_size
 from fedsa.tasks.base import Task
 from fedsa.training.choice import bytes_of_a_parameter, clients_until_saturated
 from fedsa.types import State, total_bytes
+from fedsa.wire import on_wire
 
 __all__ = ["count_traffic", "memory_of", "plan_run"]
 
@@ -89,7 +90,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         "device": compute.device,
         "precision": compute.precision,
         "frozen_parameters": _frozen_parameters(model),
-        **first_round(algorithm, tensors),
+        **first_round(algorithm, tensors, recipe.wire_dtype),
         "total_upload_bytes": upload,
         "total_download_bytes": download,
         **_computation(recipe, compute, model, task, algorithm, each_round or 1, notes),
@@ -144,12 +145,19 @@ def count_traffic(algorithm: Algorithm, tensors: State, recipe: Recipe, clients:
         clients: their number; their names do not matter.
     """
     names = [f"{number:09d}" for number in range(clients)]
-    server = Server(algorithm, algorithm.init(tensors), names, seed=recipe.seed, fraction_train=recipe.fraction_train)
+    server = Server(
+        algorithm,
+        algorithm.init(tensors),
+        names,
+        seed=recipe.seed,
+        fraction_train=recipe.fraction_train,
+        wire_dtype=recipe.wire_dtype,
+    )
     upload = download = 0
     for round in range(1, recipe.rounds + 1):
         sampled = server.sample(round)
         sent = {key: tensor for key, tensor in tensors.items() if algorithm.plan(key, round).sent}
-        upload += len(sampled) * total_bytes(sent)
+        upload += len(sampled) * total_bytes(on_wire(sent, recipe.wire_dtype))
         by_held: dict[int, int] = {}
         for client in sampled:
             held = server.held.get(client, 0)
@@ -157,7 +165,7 @@ def count_traffic(algorithm: Algorithm, tensors: State, recipe: Recipe, clients:
                 by_held[held] = total_bytes(server.payload(client, round).tensors)
             download += by_held[held]
             server.held[client] = round - 1
-        server.state = algorithm.aggregate(server.state, (), (), round)  # new versions; values there are none
+        server.state = algorithm.aggregate(server.state, (), round)  # new versions; values there are none
     return upload, download
 
 

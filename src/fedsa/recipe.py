@@ -264,6 +264,13 @@ class EvaluationSettings(_Settings):
     """When and how clients are evaluated, each on its own rows."""
 
     evaluate_every: int = Field(1, gt=0, description="rounds between evaluations on validation; the last is always one")
+    fraction_evaluate: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="part of the clients that is evaluated on validation in a round, drawn anew each time; test at the "
+        "end is of all",
+    )
     evaluate_after: Literal["aggregate", "training", "both"] = Field(
         "aggregate",
         description="aggregate: with what the client would use next; training: its own model after local training; "
@@ -299,6 +306,9 @@ class Recipe(_Settings):
     weighting: Literal["num_examples", "uniform"] = Field("num_examples", description="clients' weights in the average")
     rounds: int = Field(gt=0, description="communication rounds")
     fraction_train: float = Field(1.0, gt=0, le=1, description="part of the clients that trains in a round")
+    wire_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="in what shared tensors travel, both ways; bf16: half the bytes; what stays is fp32"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     callbacks: list[str] = Field([], description="progress listeners, e.g. tensorboard")
     model: ModelSettings

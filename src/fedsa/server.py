@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, final
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy as np
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.errors import ProtocolError
 from fedsa.seeds import derive_seed
-from fedsa.types import Payload, RoundRecord, Update, total_bytes
+from fedsa.types import Key, Payload, RoundRecord, Update, total_bytes
+from fedsa.wire import WIRE_DTYPES, WireDtype, on_wire
 
-__all__ = ["Server", "sample_size"]
+__all__ = ["Server", "sample_clients", "sample_size"]
 
 
 @final
@@ -27,6 +29,7 @@ class Server:
         seed: the run's; which clients are sampled depends on it and on the round alone.
         fraction_train: part of the clients that trains in a round; at least one does.
         weighting: clients' weights in the average.
+        wire_dtype: in what tensors travel; the state itself keeps its own dtype.
         held: client id to the newest version it has taken in; a client that is not in it holds the initial state.
     """
 
@@ -39,84 +42,109 @@ class Server:
         seed: int,
         fraction_train: float = 1.0,
         weighting: Literal["num_examples", "uniform"] = "num_examples",
+        wire_dtype: WireDtype = "fp32",
         held: Mapping[str, int] | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.state = state
         self.clients = tuple(sorted(clients))
         self.held = dict(held or {})
-        self._seed, self._fraction, self._weighting = seed, fraction_train, weighting
-        self._open: dict[str, Payload] = {}
+        self._seed, self._fraction, self._weighting, self._wire_dtype = seed, fraction_train, weighting, wire_dtype
+        self._open: dict[str, int] = {}  # the round's clients, each with the bytes it was sent
 
     def sample(self, round: int) -> tuple[str, ...]:
         """Return the clients that train in a round, sorted."""
-        count = sample_size(self._fraction, len(self.clients))
-        if count == len(self.clients):
-            return self.clients
-        rng = np.random.default_rng(derive_seed(self._seed, "clients", round))
-        return tuple(self.clients[place] for place in sorted(rng.choice(len(self.clients), count, replace=False)))
+        return sample_clients(self.clients, self._fraction, derive_seed(self._seed, "clients", round))
+
+    def begin_round(self, round: int) -> tuple[str, ...]:
+        """Begin a round, and return the clients that train in it, sorted: each is to be sent its `payload`."""
+        self._open = dict.fromkeys(self.sample(round), 0)
+        return tuple(self._open)
 
     def payload(self, client: str, round: int) -> Payload:
-        """Return what a client would need before it trains (or is evaluated) in a round."""
-        return self.algorithm.broadcast(self.state, round, self.held.get(client, 0))
-
-    def begin_round(self, round: int) -> Mapping[str, Payload]:
-        """Return what each sampled client is sent, by client id in sorted order."""
-        self._open = {client: self.payload(client, round) for client in self.sample(round)}
-        return dict(self._open)
+        """Return what a client is sent before it trains in a round, or would be sent if it did."""
+        payload = self.algorithm.broadcast(self.state, round, self.held.get(client, 0))
+        payload = replace(payload, tensors=on_wire(payload.tensors, self._wire_dtype))
+        if client in self._open:
+            self._open[client] = total_bytes(payload.tensors)
+        return payload
 
     def end_round(self, round: int, updates: Iterable[Update]) -> RoundRecord:
         """Aggregate and return the record of the round.
 
         Args:
             round: the round that `begin_round` began.
-            updates: of the clients that finished, in any order; a sampled client may be missing.
+            updates: of the clients that finished, in the order of their ids, so that equal rounds give equal bits; a
+                sampled client may be missing. They are asked for one by one and each is checked as it comes; none is
+                kept, unless the method keeps it. What they raise goes through, and the state is as it was before.
 
         Raises:
-            ProtocolError: an update that was not asked for, or whose tensors are not exactly what the plan declares.
+            ProtocolError: an update that was not asked for or came out of order, or whose tensors are not exactly what
+                the plan declares; the state is as it was before.
         """
-        by_client: dict[str, Update] = {}
-        for update in updates:
-            self._check(update, round, by_client)
-            by_client[update.client] = update
-        finished = tuple(sorted(by_client))
-        ordered = [by_client[client] for client in finished]
-        weights = [update.num_examples if self._weighting == "num_examples" else 1 for update in ordered]
-        self.state = self.algorithm.aggregate(self.state, ordered, weights, round)
-        for client in finished:
+        planned = {key for key in self.state.tensors if self.algorithm.plan(key, round).sent}
+        upload_bytes: dict[str, int] = {}
+        train_metrics: dict[str, Mapping[str, float]] = {}
+
+        def arriving() -> Iterator[tuple[Update, int]]:
+            for update in updates:
+                self._check(update, round, planned, upload_bytes)
+                upload_bytes[update.client] = total_bytes(update.tensors)
+                train_metrics[update.client] = update.metrics
+                yield update, update.num_examples if self._weighting == "num_examples" else 1
+
+        arrivals = arriving()
+        state = self.algorithm.aggregate(self.state, arrivals, round)
+        for _ in arrivals:  # of a method that does not look at every update: the clients are to train all the same
+            pass
+        self.state = state
+        for client in upload_bytes:
             self.held[client] = round - 1
         record = RoundRecord(
             round=round,
             clients=tuple(self._open),
-            finished=finished,
-            download_bytes={client: total_bytes(payload.tensors) for client, payload in self._open.items()},
-            upload_bytes={client: total_bytes(by_client[client].tensors) for client in finished},
-            train_metrics={client: by_client[client].metrics for client in finished},
+            finished=tuple(upload_bytes),
+            download_bytes=self._open,
+            upload_bytes=upload_bytes,
+            train_metrics=train_metrics,
         )
         self._open = {}
         return record
 
-    def _check(self, update: Update, round: int, seen: Mapping[str, Update]) -> None:
+    def _check(self, update: Update, round: int, planned: set[Key], seen: dict[str, int]) -> None:
+        """Refuse an update that does not fit the round; ``seen`` are the clients whose updates came, in order."""
+        last = next(reversed(seen), "")
         whose = f"update of client {update.client!r} for round {update.round}"
         if update.client not in self._open or update.round != round or update.client in seen:
             raise ProtocolError(f"{whose}: not asked for in round {round}, or sent twice")
+        if update.client < last:
+            raise ProtocolError(f"{whose}: came after that of {last!r}; bring updates in the order of client ids")
         if update.num_examples < 1:
             raise ProtocolError(f"{whose}: num_examples is {update.num_examples}, must be at least 1")
-        planned = {key for key in self.state.tensors if self.algorithm.plan(key, round).sent}
         if planned != set(update.tensors):
             wrong = ", ".join(str(key) for key in sorted(planned ^ set(update.tensors))[:3])
             raise ProtocolError(
                 f"{whose}: its tensors are not exactly those that the plan declares sent ({wrong}, ...)"
             )
+        dtype = WIRE_DTYPES[self._wire_dtype]
         for key, tensor in update.tensors.items():
             if tensor.shape != self.state.tensors[key].shape:
                 raise ProtocolError(
                     f"{whose}: {key} has shape {tuple(tensor.shape)}, not {tuple(self.state.tensors[key].shape)}"
                 )
-            if tensor.dtype != self.state.tensors[key].dtype:
-                raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {self.state.tensors[key].dtype}")
+            if tensor.dtype != dtype:
+                raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {dtype}, the wire's")
             if not bool(tensor.isfinite().all()):
                 raise ProtocolError(f"{whose}: {key} is not finite")
+
+
+def sample_clients(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, ...]:
+    """Return a part of the clients, drawn without replacement, in the order in which they are given."""
+    count = sample_size(fraction, len(clients))
+    if count == len(clients):
+        return tuple(clients)
+    places = np.random.default_rng(seed).choice(len(clients), count, replace=False)
+    return tuple(clients[place] for place in sorted(places))
 
 
 def sample_size(fraction: float, clients: int) -> int:

@@ -105,7 +105,7 @@ class Payload:
 
     Attributes:
         round: the round it belongs to, counted from 1.
-        tensors: every received tensor that is newer than what the client holds.
+        tensors: every received tensor that is newer than what the client holds, in the dtype of the wire.
     """
 
     round: int
@@ -120,7 +120,7 @@ class Update:
         client: the client's id.
         round: the round it belongs to, counted from 1.
         num_examples: rows in the client's training set (>= 1), not rows processed.
-        tensors: exactly the tensors that the sharing plan declares sent.
+        tensors: exactly the tensors that the sharing plan declares sent, in the dtype of the wire.
         metrics: numbers about the local training (``loss``, ``steps``, ``seconds``).
     """
 
@@ -139,7 +139,7 @@ class RoundRecord:
         round: counted from 1.
         clients: ids that were asked to train, sorted.
         finished: ids whose update was aggregated, sorted.
-        download_bytes: sent to each client, as on the wire without framing.
+        download_bytes: sent to each of them, as on the wire without framing.
         upload_bytes: received from each finished client.
         train_metrics: each finished client's own numbers.
     """

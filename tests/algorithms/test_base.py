@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
@@ -8,12 +9,13 @@ import torch
 from pydantic import Field
 
 from fedsa.algorithms import algorithm_names, check_algorithm, find_algorithm, make_algorithm
-from fedsa.algorithms.base import FROZEN, LOCAL, SHARED, Algorithm, Plan, weighted_mean
+from fedsa.algorithms.base import FROZEN, LOCAL, SHARED, Algorithm, Plan, ServerState, weighted_mean
 from fedsa.algorithms.fedit import FedIT
 from fedsa.algorithms.fedsa import FedSA
 from fedsa.algorithms.ffa import FFA
 from fedsa.algorithms.local import Local
 from fedsa.errors import ConfigError, Mistake, UserError
+from fedsa.server import Server
 from fedsa.types import Factor, Key, Update
 
 HERE = __name__
@@ -32,6 +34,39 @@ class Alternating(Algorithm):
     def plan(self, key: Key, round: int) -> Plan:
         turn = key.factor is (Factor.B if round % 2 else Factor.A)
         return Plan(trained=turn, sent=turn, received=True)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Median(Algorithm):
+    """A method that is not additive."""
+
+    source: ClassVar[str] = "a test"
+    additive: ClassVar[bool] = False
+
+    def plan(self, key: Key, round: int) -> Plan:
+        return SHARED
+
+    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+        all_of_them = [update.tensors for update, _ in updates]
+        median = {key: torch.stack([each[key] for each in all_of_them]).median(0).values for key in state.tensors}
+        return ServerState(median, dict.fromkeys(median, round))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class First(Algorithm):
+    """Takes the first client's tensors and asks for no more."""
+
+    source: ClassVar[str] = "a test"
+    additive: ClassVar[bool] = False
+
+    def plan(self, key: Key, round: int) -> Plan:
+        return SHARED
+
+    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+        update, _ = next(iter(updates))
+        return ServerState(update.tensors, dict.fromkeys(state.tensors, round))
 
 
 @final
@@ -159,8 +194,55 @@ def test_every_method_has_a_source_or_says_that_it_has_none():
 
 def test_weighted_mean_by_hand():
     # (1·[0, 4] + 3·[8, 0]) / 4 = [6, 1]
-    mean = weighted_mean([torch.tensor([0.0, 4.0]), torch.tensor([8.0, 0.0])], [1, 3])
-    assert mean.tolist() == [6.0, 1.0]
+    key = Key("layer", Factor.A)
+    states = [({key: torch.tensor([0.0, 4.0])}, 1), ({key: torch.tensor([8.0, 0.0])}, 3)]
+    mean = weighted_mean(iter(states))
+    assert mean[key].tolist() == [6.0, 1.0]
+    assert mean[key].dtype == torch.float64
+    assert states[0][0][key].tolist() == [0.0, 4.0], "nothing is summed up in place of a client's tensor"
+    assert weighted_mean([]) == {}
+
+
+def test_what_a_mean_in_fp32_would_lose():
+    """A thousand clients at 1, one at 2²⁴ with the weight of all others: 2²³ + ½; an fp32 sum sticks at 2²⁴·1000."""
+    key = Key("layer", Factor.A)
+    states = [({key: torch.tensor([2.0**24])}, 1000), *(({key: torch.ones(1)}, 1) for _ in range(1000))]
+    assert weighted_mean(states)[key].tolist() == [2.0**23 + 0.5]
+
+
+def test_whoever_overrides_aggregate_says_whether_it_is_additive():
+    with pytest.raises(TypeError, match="Silent overrides aggregate, so it must say whether it is additive"):
+
+        class Silent(Algorithm):
+            def aggregate(self, state, updates, round):
+                return state
+
+    assert Alternating.additive
+    assert not Median.additive
+
+
+def test_a_method_that_needs_all_updates_at_once_may_have_them():
+    algorithm, key = Median(), Key("layer", Factor.A)
+    server = Server(algorithm, algorithm.init({key: torch.zeros(1)}), ["c0", "c1", "c2"], seed=0)
+    server.begin_round(1)
+    server.end_round(
+        1, (Update(f"c{number}", 1, 1, {key: torch.tensor([value])}) for number, value in enumerate((9.0, 1.0, 2.0)))
+    )
+    assert server.state.tensors[key].tolist() == [2.0]
+
+
+def test_a_method_that_does_not_look_at_all_updates_still_has_all_clients_trained():
+    algorithm, key, trained = First(), Key("layer", Factor.A), []
+
+    def training():
+        for client in ("c0", "c1", "c2"):
+            trained.append(client)
+            yield Update(client, 1, 1, {key: torch.ones(1)})
+
+    server = Server(algorithm, algorithm.init({key: torch.zeros(1)}), ["c0", "c1", "c2"], seed=0)
+    server.begin_round(1)
+    assert server.end_round(1, training()).finished == ("c0", "c1", "c2")
+    assert trained == ["c0", "c1", "c2"]
 
 
 def test_what_is_received_but_not_sent_this_round_still_comes():
@@ -170,9 +252,9 @@ def test_what_is_received_but_not_sent_this_round_still_comes():
     initial = {a: torch.zeros(1), b: torch.zeros(1)}
     state = algorithm.init(initial)
 
-    state = algorithm.aggregate(state, [Update("x", 1, 1, {b: torch.ones(1)})], [1], 1)
+    state = algorithm.aggregate(state, [(Update("x", 1, 1, {b: torch.ones(1)}), 1)], 1)
     assert set(algorithm.broadcast(state, 2, 0).tensors) == {b}
-    state = algorithm.aggregate(state, [Update("x", 2, 1, {a: torch.ones(1)})], [1], 2)
+    state = algorithm.aggregate(state, [(Update("x", 2, 1, {a: torch.ones(1)}), 1)], 2)
     assert set(algorithm.broadcast(state, 3, 0).tensors) == {a, b}
     assert set(algorithm.broadcast(state, 3, 1).tensors) == {a}
     assert set(algorithm.broadcast(state, 3, 2).tensors) == set()

@@ -1,13 +1,13 @@
 """The contract of an algorithm: who trains, sends and receives which tensor, and how updates are put together.
 
 An algorithm is one file in this folder: a frozen dataclass whose fields are its options. All of it is pure: state goes
-in, state comes out. What it does not say is FedAvg: the weighted mean of what clients sent.
+in, state comes out. What it does not say is FedAvg: the weighted mean of what clients sent, one update at a time.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -71,8 +71,16 @@ class Algorithm(ABC):
 
     source: ClassVar[str]
     """The paper, e.g. ``arXiv:2410.01463``."""
+    additive: ClassVar[bool] = True
+    """The server needs no more of the updates than Σ wᵢxᵢ and Σ wᵢ. Then its memory does not depend on the number of
+    clients, and a protocol that shows it the sums alone (secure aggregation) does."""
     export: ClassVar[str] = "adapter"
     """What a client's result is: a plain ``adapter`` (all that exists so far)."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "aggregate" in vars(cls) and "additive" not in vars(cls):
+            raise TypeError(f"{cls.__name__} overrides aggregate, so it must say whether it is additive")
 
     @abstractmethod
     def plan(self, key: Key, round: int) -> Plan:
@@ -101,45 +109,45 @@ class Algorithm(ABC):
         return Payload(round, newer)
 
     def absorb(self, tensors: State, payload: Payload) -> State:
-        """Return a client's tensors after it took in what the server sent."""
-        return {**tensors, **payload.tensors}
+        """Return a client's tensors after it took in what the server sent; in fp32, whatever the wire's dtype is."""
+        return {**tensors, **{key: value.float() for key, value in payload.tensors.items()}}
 
-    def aggregate(
-        self, state: ServerState, updates: Sequence[Update], weights: Sequence[int], round: int
-    ) -> ServerState:
+    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the server's state after a round.
 
         Args:
             state: the state before.
-            updates: in canonical client order; none at all leaves every value as it was.
-            weights: one count > 0 per update; only their ratios matter.
+            updates: each with its weight, a count > 0 of which only the ratios matter; in the order of client ids. They
+                come one at a time, each when it is asked for, as the client has trained: whoever needs all of them at
+                once calls ``list(updates)``. None at all leaves every value as it was.
             round: the round that ends.
         """
         sent = [key for key in state.tensors if self.plan(key, round).sent]
-        tensors = dict(state.tensors)
-        if updates:
-            tensors |= {key: weighted_mean([update.tensors[key] for update in updates], weights) for key in sent}
+        means = weighted_mean((update.tensors, weight) for update, weight in updates)
+        rounded = {key: mean.to(state.tensors[key].dtype) for key, mean in means.items()}
         # Clients changed their own copy of what they sent: it is newer here even when nobody's update arrived.
-        return ServerState(tensors, {**state.versions, **dict.fromkeys(sent, round)})
+        return ServerState({**state.tensors, **rounded}, {**state.versions, **dict.fromkeys(sent, round)})
 
     def head_plan(self) -> Plan:
         """Return the plan of the classification head, as ``share_head`` says."""
         return SHARED if self.share_head else LOCAL
 
 
-def weighted_mean(tensors: Iterable[Tensor], weights: Sequence[int]) -> Tensor:
-    """Return Σ wᵢxᵢ / Σ wᵢ, summed in the order given.
+def weighted_mean(states: Iterable[tuple[State, int]]) -> dict[Key, Tensor]:
+    """Return Σ wᵢxᵢ / Σ wᵢ of each tensor, in float64; nothing if there are no states.
+
+    Only the sums are held, whatever the number of states. A product wᵢxᵢ is exact for x of 24 bits (fp32, bf16) and
+    weights below 2²⁹; what is left is the rounding of a float64 sum. Rounded to x's own dtype, the mean of one state is
+    that state, bit for bit.
 
     Args:
-        tensors: of one shape and floating dtype.
-        weights: one count > 0 per tensor. As whole numbers their ratios are exact: a common factor changes no bit, and
-            a single tensor comes back as it is.
-
-    Returns:
-        A new tensor of the same shape and dtype.
+        states: of the same keys, each with its weight, a count > 0.
     """
-    whole = sum(weights)
-    first, *rest = (tensor * (weight / whole) for tensor, weight in zip(tensors, weights, strict=True))
-    for term in rest:
-        first += term
-    return first
+    sums: dict[Key, Tensor] = {}
+    whole = 0
+    for tensors, weight in states:
+        whole += weight
+        for key, tensor in tensors.items():
+            term = tensor.double() * weight
+            sums[key] = sums[key].add_(term) if key in sums else term
+    return {key: total / whole for key, total in sums.items()}

@@ -46,7 +46,7 @@ def begin(federation: Federation, folder: RunFolder) -> Progress:
             for client in federation.clients
         }
     )
-    folder.write_json(
+    folder.write_table(
         "partition.json",
         {
             client: {name: part.tolist() for name, part in zip(SPLITS, parts, strict=True)}

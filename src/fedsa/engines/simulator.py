@@ -19,9 +19,10 @@ from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.errors import TrainingError
 from fedsa.evaluation import Personal, evaluate, majority_accuracy, summarize_clients
 from fedsa.federation import Federation, first_round
-from fedsa.server import Server
+from fedsa.seeds import derive_seed
+from fedsa.server import Server, sample_clients
 from fedsa.store import Progress, RunFolder
-from fedsa.types import RoundRecord
+from fedsa.types import RoundRecord, Update
 
 __all__ = ["peak_rss_bytes", "simulate"]
 
@@ -90,7 +91,8 @@ class _Run:
             seed=recipe.seed,
             fraction_train=recipe.fraction_train,
             weighting=recipe.weighting,
-            held=self.progress.held,
+            wire_dtype=recipe.wire_dtype,
+            held=self.folder.load_held(self.progress.round),
         )
 
     def _server_state(self, round: int) -> ServerState:
@@ -122,18 +124,16 @@ class _Run:
             progress.train_seconds += sum(metrics["seconds"] for metrics in record.train_metrics.values())
             progress.upload_bytes += sum(record.upload_bytes.values())
             progress.download_bytes += sum(record.download_bytes.values())
-            progress.held = dict(self.server.held)
-            self.folder.save_server(round, self.server.state.tensors, self.server.state.versions)
+            self.folder.save_server(round, self.server.state.tensors, self.server.state.versions, self.server.held)
         evaluation_started = time.perf_counter()
         is_evaluated = round % self.recipe.evaluation.evaluate_every == 0 or round == self.recipe.rounds
-        results = {mode: self._evaluate(mode, "validation", round) for mode in self._modes} if is_evaluated else {}
+        results = self._validate(round) if is_evaluated else {}
         progress.evaluation_seconds += time.perf_counter() - evaluation_started
         figures = None
         if results:
             figures = summarize_clients(results[self._modes[0]], self.federation.task.metric)
             if progress.chosen_score is None or figures.weighted_mean > progress.chosen_score:
                 progress.chosen_round, progress.chosen_score = round, figures.weighted_mean
-                progress.chosen_files = {client: held + 1 for client, held in self.server.held.items()}
         lines = list(self._lines(round, record, results))
         progress.metrics_bytes = self.folder.append_metrics(lines)
         progress.round = round
@@ -142,12 +142,16 @@ class _Run:
         self._tell("on_round_end", round, lines, asdict(figures) if figures else None)
 
     def _train(self, round: int) -> RoundRecord:
-        updates = []
-        asked = ((self.clients[client], payload) for client, payload in self.server.begin_round(round).items())
+        return self.server.end_round(round, self._updates(round))
+
+    def _updates(self, round: int) -> Iterator[Update]:
+        """Train the round's clients, as many at a time as go through the model at once, when the server asks."""
+        clients = self.server.begin_round(round)
+        self.folder.load_ahead(clients, round - 1)
+        asked = ((self.clients[client], self.server.payload(client, round)) for client in clients)
         for update in train_clients(asked):
             self._tell("on_client_trained", round, update.client, update.metrics)
-            updates.append(update)
-        return self.server.end_round(round, updates)
+            yield update
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
@@ -161,8 +165,28 @@ class _Run:
         """Return the name of a result in ``metrics.jsonl`` and the summary: only the first mode's is the plain one."""
         return what if mode == self._modes[0] else f"{what}_after_{mode}"
 
-    def _evaluate(self, mode: Mode, split: SplitName, round: int, server: ServerState | None = None) -> Results:
+    def _validate(self, round: int) -> dict[Mode, Results]:
+        """Return the metrics on validation of the clients that are drawn for it."""
+        seed = derive_seed(self.recipe.seed, "evaluation", round)
+        clients = sample_clients(self.federation.clients, self.recipe.evaluation.fraction_evaluate, seed)
+        return {mode: self._evaluate(mode, "validation", round, clients=clients) for mode in self._modes}
+
+    def _evaluate(
+        self,
+        mode: Mode,
+        split: SplitName,
+        round: int,
+        server: ServerState | None = None,
+        clients: Sequence[str] | None = None,
+    ) -> Results:
         """Return each client's metrics on a split, with what it would use after a round.
+
+        Args:
+            mode: what it is measured after.
+            split: the rows.
+            round: the round that ended.
+            server: the server's state after that round; None: as it is now.
+            clients: whose; None: everyone's.
 
         Raises:
             TrainingError: they are not finite, or memory ran out; whose, and what to lower.
@@ -173,7 +197,7 @@ class _Run:
             federation.model,
             federation.task,
             federation.encoded,
-            self._personal(mode, split, round, server or self.server.state),
+            self._personal(mode, split, round, server or self.server.state, clients or federation.clients),
             batch_size=self.recipe.evaluation.batch_size,
             together=training.cohort_size if training.trainer == "cohort" else 0,
             pack=bool(training.packing),
@@ -194,13 +218,17 @@ class _Run:
             ) from error
         return results
 
-    def _personal(self, mode: Mode, split: SplitName, round: int, server: ServerState) -> Iterator[Personal]:
-        for client in self.federation.clients:
+    def _personal(
+        self, mode: Mode, split: SplitName, round: int, server: ServerState, clients: Sequence[str]
+    ) -> Iterator[Personal]:
+        algorithm, wire_dtype = self.federation.algorithm, self.recipe.wire_dtype
+        self.folder.load_ahead(clients, round)
+        for client in clients:
             state = self.folder.load_client(client, round)
             tensors = (
                 own_tensors(self.initial, state)
                 if mode == "training"
-                else personal_tensors(self.federation.algorithm, self.initial, server, state, round)
+                else personal_tensors(algorithm, self.initial, server, state, round, wire_dtype)
             )
             yield client, tensors, getattr(self.federation.rows.partition.clients[client], split)
 
@@ -209,8 +237,9 @@ class _Run:
     def _lines(
         self, round: int, record: RoundRecord | None, results: Mapping[Mode, Results]
     ) -> Iterator[dict[str, Any]]:
-        """Yield a round's lines of ``metrics.jsonl``: one for every client."""
-        for client in self.federation.clients:
+        """Yield a round's lines of ``metrics.jsonl``: one for every client that was to train or was evaluated."""
+        asked = set(record.clients) if record else set()
+        for client in sorted(asked.union(*results.values())):
             trained = record.train_metrics.get(client) if record else None
             line: dict[str, Any] = {
                 "round": round,
@@ -220,7 +249,8 @@ class _Run:
                 "download_bytes": record.download_bytes.get(client, 0) if record else 0,
             }
             for mode, by_client in results.items():
-                line[self._named("validation", mode)] = {"after": mode, **by_client[client]}
+                if client in by_client:
+                    line[self._named("validation", mode)] = {"after": mode, **by_client[client]}
             yield line
 
     def _summary(self) -> dict[str, Any]:
@@ -238,6 +268,7 @@ class _Run:
             "clients": len(federation.clients),
             "seed": recipe.seed,
             "share_head": recipe.share_head,
+            "wire_dtype": recipe.wire_dtype,
             "model": recipe.model.path,
             "data": recipe.data.path,
             "metric": metric,
@@ -249,7 +280,7 @@ class _Run:
                 name: {"round": round, "after": mode, **asdict(summarize_clients(results, metric))}
                 for name, (mode, round, results) in tests.items()
             },
-            **first_round(federation.algorithm, self.initial),
+            **first_round(federation.algorithm, self.initial, recipe.wire_dtype),
             "total_upload_bytes": progress.upload_bytes,
             "total_download_bytes": progress.download_bytes,
             "train_seconds": progress.train_seconds,

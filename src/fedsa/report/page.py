@@ -120,7 +120,8 @@ def _render(
     labels = _labels(summary["per_client"])
     plan = summary.get("sharing_plan", [])
     uploads = sum(record.get("train") is not None for record in records)
-    trained_bytes = 4 * sum(row.get("parameters", 0) for row in plan if row.get("trained"))
+    bytes_each = 2 if summary.get("wire_dtype") == "bf16" else 4
+    trained_bytes = bytes_each * sum(row.get("parameters", 0) for row in plan if row.get("trained"))
     engine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     engine.filters |= {
         "score": lambda value: _score(value, metric),
@@ -152,6 +153,7 @@ def _render(
         in_words=_in_words(summary, metric),
         moment=_MOMENTS.get(summary.get("evaluated_after", ""), _MOMENTS["aggregate"]),
         plan=plan,
+        bytes_each=bytes_each,
         trained_bytes=trained_bytes,
         uploads=uploads,
         figures=draw_figures(records, metric, summary.get("chosen_round")),

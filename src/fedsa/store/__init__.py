@@ -8,13 +8,13 @@
     initial.safetensors         the tensors that every client started from
     server/round-000005.safetensors
     clients/00003-amazon-1/round-000005.safetensors
-    metrics.jsonl               one line per round and client
+    metrics.jsonl               one line per round and client that took part in it
     state.json                  the commit point
     summary.json, report.html   at the end
 
 Files of a round are written whole under new names; the round exists once ``state.json`` names it. So an interruption at
 any moment, inside a write too, leaves the last finished round as it was. A client's state is kept for its last round
-and for the chosen one.
+and for the chosen one. Clients' files are written by threads behind the training; the commit waits for them.
 """
 
 from fedsa.store.files import FORMAT, write_atomically, write_error

@@ -18,9 +18,20 @@ from fedsa.types import Key, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FORMAT", "by_key", "by_name", "load_tensors", "save_tensors", "write_atomically", "write_error"]
+__all__ = [
+    "FORMAT",
+    "by_key",
+    "by_name",
+    "load_tensors",
+    "make_folder",
+    "packed",
+    "remove",
+    "save_tensors",
+    "write_atomically",
+    "write_error",
+]
 
-FORMAT = 1
+FORMAT = 2
 """The version of the run folder's layout."""
 
 
@@ -66,23 +77,49 @@ def by_key(tensors: Mapping[str, Tensor]) -> dict[Key, Tensor]:
     return {Key.parse(name): tensor for name, tensor in tensors.items()}
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there.
+
+    Raises:
+        UserError: the disk is full, or the folder above cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        UserError: its folder cannot be written.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def packed(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """Return the content of a file of named tensors, and of what is to be known about them."""
+    # One metadata entry: the order of several is not fixed, and equal states must give equal bytes.
+    metadata = {"fedsa": json.dumps({"format": FORMAT, **about}, sort_keys=True)}
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write named tensors, and what is to be known about them.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    # One metadata entry: the order of several is not fixed, and equal states must give equal bytes.
-    metadata = {"fedsa": json.dumps({"format": FORMAT, **about}, sort_keys=True)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
-    write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+    make_folder(path.parent)
+    write_atomically(path, packed(tensors, about))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `save_tensors` wrote.
+    """Return what `packed` packed.
 
     Raises:
         RunFolderError: the file is missing or damaged.

@@ -13,11 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import quote
 
+import torch
 from filelock import FileLock, Timeout
 
 from fedsa.errors import RunFolderError
 from fedsa.recipe import Recipe, parse_recipe
-from fedsa.store.files import FORMAT, by_key, by_name, load_tensors, save_tensors, write_atomically, write_error
+from fedsa.store.background import ReadAhead, WriteBehind
+from fedsa.store.files import (
+    FORMAT,
+    by_key,
+    by_name,
+    load_tensors,
+    make_folder,
+    packed,
+    save_tensors,
+    write_atomically,
+    write_error,
+)
 from fedsa.store.states import ClientState, Progress
 from fedsa.types import Key, State
 
@@ -28,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder", "recipe_of"]
 
+_LAST_TRAINED = "last_trained"  # in the server's file: for each client of clients.json, the round it last trained in
 _ROUND_FILE = re.compile(r"round-(\d{6})\.safetensors")
 _FIRST_FILES = {"recipe.toml", ".recipe.toml.partial", ".lock"}  # all that `create` writes
 
@@ -44,7 +57,12 @@ class RunFolder:
         self.path = path
         self._lock = FileLock(path / ".lock")
         self._kept: dict[str, list[int]] = {}  # client -> rounds of its files, ascending
+        self._twice: set[str] = set()  # clients that need two files: the last and the chosen round's
+        self._saved: set[str] = set()  # clients with a new file since files were last pruned
+        self._pruned_for: int | None = None  # the chosen round when they were
         self._folders: dict[str, str] = {}
+        self._writes = WriteBehind()
+        self._reads: ReadAhead[tuple[str, int], ClientState | None] = ReadAhead()
         self._made: list[Path] = []  # the folders that `create` made, innermost first
         self._is_new = False
 
@@ -115,19 +133,14 @@ class RunFolder:
         except (AttributeError, KeyError, TypeError):
             raise self._damaged("clients.json", "not what fedsa wrote") from None
         self._scan()
-        last = {client: version + 1 for client, version in progress.held.items()}  # it took in the version before
-        chosen = progress.chosen_round
-        for needed, limit in ((last, progress.round), (progress.chosen_files, -1 if chosen is None else chosen)):
-            for client, round in needed.items():
+        for limit in {progress.round, progress.chosen_round or 0}:
+            for client, held in self.load_held(limit).items():
                 # A later one will do: the client has trained since, and its update was lost.
-                if not any(round <= kept <= limit for kept in self._kept.get(client, [])):
-                    raise self._missing(client, round)
-
-    def _missing(self, client: str, round: int) -> RunFolderError:
-        if client not in self._folders:
-            return self._damaged("clients.json", f"client {client!r} is not in it")
-        path = self._client_file(client, round)
-        return RunFolderError(f"checkpoint {path} is missing: restore it from a copy, or start the run again")
+                if not any(held + 1 <= kept <= limit for kept in self._kept.get(client, [])):
+                    path = self._client_file(client, held + 1)
+                    raise RunFolderError(
+                        f"checkpoint {path} is missing: restore it from a copy, or start the run again"
+                    )
 
     def _acquire(self) -> None:
         try:
@@ -140,7 +153,9 @@ class RunFolder:
             raise write_error(self.path, error) from error
 
     def close(self) -> None:
-        """Release the lock."""
+        """Let the threads come to an end, and release the lock."""
+        self._reads.close()
+        self._writes.close()
         self._lock.release()
 
     def finished(self, rounds: int) -> dict[str, Any] | None:
@@ -179,6 +194,13 @@ class RunFolder:
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file of the run, atomically."""
         self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_table(self, name: str, table: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run that has an entry for every client, atomically; each on a line of its own."""
+        lines = [
+            f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(table[key], ensure_ascii=False)}" for key in table
+        ]
+        self.write_text(name, "{\n" + ",\n".join(lines) + "\n}\n")
 
     def read_json(self, name: str) -> Any:
         """Return what a JSON file of the run holds.
@@ -222,21 +244,31 @@ class RunFolder:
             raise self._damaged("state.json", error) from None
 
     def commit(self, progress: Progress) -> None:
-        """Make a round exist, then delete the files that no round needs any more."""
+        """Make a round exist, once all its files are safe; the files that no round needs any more go after that.
+
+        Raises:
+            UserError: a file of the round could not be written, or the commit point; the round before is safe.
+        """
+        self._writes.settle()
         self.write_json("state.json", {"format": FORMAT, **asdict(progress)})
         self._prune(progress)
 
     def _prune(self, progress: Progress) -> None:
-        """Delete the files that no round needs any more."""
+        """Have the files deleted that no round needs any more, of whoever may have one."""
+        self._reads.forget()
         keep = {progress.round, progress.chosen_round}
         for path in (self.path / "server").glob("round-*.safetensors"):
             if _round_of(path) not in keep:
-                path.unlink()
-        for client, rounds in self._kept.items():
+                self._writes.remove(path)
+        chosen_anew = progress.chosen_round != self._pruned_for
+        for client in sorted(self._saved | self._twice if chosen_anew else self._saved):
+            rounds = self._kept[client]
             needed = {_last(rounds, limit) for limit in keep if limit is not None}
             for round in [round for round in rounds if round not in needed]:
-                self._client_file(client, round).unlink(missing_ok=True)
+                self._writes.remove(self._client_file(client, round))
                 rounds.remove(round)
+            (self._twice.add if len(rounds) > 1 else self._twice.discard)(client)
+        self._saved, self._pruned_for = set(), progress.chosen_round
 
     def roll_back(self, progress: Progress) -> None:
         """Remove what an interruption left behind, whichever write it came in.
@@ -251,13 +283,19 @@ class RunFolder:
         if length > progress.metrics_bytes:
             with metrics.open("r+b") as file:
                 file.truncate(progress.metrics_bytes)
-        for path in [*self.path.rglob(".*.partial"), *self.path.glob(".*.tmp")]:
+        for path in [*self.path.glob(".*.tmp"), *self.path.glob(".*.partial"), *self.path.glob("server/.*.partial")]:
             path.unlink()
-        for path in self.path.rglob("round-*.safetensors"):
+        for path in (self.path / "server").glob("round-*.safetensors"):
             if _round_of(path) > progress.round:
                 path.unlink()
-        self._scan()
+        for path in self._scan():
+            path.unlink()
+        for client, rounds in self._kept.items():
+            while rounds and rounds[-1] > progress.round:
+                self._client_file(client, rounds.pop()).unlink()
+        self._saved = set(self._kept)
         self._prune(progress)
+        self._writes.settle()
 
     def append_metrics(self, lines: Iterable[Mapping[str, Any]]) -> int:
         """Append lines to ``metrics.jsonl`` and return its length in bytes."""
@@ -280,7 +318,7 @@ class RunFolder:
             client: f"{number:05d}-{quote(client, safe=' ').replace('%', '_')[:60].strip(' .')}"
             for number, client in enumerate(sorted(clients))
         }
-        self.write_json(
+        self.write_table(
             "clients.json", {client: {"folder": folders[client], **clients[client]} for client in sorted(clients)}
         )
         self._folders = folders
@@ -295,10 +333,21 @@ class RunFolder:
         tensors, _ = load_tensors(self.path / "initial.safetensors")
         return by_key(tensors)
 
-    def save_server(self, round: int, tensors: State, versions: Mapping[Key, int]) -> None:
-        """Write the server's tensors after a round."""
+    def save_server(self, round: int, tensors: State, versions: Mapping[Key, int], held: Mapping[str, int]) -> None:
+        """Write the server's state after a round.
+
+        Args:
+            round: its number.
+            tensors: the server's tensors.
+            versions: of each of them.
+            held: client id to the newest version that it has taken in, for whoever has trained: the one before the
+                round of its last training.
+        """
         path = self.path / "server" / f"round-{round:06d}.safetensors"
-        save_tensors(path, by_name(tensors), {"versions": {str(key): version for key, version in versions.items()}})
+        last = torch.tensor([held.get(client, -1) + 1 for client in self._folders], dtype=torch.int32)
+        about = {"versions": {str(key): version for key, version in versions.items()}}
+        make_folder(path.parent)
+        self._writes.write(path, packed({**by_name(tensors), _LAST_TRAINED: last}, about))
 
     def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int]]:
         """Return the server's tensors and their versions after a round that is kept.
@@ -306,14 +355,48 @@ class RunFolder:
         Raises:
             RunFolderError: the round is not kept, or its file is damaged.
         """
-        tensors, about = load_tensors(self.path / "server" / f"round-{round:06d}.safetensors")
+        tensors, about = self._load_server(round)
+        del tensors[_LAST_TRAINED]
         return by_key(tensors), {Key.parse(name): version for name, version in about["versions"].items()}
 
+    def load_held(self, round: int) -> dict[str, int]:
+        """Return, for each client that had trained by a round that is kept, the newest version it had taken in.
+
+        Raises:
+            RunFolderError: the round is not kept, or its file is damaged.
+        """
+        if round < 1:
+            return {}
+        last = self._load_server(round)[0][_LAST_TRAINED].tolist()
+        if len(last) != len(self._folders):
+            raise self._damaged("clients.json", f"{len(self._folders)} clients are in it, the run has {len(last)}")
+        return {client: trained - 1 for client, trained in zip(self._folders, last, strict=True) if trained}
+
+    def _load_server(self, round: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        path = self.path / "server" / f"round-{round:06d}.safetensors"
+        self._writes.wait(path)
+        tensors, about = load_tensors(path)
+        if _LAST_TRAINED not in tensors or "versions" not in about:
+            raise self._damaged(f"server/{path.name}", "it is not a server's")
+        return tensors, about
+
     def save_client(self, client: str, round: int, state: ClientState) -> None:
-        """Write a client's state after it trained in a round."""
+        """Write a client's state after it trained in a round; it is on the disk when the round is committed.
+
+        Raises:
+            UserError: this or an earlier file cannot be written.
+        """
         tensors = by_name(state.tensors) | {f"optimizer|{name}": value for name, value in state.optimizer_state.items()}
-        save_tensors(self._client_file(client, round), tensors, {"held": state.held})
+        path = self._client_file(client, round)
+        if client not in self._kept:
+            make_folder(path.parent)
+        self._writes.write(path, packed(tensors, {"held": state.held}))
         self._kept.setdefault(client, []).append(round)
+        self._saved.add(client)
+
+    def load_ahead(self, clients: Iterable[str], round: int) -> None:
+        """Begin to read the states that `load_client` will be asked for, in this order, a few at a time."""
+        self._reads.expect(((client, round) for client in clients if client in self._kept), self._read_client)
 
     def load_client(self, client: str, round: int) -> ClientState | None:
         """Return a client's state as it was after ``round``, or None if it had not trained by then.
@@ -323,10 +406,16 @@ class RunFolder:
         """
         if client not in self._folders:
             raise RunFolderError(f"run {self.path} has no client {client!r}; its clients: {', '.join(self._folders)}")
+        return self._reads.get((client, round), self._read_client)
+
+    def _read_client(self, which: tuple[str, int]) -> ClientState | None:
+        client, round = which
         found = _last(self._kept.get(client, []), round)
         if found is None:
             return None
-        tensors, about = load_tensors(self._client_file(client, found))
+        path = self._client_file(client, found)
+        self._writes.wait(path)
+        tensors, about = load_tensors(path)
         optimizer_state = {
             name.removeprefix("optimizer|"): tensors.pop(name)
             for name in list(tensors)
@@ -337,13 +426,19 @@ class RunFolder:
     def _client_file(self, client: str, round: int) -> Path:
         return self.path / "clients" / self._folders[client] / f"round-{round:06d}.safetensors"
 
-    def _scan(self) -> None:
+    def _scan(self) -> list[Path]:
+        """Learn which rounds' files each client has, and return what half a write left among them."""
         names = {folder: client for client, folder in self._folders.items()}
-        self._kept = {}
-        for path in sorted((self.path / "clients").glob("*/round-*.safetensors")):
-            if path.parent.name not in names:
-                raise RunFolderError(f"{path.parent} is not a folder that fedsa made: move it out of the run folder")
-            self._kept.setdefault(names[path.parent.name], []).append(_round_of(path))
+        self._kept, halves = {}, []
+        for place in _entries(self.path / "clients"):
+            files = _entries(place) if place.is_dir() else []
+            halves += [path for path in files if path.name.startswith(".") and path.suffix == ".partial"]
+            rounds = sorted(_round_of(path) for path in files if path.match("round-*.safetensors"))
+            if rounds and place.name not in names:
+                raise RunFolderError(f"{place} is not a folder that fedsa made: move it out of the run folder")
+            if rounds:
+                self._kept[names[place.name]] = rounds
+        return halves
 
     @contextmanager
     def locked(self) -> Iterator[RunFolder]:
@@ -371,6 +466,10 @@ def recipe_of(folder: RunFolder) -> Recipe:
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): restore it from a copy, or start the run again") from None
     return parse_recipe(data, source=str(path))
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.exists() else []
 
 
 def _round_of(path: Path) -> int:

@@ -37,9 +37,6 @@ class Progress:
         round: the last finished round; 0: only the evaluation before any training; -1: not even that.
         chosen_round: the best round so far by the weighted validation mean, or None.
         chosen_score: its score.
-        chosen_files: client id to the round of its file that the chosen round needs; clients without one had not
-            trained by then.
-        held: client id to the newest server version that it has taken in.
         metrics_bytes: length of ``metrics.jsonl`` up to this round.
         train_seconds: in local training, so far.
         evaluation_seconds: in evaluation, so far.
@@ -54,8 +51,6 @@ class Progress:
     round: int = -1
     chosen_round: int | None = None
     chosen_score: float | None = None
-    chosen_files: dict[str, int] = field(default_factory=dict)
-    held: dict[str, int] = field(default_factory=dict)
     metrics_bytes: int = 0
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0

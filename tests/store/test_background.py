@@ -1,0 +1,144 @@
+"""Files written behind and read ahead: bounded, in order, and no error is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fedsa.errors import UserError
+from fedsa.store import background
+from fedsa.store.background import ReadAhead, WriteBehind
+
+
+@pytest.fixture
+def writes():
+    made = WriteBehind()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def reads():
+    made: ReadAhead = ReadAhead()
+    yield made
+    made.close()
+
+
+def test_what_is_written_is_there_when_it_is_settled(writes: WriteBehind, tmp_path: Path) -> None:
+    for number in range(20):
+        writes.write(tmp_path / str(number), bytes([number]))
+    writes.settle()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {str(n): bytes([n]) for n in range(20)}
+
+
+def test_what_is_removed_is_gone_when_it_is_settled_or_the_end_comes(tmp_path: Path) -> None:
+    for end in ("settle", "close"):
+        writes = WriteBehind()
+        for number in range(20):
+            (tmp_path / str(number)).touch()
+        for number in range(25):
+            writes.remove(tmp_path / str(number))
+        getattr(writes, end)()
+        assert not list(tmp_path.iterdir())
+        writes.close()
+
+
+def test_a_file_that_cannot_be_removed_is_told(writes: WriteBehind, tmp_path: Path) -> None:
+    writes.remove(tmp_path)  # a folder
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}"):
+        writes.settle()
+
+
+def test_the_one_thread_waits_for_slow_disks_only_when_much_is_waiting(
+    writes: WriteBehind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[str] = []
+
+    def slow(path: Path, content: bytes) -> None:
+        time.sleep(0.01)
+        finished.append(path.name)
+
+    monkeypatch.setattr(background, "write_atomically", slow)
+    waiting = []
+    for number in range(40):
+        writes.write(tmp_path / str(number), b"")
+        waiting.append(number + 1 - len(finished))
+    assert 4 < max(waiting) <= 8
+    writes.settle()
+    assert sorted(finished, key=int) == [str(number) for number in range(40)]
+
+
+def test_an_error_comes_with_a_later_write_or_at_the_latest_when_all_is_settled(
+    writes: WriteBehind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(background, "write_atomically", full)
+    writes.write(tmp_path / "only", b"")
+    with pytest.raises(UserError, match="the disk is full"):
+        writes.wait(tmp_path / "only")
+    with pytest.raises(UserError, match="the disk is full"):
+        writes.settle()
+    many = (writes.write(tmp_path / str(number), b"") for number in range(9))
+    with pytest.raises(UserError, match="the disk is full"):
+        list(many)
+
+
+def test_after_the_end_no_thread_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_go_on, begun, finished = threading.Event(), [], []
+
+    def slow(path: Path, content: bytes) -> None:
+        begun.append(path)
+        may_go_on.wait()
+        finished.append(path)
+
+    monkeypatch.setattr(background, "write_atomically", slow)
+    writes = WriteBehind()
+    for number in range(8):
+        writes.write(tmp_path / str(number), b"")
+    while len(begun) < 4:
+        time.sleep(0.001)
+    threading.Timer(0.02, may_go_on.set).start()
+    writes.close()
+    assert sorted(finished) == sorted(begun)
+    assert len(finished) == 4, "what had not begun is given up"
+
+
+def test_what_is_expected_is_read_before_it_is_asked_for_and_in_order(reads: ReadAhead) -> None:
+    begun: list[int] = []
+
+    def read(key: int) -> int:
+        begun.append(key)
+        return key * key
+
+    reads.expect(range(100), read)
+    deadline = time.monotonic() + 10
+    while len(begun) < 4 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.01)
+    assert sorted(begun) == [0, 1, 2, 3], "a few at a time"
+    assert [reads.get(key, read) for key in range(100)] == [key * key for key in range(100)]
+    assert sorted(begun) == list(range(100)), "nothing is read twice"
+
+
+def test_what_nobody_expected_is_read_all_the_same(reads: ReadAhead) -> None:
+    reads.expect([1, 2, 3], str)
+    assert [reads.get(key, str) for key in (7, 2, 1, 3, 1)] == ["7", "2", "1", "3", "1"]
+    reads.expect([4, 5], str)
+    reads.forget()
+    assert reads.get(5, str) == "5"
+
+
+def test_an_error_in_reading_comes_to_whoever_asks(reads: ReadAhead) -> None:
+    def fail(key: int) -> int:
+        raise UserError(f"{key} is damaged")
+
+    reads.expect([1, 2], fail)
+    with pytest.raises(UserError, match="1 is damaged"):
+        reads.get(1, fail)
+    with pytest.raises(UserError, match="2 is damaged"):
+        reads.get(2, fail)

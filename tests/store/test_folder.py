@@ -1,0 +1,172 @@
+"""The run folder by itself: which files are there, and when a round exists."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedsa.errors import UserError
+from fedsa.store import ClientState, Progress, RunFolder, background
+from fedsa.types import Factor, Key
+
+A = Key("layer", Factor.A)
+CLIENTS = [f"client {number:02d}" for number in range(12)]
+
+
+def state(value: float) -> ClientState:
+    return ClientState({A: torch.full((3,), value)}, {}, held=0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    with RunFolder.create(tmp_path / "run", "").locked() as made:
+        made.register_clients({client: {} for client in CLIENTS})
+        yield made
+
+
+def save_round(folder: RunFolder, round: int, clients: list[str], held: dict[str, int]) -> None:
+    for client in clients:
+        folder.save_client(client, round, state(round))
+        held[client] = round - 1
+    folder.save_server(round, {A: torch.full((3,), float(round))}, {A: round}, held)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exactly_the_files_of_the_last_and_the_chosen_round_are_kept(folder: RunFolder, seed: int) -> None:
+    """Against the definition, over many rounds, with a resume in the middle."""
+    rng = random.Random(seed)
+    trained: dict[str, list[int]] = {client: [] for client in CLIENTS}
+    held: dict[str, int] = {}
+    chosen = None
+    for round in range(1, 40):
+        clients = sorted(rng.sample(CLIENTS, rng.randint(1, 4)))
+        save_round(folder, round, clients, held)
+        for client in clients:
+            trained[client].append(round)
+        if rng.random() < 0.3:
+            chosen = round
+        folder.commit(Progress(round=round, chosen_round=chosen))
+        folder._writes.settle()  # files go some time after the commit
+        expected = {}
+        for client, rounds in trained.items():
+            needed = {
+                max((each for each in rounds if each <= limit), default=None)
+                for limit in (round, chosen)
+                if limit is not None
+            }
+            if needed - {None}:
+                expected[client] = sorted(needed - {None})
+        on_disk: dict[str, list[int]] = {}
+        for path in sorted(folder.path.glob("clients/*/*")):
+            on_disk.setdefault(path.parent.name[6:], []).append(int(path.stem.removeprefix("round-")))
+        assert on_disk == expected
+        servers = sorted(int(path.stem.removeprefix("round-")) for path in folder.path.glob("server/*"))
+        assert servers == sorted({round, chosen} - {None})
+        if round == 20:
+            folder.close()
+            folder = RunFolder.open(folder.path, write=True)
+            folder.roll_back(Progress(round=round, chosen_round=chosen))
+    for client, rounds in trained.items():
+        loaded = folder.load_client(client, 39)
+        assert (loaded is None) is (not rounds)
+        assert loaded is None or loaded.tensors[A].tolist() == [rounds[-1]] * 3
+    folder.close()
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = background.write_atomically
+
+    def slow(path: Path, content: bytes) -> None:
+        time.sleep(0.03)
+        write(path, content)
+
+    monkeypatch.setattr(background, "write_atomically", slow)
+
+
+def test_a_round_exists_only_when_all_its_files_are_safe(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly(monkeypatch)
+    safe: list[int] = []
+    write_json = RunFolder.write_json
+
+    def watched(self: RunFolder, name: str, data: Any) -> None:
+        if name == "state.json":
+            safe.append(len(list(self.path.glob("*/**/round-000001.safetensors"))))
+        write_json(self, name, data)
+
+    monkeypatch.setattr(RunFolder, "write_json", watched)
+    save_round(folder, 1, CLIENTS, {})
+    assert len(list(folder.path.glob("clients/*/round-*"))) < len(CLIENTS), "nobody waited for the disk"
+    folder.commit(Progress(round=1))
+    assert safe == [len(CLIENTS) + 1]
+
+
+def test_a_state_that_is_still_being_written_can_be_read(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly(monkeypatch)
+    save_round(folder, 1, CLIENTS[:3], {})
+    folder.load_ahead(CLIENTS, 1)
+    for number, client in enumerate(CLIENTS):
+        loaded = folder.load_client(client, 1)
+        assert (loaded is not None) is (number < 3)
+    assert folder.load_server(1)[0][A].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_write_that_fails_leaves_the_round_before(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: dict[str, int] = {}
+    save_round(folder, 1, CLIENTS, held)
+    folder.commit(Progress(round=1))
+    before, write = (folder.path / "state.json").read_bytes(), background.write_atomically
+
+    def full(path: Path, content: bytes) -> None:
+        if "00003" in path.parent.name:
+            raise UserError("the disk is full")
+        write(path, content)
+
+    monkeypatch.setattr(background, "write_atomically", full)
+    steps = (lambda: save_round(folder, 2, CLIENTS, held), lambda: folder.commit(Progress(round=2)))
+    with pytest.raises(UserError, match="the disk is full"):
+        [step() for step in steps]
+    assert (folder.path / "state.json").read_bytes() == before
+    folder.close()
+    with RunFolder.open(folder.path, write=True).locked() as again:
+        again.roll_back(Progress(round=1))
+        assert all(again.load_client(client, 9).tensors[A].tolist() == [1.0] * 3 for client in CLIENTS)
+        assert again.load_held(1) == dict.fromkeys(CLIENTS, 0)
+
+
+def test_what_an_interruption_left_is_removed(folder: RunFolder) -> None:
+    held: dict[str, int] = {}
+    save_round(folder, 1, CLIENTS, held)
+    folder.commit(Progress(round=1))
+    kept = {path for path in folder.path.rglob("*") if path.is_file()}
+    save_round(folder, 2, CLIENTS[:5], held)
+    folder.commit(Progress(round=1))  # the files are there, and the round is not
+    for place in (folder.path, folder.path / "server", next(folder.path.glob("clients/*"))):
+        (place / ".round-000002.safetensors.partial").touch()
+    folder.close()
+    with RunFolder.open(folder.path, write=True).locked() as again:
+        again.roll_back(Progress(round=1))
+        assert {path for path in again.path.rglob("*") if path.is_file()} == kept
+        assert again.load_client(CLIENTS[0], 2).tensors[A].tolist() == [1.0] * 3
+
+
+def test_the_commit_point_does_not_grow_with_the_clients(folder: RunFolder) -> None:
+    save_round(folder, 1, CLIENTS, {})
+    folder.commit(Progress(round=1))
+    assert not any(client in (folder.path / "state.json").read_text() for client in CLIENTS)
+
+
+def test_a_list_of_clients_that_has_lost_some_is_told(folder: RunFolder) -> None:
+    save_round(folder, 1, CLIENTS, {})
+    folder.commit(Progress(round=1))
+    clients = json.loads((folder.path / "clients.json").read_text())
+    del clients[CLIENTS[4]]
+    (folder.path / "clients.json").write_text(json.dumps(clients))
+    with pytest.raises(UserError, match=r"clients.json is damaged|is not a folder that fedsa made"):
+        RunFolder.open(folder.path)
