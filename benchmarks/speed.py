@@ -2,13 +2,14 @@
 
     python benchmarks/speed.py --flower-python FLOWER/bin/python
 
-MiniLM-L6 with LoRA (r 8, alpha 16, dropout 0.05, on query and value) and a linear head; AdamW at 2e-3. Three parts:
+MiniLM-L6 with LoRA (r 8, alpha 16, dropout 0.05, on query and value) and a linear head; AdamW at 2e-3, gradients not
+clipped. Three parts:
 
 - ``main``: 3 clients × 10 steps × batch 32.
 - ``many``: 32 clients × 10 steps × batch 1.
 - ``overhead``: 10 clients × 10 steps × batch 32; fedsa alone: the part of a round that is not training or evaluation by
-  the run's own figures, and the part that is not forward, backward or optimiser step by timers around those. The
-  second is the whole cost of federating: it has padding, metrics, reading, checking and writing in it.
+  the run's own figures, and the part that is not forward, backward or optimiser step by timers around those: the
+  second has padding, metrics, copying, checking, reading and writing in it.
 
 Rows are SST-2 phrases, from ``$FEDSA_DATA/glue/SST-2/{train,dev}.tsv``; without FEDSA_DATA those of ``part:sentiment``.
 After every round each client is evaluated on its own part of the 872 dev rows, which are shared out: a round evaluates
@@ -18,8 +19,8 @@ All rows of a table have the same clients, batches of the same rows in the same 
 same way of averaging (A over the clients; B and the head stay), so that their losses can be compared; what the dropout
 draws differs. They have the same number of threads and the same GOMP_SPINCOUNT (that of the ``fedsa`` command; see
 docs/decisions/0004). Loading and tokenising are done before the first round and not counted. Padding is counted.
-Evaluation is in batches of 64, the loops' in the order of the rows; fedsa sorts them by length. Only fedsa
-writes to disk, and that is counted: its round ends when it is safe there. Its test measurement at the end is not.
+Evaluation is in batches of 64, the loops' in the order of the rows; fedsa sorts them by length. Only fedsa writes to
+disk, and that is counted: its round ends when it is safe there. Its measurement on test after the last round is not.
 
 Each run is a process of its own, all are repeated in turn (``--repeat``). The first round of each run is a warm-up and
 left out; a run's figure is the mean of its other rounds, a table's the median over runs with the range. Peak memory is
@@ -28,7 +29,7 @@ row was run in several ways, the table has the fastest, and what the others took
 
 The limit is the time that the matrix products of one round would take on real tokens alone (no padding; forward,
 and backward as far as something is trained below) at the highest bf16 GEMM rate of this machine on the model's own
-shapes, measured in the same run. A row's share is the limit divided by its seconds.
+shapes, measured as often as each row. A row's share is the limit divided by its seconds.
 
 Flower lives in an environment of its own, since its pins do not go with ours; without it its row is left out:
 
@@ -82,7 +83,6 @@ TITLES = {
     "flower-several": "Flower simulation, as many clients at once as threads, bf16",
     **{name: title for name, (title, _) in FEDSA.items()},
 }
-BASES = {"main": "padded", "many": "bf16-eager"}  # what the others of a table are compared with
 SHOW_FASTEST = (("bf16-eager", "bf16-sdpa"), FLOWER)  # of each group the table has one row
 SPIN_COUNT = "20000"
 SAMPLE_SECONDS = 0.5
@@ -168,12 +168,11 @@ def median(runs: list[dict[str, Any]], phase: str = "round") -> float:
     return statistics.median(steady(run, phase) for run in runs)
 
 
-def table(results: Mapping[str, list[dict[str, Any]]], base: str, limit: float) -> str:
+def table(results: Mapping[str, list[dict[str, Any]]], limit: float) -> str:
     """Return the Markdown table of one part.
 
     Args:
         results: row to its runs.
-        base: the row that the others are compared with.
         limit: seconds of a round.
     """
     hidden = set()
@@ -181,15 +180,14 @@ def table(results: Mapping[str, list[dict[str, Any]]], base: str, limit: float) 
         there = [name for name in group if name in results]
         fastest = min(there, key=lambda name: median(results[name]), default=None)
         hidden |= {name for name in there if name != fastest}
-    compared = f"speed, {base} = 1"
+    shown = {name: runs for name, runs in results.items() if name not in hidden}
+    base = median(next(iter(shown.values())))
     lines = [
-        f"| | train, s | evaluation, s | the rest, s | round, s (range) | {compared} | share of the limit "
+        "| | train, s | evaluation, s | the rest, s | round, s (range) | speed, first row = 1 | share of the limit "
         "| training loss by round | accuracy | peak RSS, MiB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, runs in results.items():
-        if name in hidden:
-            continue
+    for name, runs in shown.items():
         each, whole = [steady(run, "round") for run in runs], median(runs)
         train, evaluation = median(runs, "train"), median(runs, "evaluation")
         rest = statistics.median(
@@ -201,7 +199,7 @@ def table(results: Mapping[str, list[dict[str, Any]]], base: str, limit: float) 
             f"{evaluation:.2f}",
             f"{rest:.3f}",
             f"{whole:.2f} ({min(each):.2f}–{max(each):.2f})",
-            f"{median(results[base]) / whole:.2f}" if base in results else "–",
+            f"{base / whole:.2f}",
             f"{100 * limit / whole:.1f} %",
             ", ".join(f"{statistics.mean(losses):.3f}" for losses in zip(*(run["loss"] for run in runs), strict=True)),
             f"{100 * statistics.mean(run['accuracy'][-1] for run in runs):.1f} %",
@@ -250,18 +248,19 @@ def describe(part: str, prepared: Mapping[str, Any]) -> str:
     )
 
 
-def describe_limit(limits: Mapping[str, Any], seconds: float) -> str:
-    """Return what the limit comes from."""
-    rates = ", ".join(f"{tokens}: {rate / 1e12:.3f}" for tokens, rate in limits["flops_per_second"].items())
+def find_limit(limits: list[dict[str, Any]]) -> tuple[str, float]:
+    """Return what the limit comes from, and the seconds of a round's operations at the highest rate of all runs."""
+    train, evaluation = (limits[0][phase] / 1e12 for phase in ("train_flops", "evaluation_flops"))
+    rates = {
+        tokens: max(run["flops_per_second"][tokens] for run in limits) / 1e12
+        for tokens in limits[0]["flops_per_second"]
+    }
+    seconds = (train + evaluation) / max(rates.values())
+    shown = ", ".join(f"{tokens}: {rate:.3f}" for tokens, rate in rates.items())
     return (
-        f"bf16 GEMM rate in TFLOP/s, by number of tokens: {rates}. One round needs {limits['train_flops'] / 1e12:.3f} "
-        f"TFLOP for training and {limits['evaluation_flops'] / 1e12:.3f} for evaluation; limit: {seconds:.2f} s."
-    )
-
-
-def limit_seconds(limits: Mapping[str, Any]) -> float:
-    """Return the seconds of a round's operations at the highest rate."""
-    return (limits["train_flops"] + limits["evaluation_flops"]) / max(limits["flops_per_second"].values())
+        f"bf16 GEMM rate in TFLOP/s, by number of tokens: {shown}. One round needs {train:.3f} TFLOP for training and "
+        f"{evaluation:.3f} for evaluation; limit: {seconds:.2f} s."
+    ), seconds
 
 
 def main() -> None:
@@ -303,21 +302,22 @@ def main() -> None:
 
 def run_part(part: str, names: list[str], work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run the named rows of a part in turn, print its table and return all figures."""
-    prepared = start_row("prepare", part, work, options)
-    limits = None if part == "overhead" else start_row("limit", part, work, options)
+    prepared, limits = start_row("prepare", part, work, options), []
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for repeat in range(options.repeat):
+        if part != "overhead":
+            limits.append(start_row("limit", part, work, options))
         for name in names:
             results[name].append(start_row(name, part, work, options))
             seconds = steady(results[name][-1], "round")
             print(f"{part}, run {repeat + 1}, {name}: {seconds:.2f} s a round", file=sys.stderr, flush=True)
     print(f"\n## {part}\n\n{describe(part, prepared)}\n")
-    if limits is None:
+    if part == "overhead":
         print(overhead(results), flush=True)
     else:
-        seconds = limit_seconds(limits)
-        print(f"{describe_limit(limits, seconds)}\n\n{table(results, BASES[part], seconds)}", flush=True)
-    return {"prepared": prepared, "limit": limits, "runs": results}
+        text, seconds = find_limit(limits)
+        print(f"{text}\n\n{table(results, seconds)}", flush=True)
+    return {"prepared": prepared, "limits": limits, "runs": results}
 
 
 if __name__ == "__main__":
