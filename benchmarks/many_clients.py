@@ -66,17 +66,20 @@ class StandIns:
 
         import fedsa.client
         from fedsa.engines import simulator
-        from fedsa.training.sequential import Trained
+        from fedsa.training.jobs import Trained
 
         self.seconds, self.cpu_seconds = 0.0, 0.0
-        train, evaluate, fsync = fedsa.client.train, simulator.evaluate, os.fsync
+        train, evaluate, fsync = fedsa.client.cohort.train, simulator.evaluate, os.fsync
         in_earnest = {"train", "evaluate"}
         noise: dict[Any, Any] = {}
 
-        def fake_train(job: Any, **given: Any) -> Any:
+        def fake_train(jobs: Any, **given: Any) -> Any:
             if "train" in in_earnest:
                 in_earnest.remove("train")
-                return train(job, **given)
+                return train(jobs, **given)
+            return [fake_client(job) for job in jobs]
+
+        def fake_client(job: Any) -> Any:
             started, cpu = time.perf_counter(), time.thread_time()
             if not noise:
                 noise.update({key: 1e-3 * torch.randn(job.tensors[key].shape) for key in job.trained})
@@ -87,17 +90,20 @@ class StandIns:
             self.cpu_seconds += time.thread_time() - cpu
             return Trained(tensors, {}, {"loss": 0.5, "steps": 1, "seconds": seconds})
 
-        def fake_evaluate(*given: Any, **options: Any) -> dict[str, float]:
+        def fake_evaluate(model: Any, task: Any, encoded: Any, clients: Any, **options: Any) -> Any:
             if "evaluate" in in_earnest:
                 in_earnest.remove("evaluate")
-                return evaluate(*given, **options)
-            return {"examples": len(given[3]), "accuracy": 0.5, "loss": 0.7}
+                clients = list(clients)
+                yield from evaluate(model, task, encoded, clients[:1], **options)
+                clients = clients[1:]
+            for client, _, rows in clients:
+                yield client, {"examples": len(rows), "accuracy": 0.5, "loss": 0.7}
 
         def slow_fsync(file: int) -> None:
             time.sleep(fsync_seconds)
             fsync(file)
 
-        fedsa.client.train, simulator.evaluate = fake_train, fake_evaluate
+        fedsa.client.cohort.train, simulator.evaluate = fake_train, fake_evaluate
         if fsync_seconds:
             os.fsync = slow_fsync
 

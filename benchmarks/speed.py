@@ -67,7 +67,8 @@ LOOPS = {
 }
 FLOWER = ("flower-one", "flower-several")
 FEDSA: dict[str, tuple[str, dict[str, Any]]] = {  # row to its title, and its settings in [training]
-    "fedsa": ("fedsa, bf16", {}),
+    "fedsa-sequential": ("fedsa, one client at a time, bf16", {"trainer": "sequential"}),
+    "fedsa-cohort": ("fedsa, in cohorts, bf16", {"trainer": "cohort"}),
 }
 ROWS = {
     "main": (*LOOPS, *FLOWER, *FEDSA),

@@ -22,7 +22,7 @@ from fedsa import Callback, Federation, run
 from fedsa.data.sentiment import read_sentiment
 from fedsa.parts import part_folder
 from fedsa.recipe import Recipe, parse_recipe
-from fedsa.training.sequential import Job, local_batches
+from fedsa.training.jobs import Job, local_batches
 
 MODEL = "all-minilm-l6-v2"
 LABELS = ("negative", "positive")
@@ -156,7 +156,7 @@ def _batches(federation: Federation, client: str, round: int) -> list[list[Any]]
         optimizer_state={},
         rows=federation.rows.partition.clients[client].train,
     )
-    return local_batches(job, federation.recipe.training)
+    return local_batches(job, federation.recipe.training, federation.encoded.lengths)
 
 
 class Computing:

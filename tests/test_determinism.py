@@ -134,4 +134,4 @@ def test_sampling_does_not_change_how_a_client_trains(tiny_run, tiny_model_witho
             assert torch.equal(one[key], other[key]), key
         else:
             torch.testing.assert_close(one[key], other[key], rtol=0, atol=1e-6)
-        assert (one[key] - initial[key]).abs().max() > 1e-3, key
+        assert (one[key] - initial[key]).abs().max() > 1e-4, key

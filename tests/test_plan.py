@@ -65,7 +65,7 @@ def counted(recipe: Recipe) -> dict[str, int]:
         task_type=task.peft_task_type,
     )
     assert {tensor.device.type for tensor in [*model.model.parameters(), *model.model.buffers()]} == {"meta"}
-    return parameters_of(first_round(make_algorithm("fedsa", {}), model.parameters))
+    return parameters_of(first_round(make_algorithm("fedsa", {}), model.parameters, "fp32"))
 
 
 # -- what is sent ------------------------------------------------------------------------------------------------------
@@ -276,10 +276,12 @@ def test_memory_has_parts(tiny_recipe: Callable[..., Recipe]) -> None:
     memory = adamw["memory"]
     assert adamw["memory_bytes"] == sum(memory.values())
     trained = 4 * adamw["trained_parameters"]
-    assert memory["clients"] == 4 * trained  # values, gradients, two of AdamW
-    assert sgd["memory"]["clients"] == 2 * trained
-    assert momentum["memory"]["clients"] == 3 * trained
-    assert memory["server"] == 2 * trained + 3 * adamw["upload_bytes"]
+    # Of three clients at once: as kept; values, gradients, two of AdamW; values and gradients as the layers have them.
+    assert adamw["cohort_size"] == 3
+    assert memory["clients"] == 3 * (1 + 4 + 2) * trained
+    assert sgd["memory"]["clients"] == sgd["cohort_size"] * (1 + 2 + 2) * trained
+    assert momentum["memory"]["clients"] == momentum["cohort_size"] * (1 + 3 + 2) * trained
+    assert memory["server"] == 2 * trained + 2 * adamw["upload_bytes"]  # initial, server's, sums in float64
     assert memory["weights"] == pytest.approx(4 * adamw["frozen_parameters"], rel=0.1)
     assert larger["memory"]["activations"] > 3 * memory["activations"]
     deep = [

@@ -381,7 +381,7 @@ def memory_of(
         return total_bytes({key: tensor for key, tensor in tensors.items() if getattr(plans[key], role)})
 
     anchors = size("received") if training.proximal_mu else 0
-    client = total_bytes(tensors) + size("trained") // 4 * bytes_of_a_parameter(compute_type) + anchors
+    client = total_bytes(tensors) + size("trained") // 4 * bytes_of_a_parameter(training, compute_type) + anchors
     parts = {"weights": weights, "clients": cohort * client, "activations": activations}
     if device != "cpu":
         return parts

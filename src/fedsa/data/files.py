@@ -223,6 +223,8 @@ def _build(
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
+    # It tells the hub of every file that it loads, local ones too, and waits for the answer.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     with _quiet():
         try:
             builder = datasets.load_dataset_builder(path, name=name, revision=revision, **options)

@@ -190,8 +190,9 @@ def _cut(
         split = split_rows(owner, labels, fractions, rng)
     else:
         split = np.empty(len(held), np.int64)
+        groups = table.groups[held]
         for mine in _by_owner(owner, clients):
-            split[mine] = split_groups(labels[mine], table.groups[held][mine], fractions, rng)
+            split[mine] = split_groups(labels[mine], groups[mine], fractions, rng)
     parts = []
     for number, name in enumerate(SPLITS):
         if name in pools:

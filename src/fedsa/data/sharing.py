@@ -81,7 +81,7 @@ def _share(rows: Rows, recipe: Recipe) -> SharedRows:
         _require_texts(table, task.text_columns, where)
         names = class_names(table, task.label_column, names, where)
         numbers[split], names = encode_labels(
-            table[task.label_column],
+            table[task.label_column][:],  # as a list: row by row takes minutes for many
             names,
             f"{where}, column {task.label_column!r}",
             min_classes=2 if split == "train" else 1,
@@ -122,7 +122,7 @@ def _require_texts(table: datasets.Dataset, columns: Sequence[str], where: str) 
     """
     problems = []
     for column in columns:
-        empty = [number for number, text in enumerate(table[column]) if text is None]
+        empty = [number for number, text in enumerate(table[column][:]) if text is None]
         if empty:
             shown = ", ".join(map(str, empty[:5]))
             problems.append(f"column {column!r} is empty in {len(empty)} rows (counted from 0: {shown})")

@@ -133,7 +133,7 @@ class Classification(Task):
             tokens=arrays["tokens"],
             segments=arrays.get("segments"),
             offsets=arrays["offsets"],
-            labels=np.asarray(table[CLASS_NUMBER], dtype=np.int64),
+            labels=np.asarray(table[CLASS_NUMBER][:], dtype=np.int64),
             pad=tokenizer.pad_token_id,
             widest=limit,
             # Decoders that classify look for a row's last token from the right; XLNet alone takes the last place.

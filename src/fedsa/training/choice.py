@@ -102,7 +102,7 @@ def _cohort_size(
     sample = _spread(encoded, rows, min(len(rows), settings.batch_size))
     by_token = activation_bytes(model, task, encoded, sample, packing) / encoded.lengths[sample].sum()
     own = sum(tensor.numel() for tensor in model.initial.values())
-    client = own * bytes_of_a_parameter(model.dtype) + by_token * tokens
+    client = own * bytes_of_a_parameter(settings, model.dtype) + by_token * tokens
     by_memory = int(_budget(compute, model.device) / client)
     return max(1, min(clients, clients_until_saturated(tokens, model.device), by_memory))
 
@@ -117,12 +117,14 @@ def clients_until_saturated(tokens: float, device: str) -> int:
     return max(1, round(_SATURATED.get(device.partition(":")[0], _SATURATED_ELSEWHERE) / tokens))
 
 
-def bytes_of_a_parameter(dtype: torch.dtype) -> int:
+def bytes_of_a_parameter(settings: TrainingSettings, dtype: torch.dtype) -> int:
     """Return what a client's trained parameter takes in a cohort.
 
-    In fp32 its value, gradient and AdamW's two moments; value and gradient again as the layers compute.
+    In fp32 its value, gradient and the optimiser's state (AdamW's two moments, SGD's one with momentum); value and
+    gradient again in what the layers compute in.
     """
-    return 16 + 2 * dtype.itemsize
+    moments = 2 if settings.optimizer == "adamw" else 1 if settings.momentum else 0
+    return 4 * (2 + moments) + 2 * dtype.itemsize
 
 
 def _budget(compute: ComputeSettings, device: str) -> float:
