@@ -18,6 +18,7 @@ from conftest import write_rows
 from fedsa.cli import main
 from fedsa.errors import ConfigError, DataError, ModelError, RunFolderError, UserError
 from fedsa.export import export, personal_state
+from fedsa.models import AdaptedModel
 from fedsa.recipe import OBJECTS, TaskSettings, dump_recipe
 from fedsa.store import RunFolder
 
@@ -26,6 +27,20 @@ SETTINGS: dict[str, Any] = {
     "training": {"local_steps": 2, "batch_size": 4, "learning_rate": 1e-2},
     "compute": {"device": "cpu", "threads": 1, "precision": "fp32"},
 }
+
+
+def attention_by_script(patch: pytest.MonkeyPatch, fastest: str) -> None:
+    """Let measuring find an attention the fastest, whatever a clock says."""
+
+    def seconds(model: AdaptedModel, *_: object, **__: object) -> float:
+        return 1.0 if model.attention == fastest else 2.0
+
+    patch.setattr("fedsa.training.choice._seconds_of_a_step", seconds)
+
+
+@pytest.fixture(autouse=True)
+def _eager_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention_by_script(monkeypatch, "eager")
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +135,23 @@ def test_interrupted_run_of_objects_resumes_to_the_same_bytes(
     result = fedsa.resume(make(), tmp_path / "halves")
     assert result.summary["interruptions"] == 1
     assert client_files(tmp_path / "halves") == client_files(tmp_path / "whole")
+
+
+@pytest.mark.xfail(strict=True, raises=RunFolderError, reason="a federation of objects is measured again on resume")
+def test_a_run_of_objects_goes_on_with_what_was_measured_first(
+    tiny_model: Path, tables: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> fedsa.Federation:
+        return fedsa.Federation.from_objects(str(tiny_model), config(), tables, **SETTINGS)
+
+    class Stop(fedsa.Callback):
+        def on_round_end(self, round: int, lines: Any, validation: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fedsa.run(make(), tmp_path / "run", callbacks=[Stop()])
+    attention_by_script(monkeypatch, "sdpa")
+    assert fedsa.resume(make(), tmp_path / "run").summary["interruptions"] == 1
 
 
 def test_resume_refuses_other_settings_and_the_command_line_says_why(

@@ -195,8 +195,25 @@ def test_the_card_of_an_older_run_states_no_other_score(finished_run: Path, tmp_
     assert "after receiving the aggregate: not measured" in (folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_what_the_result_exports_is_what_the_folder_exports(tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:
-    result = fedsa.run(Federation.from_recipe(tiny_recipe()), tmp_path / "run")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        pytest.param(
+            ["compute.precision=bf16"],
+            marks=pytest.mark.xfail(strict=True, reason="live weights are bf16: what is merged into them is rounded"),
+        ),
+        pytest.param(
+            ["compute.precision=bf16", "adapter.variant=vera"],
+            marks=pytest.mark.xfail(strict=True, reason="live projections are bf16, those of a loaded model fp32"),
+        ),
+    ],
+    ids=str,
+)
+def test_what_the_result_exports_is_what_the_folder_exports(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, settings: list[str]
+) -> None:
+    result = fedsa.run(Federation.from_recipe(tiny_recipe(*settings)), tmp_path / "run")
     for merge in (True, False):
         pairs = zip(
             result.export(tmp_path / f"live-{merge}", merge=merge),

@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, VeraConfig
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
@@ -24,6 +28,8 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 from fedsa.models import AdaptedModel
@@ -80,6 +86,29 @@ def modernbert(**options: Any) -> PreTrainedModel:
     return ModernBertForSequenceClassification(config)
 
 
+def albert(**options: Any) -> PreTrainedModel:
+    """One layer, called twice."""
+    settings = {"intermediate_size": 32, "embedding_size": 16, "max_position_embeddings": 40, **_NO_DROPOUT, **options}
+    return AlbertForSequenceClassification(AlbertConfig(**_SIZES, **_COMMON, **settings))
+
+
+def bart(**options: Any) -> PreTrainedModel:
+    """An encoder beside a decoder; a row must end in token 2."""
+    sizes = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 40}
+    numbers = dict.fromkeys(("encoder_layers", "decoder_layers"), 2)
+    heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+    settings = {"dropout": 0.0, "decoder_start_token_id": 2, **_ENDS, **options}
+    return BartForSequenceClassification(
+        BartConfig(**_COMMON, vocab_size=WORDS, **sizes, **numbers, **heads, **settings)
+    )
+
+
+def xlnet(**options: Any) -> PreTrainedModel:
+    """A model whose activations have the tokens in front of the rows."""
+    sizes = {"vocab_size": WORDS, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32}
+    return XLNetForSequenceClassification(XLNetConfig(**_COMMON, **sizes, dropout=0.0, **_ENDS, **options))
+
+
 BASES: dict[str, Callable[..., PreTrainedModel]] = {
     each.__name__: each for each in (bert, roberta, distilbert, llama, gpt2, modernbert)
 }
@@ -91,6 +120,9 @@ TARGETS = {
     mistral: ["q_proj", "v_proj"],
     gpt2: ["c_attn"],
     modernbert: ["Wqkv"],
+    albert: ["query", "value"],
+    bart: ["q_proj", "v_proj"],
+    xlnet: ["layer_1"],
 }
 
 
@@ -108,6 +140,7 @@ def adapt(
     variant: str = "lora",
     *,
     base: Mapping[str, Any] | None = None,
+    scale: float = 8.0,
     dtype: torch.dtype = torch.float64,
     attention: str = "eager",
     precision: str = "fp32",
@@ -119,6 +152,7 @@ def adapt(
         make: of the functions above.
         variant: the adapter's.
         base: options of the base model.
+        scale: how much larger its weights are than usual.
         dtype: all weights' in the end, with precision fp32.
         attention: its kernel.
         precision: as for `AdaptedModel`.
@@ -129,7 +163,7 @@ def adapt(
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(8)
+                parameter.mul_(scale)
     model.config._attn_implementation = attention
     config = peft_config(variant, options.pop("target_modules", None) or TARGETS[make], **options)
     adapted = AdaptedModel(model.eval(), config, seed=0, precision=precision)

@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, VeraConfig
@@ -10,8 +11,9 @@ from fedsa.errors import ModelError
 from fedsa.models import AdaptedModel, peft_config_of, variant_of
 from fedsa.models.dropout import AdapterDropout
 from fedsa.recipe import AdapterSettings
+from fedsa.training.choice import activation_bytes
 from fedsa.types import Factor, Key
-from tiny_models import bert, llama, peft_config
+from tiny_models import BASES, TASK, adapt, begin, bert, client_tensors, llama, peft_config, token_rows
 
 QUERY = "bert.encoder.layer.0.attention.self.query"
 TARGETS = ["query", "value"]
@@ -317,3 +319,46 @@ def test_attention_is_switched_if_the_model_has_it():
     assert model.attention == "sdpa"
     assert not model.set_attention("no such attention")
     assert model.attention == "sdpa"
+
+
+# -- activations computed again, compiled blocks ----------------------------------------------------------------------
+
+
+def gradients(model: AdaptedModel, *, pack: bool) -> dict:
+    """Return the gradients of two clients' tensors with all dropout on."""
+    rows, clients = token_rows(), client_tensors(model, 2)
+    with model.stack(2, model.keys) as stack, model.training():
+        for place, tensors in enumerate(clients):
+            stack.load(place, tensors)
+        batch = begin(model, rows, [range(9), range(9, 12)], pack=pack)
+        torch.manual_seed(0)
+        TASK.losses(model.model, batch)[0].sum().backward()
+    return {key: value.grad for key, value in stack.values.items()}
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("make", BASES.values(), ids=BASES)
+def test_activations_computed_again_are_the_same(make, pack):
+    """Dropout among them: the base's, and each client's own."""
+    base = {"hidden_dropout_prob": 0.3} if make is bert else {}
+    model = adapt(make, base=base, dropout=0.3)
+    kept, few = gradients(model, pack=pack), activation_bytes(model, TASK, token_rows(), np.arange(8), pack)
+    model.checkpoint_activations()
+    again, fewer = gradients(model, pack=pack), activation_bytes(model, TASK, token_rows(), np.arange(8), pack)
+    assert fewer < 0.5 * few
+    for key, gradient in kept.items():
+        assert gradient.abs().max() > 1e-6
+        torch.testing.assert_close(again[key], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_parts_of_layers_without_an_adapter_are_compiled(monkeypatch):
+    model, compiled = adapt(bert, target_modules=["query", "output.dense"]), []
+
+    def note(forward, **options):
+        compiled.append(next(name for name, module in model.model.named_modules() if module is forward.__self__))
+        return forward
+
+    monkeypatch.setattr(torch, "compile", note)
+    model.compile_blocks()
+    assert [name.partition("encoder.")[2] for name in compiled] == ["layer.0.intermediate", "layer.1.intermediate"]
