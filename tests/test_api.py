@@ -95,7 +95,8 @@ def test_loaded_model_and_name_give_the_same_bytes(
 ) -> None:
     by_name = fedsa.Federation.from_objects(str(tiny_model), config(), tables, **SETTINGS)
     fedsa.run(by_name, tmp_path / "name")
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2)
+    kernel = by_name.recipe.model.attn_implementation
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2, attn_implementation=kernel)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     by_object = fedsa.Federation.from_objects(model, config(), tables, tokenizer=tokenizer, **SETTINGS)
     fedsa.run(by_object, tmp_path / "object")
@@ -137,7 +138,6 @@ def test_interrupted_run_of_objects_resumes_to_the_same_bytes(
     assert client_files(tmp_path / "halves") == client_files(tmp_path / "whole")
 
 
-@pytest.mark.xfail(strict=True, raises=RunFolderError, reason="a federation of objects is measured again on resume")
 def test_a_run_of_objects_goes_on_with_what_was_measured_first(
     tiny_model: Path, tables: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +151,16 @@ def test_a_run_of_objects_goes_on_with_what_was_measured_first(
     with pytest.raises(KeyboardInterrupt):
         fedsa.run(make(), tmp_path / "run", callbacks=[Stop()])
     attention_by_script(monkeypatch, "sdpa")
-    assert fedsa.resume(make(), tmp_path / "run").summary["interruptions"] == 1
+    monkeypatch.setattr("fedsa.training.choice._budget", lambda *_: 1.0)  # memory for one client only
+    other = make()
+    assert (other.recipe.model.attn_implementation, other.recipe.training.cohort_size) == ("sdpa", 1)
+    result = fedsa.resume(other, tmp_path / "run")
+    assert result.summary["interruptions"] == 1
+    assert other.model.attention == "eager"
+    fedsa.resume(make(), tmp_path / "run")  # it is complete
+    given = {**SETTINGS, "training": {**SETTINGS["training"], "cohort_size": 1}}
+    with pytest.raises(RunFolderError, match="other settings"):  # what is given is not taken from the run
+        fedsa.resume(fedsa.Federation.from_objects(str(tiny_model), config(), tables, **given), tmp_path / "run")
 
 
 def test_resume_refuses_other_settings_and_the_command_line_says_why(
@@ -323,6 +332,35 @@ def test_layers_outside_a_loaded_base_are_trained_and_exported(
     assert "pooler.dense.weight" in {key.module for key in federation.model.keys if key.factor.value == "head"}
     (folder,) = fedsa.run(federation, tmp_path / "run").export(tmp_path / "north", client="north")
     assert any("pooler" in name for name in load_file(folder / "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_a_loaded_model_keeps_its_attention(
+    tiny_model: Path, tables: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    attention_by_script(monkeypatch, "sdpa" if kernel == "eager" else "eager")
+    model, tokenizer = loaded(tiny_model, attn_implementation=kernel), AutoTokenizer.from_pretrained(tiny_model)
+    federation = fedsa.Federation.from_objects(model, config(), tables, tokenizer=tokenizer, **SETTINGS)
+    assert federation.model.attention == federation.recipe.model.attn_implementation == kernel
+
+
+@pytest.mark.parametrize("adapter", [config(), VeraConfig(r=4, target_modules=["query"])], ids=["lora", "vera"])
+def test_a_loaded_model_in_bf16_is_merged_in_fp32(
+    tiny_model: Path, tables: dict[str, Dataset], tmp_path: Path, adapter: Any
+) -> None:
+    settings = {**SETTINGS, "compute": {**SETTINGS["compute"], "precision": "bf16"}}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    federation = fedsa.Federation.from_objects(loaded(tiny_model), adapter, tables, tokenizer=tokenizer, **settings)
+    result = fedsa.run(federation, tmp_path / "run")
+    (whole,) = result.export(tmp_path / "whole", client="north", merge=True)
+    (folder,) = result.export(tmp_path / "north", client="north")
+    merged, parts = (load_file(next(path.glob("*.safetensors"))) for path in (whole, folder))
+    assert {value.dtype for value in (*merged.values(), *parts.values())} == {torch.float32}
+    rounded = loaded(tiny_model).bfloat16().float()
+    expected = PeftModel.from_pretrained(rounded, folder).merge_and_unload().state_dict()
+    for name, value in merged.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-7, rtol=1e-6)
+    assert torch.bfloat16 in {parameter.dtype for parameter in federation.model.model.parameters()}
 
 
 def test_half_precision_is_cast_to_fp32(tiny_model: Path, tables: dict[str, Dataset]) -> None:

@@ -199,14 +199,8 @@ def test_the_card_of_an_older_run_states_no_other_score(finished_run: Path, tmp_
     "settings",
     [
         [],
-        pytest.param(
-            ["compute.precision=bf16"],
-            marks=pytest.mark.xfail(strict=True, reason="live weights are bf16: what is merged into them is rounded"),
-        ),
-        pytest.param(
-            ["compute.precision=bf16", "adapter.variant=vera"],
-            marks=pytest.mark.xfail(strict=True, reason="live projections are bf16, those of a loaded model fp32"),
-        ),
+        ["compute.precision=bf16"],
+        ["compute.precision=bf16", "adapter.variant=vera"],
     ],
     ids=str,
 )

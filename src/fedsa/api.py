@@ -14,7 +14,7 @@ from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
 from fedsa.report import write_report
-from fedsa.store import RunFolder
+from fedsa.store import RunFolder, recipe_of
 
 __all__ = ["RunResult", "finish", "resume", "run"]
 
@@ -42,8 +42,10 @@ class RunResult:
     ) -> list[Path]:
         """Write one client's adapter, or every client's, as folders that PEFT loads; see `fedsa.export.export`.
 
-        It needs nothing but the disk: base model and tokenizer are those of the federation. The adapter in the
-        federation's model ends with a client's tensors; a merge works on a copy of the model.
+        Base model and tokenizer are those of the federation. The adapter in the federation's model ends with a
+        client's tensors; a merge works on a copy of the model. Where the run computed in bf16, so that the federation's
+        frozen weights are bf16, a merge loads the base again in fp32 by its name. A model that was loaded in Python has
+        none: its weights are merged as the bf16 rounding left them (give `fedsa.export.export` the base as it was).
 
         Args:
             to: one client's files go right here; every client's into one sub-folder each.
@@ -87,8 +89,11 @@ def run(federation: Federation, out: str | Path, *, callbacks: Sequence[Callback
 def resume(federation: Federation, out: str | Path, *, callbacks: Sequence[Callback] = ()) -> RunResult:
     """Continue an interrupted run of a federation that was made of Python objects.
 
+    What was left open and chosen by measuring when the run began stays as it was chosen then.
+
     Args:
-        federation: made of the same objects and settings as the interrupted one.
+        federation: made of the same objects and settings as the interrupted one. Its model may get another attention
+            kernel: the run's.
         out: its run folder.
         callbacks: listeners, beside those that the recipe names.
 
@@ -96,9 +101,10 @@ def resume(federation: Federation, out: str | Path, *, callbacks: Sequence[Callb
         RunFolderError: no such run, it is damaged or in use, or the federation is another one.
     """
     with RunFolder.open(Path(out), write=True).locked() as folder:
-        if folder.progress() is not None and (folder.path / "recipe.toml").read_text("utf-8") != dump_recipe(
-            federation.recipe
-        ):
+        begun = folder.progress() is not None
+        if begun:
+            federation = federation.measured_as_in(recipe_of(folder))
+        if begun and (folder.path / "recipe.toml").read_text("utf-8") != dump_recipe(federation.recipe):
             raise RunFolderError(
                 f"{folder.path} was made with other settings (its recipe.toml): make the federation with those, "
                 "or start a new run"

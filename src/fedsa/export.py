@@ -10,10 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from huggingface_hub import ModelCard, ModelCardData
-from peft import PeftConfig
+from peft import PeftConfig, VeraConfig
+from peft.tuners.vera.model import _kaiming_init
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
@@ -67,6 +69,8 @@ def export(
 ) -> list[Path]:
     """Write clients' adapters in PEFT's format (or merged models), each with tokenizer and model card.
 
+    Weights are written in fp32, whatever the run computed in.
+
     Args:
         run: a finished run's folder.
         to: one client's files go right here; several clients' into one sub-folder each.
@@ -75,7 +79,9 @@ def export(
         merge: write the whole model with the adapter's update added to its weights.
         base: the base model as it was before the run adapted it (it is copied), or a function that loads it anew;
             None: loaded by its name in the recipe, which a run of a loaded model does not have. A federation's own
-            `AdaptedModel` does as well; it ends with a client's tensors in it.
+            `AdaptedModel` does as well; it ends with a client's tensors in it. Its frozen weights are bf16 if the run
+            computed in bf16: a merge then loads the base by its name all the same, and where it has none, merges into
+            the bf16 values: what that rounding took from the base is lost.
         tokenizer: written beside the adapter; None: the one of the model in the recipe. Give it where the federation
             had one of its own.
 
@@ -121,7 +127,8 @@ def export(
             if merge:
                 model.model.merge_and_unload(safe_merge=True).save_pretrained(staging)
             else:
-                model.model.save_pretrained(str(staging))
+                state = {**model.model.state_dict(), **_projections(model)}
+                model.model.save_pretrained(str(staging), state_dict=state)
                 _sort_names(staging / "adapter_config.json")
             tokenizer.save_pretrained(staging)
             card.save(staging / "README.md")
@@ -176,7 +183,13 @@ def _adapted(
 ) -> AdaptedModel:
     """Return the base with the run's adapter in it; one to be merged is nobody else's."""
     if isinstance(base, AdaptedModel):
-        return copy.deepcopy(base) if merge else base
+        if not merge:
+            return base
+        if base.precision == "fp32":
+            return copy.deepcopy(base)
+        if recipe.model.path == OBJECTS:
+            return _in_fp32(base)
+        base = None
     seed = derive_seed(recipe.seed, "init")
     if base is None:
         plain, _ = load_base(recipe.model, auto_model=task.auto_model, options=task.model_options(), seed=seed)
@@ -192,6 +205,24 @@ def _adapted(
         ) from error
     config.inference_mode = False
     return AdaptedModel(plain, config, seed=seed)
+
+
+def _in_fp32(model: AdaptedModel) -> AdaptedModel:
+    """Return a copy whose frozen weights are fp32, as they would be merged into; the values are those in use."""
+    copied = copy.deepcopy(model)
+    copied.model.float()
+    for name, value in _projections(copied).items():
+        copied.model.get_buffer(name).copy_(value)
+    return copied
+
+
+def _projections(model: AdaptedModel) -> dict[str, Tensor]:
+    """Return VeRA's frozen projections in fp32 where the model holds them in bf16: drawn again from their key."""
+    if not isinstance(model.config, VeraConfig) or model.precision == "fp32":
+        return {}
+    generator = torch.Generator("cpu").manual_seed(model.config.projection_prng_key)
+    names = ("base_model.vera_A.default", "base_model.vera_B.default")  # PEFT draws them in this order
+    return {name: _kaiming_init(tuple(model.model.get_buffer(name).shape), generator) for name in names}
 
 
 def _name(recipe: Recipe, model: AdaptedModel) -> str:

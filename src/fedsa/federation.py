@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -58,6 +58,9 @@ __all__ = ["Federation", "first_round", "fresh_base", "make_task"]
 
 Progress = Callable[[str], None]
 
+_KERNELS = ("eager", "sdpa", "flash_attention_2")
+"""The attention kernels that a recipe can name."""
+
 
 @final
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Federation:
         task: the task.
         encoded: every row, as tokens.
         rows: the rows as text, and who holds which.
+        measured: settings that were open, and were chosen by measuring: (section, name).
     """
 
     recipe: Recipe
@@ -81,6 +85,7 @@ class Federation:
     task: Task
     encoded: Encoded
     rows: SharedRows
+    measured: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, on_progress: Progress | None = None) -> Federation:
@@ -122,8 +127,9 @@ class Federation:
 
         Args:
             model: hub name or local folder, a recipe's ``[model]`` (say, ``{"path": NAME, "revision": COMMIT}``), or a
-                loaded model with a fitting head. A loaded model is adapted in place and cast to fp32, so it serves one
-                federation only. Its layers outside the base (head, pooler) are trained and exported with the adapter.
+                loaded model with a fitting head. A loaded model is adapted in place and cast to fp32 (with
+                ``compute.precision`` bf16, its frozen weights to bf16), so it serves one federation only. It keeps its
+                attention kernel. Its layers outside the base (head, pooler) are trained and exported with the adapter.
                 Whether a layer *inside* the base was in a checkpoint or is random cannot be known: name such layers in
                 ``modules_to_save``.
             peft_config: a PEFT ``LoraConfig`` or ``VeraConfig``; it is copied.
@@ -189,8 +195,23 @@ class Federation:
             update={"compute": compute, "share_head": algorithm.share_head}
         )
         encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
-        resolved = _chosen(resolved, model, task, encoded, rows, tell)
-        return cls(resolved, algorithm, model, tokenizer, task, encoded, rows)
+        chosen = _chosen(resolved, model, task, encoded, rows, tell)
+        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, _measured(resolved, chosen))
+
+    def measured_as_in(self, recipe: Recipe) -> Federation:
+        """Return this federation with what it chose by measuring as in a run's recipe: clocks and memory differ.
+
+        Raises:
+            ModelError: the model has no such attention kernel here.
+        """
+        own = self.recipe
+        for section, name in self.measured:
+            settings = getattr(own, section).model_copy(update={name: getattr(getattr(recipe, section), name)})
+            own = own.model_copy(update={section: settings})
+        attention = own.model.attn_implementation
+        if attention and ("model", "attn_implementation") in self.measured and not self.model.set_attention(attention):
+            raise ModelError(f"the model has no attention kernel {attention!r} here, with which the run was begun")
+        return replace(self, recipe=own)
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -272,6 +293,8 @@ def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int) ->
     if training.local_steps is None and training.local_epochs is None:
         training = training.model_copy(update={"local_steps": DEFAULT_LOCAL_STEPS})
     model: dict[str, Any] = {}
+    if recipe.model.path == OBJECTS and base.config._attn_implementation in _KERNELS:  # the user's own model keeps it
+        model["attn_implementation"] = base.config._attn_implementation
     commit = getattr(base.config, "_commit_hash", None)
     if commit and _is_hub_name(recipe.model.path):
         model["revision"] = commit
@@ -287,6 +310,18 @@ def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int) ->
     )
 
 
+def _measured(recipe: Recipe, chosen: Recipe) -> tuple[tuple[str, str], ...]:
+    """Return the settings that a recipe leaves to measuring."""
+    training = recipe.training
+    settings = {
+        ("model", "attn_implementation"): recipe.model != chosen.model,
+        ("training", "trainer"): training.trainer == "auto",
+        ("training", "cohort_size"): not training.cohort_size,
+        ("training", "packing"): training.packing is None,
+    }
+    return tuple(name for name, is_open in settings.items() if is_open)
+
+
 def _chosen(
     recipe: Recipe, model: AdaptedModel, task: Task, encoded: Encoded, rows: SharedRows, tell: Progress
 ) -> Recipe:
@@ -296,8 +331,8 @@ def _chosen(
     if recipe.compute.gradient_checkpointing:
         model.checkpoint_activations()
     trained = [parts.train for parts in rows.partition.clients.values()]
-    if recipe.model.attn_implementation is None and model.attention in ("eager", "sdpa", "flash_attention_2"):
-        name = choose_attention(model, task, encoded, np.concatenate(trained), recipe.training.batch_size)
+    if recipe.model.attn_implementation is None and model.attention in _KERNELS:
+        name = choose_attention(recipe.training, model=model, task=task, encoded=encoded, rows=np.concatenate(trained))
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attn_implementation": name})})
     training = choose_training(
         recipe.training,

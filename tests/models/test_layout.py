@@ -233,7 +233,8 @@ def test_a_token_sees_its_own_sentence_alone(rows: Rows, causal: bool, dtype: to
     assert set(mask.unique().tolist()) <= {0.0, torch.finfo(dtype).min}
 
 
-def test_masks_of_both_kinds_are_kept_apart() -> None:
+def test_masks_of_both_kinds_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsa.models.layout._WIDTH", 8)
     packed = layout(Rows([3, 2], [2], 6, left=False), pack=True).packed
     assert packed is not None
     masks = [packed.mask(dtype, causal=causal) for dtype in (torch.float32, torch.float64) for causal in (False, True)]

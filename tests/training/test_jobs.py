@@ -171,7 +171,6 @@ def test_batches_of_like_length_come_in_random_order():
         assert {each[place] for each in orders} == set(range(5)), "every length comes at every place"
 
 
-@pytest.mark.xfail(strict=True, reason="all passes of a round are sorted as one: the copies of a row stand together")
 @pytest.mark.parametrize("count", [8, 16, 40])
 def test_a_batch_of_like_length_has_different_rows(count):
     chosen = TrainingSettings(local_steps=10, batch_size=16, group_by_length=True)
@@ -179,7 +178,6 @@ def test_a_batch_of_like_length_has_different_rows(count):
         assert len(set(rows.tolist())) >= len(rows) / 2
 
 
-@pytest.mark.xfail(strict=True, reason="the order is drawn for the round, and not for each of its passes")
 def test_batches_of_like_length_come_in_another_order_in_each_pass():
     chosen = TrainingSettings(local_epochs=3, batch_size=2, group_by_length=True)
     seen = flat(local_batches(job(20), chosen, DISTINCT))

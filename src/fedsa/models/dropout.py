@@ -106,7 +106,7 @@ class FastDropout(TorchFunctionMode):
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    if not training or p == 0 or not input.is_cpu or inplace:
+    if not training or p in (0, 1) or not input.is_cpu or inplace:
         return F.dropout(input, p, training, inplace)
     raw = torch.randint(-(2**63), 2**63 - 1, (-(-input.numel() // 4),))
     return input * _noise(_is_kept(raw, p)[: input.numel()].view(input.shape), p, input.dtype)

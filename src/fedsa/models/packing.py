@@ -35,7 +35,7 @@ class LayerStack:
     def __init__(self, base: nn.Module, streams: Streams) -> None:
         self._streams = streams
         self.layers = _alike_layers(base)
-        self._causal = bool(getattr(getattr(base, "config", None), "is_decoder", False)) or _is_causal(base)
+        self._causal = any(_is_causal(layer) for layer in self.layers)
         self._signatures = [inspect.signature(layer.forward) for layer in self.layers]
         self._rests = [_name_of_kwargs(signature) for signature in self._signatures]
         self.takes_mask = any(
@@ -92,9 +92,9 @@ def _name_of_kwargs(signature: inspect.Signature) -> str:
     return next((each.name for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD), "")
 
 
-def _is_causal(base: nn.Module) -> bool:
-    """Say whether any attention in the model looks back only."""
-    return any(getattr(module, "is_causal", False) is True for module in base.modules())
+def _is_causal(layer: nn.Module) -> bool:
+    """Say whether a layer's attention looks back only."""
+    return any(getattr(module, "is_causal", False) is True for module in layer.modules())
 
 
 def _pack(values: Tensor, layout: Layout) -> Tensor:

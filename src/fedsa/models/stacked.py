@@ -111,8 +111,8 @@ class _Whole(_Layer):
 
     def forward(self, values: Tensor) -> Tensor:
         place = self.place(values)
-        lead = 2 if values.dim() > 2 else 1
-        flat = values.reshape(-1, *values.shape[lead:])
+        lead = values.dim() - 1
+        flat = values.reshape(-1, values.shape[-1])
         parts = place.gather(flat).split(list(place.counts))
         outputs = place.scatter(self._outputs(parts))
         return outputs.view(*values.shape[:lead], *outputs.shape[1:])

@@ -30,6 +30,7 @@ __all__ = [
     "clients_until_saturated",
     "compile_model",
     "packing_obstacle",
+    "stacking_obstacle",
 ]
 
 _SATURATED = {"cpu": 1024}
@@ -40,8 +41,8 @@ _SATURATED_ELSEWHERE = 16384
 _CLEARLY_FASTER = 1.25
 """A kernel that is not the expected one is taken if it is faster by this factor: noise alone shall not choose."""
 
-_AGREES = 0.05
-"""Relative difference of hidden states up to which packed and padded rows agree; bf16 alone makes about 0.01."""
+_AGREE = {"fp32": 1e-3, "bf16": 0.05}
+"""Relative difference up to which two ways of computing one thing agree, by precision; bf16 alone makes about 0.01."""
 
 
 def choose_training(
@@ -68,14 +69,15 @@ def choose_training(
     Raises:
         ModelError: the recipe asks for a cohort or for packing, and the model does not allow it.
     """
-    obstacles = model.obstacles()
-    if settings.trainer == "cohort" and obstacles:
-        raise ModelError(
-            f"training.trainer = 'cohort' cannot be used with this adapter ({'; '.join(obstacles)}): set 'sequential'"
-        )
-    if settings.trainer == "sequential" or obstacles:
-        return settings.model_copy(update={"trainer": "sequential", "cohort_size": 0, "packing": False})
     every = np.concatenate(rows)
+    obstacle = None if settings.trainer == "sequential" else stacking_obstacle(model, task, encoded, every)
+    if obstacle and (settings.trainer == "cohort" or settings.cohort_size or settings.packing):
+        raise ModelError(
+            f"training.trainer = 'cohort' cannot be used with this model and adapter ({obstacle}): set 'sequential', "
+            "without cohort_size and packing"
+        )
+    if settings.trainer == "sequential" or obstacle:
+        return settings.model_copy(update={"trainer": "sequential", "cohort_size": 0, "packing": False})
     packing = settings.packing
     if packing is not False:
         obstacle = packing_obstacle(model, task, encoded, every)
@@ -157,22 +159,73 @@ def packing_obstacle(model: AdaptedModel, task: Task, encoded: Encoded, rows: In
     """
     if not model.layers.takes_mask:
         return "its layers take no attention mask"
-    sample = _spread(encoded, rows, min(len(rows), 8))
+    sample = np.concatenate([_spread(encoded, rows, min(len(rows), 4)), _shortest(encoded, rows, 4)])
+    if Layout(encoded.batch(sample)["attention_mask"], [len(sample)], pack=True).packed is None:
+        return "packing saves nothing: no two texts fit into one row"
     seen: list[Tensor] = []
     hook = model.layers.layers[-1].register_forward_hook(lambda *call: seen.append(_hidden(call[2])))
+    calls = 0
     try:
         for pack in (False, True):
             with model.evaluating():
                 batch = _batch(model, encoded, sample, pack=pack)
                 task.outputs(model.model, batch)
+            calls = calls or len(seen)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return f"its layers do not take packed rows: {str(error).splitlines()[0]}"
     finally:
         hook.remove()
     real = batch["attention_mask"].bool()
-    padded, packed = (hidden[real].float() for hidden in seen)
-    difference = float((padded - packed).norm() / padded.norm())
-    return None if difference <= _AGREES else f"packed rows differ from padded ones by {difference:.0%}"
+    padded, packed = (seen[last][real].float() for last in (calls - 1, len(seen) - 1))  # a layer may be called often
+    difference = float(((padded - packed).norm(dim=1) / padded.norm(dim=1)).max())
+    agree = difference <= _AGREE[model.precision]
+    return None if agree else f"a token in packed rows differs by {difference:.1%} from the same in padded rows"
+
+
+def _shortest(encoded: Encoded, rows: IntArray, count: int) -> IntArray:
+    shortest: IntArray = rows[np.argsort(encoded.lengths[rows], kind="stable")[:count]]
+    return shortest
+
+
+def stacking_obstacle(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray) -> str | None:
+    """Return why many clients cannot go through the model at once, or None.
+
+    It is tried out: two clients with tensors of their own must get together what each gets alone.
+    """
+    found = model.obstacles()
+    if found:
+        return "; ".join(found)
+    sample = _spread(encoded, rows, 5)
+    parts = [sample[:2], sample[2:]]
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        {key: value + 0.1 * torch.randn(value.shape, generator=generator) for key, value in model.initial.items()}
+        for _ in parts
+    ]
+    try:
+        alone = []
+        for part, state in zip(parts, states, strict=True):
+            model.write(state)
+            with model.evaluating():
+                alone.append(task.outputs(model.model, _batch(model, encoded, part, pack=False)))
+        with model.stack(len(parts)) as stack, model.evaluating():
+            for number, state in enumerate(states):
+                stack.load(number, state)
+            batch = {name: value.to(model.device) for name, value in encoded.batch(np.concatenate(parts)).items()}
+            model.streams.begin(Layout(batch["attention_mask"], [len(part) for part in parts]))
+            together = task.outputs(model.model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        return f"its layers do not take the rows of several clients: {str(error).splitlines()[0]}"
+    finally:
+        model.write(model.initial)
+    expected = torch.cat(alone)
+    difference = float((expected - together).norm() / expected.norm())
+    agree = difference <= _AGREE[model.precision]
+    return None if agree else f"clients together differ by {difference:.1%} from each alone"
 
 
 def _hidden(output: Any) -> Tensor:
@@ -200,18 +253,21 @@ def activation_bytes(model: AdaptedModel, task: Task, encoded: Encoded, rows: In
     return sum(kept.values())
 
 
-def choose_attention(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, batch_size: int) -> str:
+def choose_attention(
+    settings: TrainingSettings, *, model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray
+) -> str:
     """Return the attention that trains a batch fastest, of those that the model has, and set it.
 
     Args:
+        settings: trainer and batch size.
         model: the base with its adapter.
         task: the task.
         encoded: every row, as tokens.
         rows: training rows.
-        batch_size: rows of a step.
     """
-    pack = model.layers.takes_mask and not model.obstacles()
-    sample = _spread(encoded, rows, min(len(rows), batch_size))
+    may_pack = settings.trainer != "sequential" and settings.packing is not False and not model.obstacles()
+    pack = may_pack and packing_obstacle(model, task, encoded, rows) is None
+    sample = _spread(encoded, rows, min(len(rows), settings.batch_size))
     seconds = {}
     for name in dict.fromkeys(("eager", "sdpa", model.attention)):
         if model.set_attention(name):

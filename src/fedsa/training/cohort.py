@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import final
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsa.models import AdaptedModel
 from fedsa.models.dropout import FastDropout
-from fedsa.models.layout import Layout
+from fedsa.models.layout import Layout, packed_shape
 from fedsa.models.stacked import Stack
 from fedsa.recipe import TrainingSettings
 from fedsa.seeds import derive_seed
@@ -93,20 +93,22 @@ def _train_steps(
     """Train every step, and return each client's losses, one for each of its batches."""
     seeds, batches_seen = [dropout_seed(job) for job in clients], [0] * len(clients)
     seen: list[tuple[list[int], Tensor]] = []
+    # All passes have one shape, so that each finds the blocks of memory that the one before has left.
+    shape = _largest_shape(steps, encoded.lengths) if pack else False
     for number in range(max(len(own) for own in steps)):
         now = [own[number] if number < len(own) else [] for own in steps]
-        for part in range(max(len(batches) for batches in now)):
-            rows = [batches[part] if part < len(batches) else np.empty(0, dtype=np.int64) for batches in now]
+        for rows in _passes(now):
             batch = {
                 name: value.to(model.device, non_blocking=True)
                 for name, value in encoded.batch(np.concatenate(rows)).items()
             }
-            layout = Layout(batch["attention_mask"], [len(each) for each in rows], pack=pack)
+            layout = Layout(batch["attention_mask"], [len(each) for each in rows], pack=shape)
             model.streams.begin(layout, seeds, batches_seen)
             sums, counts = task.losses(model.model, batch)
-            own = layout.rows.selector(1, sums.dtype)
             with_rows = [place for place, each in enumerate(rows) if len(each)]
-            losses = (sums @ own)[with_rows] / (counts @ own)[with_rows]
+            none = sums.new_zeros(len(rows))
+            whole, number_of_terms = (none.index_add(0, layout.rows.owners, each) for each in (sums, counts))
+            losses = (whole / number_of_terms)[with_rows]
             shares = torch.tensor([1 / len(now[place]) for place in with_rows], dtype=losses.dtype)
             (losses * shares.to(losses.device)).sum().backward()
             optimizers.add_gradients()
@@ -116,9 +118,30 @@ def _train_steps(
         optimizers.step(number)
     by_client: list[list[float]] = [[] for _ in clients]
     for places, values in seen:
+        # What is not finite soon spreads to all who train together: the first to have it is to be named.
+        failed = (~values.isfinite()).nonzero().flatten().tolist()
+        if failed:
+            check_finite(clients[places[failed[0]]], float(values[failed[0]]), {}, settings)
+    for places, values in seen:
         for place, value in zip(places, values.tolist(), strict=True):
             by_client[place].append(value)
     return by_client
+
+
+def _passes(now: Sequence[Sequence[IntArray]]) -> Iterator[list[IntArray]]:
+    """Yield the rows of each client, empty for one that has no more, for each pass of a step."""
+    for part in range(max(len(batches) for batches in now)):
+        yield [batches[part] if part < len(batches) else np.empty(0, dtype=np.int64) for batches in now]
+
+
+def _largest_shape(steps: Sequence[Steps], lengths: IntArray) -> tuple[int, int]:
+    """Return rows and width that hold the texts of every pass."""
+    shapes = [
+        packed_shape(lengths[np.concatenate(rows)])
+        for number in range(max(len(own) for own in steps))
+        for rows in _passes([own[number] if number < len(own) else [] for own in steps])
+    ]
+    return max(rows for rows, _ in shapes), max(width for _, width in shapes)
 
 
 def _history(job: Job) -> tuple[int, ...]:

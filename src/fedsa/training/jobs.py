@@ -93,8 +93,9 @@ def local_batches(job: Job, settings: TrainingSettings, lengths: IntArray) -> li
     passes; with ``local_steps`` it begins where the round before ended, as if the client had trained in every round. So
     a batch depends on seed, client and round alone.
 
-    With ``group_by_length`` the same rows are trained in the round (in each pass, with ``local_epochs``), but rows of
-    like length meet in a batch, and the batches come in random order: a batch is no random sample any more.
+    With ``group_by_length`` the same rows of each pass are trained in the round, in batches of the same sizes, but rows
+    of like length meet in a batch, and the batches come in random order: a batch is no random sample any more. Each
+    pass is sorted by itself: at most a batch across two of them has a row twice.
 
     Args:
         job: the client's.
@@ -105,36 +106,46 @@ def local_batches(job: Job, settings: TrainingSettings, lengths: IntArray) -> li
     size = min(settings.batch_size, count)
     if settings.local_epochs:
         first = (job.round - 1) * settings.local_epochs
-        passes = [
-            _rows(job, number * count, (number + 1) * count) for number in range(first, first + settings.local_epochs)
-        ]
-        batches = [batch for rows in passes for batch in _cut(job, rows, size, settings, lengths)]
+        batches = []
+        for number in range(first, first + settings.local_epochs):
+            rows = _rows(job, number * count, (number + 1) * count)
+            batches += _cut(job, rows, size, settings, lengths, order=("pass", number))
     else:
         span = (settings.local_steps or DEFAULT_LOCAL_STEPS) * accumulate * size
         rows = _rows(job, (job.round - 1) * span, job.round * span)
-        batches = _cut(job, rows, size, settings, lengths)
+        batches = _cut(job, rows, size, settings, lengths, order=("round", job.round))
     return [batches[start : start + accumulate] for start in range(0, len(batches), accumulate)]
 
 
-def _cut(job: Job, rows: IntArray, size: int, settings: TrainingSettings, lengths: IntArray) -> list[IntArray]:
-    if not settings.group_by_length:
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
-    rows = rows[np.argsort(lengths[rows], kind="stable")]
+def _cut(
+    job: Job,
+    passes: list[IntArray],
+    size: int,
+    settings: TrainingSettings,
+    lengths: IntArray,
+    *,
+    order: tuple[str, int],
+) -> list[IntArray]:
+    """Return the batches of consecutive pieces of passes; their order, where it is drawn, is seeded by ``order``."""
+    if settings.group_by_length:
+        passes = [piece[np.argsort(lengths[piece], kind="stable")] for piece in passes]
+    rows = np.concatenate(passes)
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    order = np.random.default_rng(derive_seed(job.seed, "length groups", job.client, job.round)).permutation(
-        len(batches)
-    )
-    return [batches[place] for place in order]
+    if not settings.group_by_length:
+        return batches
+    random = np.random.default_rng(derive_seed(job.seed, "length groups", job.client, *order))
+    return [batches[place] for place in random.permutation(len(batches))]
 
 
-def _rows(job: Job, start: int, stop: int) -> IntArray:
-    """Return the rows at positions start to stop of the client's endless row of shuffled passes."""
+def _rows(job: Job, start: int, stop: int) -> list[IntArray]:
+    """Return the rows at positions start to stop of the client's endless row of shuffled passes, pass by pass."""
     count = len(job.rows)
-    passes = range(start // count, (stop - 1) // count + 1)
-    shuffled = [
-        np.random.default_rng(derive_seed(job.seed, "rows", job.client, number)).permutation(count) for number in passes
-    ]
-    return job.rows[np.concatenate(shuffled)[start - passes[0] * count : stop - passes[0] * count]]
+    pieces = []
+    for number in range(start // count, (stop - 1) // count + 1):
+        shuffled = np.random.default_rng(derive_seed(job.seed, "rows", job.client, number)).permutation(count)
+        first = number * count
+        pieces.append(job.rows[shuffled[max(start - first, 0) : stop - first]])
+    return pieces
 
 
 def dropout_seed(job: Job) -> int:
