@@ -166,17 +166,21 @@ class Computing:
     """
 
     def __init__(self, model: Any) -> None:
-        self.seconds = 0.0
+        self.seconds, self._inside = 0.0, False
         model.forward = self._timed(model.forward)
         torch.Tensor.backward = self._timed(torch.Tensor.backward)
         torch.optim.AdamW.step = self._timed(torch.optim.AdamW.step)
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            started = time.perf_counter()
-            result = function(*arguments, **named)
-            self.seconds += time.perf_counter() - started
-            return result
+            if self._inside:  # torch calls ``backward`` again inside itself where a function mode is active
+                return function(*arguments, **named)
+            started, self._inside = time.perf_counter(), True
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.seconds += time.perf_counter() - started
+                self._inside = False
 
         return call
 
