@@ -3,108 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, VeraConfig
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    ModernBertConfig,
-    ModernBertForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
 
 from fedsa.errors import TrainingError
 from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
-from fedsa.tasks.classification import Classification, TokenRows
 from fedsa.training import cohort, sequential
 from fedsa.training.jobs import Job
-
-WORDS = 40
-TASK = Classification(("text",), ("a", "b", "c"))
-SIZES = {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-COMMON = {"num_labels": 3, "pad_token_id": 0}
+from tiny_models import BASES, TASK, adapt, token_rows
 
 
-def bert(**options):
-    config = BertConfig(**SIZES, **COMMON, intermediate_size=32, max_position_embeddings=40, **NO_DROPOUT | options)
-    return BertForSequenceClassification(config), ["query", "value"]
-
-
-def roberta():
-    config = RobertaConfig(**SIZES, **COMMON, intermediate_size=32, max_position_embeddings=44, **NO_DROPOUT)
-    return RobertaForSequenceClassification(config), ["query", "value"]
-
-
-def distilbert():
-    config = DistilBertConfig(
-        **COMMON, vocab_size=WORDS, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40,
-        dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0,
-    )  # fmt: skip
-    return DistilBertForSequenceClassification(config), ["q_lin", "v_lin"]
-
-
-def llama():
-    config = LlamaConfig(
-        **SIZES, **COMMON, intermediate_size=32, num_key_value_heads=1, max_position_embeddings=40
-    )  # fmt: skip
-    return LlamaForSequenceClassification(config), ["q_proj", "v_proj"]
-
-
-def gpt2():
-    config = GPT2Config(
-        **COMMON, vocab_size=WORDS, n_embd=16, n_layer=2, n_head=2, n_positions=40, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    return GPT2ForSequenceClassification(config), ["c_attn"]
-
-
-def modernbert():
-    config = ModernBertConfig(
-        **SIZES, **COMMON, intermediate_size=32, max_position_embeddings=40, local_attention=128, cls_token_id=1,
-        sep_token_id=2, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    return ModernBertForSequenceClassification(config), ["Wqkv"]
-
-
-MODELS = {each.__name__: each for each in (bert, roberta, distilbert, llama, gpt2, modernbert)}
-
-
-def config_of(variant: str, targets: list[str], dropout: float = 0.0, saved: list[str] | None = None):
-    common = {"r": 4, "target_modules": targets, "task_type": "SEQ_CLS", "modules_to_save": saved}
-    if variant == "vera":
-        return VeraConfig(**common, vera_dropout=dropout, d_initial=0.5)
-    return LoraConfig(**common, lora_alpha=8, lora_dropout=dropout, use_rslora=variant == "rslora")
-
-
-def adapted(name="bert", variant="lora", *, dtype=torch.float64, saved=None, dropout=0.0, precision="fp32"):
-    """A tiny random model with larger weights, so that every layer's gradient is well above rounding."""
-    torch.manual_seed(0)
-    base, targets = MODELS[name]()
-    with torch.no_grad():
-        for parameter in base.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
+def adapted(name="bert", variant="lora", *, saved=None, **options) -> AdaptedModel:
     # Some models' eager attention sums in fp32 whatever they compute in, and in packed rows in another order.
-    base.config._attn_implementation = "sdpa" if name in ("llama", "modernbert") else "eager"
-    model = AdaptedModel(base.eval(), config_of(variant, targets, dropout, saved), seed=0, precision=precision)
-    if dtype is torch.float64:
-        model.model.double()
-    return model
-
-
-def token_rows(count=60, seed=0, longest=24) -> TokenRows:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(3, longest, count)
-    tokens = rng.integers(5, WORDS, lengths.sum()).astype(np.int32)
-    return TokenRows(tokens, None, np.concatenate([[0], np.cumsum(lengths)]), rng.integers(0, 3, count), pad=0)
+    attention = "sdpa" if name in ("llama", "modernbert") else "eager"
+    return adapt(BASES[name], variant, attention=attention, modules_to_save=saved, **options)
 
 
 def jobs_of(model: AdaptedModel, sizes=(7, 20, 12), *, round=2, trained=None, states=None) -> list[Job]:
@@ -159,7 +70,7 @@ TWENTY = TrainingSettings(local_steps=20, batch_size=4, learning_rate=2e-3)
 
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("variant", ["lora", "rslora", "vera"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", BASES)
 def test_after_twenty_steps_of_adamw_in_float64(name, variant, pack):
     model = adapted(name, variant, dropout=0.1)
     jobs = jobs_of(model)

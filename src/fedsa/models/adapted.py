@@ -26,7 +26,7 @@ from fedsa.types import Key, State
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_VERA_PROJECTION = re.compile(r"\.vera_[AB]\.|^base_model\.vera_[AB]\.")
+_VERA_PROJECTION = re.compile(r"\.vera_[AB]\.")
 
 __all__ = [
     "AdaptedModel",

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "Packed", "Place", "packed_shape"]
+__all__ = ["Layout", "Packed", "Place"]
 
-# Kernels are compiled, and kept, for every shape that occurs: few shapes save hundreds of MiB.
+# Kernels are compiled, and kept, for every shape that occurs: few shapes save over a hundred MiB.
 _WIDTH = 32  # packed rows are as wide as a multiple of this
 _ROWS = 8  # and as many as a multiple of an eighth or less of their number
 
@@ -114,15 +114,14 @@ class Layout:
     Args:
         mask: shape (rows, tokens): 1 for a real token; real tokens of a row are side by side.
         counts: rows of each client; 0 is allowed.
-        pack: also lay the tokens into fewer rows; as a pair, into at least so many rows of at least that width.
-            Batches of one shape let the allocator use the same blocks again.
+        pack: also lay the tokens into fewer rows.
 
     Attributes:
         shape: of ``mask``.
         packed: the packed rows; None without packing, or where it would change nothing.
     """
 
-    def __init__(self, mask: Tensor, counts: Sequence[int], *, pack: bool | tuple[int, int] = False) -> None:
+    def __init__(self, mask: Tensor, counts: Sequence[int], *, pack: bool = False) -> None:
         self.shape: tuple[int, int] = (mask.shape[0], mask.shape[1])
         real = mask.cpu().numpy().astype(bool)
         lengths = real.sum(axis=1)
@@ -134,8 +133,7 @@ class Layout:
         everywhere = len(index) == real.size
         self.tokens = Place(real.size, None if everywhere else index, tokens, mask.device)
         self.token_index = index
-        at_least = pack if isinstance(pack, tuple) else (1, 1)
-        packed, slots = _pack(lengths, at_least, mask.device) if pack and not everywhere else (None, index)
+        packed, slots = _pack(lengths, mask.device) if pack and not everywhere else (None, index)
         self.packed = packed if packed is not None and math.prod(packed.shape) < real.size else None
         if self.packed is not None:
             self.slots = Place(math.prod(self.packed.shape), slots, tokens, mask.device)
@@ -155,40 +153,28 @@ class Layout:
         raise RuntimeError(f"an activation of shape {tuple(values.shape)} is not by rows or tokens: whose is what?")
 
 
-def packed_shape(lengths: Ints) -> tuple[int, int]:
-    """Return rows and width into which sentences of these lengths are laid."""
-    _, rows, width = _firsts(lengths, 1)
-    return rows, width
-
-
-def _pack(lengths: Ints, at_least: tuple[int, int], device: torch.device) -> tuple[Packed, Tensor]:
+def _pack(lengths: Ints, device: torch.device) -> tuple[Packed, Tensor]:
     """Lay sentences into packed rows.
 
     Returns:
         The rows, and where each token lies in them, flattened: shape (tokens,).
     """
-    firsts, rows, width = _firsts(lengths, at_least[1])
-    rows = max(rows, at_least[0])
+    firsts, shape = _firsts(lengths)
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     slots = np.repeat(firsts, lengths) + within
-    position_ids, sentences = np.zeros(rows * width, dtype=np.int64), np.full(rows * width, -1)
+    position_ids, sentences = np.zeros(math.prod(shape), dtype=np.int64), np.full(math.prod(shape), -1)
     position_ids[slots], sentences[slots] = within, np.repeat(np.arange(len(lengths)), lengths)
-    shape = (rows, width)
     places, numbers = (torch.from_numpy(grid.reshape(shape)).to(device) for grid in (position_ids, sentences))
     return Packed(shape, places, numbers), torch.from_numpy(slots).to(device)
 
 
-def _firsts(lengths: Ints, width: int) -> tuple[Ints, int, int]:
+def _firsts(lengths: Ints) -> tuple[Ints, tuple[int, int]]:
     """Put sentences into rows as wide as the longest, each into the fullest row that has room for it.
 
-    Args:
-        lengths: of the sentences.
-        width: of a row at least.
-
     Returns:
-        Where each sentence begins, flattened; the number of rows; their width.
+        Where each sentence begins, flattened; the number of rows and their width.
     """
-    width = max(width, -(-max(1, int(lengths.max(initial=0))) // _WIDTH) * _WIDTH)
+    width = -(-max(1, int(lengths.max())) // _WIDTH) * _WIDTH
     room: list[tuple[int, int]] = []  # (free places, row), ascending
     firsts = np.zeros(len(lengths), dtype=np.int64)
     rows = 0
@@ -203,4 +189,4 @@ def _firsts(lengths: Ints, width: int) -> tuple[Ints, int, int]:
         firsts[sentence] = row * width + width - free
         insort(room, (free - length, row))
     step = max(1, rows // _ROWS)
-    return firsts, -(-rows // step) * step, width
+    return firsts, (-(-rows // step) * step, width)

@@ -209,7 +209,7 @@ class Stack:
 
 
 def obstacles(model: nn.Module) -> list[str]:
-    """Return why the model's adapters cannot be stacked: one line for each kind of layer, none if they can."""
+    """Return why the model's adapters cannot be stacked: one line for each layer that is in the way."""
     found = set()
     for _, _, module, path in _adapted_modules(model):
         if isinstance(module, ModulesToSaveWrapper):

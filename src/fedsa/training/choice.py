@@ -34,7 +34,8 @@ __all__ = [
 ]
 
 _SATURATED = {"cpu": 1024}
-"""Tokens in one pass from which on more clients make it no faster, as measured with benchmarks/cohorts.py."""
+"""Tokens in one pass from which on more clients make it hardly faster: chosen by a first look; benchmarks/cohorts.py
+is there to measure it."""
 _SATURATED_ELSEWHERE = 16384
 """The same for accelerators: an assumption, not measured."""
 

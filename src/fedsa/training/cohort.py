@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsa.models import AdaptedModel
 from fedsa.models.dropout import FastDropout
-from fedsa.models.layout import Layout, packed_shape
+from fedsa.models.layout import Layout
 from fedsa.models.stacked import Stack
 from fedsa.recipe import TrainingSettings
 from fedsa.seeds import derive_seed
@@ -93,8 +93,6 @@ def _train_steps(
     """Train every step, and return each client's losses, one for each of its batches."""
     seeds, batches_seen = [dropout_seed(job) for job in clients], [0] * len(clients)
     seen: list[tuple[list[int], Tensor]] = []
-    # All passes have one shape, so that each finds the blocks of memory that the one before has left.
-    shape = _largest_shape(steps, encoded.lengths) if pack else False
     for number in range(max(len(own) for own in steps)):
         now = [own[number] if number < len(own) else [] for own in steps]
         for rows in _passes(now):
@@ -102,7 +100,7 @@ def _train_steps(
                 name: value.to(model.device, non_blocking=True)
                 for name, value in encoded.batch(np.concatenate(rows)).items()
             }
-            layout = Layout(batch["attention_mask"], [len(each) for each in rows], pack=shape)
+            layout = Layout(batch["attention_mask"], [len(each) for each in rows], pack=pack)
             model.streams.begin(layout, seeds, batches_seen)
             sums, counts = task.losses(model.model, batch)
             with_rows = [place for place, each in enumerate(rows) if len(each)]
@@ -132,16 +130,6 @@ def _passes(now: Sequence[Sequence[IntArray]]) -> Iterator[list[IntArray]]:
     """Yield the rows of each client, empty for one that has no more, for each pass of a step."""
     for part in range(max(len(batches) for batches in now)):
         yield [batches[part] if part < len(batches) else np.empty(0, dtype=np.int64) for batches in now]
-
-
-def _largest_shape(steps: Sequence[Steps], lengths: IntArray) -> tuple[int, int]:
-    """Return rows and width that hold the texts of every pass."""
-    shapes = [
-        packed_shape(lengths[np.concatenate(rows)])
-        for number in range(max(len(own) for own in steps))
-        for rows in _passes([own[number] if number < len(own) else [] for own in steps])
-    ]
-    return max(rows for rows, _ in shapes), max(width for _, width in shapes)
 
 
 def _history(job: Job) -> tuple[int, ...]:
