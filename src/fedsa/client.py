@@ -11,6 +11,7 @@ import torch
 
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.errors import TrainingError
+from fedsa.memory import give_back
 from fedsa.models import AdaptedModel
 from fedsa.store import ClientState
 from fedsa.tasks.base import Encoded, IntArray, Task
@@ -135,6 +136,7 @@ def train_clients(asked: Iterable[tuple[Client, Payload]]) -> Iterator[Update]:
         jobs = [client.prepare(payload) for client, payload in group]
         for (client, _), job, trained in zip(group, jobs, _trained(first[0], jobs), strict=True):
             yield client.finish(job, trained)
+        give_back()
 
 
 def _trained(client: Client, jobs: Sequence[Job]) -> Sequence[Trained]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
+from fedsa.memory import give_back
 from fedsa.models.layout import Layout
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import State
@@ -78,6 +79,7 @@ def evaluate(
             outputs = _outputs(model, task, encoded, [group[0][2]], batch_size, pack=False)
         for (client, _, rows), own in zip(group, outputs, strict=True):
             yield client, {"examples": len(rows), **task.score(encoded, rows, own)}
+        give_back()
 
 
 def _outputs(

@@ -19,6 +19,7 @@ from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
 from fedsa.errors import DataError, Mistake, ModelError
+from fedsa.memory import give_back
 from fedsa.models import (
     AdaptedModel,
     fit_padding,
@@ -346,6 +347,7 @@ def _chosen(
     if recipe.compute.compile:
         tell("compiling")
         tell(compile_model(model, task, encoded, np.concatenate(trained), training))
+    give_back()
     return recipe.model_copy(update={"training": training})
 
 
