@@ -133,14 +133,14 @@ class TinyRun:
 
     def personal(self, client: str) -> State:
         """Return what a client would use after the last round."""
-        from fedsa.algorithms.base import ServerState
         from fedsa.client import personal_tensors
+        from fedsa.server import load_state
 
         last, federation = self.federation.recipe.rounds, self.federation
-        server = ServerState(*self.folder.load_server(last))
+        server = load_state(self.folder, last)
         state = self.folder.load_client(client, last)
         wire_dtype = federation.recipe.wire_dtype
-        return personal_tensors(federation.algorithm, federation.model.initial, server, state, last, wire_dtype)
+        return personal_tensors(federation.algorithm, federation.model.initial, server, client, state, last, wire_dtype)
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ def test_a_client_that_was_never_sampled_has_the_documented_initial_state(tiny_r
     assert never
 
     initial = run.folder.load_initial()
-    server, versions = run.folder.load_server(2)
+    server, versions, *_ = run.folder.load_server(2)
     for client in never:
         assert run.folder.load_client(client, 2) is None
         personal = run.personal(client)

@@ -105,7 +105,7 @@ class Alternating(Algorithm):
 
     def plan(self, key: Key, round: int) -> Plan:
         if key.factor.side is Side.HEAD:
-            return self.head_plan()
+            return self.rest_plan(key)
         turn = (round % 2 == 1) == (key.factor.side is Side.A)
         return Plan(trained=turn, sent=turn, received=True)
 

@@ -411,9 +411,9 @@ def test_a_later_file_will_do_where_an_update_was_lost(tiny_run: Callable[..., A
 
     def server_knows(held: dict[str, int]) -> None:
         with RunFolder.open(run.folder.path).locked() as folder:
-            tensors, versions = folder.load_server(2)
+            tensors, versions, slots, about = folder.load_server(2)
             folder.path = path
-            folder.save_server(2, tensors, versions, held)
+            folder.save_server(2, tensors, versions, held, slots, about)
             folder.commit(Progress(round=2, chosen_round=2))
 
     server_knows({"site 0": 1, "site 1": 0, "site 2": 1})

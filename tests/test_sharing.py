@@ -122,7 +122,7 @@ def test_under_fedsa_every_client_has_a_b_side_and_a_head_of_its_own(watched_run
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_under_fedsa_the_server_never_holds_a_clients_b_side_or_head(watched_run, variant):
     run = watched_run("fedsa", variant)
-    on_disk, versions = run.folder.load_server(run.federation.recipe.rounds)
+    on_disk, versions, *_ = run.folder.load_server(run.federation.recipe.rounds)
     for state in (*run.server_states, on_disk):
         for key, initial in run.federation.model.initial.items():
             assert torch.equal(state[key], initial) is (key.factor.side is not Side.A), key

@@ -110,7 +110,7 @@ def test_what_a_client_keeps_is_not_rounded(crossing: Any) -> None:
 
 def test_the_server_keeps_the_mean_of_what_came_in_fp32(crossing: Any) -> None:
     folder, _, updates, federation = crossing
-    state, _ = folder.load_server(2)
+    state, *_ = folder.load_server(2)
     mean = weighted_mean((update.tensors, update.num_examples) for update in updates[3:])
     assert same(of_side(state, Side.A), {key: tensor.float() for key, tensor in mean.items()})
     assert not any(torch.equal(tensor, rounded({key: tensor})[key]) for key, tensor in of_side(state, Side.A).items())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 
+from fedsa.adapters.algebra import rank_of, ranked
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.errors import TrainingError
 from fedsa.memory import give_back
@@ -47,6 +48,7 @@ def personal_tensors(
     algorithm: Algorithm,
     initial: State,
     server: ServerState,
+    client: str,
     state: ClientState | None,
     round: int,
     wire_dtype: WireDtype,
@@ -55,15 +57,17 @@ def personal_tensors(
 
     Args:
         algorithm: the method.
-        initial: the tensors that every client started from.
+        initial: the tensors that the client started from, of its own rank.
         server: the server's state after the round.
+        client: its id.
         state: the client's state after the round; None if it had not trained by then.
         round: the round that ended; 0 is before any.
         wire_dtype: in what it would get the server's tensors.
     """
-    payload = algorithm.broadcast(server, round + 1, state.held if state else 0)
-    payload = replace(payload, tensors=on_wire(payload.tensors, wire_dtype))
-    return algorithm.absorb(own_tensors(initial, state), payload)
+    payload = algorithm.broadcast(server, client, round + 1, state.held if state else 0)
+    tensors = on_wire(ranked(payload.tensors, rank_of(initial)), wire_dtype)
+    payload = replace(payload, tensors=tensors)
+    return algorithm.absorb(own_tensors(initial, state), payload, initial)
 
 
 @final
@@ -74,6 +78,7 @@ class Client:
     Attributes:
         id: its name.
         rows: its training rows in ``encoded``.
+        rank: its adapter's, where it is less than the model's.
     """
 
     id: str
@@ -84,18 +89,20 @@ class Client:
     encoded: Encoded
     recipe: Recipe
     memory: Memory
+    rank: int | None = None
 
     def prepare(self, payload: Payload) -> Job:
         """Return what the client trains in a round."""
         round = payload.round
         state = self.memory.load_client(self.id, round - 1)
         plans = self._plans(round)
+        initial = ranked(self.model.initial, self.rank)
         return Job(
             client=self.id,
             round=round,
             rounds=self.recipe.rounds,
             seed=self.recipe.seed,
-            tensors=self.algorithm.absorb(own_tensors(self.model.initial, state), payload),
+            tensors=self.algorithm.absorb(own_tensors(initial, state), payload, initial),
             trained=tuple(key for key, plan in plans.items() if plan.trained),
             received=tuple(key for key, plan in plans.items() if plan.received),
             optimizer_state=state.optimizer_state if state else {},
@@ -106,13 +113,12 @@ class Client:
     def finish(self, job: Job, trained: Trained) -> Update:
         """Keep the state that the training left, and return what is sent."""
         plans = self._plans(job.round)
+        tensors = self.algorithm.trained(job.tensors, trained.tensors, job.round)
         changed = {
-            key: trained.tensors[key]
-            for key, plan in plans.items()
-            if plan.trained or plan.received or key in job.stored
+            key: tensors[key] for key, plan in plans.items() if plan.trained or plan.received or key in job.stored
         }
         self.memory.save_client(self.id, job.round, ClientState(changed, trained.optimizer_state, held=job.round - 1))
-        sent = {key: trained.tensors[key] for key, plan in plans.items() if plan.sent}
+        sent = {key: tensors[key] for key, plan in plans.items() if plan.sent}
         on_its_way = on_wire(sent, self.recipe.wire_dtype)
         return Update(self.id, job.round, len(self.rows), on_its_way, trained.metrics)
 

@@ -17,15 +17,17 @@ from peft.tuners.vera.model import _kaiming_init
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fedsa.adapters.algebra import ranked
 from fedsa.algorithms import make_algorithm
-from fedsa.algorithms.base import Algorithm, ServerState
+from fedsa.algorithms.base import Algorithm
 from fedsa.client import personal_tensors
 from fedsa.errors import RunFolderError, UserError, near
-from fedsa.federation import fresh_base
+from fedsa.federation import client_ranks, fresh_base
 from fedsa.models import AdaptedModel, fit_padding, load_base, load_tokenizer, quiet, with_sorted_names
 from fedsa.parts import PREFIX
 from fedsa.recipe import OBJECTS, Recipe
 from fedsa.seeds import derive_seed
+from fedsa.server import load_state
 from fedsa.store import RunFolder, recipe_of, write_error
 from fedsa.tasks.classification import Classification
 from fedsa.types import State
@@ -52,9 +54,11 @@ def personal_state(folder: RunFolder, algorithm: Algorithm, client: str, round: 
         RunFolderError: there is no such client, or the round is not kept.
     """
     initial = folder.load_initial()
-    server = ServerState(*folder.load_server(round)) if round else algorithm.init(initial)
-    state, wire_dtype = folder.load_client(client, round), recipe_of(folder).wire_dtype
-    return personal_tensors(algorithm, initial, server, state, round, wire_dtype)
+    server = load_state(folder, round) if round else algorithm.init(initial)
+    state, recipe = folder.load_client(client, round), recipe_of(folder)
+    ranks = client_ranks(recipe.adapter, list(folder.read_json("clients.json")))
+    own = ranked(initial, ranks.get(client))
+    return personal_tensors(algorithm, own, server, client, state, round, recipe.wire_dtype)
 
 
 def export(

@@ -6,7 +6,8 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -14,11 +15,11 @@ import numpy as np
 import torch
 
 from fedsa.algorithms import check_algorithm, make_algorithm
-from fedsa.algorithms.base import Algorithm
+from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
-from fedsa.errors import DataError, Mistake, ModelError
+from fedsa.errors import DataError, Mistake, ModelError, near
 from fedsa.memory import give_back
 from fedsa.models import (
     AdaptedModel,
@@ -36,6 +37,7 @@ from fedsa.parts import PREFIX
 from fedsa.recipe import (
     DEFAULT_LOCAL_STEPS,
     OBJECTS,
+    AdapterSettings,
     ModelSettings,
     Recipe,
     TaskSettings,
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Federation", "first_round", "fresh_base", "make_task"]
+__all__ = ["Federation", "client_ranks", "first_round", "fresh_base", "make_task"]
 
 Progress = Callable[[str], None]
 
@@ -77,6 +79,7 @@ class Federation:
         encoded: every row, as tokens.
         rows: the rows as text, and who holds which.
         measured: settings that were open, and were chosen by measuring: (section, name).
+        ranks: client id to its rank, of those whose rank is less than the adapter's.
     """
 
     recipe: Recipe
@@ -87,6 +90,7 @@ class Federation:
     encoded: Encoded
     rows: SharedRows
     measured: tuple[tuple[str, str], ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, on_progress: Progress | None = None) -> Federation:
@@ -184,11 +188,20 @@ class Federation:
         tell: Progress,
     ) -> Federation:
         compute = resolve_compute(recipe.compute)
-        model = AdaptedModel(
-            base, config, seed=derive_seed(recipe.seed, "init"), device=compute.device, precision=compute.precision
-        )
-        fit_padding(base, tokenizer)
         algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+        clients = len(rows.partition.clients)
+        model = AdaptedModel(
+            base,
+            config,
+            seed=derive_seed(recipe.seed, "init"),
+            device=compute.device,
+            precision=compute.precision,
+            adapters=algorithm.adapters,
+            folds=algorithm.folds,
+            scaling=partial(algorithm.scaling, clients=sample_size(recipe.fraction_train, clients)),
+        )
+        ranks = client_ranks(recipe.adapter, sorted(rows.partition.clients))
+        fit_padding(base, tokenizer)
         tell("tokenising")
         used = np.unique(np.concatenate([part for parts in rows.partition.clients.values() for part in parts]))
         limit = position_limit(base, tokenizer)
@@ -197,7 +210,8 @@ class Federation:
         )
         encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
         chosen = _chosen(resolved, model, task, encoded, rows, tell)
-        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, _measured(resolved, chosen))
+        measured = _measured(resolved, chosen)
+        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks)
 
     def measured_as_in(self, recipe: Recipe) -> Federation:
         """Return this federation with what it chose by measuring as in a run's recipe: clocks and memory differ.
@@ -219,6 +233,10 @@ class Federation:
         """Client ids, sorted."""
         return tuple(sorted(self.rows.partition.clients))
 
+    def initial_state(self) -> ServerState:
+        """Return the server's state before the first round."""
+        return self.algorithm.init(self.model.initial, self.model.scaling)
+
     def fingerprint(self) -> str:
         """Return a hash of every client's rows, tokens and labels: a resumed run must have the same."""
         digest = hashlib.sha256(self.encoded.fingerprint().encode())
@@ -231,6 +249,26 @@ class Federation:
     def label_counts(self, split: SplitName) -> Mapping[str, Sequence[int]]:
         """Return, for each client, its number of rows of each class in a split."""
         return label_counts(self.rows.partition, self.rows.labels, len(self.rows.label_names), split)
+
+
+def client_ranks(settings: AdapterSettings, clients: Sequence[str]) -> dict[str, int]:
+    """Return the ranks that a recipe's ``adapter.ranks`` gives, of the clients whose rank is less than the adapter's.
+
+    Args:
+        settings: the section.
+        clients: every client's id, sorted: a list of ranks is dealt to them in turn.
+
+    Raises:
+        DataError: it names a client that there is not.
+    """
+    given = settings.ranks or {}
+    if isinstance(given, Mapping):
+        unknown = sorted(set(given) - set(clients))
+        if unknown:
+            raise DataError(f"adapter.ranks: there is no client {unknown[0]!r}; {near(unknown[0], clients)}")
+    else:
+        given = {client: given[number % len(given)] for number, client in enumerate(clients)}
+    return {client: rank for client, rank in given.items() if rank < settings.rank}
 
 
 def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype) -> dict[str, Any]:

@@ -86,6 +86,9 @@ class AdapterSettings(_Settings):
 
     variant: Literal["lora", "rslora", "vera"] = Field("lora", description="adapter variant")
     r: int = Field(0, ge=0, description="rank; 0: 8 for lora and rslora, 256 for vera")
+    ranks: dict[str, int] | list[int] | None = Field(
+        None, description="clients' own ranks, up to r: by client id (others r), or a list that is dealt in turn"
+    )
     lora_alpha: int = Field(16, gt=0, description="LoRA scale: lora_alpha/r, or lora_alpha/sqrt(r) for rslora")
     dropout: float = Field(0.05, ge=0, lt=1, description="dropout in front of the adapter")
     target_modules: list[str] | str | None = Field(
@@ -100,6 +103,13 @@ class AdapterSettings(_Settings):
         default = type(self).model_fields["lora_alpha"].default  # written out in a resolved recipe
         if self.variant == "vera" and self.lora_alpha != default:
             raise ValueError("lora_alpha does not go with variant = 'vera', which has no scale: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> AdapterSettings:
+        ranks = list(self.ranks.values()) if isinstance(self.ranks, dict) else self.ranks
+        if ranks is not None and (not ranks or min(ranks) < 1 or max(ranks) > self.rank):
+            raise ValueError(f"ranks must be from 1 to r = {self.rank} (got {self.ranks})")
         return self
 
     @property

@@ -5,17 +5,53 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, final
+from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
 import numpy as np
 
+from fedsa.adapters.algebra import rank_of, ranked
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.errors import ProtocolError
 from fedsa.seeds import derive_seed
-from fedsa.types import Key, Payload, RoundRecord, Update, total_bytes
+from fedsa.types import Key, Payload, RoundRecord, State, Update, total_bytes
 from fedsa.wire import WIRE_DTYPES, WireDtype, on_wire
 
-__all__ = ["Server", "sample_clients", "sample_size"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Server", "Shelf", "load_state", "sample_clients", "sample_size", "save_state"]
+
+
+class Shelf(Protocol):
+    """Where the server's state outlives a round. The run folder is one."""
+
+    def save_server(
+        self,
+        round: int,
+        tensors: State,
+        versions: Mapping[Key, int],
+        held: Mapping[str, int],
+        slots: Mapping[str, Tensor],
+        about: Mapping[str, Any],
+    ) -> None:
+        """Keep the state that a round left."""
+        ...
+
+    def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int], dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors, their versions, further tensors and further values after a round that is kept."""
+        ...
+
+
+def save_state(shelf: Shelf, round: int, state: ServerState, held: Mapping[str, int]) -> None:
+    """Keep the server's state after a round."""
+    about = {"scaling": dict(state.scaling), "groups": dict(state.groups)}
+    shelf.save_server(round, state.tensors, state.versions, held, state.slots, about)
+
+
+def load_state(shelf: Shelf, round: int) -> ServerState:
+    """Return the server's state as it was after a round > 0 that is kept."""
+    tensors, versions, slots, about = shelf.load_server(round)
+    return ServerState(tensors, versions, about["scaling"], about["groups"], slots)
 
 
 @final
@@ -31,6 +67,7 @@ class Server:
         weighting: clients' weights in the average.
         wire_dtype: in what tensors travel; the state itself keeps its own dtype.
         held: client id to the newest version it has taken in; a client that is not in it holds the initial state.
+        ranks: client id to its rank, where it is less than that of the state's tensors.
     """
 
     def __init__(
@@ -44,11 +81,13 @@ class Server:
         weighting: Literal["num_examples", "uniform"] = "num_examples",
         wire_dtype: WireDtype = "fp32",
         held: Mapping[str, int] | None = None,
+        ranks: Mapping[str, int] | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.state = state
         self.clients = tuple(sorted(clients))
         self.held = dict(held or {})
+        self._ranks = dict(ranks or {})
         self._seed, self._fraction, self._weighting, self._wire_dtype = seed, fraction_train, weighting, wire_dtype
         self._open: dict[str, int] = {}  # the round's clients, each with the bytes it was sent
 
@@ -63,8 +102,9 @@ class Server:
 
     def payload(self, client: str, round: int) -> Payload:
         """Return what a client is sent before it trains in a round, or would be sent if it did."""
-        payload = self.algorithm.broadcast(self.state, round, self.held.get(client, 0))
-        payload = replace(payload, tensors=on_wire(payload.tensors, self._wire_dtype))
+        payload = self.algorithm.broadcast(self.state, client, round, self.held.get(client, 0))
+        own = ranked(payload.tensors, self._ranks.get(client))
+        payload = replace(payload, tensors=on_wire(own, self._wire_dtype))
         if client in self._open:
             self._open[client] = total_bytes(payload.tensors)
         return payload
@@ -127,11 +167,11 @@ class Server:
                 f"{whose}: its tensors are not exactly those that the plan declares sent ({wrong}, ...)"
             )
         dtype = WIRE_DTYPES[self._wire_dtype]
+        most, own = self._ranks.get(update.client), rank_of(update.tensors)
+        expected = ranked(self.state.tensors, own if most is None else min(most, own or most))
         for key, tensor in update.tensors.items():
-            if tensor.shape != self.state.tensors[key].shape:
-                raise ProtocolError(
-                    f"{whose}: {key} has shape {tuple(tensor.shape)}, not {tuple(self.state.tensors[key].shape)}"
-                )
+            if tensor.shape != expected[key].shape:
+                raise ProtocolError(f"{whose}: {key} has shape {tuple(tensor.shape)}, not {tuple(expected[key].shape)}")
             if tensor.dtype != dtype:
                 raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {dtype}, the wire's")
             if not bool(tensor.isfinite().all()):

@@ -31,12 +31,15 @@ class Side(StrEnum):
     """Which side of the weight update a factor is on.
 
     A is next to the layer's input (LoRA's A, VeRA's λ_d), B next to its output (LoRA's B, VeRA's λ_b), and
-    HEAD is what is trained in full on top of the model.
+    HEAD is what is trained in full on top of the model. BASE is what the server adds to the frozen weights.
+    WHOLE is an update that has no sides (IA³'s one vector).
     """
 
     A = "A"
     B = "B"
     HEAD = "head"
+    BASE = "base"
+    WHOLE = "whole"
 
 
 class Factor(StrEnum):
@@ -47,6 +50,7 @@ class Factor(StrEnum):
     LAMBDA_D = "lambda_d"
     LAMBDA_B = "lambda_b"
     HEAD = "head"
+    DELTA = "delta"
 
     @property
     def side(self) -> Side:
@@ -60,6 +64,7 @@ _SIDES = {
     Factor.B: Side.B,
     Factor.LAMBDA_B: Side.B,
     Factor.HEAD: Side.HEAD,
+    Factor.DELTA: Side.BASE,
 }
 
 

@@ -253,8 +253,8 @@ def test_what_is_received_but_not_sent_this_round_still_comes():
     state = algorithm.init(initial)
 
     state = algorithm.aggregate(state, [(Update("x", 1, 1, {b: torch.ones(1)}), 1)], 1)
-    assert set(algorithm.broadcast(state, 2, 0).tensors) == {b}
+    assert set(algorithm.broadcast(state, "x", 2, 0).tensors) == {b}
     state = algorithm.aggregate(state, [(Update("x", 2, 1, {a: torch.ones(1)}), 1)], 2)
-    assert set(algorithm.broadcast(state, 3, 0).tensors) == {a, b}
-    assert set(algorithm.broadcast(state, 3, 1).tensors) == {a}
-    assert set(algorithm.broadcast(state, 3, 2).tensors) == set()
+    assert set(algorithm.broadcast(state, "x", 3, 0).tensors) == {a, b}
+    assert set(algorithm.broadcast(state, "x", 3, 1).tensors) == {a}
+    assert set(algorithm.broadcast(state, "x", 3, 2).tensors) == set()

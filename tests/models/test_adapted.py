@@ -6,7 +6,7 @@ import torch
 from peft import IA3Config, LoraConfig, VeraConfig
 from transformers import BertForSequenceClassification
 
-from fedsa.adapters.factors import VARIANT_FACTORS, key_of
+from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.errors import ModelError
 from fedsa.models import AdaptedModel, peft_config_of, variant_of
 from fedsa.models.dropout import AdapterDropout
@@ -88,12 +88,12 @@ def test_a_trained_tensor_of_unknown_role_is_an_error(name):
     )
 
 
-@pytest.mark.parametrize("variant", VARIANT_FACTORS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_model_has_exactly_the_factors_of_its_variant(base, variant):
     config = peft_config_of(AdapterSettings(variant=variant, r=2, target_modules=TARGETS), task_type="SEQ_CLS", seed=3)
     model = AdaptedModel(base, config, seed=0)
     assert model.variant == variant_of(config) == variant
-    assert {key.factor for key in model.keys} == set(VARIANT_FACTORS[variant])
+    assert {key.factor for key in model.keys} == set(VARIANTS[variant].factors)
     assert len([key for key in model.keys if key.factor is Factor.HEAD]) == 2
     assert len(model.keys) == 2 + 2 * 4
     assert {str(key) for key in model.keys} == {str(Key.parse(str(key))) for key in model.keys}
@@ -251,7 +251,7 @@ def dtypes(named) -> dict[str, torch.dtype]:
     return {name: value.dtype for name, value in named}
 
 
-@pytest.mark.parametrize("variant", VARIANT_FACTORS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("make", "targets", "head"), [(bert, ["query", "value"], "classifier"), (llama, ["q_proj", "v_proj"], "score")]
 )
@@ -273,7 +273,7 @@ def test_with_bf16_frozen_weights_are_bf16_and_what_is_trained_is_fp32(make, tar
     assert make is not llama or any("inv_freq" in name for name in buffers)
 
 
-@pytest.mark.parametrize("variant", VARIANT_FACTORS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_with_fp32_everything_is_fp32(variant):
     base = llama().bfloat16()
     base.float()
@@ -283,7 +283,7 @@ def test_with_fp32_everything_is_fp32(variant):
     assert model.dtype == torch.float32
 
 
-@pytest.mark.parametrize("variant", VARIANT_FACTORS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_initial_tensors_are_the_same_in_every_precision(variant):
     one, other = (
         AdaptedModel(bert(), peft_config(variant, TARGETS), seed=5, precision=precision).initial
@@ -297,7 +297,7 @@ def test_the_initial_tensors_are_the_same_in_every_precision(variant):
 # -- dropout and attention --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", VARIANT_FACTORS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("p", [0.0, 0.25])
 def test_every_adapted_layer_has_dropout_with_a_stream_of_its_own(variant, p):
     model = AdaptedModel(bert(), peft_config(variant, TARGETS, dropout=p), seed=0)

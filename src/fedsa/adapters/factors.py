@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from fedsa.errors import ModelError
 from fedsa.types import Factor, Key
 
-__all__ = ["VARIANT_FACTORS", "key_of"]
+__all__ = ["VARIANTS", "Variant", "key_of"]
 
-VARIANT_FACTORS: dict[str, tuple[Factor, ...]] = {
-    "lora": (Factor.A, Factor.B, Factor.HEAD),
-    "rslora": (Factor.A, Factor.B, Factor.HEAD),
-    "vera": (Factor.LAMBDA_D, Factor.LAMBDA_B, Factor.HEAD),
+
+class Variant(NamedTuple):
+    """An adapter variant.
+
+    Attributes:
+        factors: what is trained of it.
+        is_product: its whole update is ΔW = s·B·A, with A of shape (r, in) and B of shape (out, r).
+    """
+
+    factors: tuple[Factor, ...]
+    is_product: bool
+
+
+VARIANTS: dict[str, Variant] = {
+    "lora": Variant((Factor.A, Factor.B, Factor.HEAD), is_product=True),
+    "rslora": Variant((Factor.A, Factor.B, Factor.HEAD), is_product=True),
+    "vera": Variant((Factor.LAMBDA_D, Factor.LAMBDA_B, Factor.HEAD), is_product=False),
 }
-"""The factors that each adapter variant trains. VeRA's own A and B are frozen buffers and belong to the base."""
+"""The adapter variants. VeRA's own A and B are frozen buffers and belong to the base."""
 
 _PREFIX = "base_model.model."
 _NAMES: tuple[tuple[re.Pattern[str], Factor], ...] = tuple(
@@ -54,6 +68,6 @@ def key_of(name: str, *, trained: bool) -> Key | None:
     if trained:
         raise ModelError(
             f"the adapter trains {name!r}, whose role is not known to fedsa (A side, B side or head), so it cannot be "
-            f"shared or kept by rule; known variants: {', '.join(VARIANT_FACTORS)}"
+            f"shared or kept by rule; known variants: {', '.join(VARIANTS)}"
         )
     return None

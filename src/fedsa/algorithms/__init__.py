@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import ConfigError, Mistake, UserError, near
 
@@ -103,9 +104,14 @@ def check_algorithm(data: Mapping[str, Any]) -> list[Mistake]:
     if not (isinstance(name, str) and isinstance(options, Mapping) and isinstance(share_head, bool | None)):
         return []  # a wrong type is the recipe's own mistake to report
     try:
-        make_algorithm(name, options, share_head)
+        algorithm = make_algorithm(name, options, share_head)
     except ConfigError as error:
         return list(error.mistakes)
     except UserError as error:
         return [Mistake("algorithm", str(error))]
-    return []
+    adapter = data.get("adapter", {})
+    variant = adapter.get("variant", "lora") if isinstance(adapter, Mapping) else None
+    if variant not in VARIANTS:
+        return []
+    reason = algorithm.refusal(variant, mixed_ranks=bool(adapter.get("ranks")))
+    return [Mistake("algorithm", f"{name} does not go with adapter.variant = {variant!r}: {reason}")] if reason else []

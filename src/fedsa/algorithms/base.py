@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from fedsa.types import Key, Payload, State, Update
+import torch
+
+from fedsa.adapters.algebra import padded
+from fedsa.adapters.factors import VARIANTS
+from fedsa.types import Key, Payload, Side, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FROZEN",
     "LOCAL",
+    "RECEIVED",
     "SHARED",
     "Algorithm",
     "Plan",
@@ -44,6 +49,7 @@ class Plan(NamedTuple):
 SHARED = Plan(trained=True, sent=True, received=True)
 LOCAL = Plan(trained=True, sent=False, received=False)
 FROZEN = Plan(trained=False, sent=False, received=False)
+RECEIVED = Plan(trained=False, sent=False, received=True)
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,16 @@ class ServerState:
     Attributes:
         tensors: the server's value of every adapter tensor; of those that are never sent, the initial value.
         versions: the round that last gave a tensor a new value; 0 is the initial value, which every client holds.
+        scaling: the module's s in ΔW = s·B·A, of each module that has one. It never changes.
+        groups: client id to the group that the server has put it in, for methods that have groups.
+        slots: what a server optimiser remembers, named ``slot|key``.
     """
 
     tensors: State
     versions: Mapping[Key, int]
+    scaling: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+    slots: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +87,20 @@ class Algorithm(ABC):
     """The server needs no more of the updates than Σ wᵢxᵢ and Σ wᵢ. Then its memory does not depend on the number of
     clients, and a protocol that shows it the sums alone (secure aggregation) does."""
     export: ClassVar[str] = "adapter"
-    """What a client's result is: a plain ``adapter`` (all that exists so far)."""
+    """What a client's result can be written as: an ``adapter`` of the rank it was trained with, a ``stacked adapter``
+    of the ranks of all its adapters together, or only a ``merged model``."""
+    adapters: ClassVar[tuple[str, ...]] = ("default",)
+    """The PEFT adapters that a client has at once; their updates are added. Tensors of each but the first start from
+    values of their own."""
+    folds: ClassVar[bool] = False
+    """The server adds to the frozen weights. There is then a tensor ``Factor.DELTA`` for each adapted layer, of the
+    weight's shape and zero at the start, that the layer's output is computed with."""
+    needs_sides: ClassVar[bool] = True
+    """The method treats the A side and the B side differently, so the adapter must have both."""
+    needs_product: ClassVar[bool] = False
+    """The server computes ΔW = s·B·A, so it must be the whole of the adapter's update."""
+    mixed_ranks: ClassVar[bool] = False
+    """Clients may have different ranks: a client's tensors are the first rows of A and columns of B."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -89,15 +114,50 @@ class Algorithm(ABC):
         ``received`` must be the same in all rounds: the server knows one version of each client, not one a tensor.
         """
 
-    def init(self, initial: State) -> ServerState:
-        """Return the server's first state, made of the initial tensors that every client starts from."""
-        return ServerState(dict(initial), dict.fromkeys(initial, 0))
+    def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
+        """Return why the method does not go with an adapter variant, or None if it does.
 
-    def broadcast(self, state: ServerState, round: int, held: int) -> Payload:
+        Args:
+            variant: a name in `fedsa.adapters.factors.VARIANTS`.
+            mixed_ranks: clients have different ranks.
+        """
+        about = VARIANTS[variant]
+        sides = {factor.side for factor in about.factors}
+        if self.needs_sides and not {Side.A, Side.B} <= sides:
+            return f"it shares the sides of the update differently, and {variant} has no A side and B side"
+        if self.needs_product and not about.is_product:
+            return f"the server computes ΔW = s·B·A, which is not {variant}'s whole update"
+        if mixed_ranks and not self.mixed_ranks:
+            return "it puts tensors together that must have one rank: leave adapter.ranks out"
+        if mixed_ranks and not about.is_product:
+            return f"{variant} has one rank for all clients: leave adapter.ranks out"
+        return None
+
+    def scaling(self, scaling: float, rank: int, clients: int) -> float:
+        """Return s in ΔW = s·B·A for all clients.
+
+        Args:
+            scaling: the adapter variant's own, α/r or α/√r.
+            rank: r.
+            clients: that train in a round.
+        """
+        return scaling
+
+    def init(self, initial: State, scaling: Mapping[str, float] | None = None) -> ServerState:
+        """Return the server's first state.
+
+        Args:
+            initial: the tensors that every client starts from.
+            scaling: s of each module that has one.
+        """
+        return ServerState(dict(initial), dict.fromkeys(initial, 0), dict(scaling or {}))
+
+    def broadcast(self, state: ServerState, client: str, round: int, held: int) -> Payload:
         """Return what a client needs before it trains in ``round``.
 
         Args:
             state: the server's state.
+            client: its id.
             round: the round that begins.
             held: the newest version that the client has taken in; 0 is the initial state.
         """
@@ -108,9 +168,39 @@ class Algorithm(ABC):
         }
         return Payload(round, newer)
 
-    def absorb(self, tensors: State, payload: Payload) -> State:
-        """Return a client's tensors after it took in what the server sent; in fp32, whatever the wire's dtype is."""
-        return {**tensors, **{key: value.float() for key, value in payload.tensors.items()}}
+    def absorb(self, tensors: State, payload: Payload, initial: State) -> State:
+        """Return a client's tensors after it took in what the server sent; in fp32 at least.
+
+        Args:
+            tensors: the client's own.
+            payload: what the server sent, in the dtype of the wire.
+            initial: the tensors that every client started from.
+        """
+        return {
+            **tensors,
+            **{
+                key: value.to(torch.promote_types(value.dtype, torch.float32)) for key, value in payload.tensors.items()
+            },
+        }
+
+    def trained(self, before: State, after: State, round: int) -> State:
+        """Return what a client keeps and sends of its local training: ``after``, unless the method changes it.
+
+        Args:
+            before: the client's tensors as it began to train.
+            after: as it ended; of the same shapes. The result may have fewer rows of A and columns of B.
+            round: the round.
+        """
+        return after
+
+    def penalty(self, tensors: State, before: State) -> Tensor | None:
+        """Return what is added to a client's loss, or None.
+
+        Args:
+            tensors: the client's trained tensors, as autograd sees them.
+            before: the same as it began to train.
+        """
+        return None
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the server's state after a round.
@@ -122,32 +212,66 @@ class Algorithm(ABC):
                 once calls ``list(updates)``. None at all leaves every value as it was.
             round: the round that ends.
         """
+        means = weighted_mean(((update.tensors, weight) for update, weight in updates), state.tensors)
+        return self.renewed(state, means, round)
+
+    def renewed(self, state: ServerState, tensors: State, round: int) -> ServerState:
+        """Return the state with new values of some tensors, in the state's dtypes, as of the end of ``round``.
+
+        Clients changed their own copy of what they sent: it is newer here even where nobody's update arrived.
+        """
         sent = [key for key in state.tensors if self.plan(key, round).sent]
-        means = weighted_mean((update.tensors, weight) for update, weight in updates)
-        rounded = {key: mean.to(state.tensors[key].dtype) for key, mean in means.items()}
-        # Clients changed their own copy of what they sent: it is newer here even when nobody's update arrived.
-        return ServerState({**state.tensors, **rounded}, {**state.versions, **dict.fromkeys(sent, round)})
+        rounded = {key: value.to(state.tensors[key].dtype) for key, value in tensors.items()}
+        versions = {**state.versions, **dict.fromkeys([*sent, *rounded], round)}
+        return replace(state, tensors={**state.tensors, **rounded}, versions=versions)
 
-    def head_plan(self) -> Plan:
-        """Return the plan of the classification head, as ``share_head`` says."""
-        return SHARED if self.share_head else LOCAL
+    def rest_plan(self, key: Key) -> Plan:
+        """Return the plan of a tensor that is on neither side: the head's is as ``share_head`` says."""
+        match key.factor.side:
+            case Side.HEAD:
+                return SHARED if self.share_head else LOCAL
+            case Side.BASE:
+                return RECEIVED
+            case _:
+                return SHARED
 
 
-def weighted_mean(states: Iterable[tuple[State, int]]) -> dict[Key, Tensor]:
+def weighted_mean(states: Iterable[tuple[State, int]], before: State | None = None) -> dict[Key, Tensor]:
     """Return Σ wᵢxᵢ / Σ wᵢ of each tensor, in float64; nothing if there are no states.
 
     Only the sums are held, whatever the number of states. A product wᵢxᵢ is exact for x of 24 bits (fp32, bf16) and
     weights below 2²⁹; what is left is the rounding of a float64 sum. Rounded to x's own dtype, the mean of one state is
-    that state, bit for bit.
+    that state, bit for bit. Where ranks differ, each row of A and column of B is the mean over the states that have it.
 
     Args:
         states: of the same keys, each with its weight, a count > 0.
+        before: values of what no state has, of the full shapes; not needed where ranks do not differ.
     """
     sums: dict[Key, Tensor] = {}
-    whole = 0
+    weights: dict[Key, Tensor] = {}
     for tensors, weight in states:
-        whole += weight
         for key, tensor in tensors.items():
             term = tensor.double() * weight
-            sums[key] = sums[key].add_(term) if key in sums else term
-    return {key: total / whole for key, total in sums.items()}
+            there = torch.full((1,) * term.dim(), weight, dtype=torch.float64)
+            if key in sums and sums[key].shape == term.shape and weights[key].numel() == 1:
+                sums[key].add_(term)
+                weights[key] = weights[key] + there
+            elif key in sums:
+                shape = [max(sizes) for sizes in zip(sums[key].shape, term.shape, strict=True)]
+                weights[key] = padded(weights[key].expand(sums[key].shape), shape) + padded(
+                    there.expand(term.shape), shape
+                )
+                sums[key] = padded(sums[key], shape) + padded(term, shape)
+            else:
+                sums[key], weights[key] = term, there
+    means = {key: total / weights[key] for key, total in sums.items()}
+    return {key: _filled(mean, (before or {}).get(key)) for key, mean in means.items()}
+
+
+def _filled(mean: Tensor, before: Tensor | None) -> Tensor:
+    """Return a mean with the rows and columns that no state had as they were before."""
+    if before is None or mean.shape == before.shape:
+        return mean
+    filled = before.double().clone()
+    filled[tuple(slice(0, size) for size in mean.shape)] = mean
+    return filled

@@ -20,11 +20,13 @@ class FedIT(Algorithm):
     share_head: bool = True
 
     source: ClassVar[str] = "arXiv:2305.05644"
+    needs_sides: ClassVar[bool] = False
+    mixed_ranks: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
         """Return who trains, sends and receives a tensor."""
         match key.factor.side:
             case Side.A | Side.B:
                 return SHARED
-            case Side.HEAD:
-                return self.head_plan()
+            case _:
+                return self.rest_plan(key)

@@ -19,6 +19,7 @@ class FedSA(Algorithm):
     """
 
     source: ClassVar[str] = "arXiv:2410.01463"
+    mixed_ranks: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
         """Return who trains, sends and receives a tensor."""
@@ -27,5 +28,5 @@ class FedSA(Algorithm):
                 return SHARED
             case Side.B:
                 return LOCAL
-            case Side.HEAD:
-                return self.head_plan()
+            case _:
+                return self.rest_plan(key)

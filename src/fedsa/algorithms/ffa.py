@@ -29,5 +29,5 @@ class FFA(Algorithm):
                 return FROZEN
             case Side.B:
                 return SHARED
-            case Side.HEAD:
-                return self.head_plan()
+            case _:
+                return self.rest_plan(key)

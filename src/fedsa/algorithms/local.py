@@ -15,6 +15,8 @@ class Local(Algorithm):
     """Every client trains alone, from the same initial tensors; nothing is sent."""
 
     source: ClassVar[str] = "-"
+    needs_sides: ClassVar[bool] = False
+    mixed_ranks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.share_head:

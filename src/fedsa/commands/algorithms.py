@@ -38,16 +38,16 @@ def _entry(name: str) -> dict[str, Any]:
     import dataclasses
     import inspect
 
-    from fedsa.adapters.factors import VARIANT_FACTORS
+    from fedsa.adapters.factors import VARIANTS
     from fedsa.algorithms import find_algorithm
     from fedsa.types import Key
 
     cls = find_algorithm(name)
     algorithm = cls()
     variants = {}
-    for variant, factors in VARIANT_FACTORS.items():
+    for variant, about in VARIANTS.items():
         roles: dict[str, list[str]] = {"shared": [], "local": [], "frozen": []}
-        for factor in factors:
+        for factor in about.factors:
             plan = algorithm.plan(Key("layer", factor), 1)
             roles["shared" if plan.sent else "local" if plan.trained else "frozen"].append(factor.value)
         variants[variant] = roles

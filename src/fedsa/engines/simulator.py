@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import torch
 
+from fedsa.adapters.algebra import ranked
 from fedsa.algorithms.base import ServerState
 from fedsa.callbacks import Callback
 from fedsa.client import Client, own_tensors, personal_tensors, train_clients
@@ -20,7 +21,7 @@ from fedsa.errors import TrainingError
 from fedsa.evaluation import Personal, evaluate, majority_accuracy, summarize_clients
 from fedsa.federation import Federation, first_round
 from fedsa.seeds import derive_seed
-from fedsa.server import Server, sample_clients
+from fedsa.server import Server, load_state, sample_clients, save_state
 from fedsa.store import Progress, RunFolder
 from fedsa.types import RoundRecord, Update
 
@@ -68,6 +69,7 @@ class _Run:
                 encoded=federation.encoded,
                 recipe=self.recipe,
                 memory=folder,
+                rank=federation.ranks.get(client),
             )
             for client, parts in sorted(federation.rows.partition.clients.items())
         }
@@ -93,13 +95,14 @@ class _Run:
             weighting=recipe.weighting,
             wire_dtype=recipe.wire_dtype,
             held=self.folder.load_held(self.progress.round),
+            ranks=self.federation.ranks,
         )
 
     def _server_state(self, round: int) -> ServerState:
         """Return the server's state after a round, as it is on disk."""
         if round < 1:
-            return self.federation.algorithm.init(self.federation.model.initial)
-        return ServerState(*self.folder.load_server(round))
+            return self.federation.initial_state()
+        return load_state(self.folder, round)
 
     # -- the rounds --------------------------------------------------------------------------------------------------
 
@@ -124,7 +127,7 @@ class _Run:
             progress.train_seconds += sum(metrics["seconds"] for metrics in record.train_metrics.values())
             progress.upload_bytes += sum(record.upload_bytes.values())
             progress.download_bytes += sum(record.download_bytes.values())
-            self.folder.save_server(round, self.server.state.tensors, self.server.state.versions, self.server.held)
+            save_state(self.folder, round, self.server.state, self.server.held)
         evaluation_started = time.perf_counter()
         is_evaluated = round % self.recipe.evaluation.evaluate_every == 0 or round == self.recipe.rounds
         results = self._validate(round) if is_evaluated else {}
@@ -225,10 +228,11 @@ class _Run:
         self.folder.load_ahead(clients, round)
         for client in clients:
             state = self.folder.load_client(client, round)
+            initial = ranked(self.initial, self.federation.ranks.get(client))
             tensors = (
-                own_tensors(self.initial, state)
+                own_tensors(initial, state)
                 if mode == "training"
-                else personal_tensors(algorithm, self.initial, server, state, round, wire_dtype)
+                else personal_tensors(algorithm, initial, server, client, state, round, wire_dtype)
             )
             yield client, tensors, getattr(self.federation.rows.partition.clients[client], split)
 

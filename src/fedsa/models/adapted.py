@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -119,6 +120,9 @@ class AdaptedModel:
         device: where it computes.
         precision: ``fp32`` or ``bf16``: of forward and backward. With bf16 the frozen weights are stored in bf16 too;
             adapters and head stay fp32.
+        adapters: their names; the updates of several are added.
+        folds: there is a tensor ``Factor.DELTA`` for each adapted layer, which is added to its frozen weight.
+        scaling: given the variant's own s in ΔW = s·B·A and the rank, returns the s to use.
 
     Attributes:
         model: the PEFT model.
@@ -133,7 +137,16 @@ class AdaptedModel:
     """
 
     def __init__(
-        self, base: PreTrainedModel, config: PeftConfig, *, seed: int, device: str = "cpu", precision: str = "fp32"
+        self,
+        base: PreTrainedModel,
+        config: PeftConfig,
+        *,
+        seed: int,
+        device: str = "cpu",
+        precision: str = "fp32",
+        adapters: tuple[str, ...] = ("default",),
+        folds: bool = False,
+        scaling: Callable[[float, int], float] | None = None,
     ) -> None:
         self.variant = variant_of(config)
         torch.manual_seed(seed)
@@ -233,6 +246,16 @@ class AdaptedModel:
     def obstacles(self) -> list[str]:
         """Return why many clients cannot go through this model at once; nothing if they can."""
         return obstacles(self.model)
+
+    @property
+    def scaling(self) -> dict[str, float]:
+        """S in ΔW = s·B·A of each module that has a LoRA adapter."""
+        prefix = "base_model.model."
+        return {
+            name.removeprefix(prefix): float(module.scaling["default"])
+            for name, module in self.model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
 
     @property
     def keys(self) -> tuple[Key, ...]:

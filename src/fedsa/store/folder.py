@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder", "recipe_of"]
 
+_SLOT = "slot|"
 _LAST_TRAINED = "last_trained"  # in the server's file: for each client of clients.json, the round it last trained in
 _ROUND_FILE = re.compile(r"round-(\d{6})\.safetensors")
 _FIRST_FILES = {"recipe.toml", ".recipe.toml.partial", ".lock"}  # all that `create` writes
@@ -333,7 +334,15 @@ class RunFolder:
         tensors, _ = load_tensors(self.path / "initial.safetensors")
         return by_key(tensors)
 
-    def save_server(self, round: int, tensors: State, versions: Mapping[Key, int], held: Mapping[str, int]) -> None:
+    def save_server(
+        self,
+        round: int,
+        tensors: State,
+        versions: Mapping[Key, int],
+        held: Mapping[str, int],
+        slots: Mapping[str, Tensor] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the server's state after a round.
 
         Args:
@@ -342,22 +351,27 @@ class RunFolder:
             versions: of each of them.
             held: client id to the newest version that it has taken in, for whoever has trained: the one before the
                 round of its last training.
+            slots: further tensors by name.
+            about: further values, as JSON has them.
         """
         path = self.path / "server" / f"round-{round:06d}.safetensors"
         last = torch.tensor([held.get(client, -1) + 1 for client in self._folders], dtype=torch.int32)
-        about = {"versions": {str(key): version for key, version in versions.items()}}
+        own = {"versions": {str(key): version for key, version in versions.items()}}
+        named = {f"{_SLOT}{name}": tensor for name, tensor in (slots or {}).items()}
         make_folder(path.parent)
-        self._writes.write(path, packed({**by_name(tensors), _LAST_TRAINED: last}, about))
+        self._writes.write(path, packed({**by_name(tensors), **named, _LAST_TRAINED: last}, {**(about or {}), **own}))
 
-    def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int]]:
-        """Return the server's tensors and their versions after a round that is kept.
+    def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int], dict[str, Tensor], dict[str, Any]]:
+        """Return the server's tensors, their versions, further tensors and further values after a round that is kept.
 
         Raises:
             RunFolderError: the round is not kept, or its file is damaged.
         """
         tensors, about = self._load_server(round)
         del tensors[_LAST_TRAINED]
-        return by_key(tensors), {Key.parse(name): version for name, version in about["versions"].items()}
+        slots = {name.removeprefix(_SLOT): tensors.pop(name) for name in list(tensors) if name.startswith(_SLOT)}
+        versions = {Key.parse(name): version for name, version in about.pop("versions").items()}
+        return by_key(tensors), versions, slots, about
 
     def load_held(self, round: int) -> dict[str, int]:
         """Return, for each client that had trained by a round that is kept, the newest version it had taken in.

@@ -1,0 +1,57 @@
+"""Adapters as maths: ranks, products, and low-rank factors of a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+
+from fedsa.types import Factor, Key, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["padded", "pairs", "rank_of", "ranked"]
+
+RANK_DIMENSION = {Factor.A: 0, Factor.B: 1}
+"""The dimension of a tensor that is as long as the rank."""
+
+
+def pairs(tensors: Mapping[Key, Tensor], adapter: str = "default") -> dict[str, tuple[Tensor, Tensor]]:
+    """Return (B, A) of each module that has both: shapes (out, r) and (r, in)."""
+    return {
+        key.module: (tensors[key._replace(factor=Factor.B)], a)
+        for key, a in tensors.items()
+        if key.factor is Factor.A and key.adapter == adapter and key._replace(factor=Factor.B) in tensors
+    }
+
+
+def rank_of(tensors: Mapping[Key, Tensor]) -> int | None:
+    """Return the rank of a client's A's and B's; None where it has none."""
+    for key, tensor in tensors.items():
+        if key.factor in RANK_DIMENSION:
+            return tensor.shape[RANK_DIMENSION[key.factor]]
+    return None
+
+
+def ranked(tensors: State, rank: int | None) -> State:
+    """Return the tensors with the first ``rank`` rows of A and columns of B; as they are where there are no more."""
+    if rank is None:
+        return tensors
+    return {
+        key: tensor.narrow(RANK_DIMENSION[key.factor], 0, rank)
+        if key.factor in RANK_DIMENSION and tensor.shape[RANK_DIMENSION[key.factor]] > rank
+        else tensor
+        for key, tensor in tensors.items()
+    }
+
+
+def padded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the tensor with zeros behind its values, of a shape that is nowhere smaller."""
+    if tuple(tensor.shape) == tuple(shape):
+        return tensor
+    missing = [
+        pad for own, size in zip(reversed(tensor.shape), reversed(shape), strict=True) for pad in (0, size - own)
+    ]
+    return F.pad(tensor, missing)
