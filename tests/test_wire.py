@@ -133,7 +133,7 @@ def test_a_client_is_measured_and_exported_with_what_it_would_receive(tiny_run: 
 def test_a_client_begins_a_round_with_what_it_received() -> None:
     algorithm, key, other = make_algorithm("fedsa", {}), Key("layer", Factor.A), Key("layer", Factor.B)
     own, new = {key: torch.randn(8), other: torch.randn(8)}, {key: torch.randn(8)}
-    absorbed = algorithm.absorb(own, Payload(2, on_wire(new, "bf16")))
+    absorbed = algorithm.absorb(own, Payload(2, on_wire(new, "bf16")), own)
     assert same(absorbed, {**rounded(new), other: own[other]})
     assert absorbed[other] is own[other]
 
