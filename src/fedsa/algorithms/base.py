@@ -119,7 +119,7 @@ class Algorithm(ABC):
         """
 
     def renews(self, key: Key, round: int) -> bool:
-        """Return whether the server gives a tensor a new value at the end of ``round``: what is sent, and what is folded.
+        """Return whether the server gives a tensor a new value at the end of ``round``: what is sent or folded.
 
         It must depend on nothing else: `fedsa plan` counts bytes by it.
         """

@@ -22,7 +22,7 @@ class FRLoRA(Algorithm):
 
     share_head: bool = True
 
-    source: ClassVar[str] = "https://openreview.net/forum?id=e0rQRMUhs7"
+    source: ClassVar[str] = "openreview:e0rQRMUhs7"
     additive: ClassVar[bool] = False
     export: ClassVar[str] = "merged model"
     folds: ClassVar[bool] = True

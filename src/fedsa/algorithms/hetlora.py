@@ -23,7 +23,8 @@ class HetLoRA(Algorithm):
 
     A client gets the first rows and columns, as many as its rank. With ``decay`` below 1 a client drops its last
     directions, those beyond decay·rank, once ‖B‖·‖A‖ of them has fallen in a round; ``regularization`` adds that
-    product to its loss, so that it falls. The head is weighed by rows. With one client of one rank it is local training.
+    product to its loss, so that it falls. The head is weighed by rows. With one client it is local
+    training.
 
     Attributes:
         decay: γ: what remains of the rank when it is cut; 1: never.
