@@ -46,4 +46,4 @@ def test_method_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(str(tmp_path))
     mirror = make_algorithm("tutorial_mirror:Mirror", {})
     sent = {factor.value: mirror.plan(Key("layer", factor), 1).sent for factor in Factor}
-    assert sent == {"A": False, "lambda_d": False, "B": True, "lambda_b": True, "head": False}
+    assert {name for name, is_sent in sent.items() if is_sent} == {"B", "lambda_b"}
