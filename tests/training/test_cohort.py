@@ -9,7 +9,7 @@ from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
 from fedsa.training import cohort, sequential
 from fedsa.training.jobs import Job
-from tiny_models import BASES, TASK, adapt, token_rows
+from tiny_models import BASES, FITTING, TASK, VARIANTS, adapt, token_rows
 
 
 def adapted(name="bert", variant="lora", *, saved=None, **options) -> AdaptedModel:
@@ -69,8 +69,7 @@ TWENTY = TrainingSettings(local_steps=20, batch_size=4, learning_rate=2e-3)
 
 
 @pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("variant", ["lora", "rslora", "vera"])
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(("name", "variant"), FITTING)
 def test_after_twenty_steps_of_adamw_in_float64(name, variant, pack):
     model = adapted(name, variant, dropout=0.1)
     jobs = jobs_of(model)
@@ -80,7 +79,7 @@ def test_after_twenty_steps_of_adamw_in_float64(name, variant, pack):
 
 
 @pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("variant", ["lora", "rslora", "vera"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_after_twenty_steps_of_adamw_in_fp32(variant, pack):
     model = adapted("bert", variant, dtype=torch.float32, dropout=0.1)
     alone, together = both(model, jobs_of(model), TWENTY, pack=pack)
