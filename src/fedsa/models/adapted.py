@@ -111,10 +111,10 @@ def variant_of(config: PeftConfig) -> str:
                 )
     elif isinstance(config, IA3Config):
         variant = "ia3"
-        if config.target_modules is not None and config.feedforward_modules is None:
+        if (config.target_modules is None) is not (config.feedforward_modules is None):
             raise ModelError(
-                "feedforward_modules is missing: with target_modules give those of them whose input is scaled, not "
-                "their output, or [] for none"
+                "target_modules and feedforward_modules go together: give both (the second: those of the first whose "
+                "input is scaled, not their output; [] for none), or neither for PEFT's choice"
             )
     else:
         raise ModelError(
