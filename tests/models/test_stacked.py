@@ -11,7 +11,21 @@ from fedsa.models import AdaptedModel
 from fedsa.models.dropout import Streams
 from fedsa.models.stacked import Stack, obstacles
 from fedsa.types import Factor, Key, Side
-from tiny_models import BASES, FITTING, TASK, VARIANTS, adapt, begin, bert, client_tensors, gpt2, llama, peft_config, roberta, rows_of
+from tiny_models import (
+    BASES,
+    FITTING,
+    TASK,
+    VARIANTS,
+    adapt,
+    begin,
+    bert,
+    client_tensors,
+    gpt2,
+    llama,
+    peft_config,
+    roberta,
+    rows_of,
+)
 
 ENCODED = rows_of([5, 11, 3, 20, 4, 4, 9, 3, 17, 3, 6])
 ROWS = [[0, 1, 2], [], [3, 4, 5, 6], [7], [8, 9, 10]]  # of five clients; the second has none now

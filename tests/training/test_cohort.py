@@ -162,11 +162,11 @@ def test_layers_trained_in_full_are_each_clients_own(saved, pack):
 def test_the_b_side_moves_by_the_ratio(variant, trainer):
     """LoRA+: under SGD without clipping, one step is the gradient times the rate of the side."""
     model, steps = adapted("bert", variant), {}
+    (job,) = jobs_of(model, (9,))
     for ratio in (1.0, 16.0):
         settings = TrainingSettings(
             local_steps=1, batch_size=4, optimizer="sgd", max_grad_norm=None, b_learning_rate_ratio=ratio
         )
-        (job,) = jobs_of(model, (9,))
         alone, together = both(model, [job], settings)
         (result,) = alone if trainer == "sequential" else together
         steps[ratio] = {key: result.tensors[key] - value for key, value in job.tensors.items()}

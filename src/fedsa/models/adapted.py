@@ -81,13 +81,14 @@ def peft_config_of(settings: AdapterSettings, *, task_type: str, seed: int) -> P
         )
     if settings.variant == "loha":
         return LoHaConfig(**common, alpha=settings.lora_alpha)
+    if settings.variant in STARTS:
+        common["init_lora_weights"] = settings.variant
     return LoraConfig(
         **common,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.dropout,
         use_rslora=settings.variant == "rslora",
         use_dora=settings.variant == "dora",
-        init_lora_weights=settings.variant if settings.variant in STARTS else True,
     )
 
 
@@ -122,10 +123,9 @@ def variant_of(config: PeftConfig) -> str:
             "supported: LORA (also with use_rslora, use_dora or init_lora_weights 'pissa' or 'olora'), VERA, LOHA and "
             "IA3"
         )
-    if getattr(config, "bias", "none") != "none":
-        raise ModelError(
-            f"bias = {config.bias!r} is not supported: it trains biases of the shared base model; use 'none'"
-        )
+    bias = getattr(config, "bias", "none")
+    if bias != "none":
+        raise ModelError(f"bias = {bias!r} is not supported: it trains biases of the shared base model; use 'none'")
     return variant
 
 
@@ -355,13 +355,13 @@ def with_adapter(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
         plain.init_lora_weights = True
     try:
         with quiet():
-            model = get_peft_model(base, plain)
-            if start in STARTS:
-                plain.init_lora_weights = start
-            return model
+            model: PeftModel = get_peft_model(base, plain)
     except (ValueError, TypeError, re.error) as error:
         targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
         raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
+    if start in STARTS:
+        plain.init_lora_weights = start
+    return model
 
 
 def by_key(model: PeftModel) -> dict[Key, nn.Parameter]:

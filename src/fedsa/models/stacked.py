@@ -123,8 +123,10 @@ class _Dora(_Adapted):
         down = F.linear(values.to(self._a.dtype), self._a.reshape(clients * rank, width))
         own = down * (place.selector(rank, down.dtype) * self._scaling)
         update = own @ self._b.transpose(1, 2).reshape(clients * rank, -1)
-        weight, bias = self._weight, self.base_layer.bias
-        if self.training and getattr(self.dropout, "p", 0.0):  # PEFT then takes both parts from what is not dropped
+        base: Any = self.base_layer
+        dropout: Any = self.dropout
+        weight, bias = self._weight, base.bias
+        if self.training and dropout.p:  # PEFT then takes both parts from what is not dropped
             plain = F.linear(values.to(weight.dtype), weight)
         else:
             plain = result if bias is None else result - bias

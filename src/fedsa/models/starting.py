@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -62,8 +63,9 @@ def _start(layer: LoraLayer, path: str, variant: str, adapter: str) -> None:
             f"adapter.variant = {variant!r} takes its first values from the weights of linear layers: take {path}, a "
             f"{type(layer).__name__} layer, out of adapter.target_modules"
         )
-    base, rank, scaling = layer.get_base_layer(), layer.r[adapter], float(layer.scaling[adapter])
-    stored = base.weight.data
+    base: Any = layer.get_base_layer()
+    rank, scaling = layer.r[adapter], float(layer.scaling[adapter])
+    stored: Tensor = base.weight.data
     weight = stored.to("cpu", torch.float32)
     weight = weight.T if layer.fan_in_fan_out else weight
     if rank > min(weight.shape):
@@ -74,8 +76,9 @@ def _start(layer: LoraLayer, path: str, variant: str, adapter: str) -> None:
     a, b = (part.contiguous() for part in STARTS[variant](weight, rank, scaling))
     rest = weight - scaling * (b @ a)
     base.weight.data = (rest.T if layer.fan_in_fan_out else rest).contiguous().to(stored.device, stored.dtype)
-    for linear, value in ((layer.lora_A[adapter], a), (layer.lora_B[adapter], b)):
-        linear.weight.data.copy_(value)
+    own: Any = layer
+    own.lora_A[adapter].weight.data.copy_(a)
+    own.lora_B[adapter].weight.data.copy_(b)
 
 
 @contextmanager
