@@ -98,8 +98,8 @@ def tiny_recipe(tiny_data: dict[str, Any]) -> Callable[..., Recipe]:
 
     def make(*overrides: str) -> Recipe:
         data = apply_overrides(tiny_data, overrides)
-        if data["adapter"].get("variant") == "vera":
-            data["adapter"].pop("lora_alpha", None)
+        for name in {"vera": ["lora_alpha"], "ia3": ["lora_alpha", "r"]}.get(data["adapter"].get("variant"), []):
+            data["adapter"].pop(name, None)
         return parse_recipe(data)
 
     return make

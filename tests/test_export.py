@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fedsa
+from fedsa.algorithms import make_algorithm
 from fedsa.export import export, personal_state
 from fedsa.federation import Federation
 from fedsa.store import RunFolder
@@ -24,6 +25,11 @@ ADAPTERS = {
     "lora": "adapter={r=2, lora_alpha=4, target_modules=['query', 'value']}",
     "rslora": "adapter={variant='rslora', r=4, lora_alpha=4, target_modules=['query', 'value']}",
     "vera": "adapter={variant='vera', r=8, target_modules=['query', 'value']}",
+    "dora": "adapter={variant='dora', r=2, lora_alpha=4, target_modules=['query', 'value']}",
+    "pissa": "adapter={variant='pissa', r=3, lora_alpha=4, target_modules=['query', 'output.dense']}",
+    "olora": "adapter={variant='olora', r=2, lora_alpha=4, target_modules=['query', 'value']}",
+    "loha": "adapter={variant='loha', r=2, lora_alpha=4, target_modules=['query', 'value']}",
+    "ia3": "adapter={variant='ia3', target_modules=['key', 'output.dense'], feedforward_modules=['output.dense']}",
 }
 TEXTS = ["the film was great today", "a dull product", "we saw it very sad and fine", "happy"]
 CLIENTS = ["site 0", "site 1", "site 2"]
@@ -31,7 +37,11 @@ CLIENTS = ["site 0", "site 1", "site 2"]
 
 @pytest.fixture(
     scope="module",
-    params=list(itertools.product(ADAPTERS, ["fedsa", "fedit", "ffa", "local"])),
+    params=[
+        (variant, algorithm)
+        for variant, algorithm in itertools.product(ADAPTERS, ["fedsa", "fedit", "ffa", "local"])
+        if make_algorithm(algorithm, {}).refusal(variant) is None
+    ],
     ids=lambda pair: "-".join(pair),
 )
 def trained(
@@ -114,7 +124,7 @@ def test_every_folder_has_a_card_and_nothing_is_a_pickle(trained: tuple[Federati
         names = {path.name for path in folder.iterdir()}
         if not merged:  # in an order that does not hang on the process
             config = json.loads((folder / "adapter_config.json").read_text())
-            assert config["target_modules"] == ["query", "value"]
+            assert config["target_modules"] == sorted(federation.recipe.adapter.target_modules)
         assert names >= {"README.md", "tokenizer.json"}
         weights = {"model.safetensors", "config.json"} if merged else {"adapter_model.safetensors"}
         assert names >= weights
@@ -201,6 +211,9 @@ def test_the_card_of_an_older_run_states_no_other_score(finished_run: Path, tmp_
         [],
         ["compute.precision=bf16"],
         ["compute.precision=bf16", "adapter.variant=vera"],
+        ["adapter.variant=pissa"],
+        ["compute.precision=bf16", "adapter.variant=dora"],
+        ["compute.precision=bf16", "adapter.variant=olora"],
     ],
     ids=str,
 )

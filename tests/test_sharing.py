@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from fedsa.adapters.algebra import pairs
+from fedsa.adapters.factors import VARIANTS
 from fedsa.client import Client
 from fedsa.engines.simulator import simulate
 from fedsa.federation import Federation
@@ -15,8 +17,12 @@ from fedsa.server import Server
 from fedsa.store import RunFolder
 from fedsa.types import Factor, Payload, Side, State, Update, total_bytes
 
-ADAPTER_NAME = re.compile(r"\.lora_[AB]\.|\.vera_lambda_[bd]\.|\.modules_to_save\.")
-VARIANTS = ("lora", "rslora", "vera")
+ADAPTER_NAME = re.compile(
+    r"\.lora_([AB]|magnitude_vector)\.|\.vera_lambda_[bd]\.|\.hada_w[12]_[ab]\.|\.ia3_l\.|\.modules_to_save\."
+)
+SIDED = tuple(variant for variant in VARIANTS if variant != "ia3")
+A_SIDE = {Factor.A, Factor.LAMBDA_D, Factor.HADAMARD_A1, Factor.HADAMARD_A2}
+B_SIDE = {Factor.B, Factor.MAGNITUDE, Factor.LAMBDA_B, Factor.HADAMARD_B1, Factor.HADAMARD_B2}
 
 
 @dataclass
@@ -84,24 +90,24 @@ def watched_run(tiny_recipe, tmp_path_factory):
     return watch
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SIDED)
 def test_under_fedsa_no_b_side_and_no_head_is_in_any_update(watched_run, variant):
     run = watched_run("fedsa", variant)
-    a_side = {key for key in run.federation.model.initial if key.factor in (Factor.A, Factor.LAMBDA_D)}
+    a_side = {key for key in run.federation.model.initial if key.factor in A_SIDE}
     assert len(run.updates) == len(run.payloads) == 6
     for update in run.updates:
         assert set(update.tensors) == a_side
-        assert not {key.factor for key in update.tensors} & {Factor.B, Factor.LAMBDA_B, Factor.HEAD}
+        assert not {key.factor for key in update.tensors} & {*B_SIDE, Factor.HEAD}
     for payload in run.payloads:
         assert set(payload.tensors) == (a_side if payload.round > 1 else set())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SIDED)
 def test_the_upload_is_the_a_side_to_the_byte(watched_run, variant):
     run = watched_run("fedsa", variant)
     a_side = {key: value for key, value in run.federation.model.initial.items() if key.factor.side is Side.A}
     expected = total_bytes(a_side)
-    assert expected == {"lora": 4 * (4 * 2 * 16), "rslora": 4 * (4 * 2 * 16), "vera": 4 * (4 * 2)}[variant]
+    assert expected == {"vera": 4 * (4 * 2), "loha": 4 * (4 * 2 * 2 * 16)}.get(variant, 4 * (4 * 2 * 16))
     assert run.summary["upload_bytes"] == expected
     assert [total_bytes(update.tensors) for update in run.updates] == [expected] * 6
     assert run.summary["total_upload_bytes"] == 6 * expected
@@ -109,7 +115,7 @@ def test_the_upload_is_the_a_side_to_the_byte(watched_run, variant):
     assert run.summary["upload_parameters"] == expected // 4
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SIDED)
 def test_under_fedsa_every_client_has_a_b_side_and_a_head_of_its_own(watched_run, variant):
     run = watched_run("fedsa", variant)
     for one, other in itertools.combinations(run.own.values(), 2):
@@ -119,7 +125,7 @@ def test_under_fedsa_every_client_has_a_b_side_and_a_head_of_its_own(watched_run
                 assert not torch.equal(one[key], initial), key
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SIDED)
 def test_under_fedsa_the_server_never_holds_a_clients_b_side_or_head(watched_run, variant):
     run = watched_run("fedsa", variant)
     on_disk, versions, *_ = run.folder.load_server(run.federation.recipe.rounds)
@@ -131,8 +137,14 @@ def test_under_fedsa_the_server_never_holds_a_clients_b_side_or_head(watched_run
     }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("algorithm", ["fedsa", "fedit", "ffa", "local"])
+@pytest.mark.parametrize(
+    ("algorithm", "variant"),
+    [
+        (algorithm, variant)
+        for algorithm in ("fedsa", "fedit", "ffa", "local")
+        for variant in (VARIANTS if algorithm in ("fedit", "local") else SIDED)
+    ],
+)
 def test_the_base_is_bit_identical_to_what_it_was_after_adapter_initialisation(watched_run, algorithm, variant):
     run = watched_run(algorithm, variant)
     after = base_tensors(run.federation)
@@ -145,20 +157,30 @@ def test_the_base_is_bit_identical_to_what_it_was_after_adapter_initialisation(w
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_base_is_the_checkpoint(watched_run, variant, tiny_model):
+    """But for what PiSSA and OLoRA took out of it at the start: the same for all clients."""
     from safetensors.torch import load_file
 
     checkpoint = load_file(tiny_model / "model.safetensors")
-    after = base_tensors(watched_run("fedsa", variant).federation)
+    federation = watched_run("fedit", variant).federation
+    after, moved = base_tensors(federation), {}
+    if not VARIANTS[variant].starts_at_zero:
+        for module, (b, a) in pairs(federation.model.initial).items():
+            moved[f"{module}.weight"] = federation.model.scaling[module] * (b @ a)
+        assert len(moved) == 4
     plain = {
         name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): tensor
         for name, tensor in after.items()
     }
     assert checkpoint.keys() <= plain.keys()
     for name, tensor in checkpoint.items():
-        assert torch.equal(plain[name], tensor), name
+        if name in moved:
+            assert not torch.allclose(plain[name], tensor)
+            torch.testing.assert_close(plain[name] + moved[name], tensor)
+        else:
+            assert torch.equal(plain[name], tensor), name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SIDED)
 def test_ffa_never_changes_the_a_side(watched_run, tiny_run, variant):
     run = watched_run("ffa", variant)
     a_side = [key for key in run.federation.model.initial if key.factor.side is Side.A]

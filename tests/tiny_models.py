@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftConfig, VeraConfig
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig, VeraConfig
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
@@ -39,7 +39,7 @@ from fedsa.types import Key
 
 WORDS = 40
 TASK = Classification(("text",), ("a", "b", "c"))
-VARIANTS = ("lora", "rslora", "vera")
+VARIANTS = ("lora", "rslora", "vera", "dora", "pissa", "olora", "loha", "ia3")
 
 _SIZES = {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -126,13 +126,30 @@ TARGETS = {
 }
 
 
+FITTING = [(name, variant) for name in BASES for variant in VARIANTS if (name, variant) != ("gpt2", "loha")]
+"""Models and variants that go together: PEFT has no LoHa for GPT-2's transposed layers."""
+
+
 def peft_config(variant: str, targets: Sequence[str], **options: Any) -> PeftConfig:
     """Return an adapter of rank 4. ``dropout`` is the adapter's, in each variant."""
     dropout = options.pop("dropout", 0.0)
     common: dict[str, Any] = {"r": 4, "target_modules": list(targets), "task_type": "SEQ_CLS", **options}
     if variant == "vera":
         return VeraConfig(**common, vera_dropout=dropout, d_initial=0.5)
-    return LoraConfig(**common, lora_alpha=8, lora_dropout=dropout, use_rslora=variant == "rslora")
+    if variant == "loha":
+        return LoHaConfig(**common, alpha=8)
+    if variant == "ia3":
+        del common["r"]
+        return IA3Config(**{"feedforward_modules": [], **common})
+    if variant in ("pissa", "olora"):
+        common["init_lora_weights"] = variant
+    return LoraConfig(
+        **common,
+        lora_alpha=8,
+        lora_dropout=dropout,
+        use_rslora=variant == "rslora",
+        use_dora=variant == "dora",
+    )
 
 
 def adapt(

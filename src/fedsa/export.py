@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from peft import PeftConfig, VeraConfig
+from peft import LoraConfig, PeftConfig, VeraConfig
 from peft.tuners.vera.model import _kaiming_init
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedsa.adapters.algebra import ranked
+from fedsa.adapters.algebra import pairs, ranked
+from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
 from fedsa.client import personal_tensors
@@ -30,7 +32,7 @@ from fedsa.seeds import derive_seed
 from fedsa.server import load_state
 from fedsa.store import RunFolder, recipe_of, write_error
 from fedsa.tasks.classification import Classification
-from fedsa.types import State
+from fedsa.types import Factor, Key, State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +75,8 @@ def export(
 ) -> list[Path]:
     """Write clients' adapters in PEFT's format (or merged models), each with tokenizer and model card.
 
-    Weights are written in fp32, whatever the run computed in.
+    Weights are written in fp32, whatever the run computed in. Adapters are for the base as it was before the run
+    adapted it: PiSSA's and OLoRA's, which were trained on one that had changed, become LoRA of twice the rank.
 
     Args:
         run: a finished run's folder.
@@ -125,18 +128,70 @@ def export(
     for client, target in zip(wanted, targets, strict=True):
         if model is None or merge:  # merging changes the base: each client needs its own
             model = _adapted(run, recipe, task, base, tokenizer, merge=merge)
-        model.write(personal_state(folder, algorithm, client, number))
+        tensors = personal_state(folder, algorithm, client, number)
+        model.write(tensors)
         card = _card(recipe, _name(recipe, model), summary, client, round, about[client], merged=merge)
         with _written_whole(target) as staging, quiet():
             if merge:
                 model.model.merge_and_unload(safe_merge=True).save_pretrained(staging)
             else:
-                state = {**model.model.state_dict(), **_projections(model)}
-                model.model.save_pretrained(str(staging), state_dict=state)
+                _save_adapter(model, tensors, folder, staging)
                 _sort_names(staging / "adapter_config.json")
             tokenizer.save_pretrained(staging)
             card.save(staging / "README.md")
     return targets
+
+
+def _save_adapter(model: AdaptedModel, tensors: State, folder: RunFolder, to: Path) -> None:
+    """Write PEFT's files of an adapter for the base as it was before the run adapted it.
+
+    Args:
+        model: with the client's tensors in it.
+        tensors: the client's.
+        folder: the run.
+        to: the folder.
+    """
+    state, own = {**model.model.state_dict(), **_projections(model)}, model.config
+    if not VARIANTS[model.variant].starts_at_zero:
+        values = _from_the_base(tensors, folder.load_initial())
+        for name, _ in model.model.named_parameters():
+            key = key_of(name, trained=False)
+            if key in values:
+                state[name] = values[key]
+        model.model.peft_config["default"] = _of_twice_the_rank(own)
+    try:
+        model.model.save_pretrained(str(to), state_dict=state)
+    finally:
+        model.model.peft_config["default"] = own
+
+
+def _from_the_base(tensors: State, initial: State) -> dict[Key, Tensor]:
+    """Return B and A of twice the rank, with B·A less the initial B·A: what they add to the base that was adapted.
+
+    Args:
+        tensors: a client's.
+        initial: what it started from; s·B·A of these was taken out of the base.
+
+    Returns:
+        [A; A₀] and [B, -B₀] of each module that has both, under its keys.
+    """
+    stacked = {}
+    for module, (b, a) in pairs(tensors).items():
+        first_b, first_a = pairs(initial)[module]
+        stacked[Key(module, Factor.A)] = torch.cat([a, first_a])
+        stacked[Key(module, Factor.B)] = torch.cat([b, -first_b], dim=1)
+    return stacked
+
+
+def _of_twice_the_rank(config: LoraConfig) -> LoraConfig:
+    """Return the config of a plain LoRA adapter of twice the rank and the same s in ΔW = s·B·A."""
+    copied = copy.deepcopy(config)
+    factor = math.sqrt(2) if config.use_rslora else 2
+    changed: Any = copied
+    changed.init_lora_weights, changed.r, changed.lora_alpha = True, 2 * config.r, factor * config.lora_alpha
+    changed.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
+    changed.alpha_pattern = {name: factor * alpha for name, alpha in (config.alpha_pattern or {}).items()}
+    return copied
 
 
 def _sort_names(path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
+from fedsa.adapters.factors import key_of
 from fedsa.algorithms import check_algorithm, make_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.data.clients import SplitName
@@ -63,6 +64,16 @@ Progress = Callable[[str], None]
 
 _KERNELS = ("eager", "sdpa", "flash_attention_2")
 """The attention kernels that a recipe can name."""
+
+_NAMES_IN_CONFIGS = {
+    "r": ("r",),
+    "lora_alpha": ("lora_alpha", "alpha"),
+    "dropout": ("lora_dropout", "vera_dropout"),
+    "target_modules": ("target_modules",),
+    "feedforward_modules": ("feedforward_modules",),
+    "modules_to_save": ("modules_to_save",),
+}
+"""A recipe's settings of the adapter, and what PEFT's configs call them: at most one of the names is in a config."""
 
 
 @final
@@ -137,7 +148,7 @@ class Federation:
                 attention kernel. Its layers outside the base (head, pooler) are trained and exported with the adapter.
                 Whether a layer *inside* the base was in a checkpoint or is random cannot be known: name such layers in
                 ``modules_to_save``.
-            peft_config: a PEFT ``LoraConfig`` or ``VeraConfig``; it is copied.
+            peft_config: a PEFT ``LoraConfig``, ``VeraConfig``, ``LoHaConfig`` or ``IA3Config``; it is copied.
             clients: client id to its rows, or a list of rows (ids ``client-1``, ...). A client's rows are one
                 ``datasets.Dataset`` (split by ``partition``'s fractions) or a ``DatasetDict`` with ``train``,
                 ``validation`` and ``test``.
@@ -321,14 +332,17 @@ def fresh_base(model: PreTrainedModel) -> PreTrainedModel:
 
 def _refuse_adapted(model: PreTrainedModel) -> None:
     names = (name for name, _ in model.named_parameters())
-    if hasattr(model, "peft_config") or any(".lora_A." in name or ".vera_lambda_d." in name for name in names):
+    if hasattr(model, "peft_config") or any(key_of(name, trained=False) for name in names):
         raise ModelError("the model has an adapter already: load it afresh for each federation")
 
 
 def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int) -> Recipe:
     """Return the recipe with what was chosen written out: by PEFT, by transformers, by the hub, by defaults."""
-    targets, training = config.target_modules, recipe.training
-    adapter = {"r": recipe.adapter.rank, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
+    training = recipe.training
+    names = {name: getattr(config, name, None) for name in ("target_modules", "feedforward_modules")}
+    adapter = {"r": recipe.adapter.rank} | {
+        name: value if isinstance(value, str) else sorted(value) for name, value in names.items() if value is not None
+    }
     if training.local_steps is None and training.local_epochs is None:
         training = training.model_copy(update={"local_steps": DEFAULT_LOCAL_STEPS})
     model: dict[str, Any] = {}
@@ -431,17 +445,7 @@ def _recipe_of_objects(
     Raises:
         ConfigError: with every mistake in the settings, those that the objects rule out among them.
     """
-    variant, config = variant_of(peft_config), peft_config.to_dict()
-    targets, saved = config["target_modules"], config.get("modules_to_save")
-    adapter = {
-        "variant": variant,
-        "r": config["r"],
-        "target_modules": sorted(targets) if isinstance(targets, set | list | tuple) else targets,
-        "modules_to_save": list(saved) if saved else None,
-        "dropout": config["vera_dropout" if variant == "vera" else "lora_dropout"],
-    }
-    if variant != "vera":
-        adapter["lora_alpha"] = config["lora_alpha"]
+    adapter = _adapter_of_object(peft_config)
     ruled_out = {"data": "give `partition=`", "adapter": "give it in peft_config"}
     mistakes = [
         Mistake(name, f"comes from the objects; {mend}") for name, mend in ruled_out.items() if name in settings
@@ -459,3 +463,15 @@ def _recipe_of_objects(
         "data": {"path": OBJECTS, "partition": partition},
     }
     return parse_recipe(data, source="Federation.from_objects", checks=[check_algorithm, lambda _: mistakes])
+
+
+def _adapter_of_object(peft_config: PeftConfig) -> dict[str, Any]:
+    """Return a recipe's adapter section that tells what a PEFT config is, with what goes with its variant alone."""
+    config = peft_config.to_dict()
+    config["modules_to_save"] = config.get("modules_to_save") or None
+    adapter: dict[str, Any] = {"variant": variant_of(peft_config)}
+    for setting, names in _NAMES_IN_CONFIGS.items():
+        value = next((config[name] for name in names if config.get(name) is not None), None)
+        if value is not None:
+            adapter[setting] = sorted(value) if isinstance(value, set | list | tuple) else value
+    return adapter

@@ -81,41 +81,74 @@ class ModelSettings(_Settings):
         return config
 
 
+_UNUSED: dict[str, dict[str, str]] = {
+    "vera": {"lora_alpha": "scale"},
+    "loha": {"dropout": "dropout"},
+    "ia3": {"r": "rank", "lora_alpha": "scale", "dropout": "dropout"},
+}
+"""Settings of the adapter that a variant does not have, and what they would be."""
+
+
 class AdapterSettings(_Settings):
     """The adapter that is trained on the base model, in PEFT's own words."""
 
-    variant: Literal["lora", "rslora", "vera"] = Field("lora", description="adapter variant")
-    r: int = Field(0, ge=0, description="rank; 0: 8 for lora and rslora, 256 for vera")
+    variant: Literal["lora", "rslora", "vera", "dora", "pissa", "olora", "loha", "ia3"] = Field(
+        "lora", description="adapter variant"
+    )
+    r: int = Field(0, ge=0, description="rank; 0: 8, and 256 for vera; ia3 has none")
     ranks: dict[str, int] | list[int] | None = Field(
         None, description="clients' own ranks, up to r: by client id (others r), or a list that is dealt in turn"
     )
     lora_alpha: int = Field(16, gt=0, description="LoRA scale: lora_alpha/r, or lora_alpha/sqrt(r) for rslora")
-    dropout: float = Field(0.05, ge=0, lt=1, description="dropout in front of the adapter")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout in front of the adapter; loha and ia3 have none")
     target_modules: list[str] | str | None = Field(
         None, description="layers to adapt: name endings, or a regular expression; empty: PEFT's choice for the model"
+    )
+    feedforward_modules: list[str] | str | None = Field(
+        None,
+        description="ia3: those of target_modules whose input is scaled, not their output; empty: none, or PEFT's "
+        "choice where target_modules is too",
     )
     modules_to_save: list[str] | None = Field(
         None, description="layers trained in full and kept with the adapter; empty: the classification head"
     )
 
     @model_validator(mode="after")
-    def _alpha_is_used(self) -> AdapterSettings:
-        default = type(self).model_fields["lora_alpha"].default  # written out in a resolved recipe
-        if self.variant == "vera" and self.lora_alpha != default:
-            raise ValueError("lora_alpha does not go with variant = 'vera', which has no scale: remove it")
+    def _is_used(self) -> AdapterSettings:
+        problems = []
+        for name, reason in _UNUSED.get(self.variant, {}).items():
+            default = type(self).model_fields[name].default  # written out in a resolved recipe
+            if getattr(self, name) not in (default, 0):
+                problems.append(f"{name} does not go with variant = {self.variant!r}, which has no {reason}: remove it")
+        if self.feedforward_modules is not None and self.variant != "ia3":
+            problems.append(f"feedforward_modules goes with variant = 'ia3' only, not with {self.variant!r}")
+        elif self.feedforward_modules is not None and self.target_modules is None:
+            problems.append("feedforward_modules needs target_modules, of which they are some")
+        elif isinstance(self.feedforward_modules, list) and isinstance(self.target_modules, list):
+            missing = sorted(set(self.feedforward_modules) - set(self.target_modules))
+            if missing:
+                problems.append(f"feedforward_modules: {missing[0]!r} is not in target_modules; add it there too")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @model_validator(mode="after")
     def _ranks_fit(self) -> AdapterSettings:
         ranks = list(self.ranks.values()) if isinstance(self.ranks, dict) else self.ranks
-        if ranks is not None and (not ranks or min(ranks) < 1 or max(ranks) > self.rank):
+        if ranks is None:
+            return self
+        if self.variant in ("pissa", "olora"):
+            raise ValueError(
+                f"ranks does not go with variant = {self.variant!r}: the frozen weights lack what the whole rank holds"
+            )
+        if not ranks or min(ranks) < 1 or (self.rank and max(ranks) > self.rank):
             raise ValueError(f"ranks must be from 1 to r = {self.rank} (got {self.ranks})")
         return self
 
     @property
     def rank(self) -> int:
-        """The rank after the variant's default."""
-        return self.r or (256 if self.variant == "vera" else 8)
+        """The rank after the variant's default; 0: the variant has none."""
+        return self.r or {"vera": 256, "ia3": 0}.get(self.variant, 8)
 
 
 class TaskSettings(_Settings):
@@ -234,6 +267,9 @@ class TrainingSettings(_Settings):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate")
     head_learning_rate: float | None = Field(None, gt=0, description="peak rate of the head; empty: learning_rate")
+    b_learning_rate_ratio: float = Field(
+        1.0, gt=0, description="LoRA+: peak rate of the B side over learning_rate, which the A side keeps"
+    )
     weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for sgd")
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -467,11 +503,25 @@ def parse_recipe(data: Mapping[str, Any], *, source: str = "recipe", checks: Seq
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         mistakes = [_mistake(entry) for entry in error.errors(include_url=False)]
+    else:
+        mistakes = _contradictions(recipe)
     for check in checks:
         mistakes.extend(check(data))
     if mistakes or recipe is None:
         raise ConfigError(mistakes, source)
     return recipe
+
+
+def _contradictions(recipe: Recipe) -> list[Mistake]:
+    """Return the mistakes that only two sections together make."""
+    if recipe.adapter.variant == "ia3" and recipe.training.b_learning_rate_ratio != 1:
+        return [
+            Mistake(
+                "training.b_learning_rate_ratio",
+                "does not go with adapter.variant = 'ia3', which has no A side and B side: remove it",
+            )
+        ]
+    return []
 
 
 def dump_recipe(recipe: Recipe) -> str:

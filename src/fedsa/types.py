@@ -30,8 +30,8 @@ CLASS_NUMBER = "__class_number__"
 class Side(StrEnum):
     """Which side of the weight update a factor is on.
 
-    A is next to the layer's input (LoRA's A, VeRA's λ_d), B next to its output (LoRA's B, VeRA's λ_b), and
-    HEAD is what is trained in full on top of the model. BASE is what the server adds to the frozen weights.
+    A is next to the layer's input (LoRA's A, VeRA's λ_d), B next to its output (LoRA's B, DoRA's magnitude, VeRA's
+    λ_b), and HEAD is what is trained in full on top of the model. BASE is what the server adds to the frozen weights.
     WHOLE is an update that has no sides (IA³'s one vector).
     """
 
@@ -43,12 +43,22 @@ class Side(StrEnum):
 
 
 class Factor(StrEnum):
-    """The role of one trained tensor in its adapter."""
+    """The role of one trained tensor in its adapter.
+
+    MAGNITUDE is DoRA's: the length of each row of the weight. LoHa's ΔW is the elementwise product of two low-rank
+    ones, HADAMARD_B1·HADAMARD_A1 (PEFT's hada_w1_a, hada_w1_b) and HADAMARD_B2·HADAMARD_A2. SCALE is IA³'s vector.
+    """
 
     A = "A"
     B = "B"
+    MAGNITUDE = "magnitude"
     LAMBDA_D = "lambda_d"
     LAMBDA_B = "lambda_b"
+    HADAMARD_A1 = "hadamard_a1"
+    HADAMARD_A2 = "hadamard_a2"
+    HADAMARD_B1 = "hadamard_b1"
+    HADAMARD_B2 = "hadamard_b2"
+    SCALE = "scale"
     HEAD = "head"
     DELTA = "delta"
 
@@ -61,8 +71,14 @@ class Factor(StrEnum):
 _SIDES = {
     Factor.A: Side.A,
     Factor.LAMBDA_D: Side.A,
+    Factor.HADAMARD_A1: Side.A,
+    Factor.HADAMARD_A2: Side.A,
     Factor.B: Side.B,
+    Factor.MAGNITUDE: Side.B,
     Factor.LAMBDA_B: Side.B,
+    Factor.HADAMARD_B1: Side.B,
+    Factor.HADAMARD_B2: Side.B,
+    Factor.SCALE: Side.WHOLE,
     Factor.HEAD: Side.HEAD,
     Factor.DELTA: Side.BASE,
 }

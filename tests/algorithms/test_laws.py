@@ -30,6 +30,12 @@ IN, OUT, RANK = 3, 4, 2
 SHAPES = {
     Factor.A: (RANK, IN),
     Factor.B: (OUT, RANK),
+    Factor.MAGNITUDE: (OUT,),
+    Factor.HADAMARD_A1: (RANK, IN),
+    Factor.HADAMARD_A2: (RANK, IN),
+    Factor.HADAMARD_B1: (OUT, RANK),
+    Factor.HADAMARD_B2: (OUT, RANK),
+    Factor.SCALE: (OUT, 1),
     Factor.LAMBDA_D: (RANK,),
     Factor.LAMBDA_B: (OUT,),
     Factor.HEAD: (2, OUT),
@@ -49,6 +55,8 @@ def algorithms(*, like_local: bool = False) -> list:
         except ConfigError:
             continue
         for variant in VARIANTS:
+            if algorithm.refusal(variant):
+                continue
             if like_local and not all(
                 algorithm.plan(key, round).trained for key in keys_of(variant) for round in (1, 2)
             ):
@@ -401,7 +409,7 @@ def weight_update(state: dict[Key, torch.Tensor], layer: int, frozen: tuple[torc
     return tensors[Factor.LAMBDA_B].diag() @ b @ tensors[Factor.LAMBDA_D].diag() @ a
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name, about in VARIANTS.items() if about.is_product or name == "vera"])
 @given(seed=SEEDS, counts=COUNTS)
 @LAW
 def test_ffa_is_exact(variant, seed, counts):
@@ -492,7 +500,7 @@ def test_local_sends_nothing_ever(variant):
     assert same(dict(server.state.tensors), initial)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "ia3"])
 def test_fedsa_sends_the_a_side_alone(variant):
     sent = sent_keys(make_algorithm("fedsa", {}), variant, 1)
     assert sent == [key for key in keys_of(variant) if key.factor.side is Side.A]

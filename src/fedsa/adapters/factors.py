@@ -17,16 +17,27 @@ class Variant(NamedTuple):
     Attributes:
         factors: what is trained of it.
         is_product: its whole update is ΔW = s·B·A, with A of shape (r, in) and B of shape (out, r).
+        starts_at_zero: the initial ΔW is zero. Where it is not, s·B·A of the initial tensors has been taken from the
+            frozen weights, so that the adapted model starts from what the base gives.
     """
 
     factors: tuple[Factor, ...]
     is_product: bool
+    starts_at_zero: bool = True
 
+
+_PAIR = (Factor.A, Factor.B, Factor.HEAD)
+_HADAMARD = (Factor.HADAMARD_A1, Factor.HADAMARD_A2, Factor.HADAMARD_B1, Factor.HADAMARD_B2, Factor.HEAD)
 
 VARIANTS: dict[str, Variant] = {
-    "lora": Variant((Factor.A, Factor.B, Factor.HEAD), is_product=True),
-    "rslora": Variant((Factor.A, Factor.B, Factor.HEAD), is_product=True),
+    "lora": Variant(_PAIR, is_product=True),
+    "rslora": Variant(_PAIR, is_product=True),
     "vera": Variant((Factor.LAMBDA_D, Factor.LAMBDA_B, Factor.HEAD), is_product=False),
+    "dora": Variant((Factor.A, Factor.B, Factor.MAGNITUDE, Factor.HEAD), is_product=False),
+    "pissa": Variant(_PAIR, is_product=True, starts_at_zero=False),
+    "olora": Variant(_PAIR, is_product=True, starts_at_zero=False),
+    "loha": Variant(_HADAMARD, is_product=False),
+    "ia3": Variant((Factor.SCALE, Factor.HEAD), is_product=False),
 }
 """The adapter variants. VeRA's own A and B are frozen buffers and belong to the base."""
 
@@ -38,6 +49,12 @@ _NAMES: tuple[tuple[re.Pattern[str], Factor], ...] = tuple(
         (r"(?P<module>.+)\.lora_(?:embedding_)?B\.(?P<adapter>[^.]+)(?:\.weight)?", Factor.B),
         (r"(?P<module>.+)\.vera_lambda_d\.(?P<adapter>[^.]+)", Factor.LAMBDA_D),
         (r"(?P<module>.+)\.vera_lambda_b\.(?P<adapter>[^.]+)", Factor.LAMBDA_B),
+        (r"(?P<module>.+)\.lora_magnitude_vector\.(?P<adapter>[^.]+)(?:\.weight)?", Factor.MAGNITUDE),
+        (r"(?P<module>.+)\.hada_w1_a\.(?P<adapter>[^.]+)", Factor.HADAMARD_B1),
+        (r"(?P<module>.+)\.hada_w1_b\.(?P<adapter>[^.]+)", Factor.HADAMARD_A1),
+        (r"(?P<module>.+)\.hada_w2_a\.(?P<adapter>[^.]+)", Factor.HADAMARD_B2),
+        (r"(?P<module>.+)\.hada_w2_b\.(?P<adapter>[^.]+)", Factor.HADAMARD_A2),
+        (r"(?P<module>.+)\.ia3_l\.(?P<adapter>[^.]+)", Factor.SCALE),
         (r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<rest>.+)", Factor.HEAD),
     )
 )

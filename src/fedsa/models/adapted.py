@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
@@ -21,6 +21,7 @@ from fedsa.models.base import HEADS, quiet
 from fedsa.models.dropout import AdapterDropout, Streams
 from fedsa.models.packing import LayerStack
 from fedsa.models.stacked import Stack, obstacles
+from fedsa.models.starting import STARTS, start_from_base
 from fedsa.recipe import AdapterSettings
 from fedsa.types import Key, State
 
@@ -51,7 +52,7 @@ def with_drawn_layers(config: PeftConfig, drawn: set[str]) -> PeftConfig:
 
 def with_sorted_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return PEFT's JSON with its lists of names sorted: it writes sets, in an order that differs from run to run."""
-    lists = ("target_modules", "exclude_modules", "modules_to_save")
+    lists = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save")
     return {
         name: sorted(value) if name in lists and isinstance(value, list) else value for name, value in config.items()
     }
@@ -65,18 +66,29 @@ def peft_config_of(settings: AdapterSettings, *, task_type: str, seed: int) -> P
         task_type: PEFT's, e.g. ``SEQ_CLS``.
         seed: VeRA's frozen projections are drawn from it.
     """
-    common: dict[str, Any] = {"r": settings.rank, "target_modules": settings.target_modules, "task_type": task_type}
+    common: dict[str, Any] = {"target_modules": settings.target_modules, "task_type": task_type}
     if settings.modules_to_save is not None:
         common["modules_to_save"] = list(settings.modules_to_save)
+    if settings.variant == "ia3":
+        inner = settings.feedforward_modules
+        if inner is None and settings.target_modules is not None:
+            inner = []
+        return IA3Config(**common, feedforward_modules=inner)
+    common["r"] = settings.rank
     if settings.variant == "vera":
         return VeraConfig(
             **common, vera_dropout=settings.dropout, projection_prng_key=seed % 2**31, save_projection=True
         )
+    if settings.variant == "loha":
+        return LoHaConfig(**common, alpha=settings.lora_alpha)
+    if settings.variant in STARTS:
+        common["init_lora_weights"] = settings.variant
     return LoraConfig(
         **common,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.dropout,
         use_rslora=settings.variant == "rslora",
+        use_dora=settings.variant == "dora",
     )
 
 
@@ -89,24 +101,45 @@ def variant_of(config: PeftConfig) -> str:
     if isinstance(config, VeraConfig):
         variant = "vera"
     elif isinstance(config, LoraConfig):
-        if config.use_dora:
-            raise ModelError("use_dora = True is not supported: the role of DoRA's magnitude is not defined here yet")
-        if config.init_lora_weights not in (True, "gaussian"):
+        variant = _lora_variant_of(config)
+    elif isinstance(config, LoHaConfig):
+        variant = "loha"
+        for name in ("rank_dropout", "module_dropout"):
+            if getattr(config, name):
+                raise ModelError(
+                    f"{name} = {getattr(config, name)!r} is not supported: PEFT draws it from one stream for all "
+                    "clients; use 0"
+                )
+    elif isinstance(config, IA3Config):
+        variant = "ia3"
+        if (config.target_modules is None) is not (config.feedforward_modules is None):
             raise ModelError(
-                f"init_lora_weights = {config.init_lora_weights!r} is not supported: it changes the base weights, "
-                "which all clients share; use True or 'gaussian'"
+                "target_modules and feedforward_modules go together: give both (the second: those of the first whose "
+                "input is scaled, not their output; [] for none), or neither for PEFT's choice"
             )
-        variant = "rslora" if config.use_rslora else "lora"
     else:
         raise ModelError(
             f"adapter type {getattr(config.peft_type, 'value', config.peft_type)!r} is not supported; "
-            "supported: LORA (also with use_rslora) and VERA"
+            "supported: LORA (also with use_rslora, use_dora or init_lora_weights 'pissa' or 'olora'), VERA, LOHA and "
+            "IA3"
         )
-    if getattr(config, "bias", "none") != "none":
-        raise ModelError(
-            f"bias = {config.bias!r} is not supported: it trains biases of the shared base model; use 'none'"
-        )
+    bias = getattr(config, "bias", "none")
+    if bias != "none":
+        raise ModelError(f"bias = {bias!r} is not supported: it trains biases of the shared base model; use 'none'")
     return variant
+
+
+def _lora_variant_of(config: LoraConfig) -> str:
+    """Return the variant of a LoRA config. What scales it, ``use_rslora`` too, goes with each of them."""
+    start = config.init_lora_weights
+    if start not in (True, "gaussian", *STARTS):
+        known = ", ".join(map(repr, ("gaussian", *STARTS)))
+        raise ModelError(f"init_lora_weights = {start!r} is not supported; use True or one of {known}")
+    if start in STARTS and config.use_dora:
+        raise ModelError(f"init_lora_weights = {start!r} does not go with use_dora = True: leave one of them out")
+    if start in STARTS:
+        return str(start)
+    return "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
 
 
 @final
@@ -151,6 +184,8 @@ class AdaptedModel:
         self.variant = variant_of(config)
         torch.manual_seed(seed)
         self.model: PeftModel = with_adapter(base, config)
+        if self.variant in STARTS:
+            start_from_base(self.model, self.variant)
         self.config: Any = self.model.peft_config["default"]
         self.model.config.use_cache = False
         self.device, self.precision = device, precision
@@ -307,18 +342,26 @@ def _own_dropout(model: nn.Module, streams: Streams) -> None:
 
 
 def with_adapter(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """Put an adapter into a base model.
+    """Put an adapter into a base model. One that starts from the base weights does not do so here.
 
     Raises:
         ModelError: the adapter does not fit the model.
     """
     _check_names(base, config)
+    plain: Any = config
+    start = getattr(config, "init_lora_weights", True)
+    if start in STARTS:
+        plain = copy.copy(config)
+        plain.init_lora_weights = True
     try:
         with quiet():
-            return get_peft_model(base, config)
+            model: PeftModel = get_peft_model(base, plain)
     except (ValueError, TypeError, re.error) as error:
         targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
         raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
+    if start in STARTS:
+        plain.init_lora_weights = start
+    return model
 
 
 def by_key(model: PeftModel) -> dict[Key, nn.Parameter]:

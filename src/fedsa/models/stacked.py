@@ -12,7 +12,10 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.ia3.layer import Linear as Ia3Linear
+from peft.tuners.loha.layer import Linear as LohaLinear
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.tuners.vera.layer import Linear as VeraLinear
 from peft.utils import ModulesToSaveWrapper
@@ -27,6 +30,9 @@ __all__ = ["Stack", "obstacles"]
 
 Values = Mapping[Key, Tensor]
 """Tensors of several clients under one key: shape (clients, *shape of the key's tensor)."""
+
+_FACTORS_OF_OUTPUTS = (Factor.MAGNITUDE, Factor.SCALE)
+"""Numbers near a size of their own that whole outputs are multiplied by: steps of 2⁻⁸ of it, bf16's, are too large."""
 
 
 class _Layer(nn.Module):
@@ -99,6 +105,102 @@ class _Vera(_Adapted):
         down = F.linear(values.to(self._d.dtype), self._down[:, : self._in].to(values.device, self._d.dtype))
         up = F.linear(down * (own @ self._d), self._up[: self._out].to(values.device, self._d.dtype))
         return result + (up * (own @ self._b)).to(result.dtype)
+
+
+@final
+class _Dora(_Adapted):
+    """DoRA: each row of W + s·B·A at the length that the client has learnt."""
+
+    def __init__(
+        self, streams: Streams, layer: LoraLinear, adapter: str, a: Tensor, b: Tensor, magnitude: Tensor
+    ) -> None:
+        super().__init__(streams, layer.base_layer, layer.lora_dropout[adapter])
+        self._a, self._b, self._magnitude = a, b, magnitude
+        self._scaling, self._transposed = float(layer.scaling[adapter]), bool(layer.fan_in_fan_out)
+
+    def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
+        clients, rank, width = self._a.shape
+        down = F.linear(values.to(self._a.dtype), self._a.reshape(clients * rank, width))
+        own = down * (place.selector(rank, down.dtype) * self._scaling)
+        update = own @ self._b.transpose(1, 2).reshape(clients * rank, -1)
+        base: Any = self.base_layer
+        dropout: Any = self.dropout
+        weight, bias = self._weight, base.bias
+        if self.training and dropout.p:  # PEFT then takes both parts from what is not dropped
+            plain = F.linear(values.to(weight.dtype), weight)
+        else:
+            plain = result if bias is None else result - bias
+        factors = self._magnitude / self._lengths(weight)
+        chosen = place.selector(1, factors.dtype)
+        changed = (chosen @ (factors - 1)) * plain + (chosen @ factors) * update
+        return result + changed.to(result.dtype)
+
+    @property
+    def _weight(self) -> Tensor:
+        weight: Tensor = self.weight
+        return weight.T if self._transposed else weight
+
+    @torch.no_grad()
+    def _lengths(self, weight: Tensor) -> Tensor:
+        """Return ‖W + s·B·A‖ of each client and row, shape (clients, out); constants, as in PEFT.
+
+        Squared it is ‖w‖² + 2s·b·(Aw) + s²·b·(AAᵀ)·b for a row w of W and its row b of B: no client's own matrix of
+        W's shape is made.
+        """
+        full = torch.promote_types(self._magnitude.dtype, torch.float32)
+        w, a, b = weight.to(full), self._a.to(full), self._b.to(full) * self._scaling
+        clients, rank, width = a.shape
+        inner = (a.reshape(clients * rank, width) @ w.T).view(clients, rank, -1).transpose(1, 2)
+        squares = w.square().sum(dim=1) + (b * (2 * inner + b @ (a @ a.transpose(1, 2)))).sum(dim=2)
+        return squares.clamp(min=0).sqrt().to(self._magnitude.dtype)
+
+
+@final
+class _Loha(_Adapted):
+    """LoHa: s·(B₁·A₁ ⊙ B₂·A₂) of each position's own client.
+
+    That is a product of rank r² whose factors are the products of all pairs of columns and of rows: through them a
+    client's positions go, and no client's matrix of the weight's shape is made.
+    """
+
+    def __init__(self, streams: Streams, layer: LohaLinear, adapter: str, factors: Mapping[Factor, Tensor]) -> None:
+        super().__init__(streams, layer.base_layer, nn.Identity())
+        self._a = factors[Factor.HADAMARD_A1], factors[Factor.HADAMARD_A2]
+        self._b = factors[Factor.HADAMARD_B1], factors[Factor.HADAMARD_B2]
+        self._scaling = float(layer.scaling[adapter])
+
+    def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
+        a = (self._a[0][:, :, None] * self._a[1][:, None]).flatten(1, 2)  # (clients, r², in)
+        b = (self._b[0][..., None] * self._b[1][:, :, None]).flatten(2)  # (clients, out, r²)
+        down = _linear(place.gather(values).split(list(place.counts)), a, None)
+        up = _linear(down.split(list(place.counts)), b * self._scaling, None)
+        return result + place.scatter(up).to(result.dtype)
+
+
+@final
+class _Ia3(_Layer):
+    """IA³: each feature of the output, or of the input of a feed-forward layer, times the client's number for it."""
+
+    def __init__(self, streams: Streams, layer: Ia3Linear, scale: Tensor) -> None:
+        super().__init__(streams)
+        self.base_layer: nn.Module = layer.base_layer
+        self._scale, self._of_input = scale, layer.is_feedforward
+
+    @property
+    def weight(self) -> Any:
+        """The base layer's: some models ask for its dtype."""
+        return self.base_layer.weight
+
+    def forward(self, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self._of_input:
+            result: Tensor = self.base_layer(self._scaled(values), *args, **kwargs)
+            return result
+        return self._scaled(self.base_layer(values, *args, **kwargs))
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        place = self.place(values)
+        own = place.selector(1, self._scale.dtype) @ (self._scale.flatten(1) - 1) + 1  # one where no client's token is
+        return (values * own.view(values.shape)).to(values.dtype)
 
 
 @final
@@ -176,9 +278,9 @@ class Stack:
         wanted = set(trained)
         device = next(model.parameters()).device
         self.values: dict[Key, Tensor] = {
-            key: torch.zeros(clients, *tensor.shape, dtype=dtype or tensor.dtype, device=device).requires_grad_(
-                key in wanted
-            )
+            key: torch.zeros(
+                clients, *tensor.shape, dtype=_computed_in(key, tensor, dtype), device=device
+            ).requires_grad_(key in wanted)
             for key, tensor in tensors.items()
         }
         self._places = [
@@ -208,17 +310,26 @@ class Stack:
         return next(iter(self.values.values())).device
 
 
+def _computed_in(key: Key, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the type that a key's values have in a stack whose adapters compute in ``dtype``."""
+    return tensor.dtype if dtype is None or key.factor in _FACTORS_OF_OUTPUTS else dtype
+
+
 def obstacles(model: nn.Module) -> list[str]:
     """Return why the model's adapters cannot be stacked: one line for each layer that is in the way."""
     found = set()
     for _, _, module, path in _adapted_modules(model):
         if isinstance(module, ModulesToSaveWrapper):
             continue
-        if type(module) not in (LoraLinear, VeraLinear):
+        if type(module) not in (LoraLinear, VeraLinear, LohaLinear, Ia3Linear):
             found.add(f"{path}: a {type(module).__module__.rpartition('.')[0]} {type(module).__name__} layer")
-        elif isinstance(module, LoraLinear) and (module.lora_variant or any(module.lora_bias.values())):
+        elif isinstance(module, LoraLinear) and (_other_variant(module) or any(module.lora_bias.values())):
             found.add(f"{path}: a LoRA variant")
     return sorted(found)
+
+
+def _other_variant(module: LoraLinear) -> bool:
+    return any(type(variant) is not DoraLinearVariant for variant in module.lora_variant.values())
 
 
 def _adapted_modules(model: nn.Module) -> list[tuple[nn.Module, str, Any, str]]:
@@ -236,6 +347,13 @@ def _stacked(module: nn.Module, path: str, streams: Streams, values: Values) -> 
     own = {key: value for key, value in values.items() if key.module == path or key.module.startswith(f"{path}.")}
     by_factor = {key.factor: value for key, value in own.items()}
     adapter = next(iter(own)).adapter
+    if isinstance(module, LoraLinear) and Factor.MAGNITUDE in by_factor:
+        own_factors = (by_factor[factor] for factor in (Factor.A, Factor.B, Factor.MAGNITUDE))
+        return _Dora(streams, module, adapter, *own_factors)
+    if isinstance(module, LohaLinear):
+        return _Loha(streams, module, adapter, by_factor)
+    if isinstance(module, Ia3Linear):
+        return _Ia3(streams, module, by_factor[Factor.SCALE])
     if isinstance(module, LoraLinear):
         return _Lora(streams, module, adapter, by_factor[Factor.A], by_factor[Factor.B])
     if isinstance(module, VeraLinear):

@@ -19,7 +19,15 @@ from fedsa.models.stacked import Stack
 from fedsa.recipe import TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.training.jobs import Job, Trained, check_finite, dropout_seed, learning_rate_factor, local_batches
+from fedsa.training.jobs import (
+    Job,
+    Trained,
+    check_finite,
+    dropout_seed,
+    learning_rate_factor,
+    local_batches,
+    peak_rate,
+)
 from fedsa.types import Key, Side
 
 __all__ = ["train"]
@@ -185,9 +193,10 @@ class _Optimizers:
         places = range(len(clients))
         for (length, seen), group in groupby(places, key=lambda place: (len(steps[place]), _history(clients[place]))):
             together = list(group)
-            kinds: dict[tuple[bool, int], list[Key]] = {}
+            kinds: dict[tuple[bool, float, int], list[Key]] = {}
             for key, count in zip(self._keys, seen, strict=True):
-                kinds.setdefault((key.factor.side is Side.HEAD, count), []).append(key)
+                kind = (key.factor.side is Side.HEAD, peak_rate(key, settings), count)
+                kinds.setdefault(kind, []).append(key)
             self._blocks.append(
                 [self._block(slice(together[0], together[-1] + 1), keys, length) for keys in kinds.values()]
             )
@@ -216,8 +225,7 @@ class _Optimizers:
         return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 
     def _peak(self, block: _Block) -> float:
-        is_head = next(iter(block.columns)).factor.side is Side.HEAD
-        return (is_head and self._settings.head_learning_rate) or self._settings.learning_rate
+        return peak_rate(next(iter(block.columns)), self._settings)
 
     @torch.no_grad()
     def add_gradients(self) -> None:

@@ -13,9 +13,9 @@ from fedsa.errors import TrainingError
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import IntArray
-from fedsa.types import Key, State
+from fedsa.types import Key, Side, State
 
-__all__ = ["Job", "Trained", "check_finite", "dropout_seed", "learning_rate_factor", "local_batches"]
+__all__ = ["Job", "Trained", "check_finite", "dropout_seed", "learning_rate_factor", "local_batches", "peak_rate"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,17 @@ class Trained:
     tensors: State
     optimizer_state: Mapping[str, Tensor]
     metrics: Mapping[str, float]
+
+
+def peak_rate(key: Key, settings: TrainingSettings) -> float:
+    """Return the peak learning rate of a tensor: the head and the B side may have rates of their own."""
+    match key.factor.side:
+        case Side.HEAD:
+            return settings.head_learning_rate or settings.learning_rate
+        case Side.B:
+            return settings.learning_rate * settings.b_learning_rate_ratio
+        case _:
+            return settings.learning_rate
 
 
 def learning_rate_factor(settings: TrainingSettings, progress: float) -> float:

@@ -12,8 +12,16 @@ from fedsa.models import AdaptedModel
 from fedsa.models.layout import Layout
 from fedsa.recipe import TrainingSettings
 from fedsa.tasks.base import Encoded, Task
-from fedsa.training.jobs import Job, Trained, check_finite, dropout_seed, learning_rate_factor, local_batches
-from fedsa.types import Key, Side, State
+from fedsa.training.jobs import (
+    Job,
+    Trained,
+    check_finite,
+    dropout_seed,
+    learning_rate_factor,
+    local_batches,
+    peak_rate,
+)
+from fedsa.types import Key, State
 
 __all__ = ["train"]
 
@@ -70,16 +78,10 @@ def _distance(parameters: Mapping[Key, nn.Parameter], anchors: State) -> Tensor:
 
 
 def _optimizer(parameters: Mapping[Key, nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
-    head = [value for key, value in parameters.items() if key.factor.side is Side.HEAD]
-    rest = [value for key, value in parameters.items() if key.factor.side is not Side.HEAD]
-    groups = [
-        {"params": values, "lr": rate}
-        for values, rate in (
-            (rest, settings.learning_rate),
-            (head, settings.head_learning_rate or settings.learning_rate),
-        )
-        if values
-    ]
+    rates: dict[float, list[nn.Parameter]] = {}
+    for key, value in parameters.items():
+        rates.setdefault(peak_rate(key, settings), []).append(value)
+    groups = [{"params": values, "lr": rate} for rate, values in rates.items()]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
