@@ -12,7 +12,7 @@ from fedsa.types import Factor, Key, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["cropped", "fits", "padded", "pairs", "rank_of", "ranked"]
+__all__ = ["RANK_DIMENSION", "cropped", "fits", "padded", "pairs", "rank_of", "ranked"]
 
 RANK_DIMENSION = {Factor.A: 0, Factor.B: 1}
 """The dimension of a tensor that is as long as the rank."""
