@@ -1,4 +1,4 @@
-"""What the server adds to the frozen weights, and several adapters: one client's model, and many clients in one pass."""
+"""What the server adds to the frozen weights, and several adapters: of one client, and of many in one pass."""
 
 from __future__ import annotations
 
