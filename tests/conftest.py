@@ -133,6 +133,7 @@ class TinyRun:
 
     def personal(self, client: str) -> State:
         """Return what a client would use after the last round."""
+        from fedsa.adapters.algebra import ranked
         from fedsa.client import personal_tensors
         from fedsa.server import load_state
 
@@ -140,7 +141,8 @@ class TinyRun:
         server = load_state(self.folder, last)
         state = self.folder.load_client(client, last)
         wire_dtype = federation.recipe.wire_dtype
-        return personal_tensors(federation.algorithm, federation.model.initial, server, client, state, last, wire_dtype)
+        initial = ranked(federation.model.initial, federation.ranks.get(client))
+        return personal_tensors(federation.algorithm, initial, server, client, state, last, wire_dtype)
 
 
 @pytest.fixture(scope="session")

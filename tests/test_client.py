@@ -13,7 +13,7 @@ import torch
 
 from fedsa.algorithms.base import FROZEN, LOCAL, Algorithm, Plan
 from fedsa.api import run
-from fedsa.client import Client, train_clients
+from fedsa.client import Client, _sharing, train_clients
 from fedsa.errors import TrainingError
 from fedsa.export import personal_state
 from fedsa.federation import Federation
@@ -251,3 +251,20 @@ def test_it_is_the_client_that_failed_who_is_named(tiny_recipe: Callable[..., Re
     asked[1] = (asked[1][0], Payload(1, broken))
     with pytest.raises(TrainingError, match=r"^client 'site 1', round 1: the loss is not finite"):
         list(train_clients(asked))
+
+
+def test_what_the_server_added_is_in_memory_once(tiny_recipe: Callable[..., Recipe]) -> None:
+    """Each client's state on disk has a copy; of those that train together one is kept where they are equal."""
+    federation = Federation.from_recipe(tiny_recipe("algorithm=methods:Folding", "training.cohort_size=3"))
+    memory, added = Kept(), {key for key in federation.model.keys if key.factor is Factor.DELTA}
+    for number, client in enumerate(federation.clients):
+        tensors = {key: torch.full(federation.model.initial[key].shape, 0.5 + (number == 2)) for key in added}
+        memory.save_client(client, 1, ClientState(tensors, {}, held=0))
+    jobs = _sharing([client.prepare(Payload(2, {})) for client in clients_of(federation, memory)])
+    for key in added:
+        first, second, third = (job.tensors[key] for job in jobs)
+        assert first is second
+        assert float(first[0, 0]) == 0.5
+        assert float(third[0, 0]) == 1.5
+    others = [key for key in federation.model.keys if key not in added]
+    assert all(set(job.tensors) == {*added, *others} for job in jobs)

@@ -161,6 +161,7 @@ def adapt(
     dtype: torch.dtype = torch.float64,
     attention: str = "eager",
     precision: str = "fp32",
+    method: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> AdaptedModel:
     """Return a tiny model with an adapter, its weights large, so that every layer matters well above rounding.
@@ -173,6 +174,7 @@ def adapt(
         dtype: all weights' in the end, with precision fp32.
         attention: its kernel.
         precision: as for `AdaptedModel`.
+        method: what else `AdaptedModel` is told: adapters, folds, scaling.
         options: of the adapter.
     """
     torch.manual_seed(0)
@@ -183,7 +185,7 @@ def adapt(
                 parameter.mul_(scale)
     model.config._attn_implementation = attention
     config = peft_config(variant, options.pop("target_modules", None) or TARGETS[make], **options)
-    adapted = AdaptedModel(model.eval(), config, seed=0, precision=precision)
+    adapted = AdaptedModel(model.eval(), config, seed=0, precision=precision, **(method or {}))
     if precision == "fp32":
         adapted.model.to(dtype)
     return adapted

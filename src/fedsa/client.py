@@ -18,10 +18,12 @@ from fedsa.store import ClientState
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.training import cohort, sequential
 from fedsa.training.jobs import Job, Trained
-from fedsa.types import Key, Payload, State, Update
+from fedsa.types import Key, Payload, Side, State, Update
 from fedsa.wire import WireDtype, on_wire
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedsa.recipe import Recipe
 
 __all__ = ["Client", "Memory", "own_tensors", "personal_tensors", "train_clients"]
@@ -108,6 +110,7 @@ class Client:
             optimizer_state=state.optimizer_state if state else {},
             rows=self.rows,
             stored=tuple(state.tensors) if state else (),
+            penalty=self.algorithm.penalty if type(self.algorithm).penalty is not Algorithm.penalty else None,
         )
 
     def finish(self, job: Job, trained: Trained) -> Update:
@@ -139,10 +142,27 @@ def train_clients(asked: Iterable[tuple[Client, Payload]]) -> Iterator[Update]:
     remaining = iter(asked)
     for first in remaining:
         group = [first, *islice(remaining, max(1, first[0].recipe.training.cohort_size) - 1)]
-        jobs = [client.prepare(payload) for client, payload in group]
+        jobs = _sharing([client.prepare(payload) for client, payload in group])
         for (client, _), job, trained in zip(group, jobs, _trained(first[0], jobs), strict=True):
             yield client.finish(job, trained)
         give_back()
+
+
+def _sharing(jobs: Sequence[Job]) -> Sequence[Job]:
+    """Return the jobs with one copy of what the server has added to the frozen weights, where they hold the same."""
+    held: dict[Key, list[Tensor]] = {}
+
+    def one(key: Key, tensor: Tensor) -> Tensor:
+        if key.factor.side is not Side.BASE:
+            return tensor
+        known = held.setdefault(key, [])
+        for other in known:
+            if other is tensor or torch.equal(other, tensor):
+                return other
+        known.append(tensor)
+        return tensor
+
+    return [replace(job, tensors={key: one(key, tensor) for key, tensor in job.tensors.items()}) for job in jobs]
 
 
 def _trained(client: Client, jobs: Sequence[Job]) -> Sequence[Trained]:

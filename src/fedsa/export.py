@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from peft import LoraConfig, PeftConfig, VeraConfig
+from peft import PeftConfig, VeraConfig
 from peft.tuners.vera.model import _kaiming_init
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fedsa.adapters.algebra import pairs, ranked
+from fedsa.adapters.algebra import RANK_DIMENSION, ranked
 from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
@@ -32,7 +34,7 @@ from fedsa.seeds import derive_seed
 from fedsa.server import load_state
 from fedsa.store import RunFolder, recipe_of, write_error
 from fedsa.tasks.classification import Classification
-from fedsa.types import Factor, Key, State
+from fedsa.types import Factor, State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +99,7 @@ def export(
 
     Raises:
         UserError: no such run, client or round, the run was of a loaded model and ``base`` or ``tokenizer`` is not
-            given, or the target is not empty.
+            given, the target is not empty, or the method's result is no adapter and ``merge`` is not given.
         ModelError: the base does not fit the run.
     """
     folder = RunFolder.open(run)
@@ -122,76 +124,118 @@ def export(
             "the run (or a function that loads it) and its tokenizer"
         )
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+    if not merge:
+        _refuse_adapter(recipe, algorithm)
     task = Classification(tuple(recipe.task.text_columns), tuple(_label_names(about)), recipe.task.max_length)
     tokenizer = tokenizer or load_tokenizer(recipe.model)
     model = None
     for client, target in zip(wanted, targets, strict=True):
         if model is None or merge:  # merging changes the base: each client needs its own
-            model = _adapted(run, recipe, task, base, tokenizer, merge=merge)
-        tensors = personal_state(folder, algorithm, client, number)
-        model.write(tensors)
+            model = _adapted(run, recipe, algorithm, task, base, tokenizer, merge=merge)
+        state = personal_state(folder, algorithm, client, number)
+        model.write(state)
         card = _card(recipe, _name(recipe, model), summary, client, round, about[client], merged=merge)
         with _written_whole(target) as staging, quiet():
             if merge:
-                model.model.merge_and_unload(safe_merge=True).save_pretrained(staging)
+                model.merge().save_pretrained(staging)
+            elif VARIANTS[model.variant].starts_at_zero and _is_whole(model, state):
+                named = {**model.model.state_dict(), **_projections(model)}
+                model.model.save_pretrained(str(staging), state_dict=named)
+                _sort_names(staging / "adapter_config.json")
             else:
-                _save_adapter(model, tensors, folder, staging)
+                _save_product(model, state, staging)
                 _sort_names(staging / "adapter_config.json")
             tokenizer.save_pretrained(staging)
             card.save(staging / "README.md")
     return targets
 
 
-def _save_adapter(model: AdaptedModel, tensors: State, folder: RunFolder, to: Path) -> None:
-    """Write PEFT's files of an adapter for the base as it was before the run adapted it.
+def _refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
+    """Refuse to write an adapter where a client's result is none.
+
+    Raises:
+        UserError: why, and what to do.
+    """
+    reason = None
+    if algorithm.folds:
+        reason = f"{recipe.algorithm} adds to the base model's own weights, which no adapter holds"
+    elif algorithm.export == "merged model":
+        reason = f"what a client has by {recipe.algorithm} is no adapter of the base model"
+    elif len(algorithm.adapters) > 1 and not VARIANTS[recipe.adapter.variant].is_product:
+        reason = (
+            f"{recipe.algorithm} has {len(algorithm.adapters)} adapters for each client, and those of variant "
+            f"{recipe.adapter.variant} cannot be put together as one"
+        )
+    if reason:
+        raise UserError(f"{reason}: write whole models with --merge (in Python merge=True)")
+
+
+def _is_whole(model: AdaptedModel, state: State) -> bool:
+    """Say whether the client's adapter is the model's: the only one, of the same ranks, by PEFT's usual name."""
+    return model.adapters == ("default",) and all(
+        tensor.shape == model.initial[key].shape for key, tensor in state.items()
+    )
+
+
+def _save_product(model: AdaptedModel, state: State, folder: Path) -> None:
+    """Write a client's adapters as one LoRA of all their ranks together, with the same s.
+
+    [B₁ B₂]·[A₁; A₂] = B₁A₁ + B₂A₂. Where adapters began with an update that was taken out of the base, that is taken
+    off again, by [B, -B₀]·[A; A₀]: what is written goes onto the base as it was before the run.
 
     Args:
-        model: with the client's tensors in it.
-        tensors: the client's.
-        folder: the run.
-        to: the folder.
+        model: with the adapters in it; it tells PEFT's names.
+        state: the client's tensors.
+        folder: where to.
     """
-    state, own = {**model.model.state_dict(), **_projections(model)}, model.config
-    if not VARIANTS[model.variant].starts_at_zero:
-        values = _from_the_base(tensors, folder.load_initial())
-        for name, _ in model.model.named_parameters():
-            key = key_of(name, trained=False)
-            if key in values:
-                state[name] = values[key]
-        model.model.peft_config["default"] = _of_twice_the_rank(own)
-    try:
-        model.model.save_pretrained(str(to), state_dict=state)
-    finally:
-        model.model.peft_config["default"] = own
+    tensors, ranks = {}, {}
+    for name, _ in model.model.named_parameters():
+        key = key_of(name, trained=False)
+        if key is None or key.adapter != model.adapters[0]:
+            continue
+        value = state[key]
+        if key.factor in RANK_DIMENSION:
+            parts = [state[key._replace(adapter=adapter)] for adapter in model.adapters]
+            if not VARIANTS[model.variant].starts_at_zero:
+                parts.append(-model.initial[key] if key.factor is Factor.B else model.initial[key])
+            value = torch.cat(parts, dim=RANK_DIMENSION[key.factor])
+            ranks[key.module] = value.shape[RANK_DIMENSION[key.factor]]
+        tensors[_plain_name(name, key.adapter)] = value.float().contiguous()
+    config = _product_config(model, ranks)
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    config.save_pretrained(str(folder))
 
 
-def _from_the_base(tensors: State, initial: State) -> dict[Key, Tensor]:
-    """Return B and A of twice the rank, with B·A less the initial B·A: what they add to the base that was adapted.
+def _plain_name(name: str, adapter: str) -> str:
+    """Return a parameter's name in PEFT's files, where the adapter's own name does not stand.
 
-    Args:
-        tensors: a client's.
-        initial: what it started from; s·B·A of these was taken out of the base.
-
-    Returns:
-        [A; A₀] and [B, -B₀] of each module that has both, under its keys.
+    >>> _plain_name("base_model.model.query.lora_A.default.weight", "default")
+    'base_model.model.query.lora_A.weight'
+    >>> _plain_name("base_model.model.classifier.modules_to_save.default.bias", "default")
+    'base_model.model.classifier.bias'
     """
-    stacked = {}
-    for module, (b, a) in pairs(tensors).items():
-        first_b, first_a = pairs(initial)[module]
-        stacked[Key(module, Factor.A)] = torch.cat([a, first_a])
-        stacked[Key(module, Factor.B)] = torch.cat([b, -first_b], dim=1)
-    return stacked
+    saved = f".modules_to_save.{adapter}."
+    if saved in name:
+        return name.replace(saved, ".")
+    before, _, after = name.rpartition(f".{adapter}")
+    return before + after
 
 
-def _of_twice_the_rank(config: LoraConfig) -> LoraConfig:
-    """Return the config of a plain LoRA adapter of twice the rank and the same s in ΔW = s·B·A."""
-    copied = copy.deepcopy(config)
-    factor = math.sqrt(2) if config.use_rslora else 2
-    changed: Any = copied
-    changed.init_lora_weights, changed.r, changed.lora_alpha = True, 2 * config.r, factor * config.lora_alpha
-    changed.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
-    changed.alpha_pattern = {name: factor * alpha for name, alpha in (config.alpha_pattern or {}).items()}
-    return copied
+def _product_config(model: AdaptedModel, ranks: Mapping[str, int]) -> Any:
+    """Return PEFT's config of an adapter of other ranks, with an alpha that leaves each layer's s as it is."""
+    config = copy.deepcopy(model.config)
+    alphas = {
+        module: model.scaling[module] * (math.sqrt(rank) if config.use_rslora else rank)
+        for module, rank in ranks.items()
+    }
+    (config.r, config.lora_alpha), _ = Counter((ranks[module], alphas[module]) for module in ranks).most_common(1)[0]
+    config.rank_pattern = {module: rank for module, rank in ranks.items() if rank != config.r}
+    config.alpha_pattern = {module: alpha for module, alpha in alphas.items() if alpha != config.lora_alpha}
+    config.init_lora_weights, config.inference_mode = True, True
+    config.base_model_name_or_path = config.base_model_name_or_path or getattr(
+        model.model.get_base_model(), "name_or_path", None
+    )
+    return config
 
 
 def _sort_names(path: Path) -> None:
@@ -234,6 +278,7 @@ def _label_names(about: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _adapted(
     run: Path,
     recipe: Recipe,
+    algorithm: Algorithm,
     task: Classification,
     base: PreTrainedModel | AdaptedModel | Callable[[], PreTrainedModel] | None,
     tokenizer: PreTrainedTokenizerBase,
@@ -263,7 +308,7 @@ def _adapted(
             f"{run / 'adapter_config.json'} is missing or damaged ({error}): restore it from a copy"
         ) from error
     config.inference_mode = False
-    return AdaptedModel(plain, config, seed=seed)
+    return AdaptedModel(plain, config, seed=seed, adapters=algorithm.adapters, folds=algorithm.folds)
 
 
 def _in_fp32(model: AdaptedModel) -> AdaptedModel:

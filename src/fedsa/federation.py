@@ -16,7 +16,7 @@ import torch
 
 from fedsa.adapters.factors import key_of
 from fedsa.algorithms import check_algorithm, make_algorithm
-from fedsa.algorithms.base import Algorithm, ServerState
+from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
@@ -293,13 +293,14 @@ def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype) -> 
     Returns:
         ``trained_parameters``, ``upload_parameters``, ``upload_bytes``, ``download_bytes`` (of all that is received,
         though in round 1 nothing is newer than what the client holds), and ``sharing_plan``: for each factor
-        ``factor``, ``tensors``, ``parameters``, ``trained``, ``sent``, ``received``.
+        ``factor``, ``tensors``, ``parameters``, ``trained``, ``sent``, ``received``; more than one entry for a factor
+        that is not treated alike in all adapters. Where clients have ranks of their own, it is one of the highest.
     """
-    table: dict[Factor, dict[str, Any]] = {}
+    table: dict[tuple[Factor, Plan], dict[str, Any]] = {}
     for key, tensor in tensors.items():
         plan = algorithm.plan(key, 1)
         entry = table.setdefault(
-            key.factor, {"factor": key.factor.value, "tensors": 0, "parameters": 0, **plan._asdict()}
+            (key.factor, plan), {"factor": key.factor.value, "tensors": 0, "parameters": 0, **plan._asdict()}
         )
         entry["tensors"] += 1
         entry["parameters"] += tensor.numel()
@@ -311,7 +312,7 @@ def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype) -> 
         "upload_parameters": total_elements(sent),
         "upload_bytes": total_bytes(on_wire(sent, wire_dtype)),
         "download_bytes": total_bytes(on_wire(received, wire_dtype)),
-        "sharing_plan": [table[factor] for factor in Factor if factor in table],
+        "sharing_plan": [entry for factor in Factor for (of, _), entry in table.items() if of is factor],
     }
 
 

@@ -15,16 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from fedsa.adapters.algebra import ranked
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
+from fedsa.data.dealing import client_ids
 from fedsa.errors import ModelError, UserError
-from fedsa.federation import first_round, make_task
+from fedsa.federation import client_ranks, first_round, make_task
 from fedsa.models import EmptyModel, empty_model, resolve_compute
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
 from fedsa.server import Server, sample_size
 from fedsa.tasks.base import Task
 from fedsa.training.choice import bytes_of_a_parameter, clients_until_saturated
-from fedsa.types import State, total_bytes
+from fedsa.types import Factor, Side, State, total_bytes, total_elements
 from fedsa.wire import on_wire
 
 __all__ = ["count_traffic", "memory_of", "plan_run"]
@@ -66,6 +68,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         notes.append("task.labels is not set: the head is counted with 2 classes")
     labels = recipe.task.labels or ["0", "1"]
     task = make_task(recipe.task, labels)
+    algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
     tell("reading the model's config")
     model = empty_model(
         recipe.model,
@@ -73,12 +76,13 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         auto_model=task.auto_model,
         options=task.model_options(),
         task_type=task.peft_task_type,
+        adapters=algorithm.adapters,
+        folds=algorithm.folds,
         on_progress=tell,
     )
-    algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
     tensors: State = {key: parameter.detach() for key, parameter in model.parameters.items()}
     tell("counting")
-    upload, download = count_traffic(algorithm, tensors, recipe, number or 1)
+    upload, download = count_traffic(algorithm, tensors, recipe, number or 1, _ranks(recipe, number, notes))
     return {
         "algorithm": recipe.algorithm,
         "variant": recipe.adapter.variant,
@@ -115,6 +119,30 @@ def _clients(partition: PartitionSettings, given: int | None, notes: list[str]) 
     return known or given
 
 
+def _ranks(recipe: Recipe, clients: int | None, notes: list[str]) -> dict[int, int]:
+    """Return the place of each client whose rank is less than the adapter's, in the order of ids, and its rank."""
+    settings, partition = recipe.adapter.ranks, recipe.data.partition
+    if settings is None:
+        return {}
+    if clients is None:
+        notes.append("adapter.ranks: which rank the one client has is not known: it is taken to be adapter.r")
+        return {}
+    if isinstance(partition.clients, dict):
+        names = [made for value, count in partition.clients.items() for made in client_ids(value, count)]
+    elif partition.clients is not None and not partition.within:
+        names = client_ids("", partition.clients)
+    elif isinstance(settings, dict):
+        if len(settings) > clients:
+            raise UserError(f"adapter.ranks names {len(settings)} clients, and there are {clients}")
+        names = [*settings, *(f"{number:09d}" for number in range(clients - len(settings)))]
+        if recipe.fraction_train < 1:
+            notes.append("adapter.ranks: which of them train in a round depends on all clients' ids: bytes are a guess")
+    else:
+        names = [f"{number:09d}" for number in range(clients)]
+    ordered = sorted(names)
+    return {ordered.index(client): rank for client, rank in client_ranks(recipe.adapter, ordered).items()}
+
+
 def _compute(settings: ComputeSettings, notes: list[str]) -> ComputeSettings:
     """Return the settings without ``auto``. A GPU that is named need not be here: a plan may be for elsewhere."""
     try:
@@ -133,7 +161,9 @@ def _compute(settings: ComputeSettings, notes: list[str]) -> ComputeSettings:
 # -- what is sent ------------------------------------------------------------------------------------------------------
 
 
-def count_traffic(algorithm: Algorithm, tensors: State, recipe: Recipe, clients: int) -> tuple[int, int]:
+def count_traffic(
+    algorithm: Algorithm, tensors: State, recipe: Recipe, clients: int, ranks: Mapping[int, int] | None = None
+) -> tuple[int, int]:
     """Return the bytes that all clients send and receive over the whole run, where every update arrives.
 
     Exact also where only a part of the clients trains in a round: which ones depends on the seed and the round alone.
@@ -143,27 +173,34 @@ def count_traffic(algorithm: Algorithm, tensors: State, recipe: Recipe, clients:
         tensors: every tensor of the adapter and the head; only shapes and types are looked at.
         recipe: tells rounds, seed and the part that trains.
         clients: their number; their names do not matter.
+        ranks: the place of a client in the order of ids to its rank, of those whose rank is less than the tensors'.
     """
     names = [f"{number:09d}" for number in range(clients)]
+    by_name = {names[place]: rank for place, rank in (ranks or {}).items()}
+    scaling = {key.module: 1.0 for key in tensors if key.factor is Factor.A}  # values there are none
     server = Server(
         algorithm,
-        algorithm.init(tensors),
+        algorithm.init(tensors, scaling),
         names,
         seed=recipe.seed,
         fraction_train=recipe.fraction_train,
         wire_dtype=recipe.wire_dtype,
+        ranks=by_name,
     )
     upload = download = 0
     for round in range(1, recipe.rounds + 1):
         sampled = server.sample(round)
         sent = {key: tensor for key, tensor in tensors.items() if algorithm.plan(key, round).sent}
-        upload += len(sampled) * total_bytes(on_wire(sent, recipe.wire_dtype))
-        by_held: dict[int, int] = {}
+        sizes: dict[int | None, int] = {}
+        by_held: dict[tuple[int, int | None], int] = {}
         for client in sampled:
-            held = server.held.get(client, 0)
-            if held not in by_held:
-                by_held[held] = total_bytes(server.payload(client, round).tensors)
-            download += by_held[held]
+            held, rank = server.held.get(client, 0), by_name.get(client)
+            if rank not in sizes:
+                sizes[rank] = total_bytes(on_wire(ranked(sent, rank), recipe.wire_dtype))
+            if (held, rank) not in by_held:
+                by_held[held, rank] = total_bytes(server.payload(client, round).tensors)
+            upload += sizes[rank]
+            download += by_held[held, rank]
             server.held[client] = round - 1
         server.state = algorithm.aggregate(server.state, (), round)  # new versions; values there are none
     return upload, download
@@ -371,23 +408,27 @@ def memory_of(
         compute_type: what the layers compute in.
 
     Returns:
-        ``runtime``: libraries and kernels; ``weights``; ``clients``: for each client that trains at once its tensors
-        and, for what is trained, gradients and the optimiser's; ``server``: initial tensors, the server's, and the
-        sums of what is sent, in float64; ``activations``. Runtime and server are not on a device other than the CPU.
+        ``runtime``: libraries and kernels; ``weights``, with what the server adds to them; ``clients``: for each client
+        that trains at once its tensors and, for what is trained, gradients and the optimiser's; ``server``: initial
+        tensors, the server's, and the sums of what is sent, in float64; ``activations``. Runtime and server are not on
+        a device other than the CPU.
     """
     plans = {key: algorithm.plan(key, 1) for key in tensors}
+    whole = total_bytes(tensors)
+    deltas = {key: tensor for key, tensor in tensors.items() if key.factor.side is Side.BASE}
 
     def size(role: str) -> int:
         return total_bytes({key: tensor for key, tensor in tensors.items() if getattr(plans[key], role)})
 
-    anchors = size("received") if training.proximal_mu else 0
-    client = total_bytes(tensors) + size("trained") // 4 * bytes_of_a_parameter(training, compute_type) + anchors
+    anchors = size("received") - total_bytes(deltas) if training.proximal_mu else 0
+    client = whole - total_bytes(deltas) + size("trained") // 4 * bytes_of_a_parameter(training, compute_type) + anchors
+    weights += total_elements(deltas) * compute_type.itemsize  # one copy: clients hold the same ones
     parts = {"weights": weights, "clients": cohort * client, "activations": activations}
     if device != "cpu":
         return parts
     return parts | {
         "runtime": RUNTIME_BYTES,
-        "server": 2 * total_bytes(tensors) + 2 * size("sent"),
+        "server": 2 * whole + 2 * size("sent"),
         "activations": int(CPU_ACTIVATION_FACTOR * activations),
     }
 

@@ -13,7 +13,7 @@ from fedsa.types import Factor, Key, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["low_rank", "padded", "pairs", "rank_of", "ranked"]
+__all__ = ["RANK_DIMENSION", "cropped", "fits", "low_rank", "padded", "pairs", "rank_of", "ranked"]
 
 RANK_DIMENSION = {Factor.A: 0, Factor.B: 1}
 """The dimension of a tensor that is as long as the rank."""
@@ -46,6 +46,20 @@ def ranked(tensors: State, rank: int | None) -> State:
         else tensor
         for key, tensor in tensors.items()
     }
+
+
+def fits(key: Key, shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Say whether a client's tensor is one of a model's: of its shape, or of a lower rank."""
+    free = RANK_DIMENSION.get(key.factor)
+    return len(shape) == len(whole) and all(
+        own == size or (dimension == free and own < size)
+        for dimension, (own, size) in enumerate(zip(shape, whole, strict=True))
+    )
+
+
+def cropped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the first values of a tensor, of at most a shape: what `padded` put behind them is cut off again."""
+    return tensor if tuple(tensor.shape) == tuple(shape) else tensor[tuple(slice(0, size) for size in shape)]
 
 
 def padded(tensor: Tensor, shape: Sequence[int]) -> Tensor:

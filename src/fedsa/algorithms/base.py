@@ -138,6 +138,8 @@ class Algorithm(ABC):
             return f"it shares the sides of the update differently, and {variant} has no A side and B side"
         if self.needs_product and not about.is_product:
             return f"the server computes ΔW = s·B·A, which is not {variant}'s whole update"
+        if self.folds and not about.is_product:
+            return f"the server adds to the frozen weights, which {variant}'s update is not made for"
         if mixed_ranks and not self.mixed_ranks:
             return "it puts tensors together that must have one rank: leave adapter.ranks out"
         if mixed_ranks and not about.is_product:

@@ -67,6 +67,16 @@ def natural_clients(settings: PartitionSettings, labels: IntArray, columns: Colu
     return Pool(labels, owner, groups), Clients(ids, [""] * len(ids))
 
 
+def client_ids(cell: str, count: int) -> list[str]:
+    """Return the names of clients that are made by a draw.
+
+    Args:
+        cell: the value of ``within`` that they belong to; "" without ``within``.
+        count: of them.
+    """
+    return [f"{cell or 'client'}-{index:0{len(str(count))}}" for index in range(1, count + 1)]
+
+
 def made_clients(
     settings: PartitionSettings, labels: IntArray, columns: Columns, splits: int, rng: np.random.Generator
 ) -> tuple[Pool, Clients]:
@@ -98,7 +108,7 @@ def made_clients(
     for number, cell in enumerate(cells):
         count, members = counts[cell], np.flatnonzero(cell_of_unit == number)
         owner_of_unit[members] = len(clients.ids) + _draw(settings, units, members, cell, count, splits, rng)
-        clients.ids.extend(f"{cell or 'client'}-{index:0{len(str(count))}}" for index in range(1, count + 1))
+        clients.ids.extend(client_ids(cell, count))
         clients.cells.extend([cell] * count)
     return Pool(labels, owner_of_unit[units.of_row], groups), clients
 

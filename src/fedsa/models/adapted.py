@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -15,14 +16,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from fedsa.adapters.factors import key_of
+from fedsa.adapters.algebra import fits, padded
+from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.errors import ModelError, near
 from fedsa.models.base import HEADS, quiet
+from fedsa.models.deltas import Deltas
 from fedsa.models.dropout import AdapterDropout, Streams
 from fedsa.models.packing import LayerStack
 from fedsa.models.stacked import Stack, obstacles
 from fedsa.models.starting import STARTS, start_from_base
 from fedsa.recipe import AdapterSettings
+from fedsa.seeds import derive_seed
 from fedsa.types import Key, State
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ __all__ = [
     "variant_of",
     "with_adapter",
     "with_drawn_layers",
+    "with_further_adapters",
     "with_sorted_names",
 ]
 
@@ -161,6 +166,7 @@ class AdaptedModel:
         model: the PEFT model.
         config: PEFT's description of the adapter, with what PEFT chose filled in.
         variant: as `variant_of` says.
+        adapters: their names; the head is the first one's.
         initial: the tensors that every client starts from.
         streams: what the adapters' dropout is drawn from; told of every pass.
         layers: the row of alike layers, which packed batches go through.
@@ -182,17 +188,20 @@ class AdaptedModel:
         scaling: Callable[[float, int], float] | None = None,
     ) -> None:
         self.variant = variant_of(config)
+        self.adapters = adapters
         torch.manual_seed(seed)
-        self.model: PeftModel = with_adapter(base, config)
+        self.model: PeftModel = with_adapter(base, _scaled(config, scaling), adapters[0])
         if self.variant in STARTS:
             start_from_base(self.model, self.variant)
-        self.config: Any = self.model.peft_config["default"]
+        self.config: Any = self.model.peft_config[adapters[0]]
+        with_further_adapters(self.model, adapters, seed)
         self.model.config.use_cache = False
         self.device, self.precision = device, precision
         self._parameters = by_key(self.model)
         self._store(device)
-        self.initial: State = self.read(self._parameters)
         self.streams = Streams()
+        self._deltas = _deltas(self.model, self.streams, self.variant) if folds else None
+        self.initial: State = self.read(self.keys)
         _own_dropout(self.model, self.streams)
         self.model.eval()
         self.layers = LayerStack(self.model.get_base_model(), self.streams)
@@ -262,7 +271,11 @@ class AdaptedModel:
             trained: keys whose gradients are wanted.
         """
         tensors = {key: parameter.detach() for key, parameter in self._parameters.items()}
-        return Stack(self.model, self.streams, tensors, clients, dtype=self.dtype, trained=tuple(trained))
+        deltas = None
+        if self._deltas is not None:
+            deltas = self._deltas.stacked(clients, device=next(self.model.parameters()).device, dtype=self.dtype)
+        wanted = tuple(trained)
+        return Stack(self.model, self.streams, tensors, clients, dtype=self.dtype, trained=wanted, deltas=deltas)
 
     @property
     def attention(self) -> str:
@@ -287,38 +300,59 @@ class AdaptedModel:
         """S in ΔW = s·B·A of each module that has a LoRA adapter."""
         prefix = "base_model.model."
         return {
-            name.removeprefix(prefix): float(module.scaling["default"])
+            name.removeprefix(prefix): float(module.scaling[self.adapters[0]])
             for name, module in self.model.named_modules()
             if isinstance(module, LoraLayer)
         }
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Every tensor of the adapter and the head, in the model's order."""
-        return tuple(self._parameters)
+        """Every tensor of the adapters, the head and what is added to the frozen weights, in the model's order."""
+        return (*self._parameters, *(self._deltas.keys if self._deltas is not None else ()))
 
     def read(self, keys: Iterable[Key]) -> dict[Key, Tensor]:
         """Return copies of the named tensors, on the CPU."""
-        return {key: self._parameters[key].detach().to("cpu", copy=True) for key in keys}
+        deltas = self._deltas
+        return {
+            key: deltas.read(key)
+            if deltas is not None and key in deltas
+            else self._parameters[key].detach().to("cpu", copy=True)
+            for key in keys
+        }
 
     @torch.no_grad()
     def write(self, tensors: State) -> None:
         """Put values into the named tensors; the others keep theirs.
 
+        Those of a lower rank than the model's are followed by zeros, which training leaves at zero: the gradient of a
+        row of A is zero where B's column is zero, and the other way round.
+
         Raises:
-            ModelError: a tensor is not in this model, or of another shape.
+            ModelError: a tensor is not in this model, or of a shape that does not fit.
         """
         for key, value in tensors.items():
+            if self._deltas is not None and key in self._deltas:
+                self._deltas.write(key, value, device=self.device, dtype=self.dtype)
+                continue
             parameter = self._parameters.get(key)
-            if parameter is None or parameter.shape != value.shape:
+            if parameter is None or not fits(key, value.shape, parameter.shape):
                 there = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
                 raise ModelError(
                     f"tensor {key} of shape {tuple(value.shape)} does not fit the model, where it is {there}"
                 )
-            parameter.copy_(value)
+            parameter.copy_(padded(value, parameter.shape))
+
+    def merge(self) -> Any:
+        """Return the base model with everything added to its weights. This model is of no use any more."""
+        if self._deltas is not None:
+            self._deltas.merge()
+        return self.model.merge_and_unload(safe_merge=True)
 
     def train_only(self, keys: Iterable[Key]) -> dict[Key, nn.Parameter]:
-        """Mark exactly the named tensors as trained, and return them in the model's order."""
+        """Mark exactly the named tensors as trained, and return them in the model's order.
+
+        What is added to the frozen weights is the server's: it is never trained.
+        """
         wanted = set(keys)
         for key, parameter in self._parameters.items():
             parameter.requires_grad_(key in wanted)
@@ -341,7 +375,7 @@ def _own_dropout(model: nn.Module, streams: Streams) -> None:
                     table[adapter] = AdapterDropout(float(getattr(dropout, "p", 0.0)), streams)
 
 
-def with_adapter(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
+def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default") -> PeftModel:
     """Put an adapter into a base model. One that starts from the base weights does not do so here.
 
     Raises:
@@ -355,13 +389,65 @@ def with_adapter(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
         plain.init_lora_weights = True
     try:
         with quiet():
-            model: PeftModel = get_peft_model(base, plain)
+            model: PeftModel = get_peft_model(base, plain, adapter_name=name)
     except (ValueError, TypeError, re.error) as error:
         targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
         raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
     if start in STARTS:
         plain.init_lora_weights = start
     return model
+
+
+def with_further_adapters(model: PeftModel, names: Sequence[str], seed: int) -> None:
+    """Put more adapters like the first into a model; the updates of all are added. The head stays the first one's.
+
+    Args:
+        model: with an adapter of the first name.
+        names: of all adapters.
+        seed: the initial values of each are drawn from it.
+    """
+    for name in names[1:]:
+        config: Any = copy.deepcopy(model.peft_config[names[0]])
+        config.modules_to_save = None
+        if getattr(config, "init_lora_weights", True) in STARTS:  # the base is taken apart once
+            config.init_lora_weights = True
+        torch.manual_seed(derive_seed(seed, "adapter", name))
+        with quiet():
+            PeftModel.add_adapter(model, name, config)  # the class's own: that of a classifier gives each a head
+    if len(names) > 1:
+        model.base_model.set_adapter(list(names))  # type: ignore[operator]
+
+
+def _scaled(config: PeftConfig, scaling: Callable[[float, int], float] | None) -> PeftConfig:
+    """Return the config with the alpha that makes s what ``scaling`` says, so that PEFT computes it by itself.
+
+    Raises:
+        ModelError: layers have ranks or alphas of their own.
+    """
+    if scaling is None or not isinstance(config, LoraConfig):
+        return config
+    divisor = math.sqrt(config.r) if config.use_rslora else config.r
+    own = config.lora_alpha / divisor
+    wanted = scaling(own, config.r)
+    if wanted == own:
+        return config
+    if config.rank_pattern or config.alpha_pattern:
+        raise ModelError("the method sets the adapter's scale itself: rank_pattern and alpha_pattern do not go with it")
+    copied: Any = copy.deepcopy(config)
+    copied.lora_alpha = wanted * divisor
+    result: PeftConfig = copied
+    return result
+
+
+def _deltas(model: nn.Module, streams: Streams, variant: str) -> Deltas:
+    """Return what is added to the frozen weights.
+
+    Raises:
+        ModelError: the variant has an update of another kind, or a layer is not linear.
+    """
+    if not VARIANTS[variant].is_product:
+        raise ModelError(f"the method adds to the frozen weights, which does not go with adapter.variant = {variant!r}")
+    return Deltas(model, streams)
 
 
 def by_key(model: PeftModel) -> dict[Key, nn.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -12,9 +12,9 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsa.models.adapted import by_key, peft_config_of, with_adapter, with_drawn_layers
+from fedsa.models.adapted import by_key, peft_config_of, with_adapter, with_drawn_layers, with_further_adapters
 from fedsa.models.base import (
     bad_config,
     described,
@@ -25,6 +25,7 @@ from fedsa.models.base import (
     positions_of,
     quiet,
 )
+from fedsa.models.deltas import empty_deltas
 from fedsa.recipe import AdapterSettings, ModelSettings
 from fedsa.types import Key
 
@@ -43,12 +44,12 @@ class EmptyModel:
 
     Attributes:
         model: the PEFT model.
-        parameters: those of the adapter and the head, in the model's order.
+        parameters: those of the adapters and the head, in the model's order, and what is added to the frozen weights.
         longest: the most tokens that the model takes in one row; None: its config names no limit.
     """
 
     model: PeftModel
-    parameters: Mapping[Key, nn.Parameter]
+    parameters: Mapping[Key, Tensor]
     longest: int | None
 
 
@@ -59,6 +60,8 @@ def empty_model(
     auto_model: str,
     options: Mapping[str, Any],
     task_type: str,
+    adapters: Sequence[str] = ("default",),
+    folds: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> EmptyModel:
     """Return an adapted model without its weights, for counting.
@@ -73,6 +76,8 @@ def empty_model(
         auto_model: the transformers class that would load the base.
         options: what its config must know of the task.
         task_type: PEFT's, e.g. ``SEQ_CLS``.
+        adapters: their names.
+        folds: the server adds to the frozen weights.
         on_progress: told what is fetched.
 
     Raises:
@@ -81,8 +86,10 @@ def empty_model(
     base, drawn = _empty_base(settings, auto_model, options, on_progress)
     config = with_drawn_layers(peft_config_of(adapter, task_type=task_type, seed=0), drawn)
     with torch.device("meta"):
-        model = with_adapter(base, config)
-    return EmptyModel(model, by_key(model), positions_of(base))
+        model = with_adapter(base, config, adapters[0])
+        with_further_adapters(model, adapters, seed=0)
+    deltas = empty_deltas(model) if folds else {}
+    return EmptyModel(model, {**by_key(model), **deltas}, positions_of(base))
 
 
 def _empty_base(

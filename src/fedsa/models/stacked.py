@@ -22,6 +22,9 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedsa.adapters.algebra import fits, padded
+from fedsa.errors import ModelError
+from fedsa.models.deltas import StackedDeltas
 from fedsa.models.dropout import Streams
 from fedsa.models.layout import Place
 from fedsa.types import Factor, Key
@@ -257,6 +260,7 @@ class Stack:
         clients: K.
         dtype: what the adapters compute in; None: as they are.
         trained: keys whose gradients are wanted.
+        deltas: what is added to the frozen weights.
 
     Attributes:
         values: the stacked tensors; leaves of autograd for the trained keys.
@@ -274,7 +278,9 @@ class Stack:
         *,
         dtype: torch.dtype | None = None,
         trained: Sequence[Key] = (),
+        deltas: StackedDeltas | None = None,
     ) -> None:
+        self._deltas = deltas
         wanted = set(trained)
         device = next(model.parameters()).device
         self.values: dict[Key, Tensor] = {
@@ -292,17 +298,34 @@ class Stack:
         for parent, name, _, layer in self._places:
             layer.train(parent.training)
             parent._modules[name] = layer
+        if self._deltas is not None:
+            self._deltas.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         for parent, name, own, _ in self._places:
             parent._modules[name] = own
+        if self._deltas is not None:
+            self._deltas.__exit__()
 
     @torch.no_grad()
     def load(self, client: int, tensors: Mapping[Key, Tensor]) -> None:
-        """Put one client's tensors into its place."""
+        """Put one client's tensors into its place; behind those of a lower rank come zeros, which training leaves.
+
+        Raises:
+            ModelError: a tensor is of a shape that does not fit.
+        """
+        own = dict(tensors)
+        for key in tensors:
+            if self._deltas is not None and key.factor is Factor.DELTA:
+                self._deltas.load(client, key, own.pop(key))
+        places = [self.values[key][client] for key in own]
         torch._foreach_copy_(
-            [self.values[key][client] for key in tensors], [tensor.to(self._device) for tensor in tensors.values()]
+            places,
+            [
+                _whole_rank(key, tensor.to(self._device), place)
+                for (key, tensor), place in zip(own.items(), places, strict=True)
+            ],
         )
 
     @property
@@ -313,6 +336,20 @@ class Stack:
 def _computed_in(key: Key, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """Return the type that a key's values have in a stack whose adapters compute in ``dtype``."""
     return tensor.dtype if dtype is None or key.factor in _FACTORS_OF_OUTPUTS else dtype
+
+
+def _whole_rank(key: Key, tensor: Tensor, place: Tensor) -> Tensor:
+    """Return a client's tensor, of the shape of its place.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    if not fits(key, tensor.shape, place.shape):
+        raise ModelError(
+            f"tensor {key} of shape {tuple(tensor.shape)} does not fit the model, where it is of shape "
+            f"{tuple(place.shape)}"
+        )
+    return padded(tensor, place.shape)
 
 
 def obstacles(model: nn.Module) -> list[str]:
@@ -345,8 +382,11 @@ def _adapted_modules(model: nn.Module) -> list[tuple[nn.Module, str, Any, str]]:
 def _stacked(module: nn.Module, path: str, streams: Streams, values: Values) -> nn.Module:
     """Return what stands for an adapted module in a stack."""
     own = {key: value for key, value in values.items() if key.module == path or key.module.startswith(f"{path}.")}
+    adapters = list(dict.fromkeys(key.adapter for key in own))
+    if len(adapters) > 1:
+        return _chained(module, path, streams, own, adapters)
     by_factor = {key.factor: value for key, value in own.items()}
-    adapter = next(iter(own)).adapter
+    adapter = adapters[0]
     if isinstance(module, LoraLinear) and Factor.MAGNITUDE in by_factor:
         own_factors = (by_factor[factor] for factor in (Factor.A, Factor.B, Factor.MAGNITUDE))
         return _Dora(streams, module, adapter, *own_factors)
@@ -362,6 +402,21 @@ def _stacked(module: nn.Module, path: str, streams: Streams, values: Values) -> 
         named = {key.module.removeprefix(f"{path}."): value for key, value in own.items()}
         return _whole(module.modules_to_save[adapter], named, streams)
     raise NotImplementedError(f"{path}: {type(module).__name__} cannot be stacked")
+
+
+def _chained(module: nn.Module, path: str, streams: Streams, values: Values, adapters: Sequence[str]) -> nn.Module:
+    """Return the layers of several adapters, each in the place of the next one's base: their updates are added."""
+    last = None
+    for adapter in adapters:
+        own = {key: value for key, value in values.items() if key.adapter == adapter}
+        layer = _stacked(module, path, streams, own)
+        if not isinstance(layer, _Adapted):
+            raise NotImplementedError(f"{path}: {type(module).__name__} cannot be stacked with several adapters")
+        if last is not None:
+            layer.base_layer = last
+        last = layer
+    assert last is not None  # noqa: S101 (there are several)
+    return last
 
 
 def _whole(module: nn.Module, values: Mapping[str, Tensor], streams: Streams) -> nn.Module:

@@ -21,6 +21,7 @@ from fedsa.models.dropout import FastDropout
 from fedsa.models.layout import Layout
 from fedsa.recipe import ComputeSettings, TrainingSettings
 from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.types import Side
 
 __all__ = [
     "activation_bytes",
@@ -104,7 +105,7 @@ def _cohort_size(
     tokens = float(encoded.lengths[rows].mean()) * settings.batch_size  # of one client's batch
     sample = _spread(encoded, rows, min(len(rows), settings.batch_size))
     by_token = activation_bytes(model, task, encoded, sample, packing) / encoded.lengths[sample].sum()
-    own = sum(tensor.numel() for tensor in model.initial.values())
+    own = sum(tensor.numel() for key, tensor in model.initial.items() if key.factor.side is not Side.BASE)
     client = own * bytes_of_a_parameter(settings, model.dtype) + by_token * tokens
     by_memory = int(_budget(compute, model.device) / client)
     return max(1, min(clients, clients_until_saturated(tokens, model.device), by_memory))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsa.adapters.algebra import padded
 from fedsa.models import AdaptedModel
 from fedsa.models.dropout import FastDropout
 from fedsa.models.layout import Layout
@@ -26,7 +27,9 @@ from fedsa.training.jobs import (
     dropout_seed,
     learning_rate_factor,
     local_batches,
+    own_part,
     peak_rate,
+    whole_slots,
 )
 from fedsa.types import Key, Side
 
@@ -205,8 +208,9 @@ class _Optimizers:
 
     def _block(self, clients: slice, keys: Sequence[Key], steps: int) -> _Block:
         jobs = self._clients[clients]
-        rows = [torch.cat([job.tensors[key].reshape(-1) for key in keys]) for job in jobs]
-        ends = np.cumsum([jobs[0].tensors[key].numel() for key in keys]).tolist()
+        shapes = {key: self._stack.values[key].shape[1:] for key in keys}
+        rows = [torch.cat([padded(job.tensors[key], shapes[key]).reshape(-1) for key in keys]) for job in jobs]
+        ends = np.cumsum([shape.numel() for shape in shapes.values()]).tolist()
         columns = {key: slice(start, end) for key, start, end in zip(keys, [0, *ends[:-1]], ends, strict=True)}
         values = nn.Parameter(torch.stack(rows).to(self._device))
         pulled = None
@@ -263,6 +267,8 @@ class _Optimizers:
         for block in blocks:
             if block.pulled is not None and block.anchor is not None:
                 block.gradients += settings.proximal_mu * block.pulled * (block.values - block.anchor)
+        if job.penalty is not None:
+            self._add_penalties(blocks)
         if settings.max_grad_norm:
             parts = [torch.linalg.vector_norm(block.gradients, dim=1) for block in blocks]
             norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)
@@ -276,6 +282,28 @@ class _Optimizers:
             if id(group["params"][0]) in ids:
                 group["lr"] = ids[id(group["params"][0])] * factor
 
+    @torch.enable_grad()
+    def _add_penalties(self, blocks: Sequence[_Block]) -> None:
+        """Add the gradients of the method's own penalty, of each client of a group by itself."""
+        clients = blocks[0].clients
+        for row, job in enumerate(self._clients[clients]):
+            own = {
+                key: own_part(job, key, block.values.detach()[row, columns].view(self._stack.values[key].shape[1:]))
+                for block in blocks
+                for key, columns in block.columns.items()
+            }
+            own = {key: own[key].requires_grad_() for key in self._keys}
+            before = {key: job.tensors[key].to(value) for key, value in own.items()}
+            penalty = None if job.penalty is None else job.penalty(own, before)
+            if penalty is not None and penalty.requires_grad:
+                penalty.backward()
+            for block in blocks:
+                for key, columns in block.columns.items():
+                    gradient = own[key].grad
+                    if gradient is not None:
+                        whole = padded(gradient, self._stack.values[key].shape[1:])
+                        block.gradients[row, columns] += whole.reshape(-1)
+
     def tensors(self) -> list[dict[Key, Tensor]]:
         """Return each client's trained tensors, on the CPU."""
         made: list[dict[Key, Tensor]] = [{} for _ in self._clients]
@@ -283,7 +311,10 @@ class _Optimizers:
             rows = block.values.detach().to("cpu", copy=True)
             for place, row in zip(range(block.clients.start, block.clients.stop), rows, strict=True):
                 for key, columns in block.columns.items():
-                    made[place][key] = row[columns].view(self._stack.values[key].shape[1:]).clone()
+                    whole = row[columns].view(self._stack.values[key].shape[1:])
+                    made[place][key] = own_part(self._clients[place], key, whole).clone(
+                        memory_format=torch.contiguous_format
+                    )
         return [{key: own[key] for key in self._keys} for own in made]
 
     def states(self) -> list[dict[str, Tensor]]:
@@ -297,8 +328,10 @@ class _Optimizers:
                 for row, place in enumerate(range(block.clients.start, block.clients.stop)):
                     for key, columns in block.columns.items():
                         shape = self._stack.values[key].shape[1:]
-                        own = whole[row, columns].view(shape) if whole.dim() else whole
-                        made[place][f"{slot}|{key}"] = own.clone()
+                        own = whole
+                        if whole.dim():
+                            own = own_part(self._clients[place], key, whole[row, columns].view(shape))
+                        made[place][f"{slot}|{key}"] = own.clone(memory_format=torch.contiguous_format)
         return made
 
     def _load(self) -> None:
@@ -313,5 +346,9 @@ class _Optimizers:
                 if slot == "step":
                     self._optimizer.state[block.values][slot] = jobs[0].optimizer_state[names[0]].clone()
                 else:
-                    rows = [torch.cat([job.optimizer_state[name].reshape(-1) for name in names]) for job in jobs]
+                    shapes = [self._stack.values[key].shape[1:] for key in block.columns]
+                    named = list(zip(names, shapes, strict=True))
+                    rows = [
+                        torch.cat([whole_slots(job, name, shape).reshape(-1) for name, shape in named]) for job in jobs
+                    ]
                     self._optimizer.state[block.values][slot] = torch.stack(rows).to(self._device)

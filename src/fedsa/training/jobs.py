@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from fedsa.adapters.algebra import cropped, padded
 from fedsa.errors import TrainingError
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import IntArray
 from fedsa.types import Key, Side, State
 
-__all__ = ["Job", "Trained", "check_finite", "dropout_seed", "learning_rate_factor", "local_batches", "peak_rate"]
+__all__ = [
+    "Job",
+    "Trained",
+    "check_finite",
+    "dropout_seed",
+    "learning_rate_factor",
+    "local_batches",
+    "own_part",
+    "peak_rate",
+    "whole_slots",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Job:
         optimizer_state: from the client's last round, named ``slot|key``, or empty.
         rows: the client's training rows.
         stored: the keys that its state held before.
+        penalty: of the trained tensors and of the same as they began; what it returns is added to the loss.
     """
 
     client: str
@@ -45,6 +57,7 @@ class Job:
     optimizer_state: Mapping[str, Tensor]
     rows: IntArray
     stored: tuple[Key, ...] = ()
+    penalty: Callable[[State, State], Tensor | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,26 @@ def peak_rate(key: Key, settings: TrainingSettings) -> float:
             return settings.learning_rate * settings.b_learning_rate_ratio
         case _:
             return settings.learning_rate
+
+
+def own_part(job: Job, key: Key, value: Tensor) -> Tensor:
+    """Return what of a tensor of the model's shape is the client's own, where its rank is lower; the rest is zero."""
+    return cropped(value, job.tensors[key].shape)
+
+
+def whole_slots(job: Job, name: str, shape: Sequence[int]) -> Tensor:
+    """Return a tensor of the job's optimiser state, of the shape of the model's tensor where it has a shape.
+
+    Args:
+        job: the client's.
+        name: ``slot|key``.
+        shape: the model's.
+    """
+    value = job.optimizer_state[name]
+    if value.dim() != len(shape):
+        return value
+    own = job.tensors[Key.parse(name.partition("|")[2])].shape  # the rank may have become lower since
+    return padded(cropped(value, own), shape)
 
 
 def learning_rate_factor(settings: TrainingSettings, progress: float) -> float:
