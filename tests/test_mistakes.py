@@ -101,6 +101,11 @@ def unfinish(run: Path) -> None:
             id="a method of sides with a variant of none",
         ),
         pytest.param(
+            ["adapter.variant=loha", "algorithm=ffa"],
+            ["algorithm: ffa does not go with adapter.variant = 'loha': it freezes the A side, which in loha is zero"],
+            id="a method that freezes what is zero",
+        ),
+        pytest.param(
             ["training.local_steps=1", "training.local_epochs=1"], ["local_steps or local_epochs"], id="both lengths"
         ),
         pytest.param(["data.partition={kind='iid'}"], ["data.partition", "needs `clients`"], id="partition in part"),

@@ -12,7 +12,7 @@ from fedsa.models import AdaptedModel, peft_config_of, variant_of
 from fedsa.models.dropout import AdapterDropout
 from fedsa.recipe import AdapterSettings
 from fedsa.training.choice import activation_bytes
-from fedsa.types import Factor, Key
+from fedsa.types import Factor, Key, Side
 from tiny_models import (
     BASES,
     FITTING,
@@ -119,6 +119,18 @@ def test_a_model_has_exactly_the_factors_of_its_variant(base, variant):
     assert {str(key) for key in model.keys} == {str(Key.parse(str(key))) for key in model.keys}
     trained = {key_of(name, trained=True) for name, value in model.model.named_parameters() if value.requires_grad}
     assert trained == set(model.keys)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_side_that_begins_at_zero_does(base, variant):
+    """So the initial update is zero, and whoever freezes that side keeps it so."""
+    settings = AdapterSettings(variant=variant, target_modules=TARGETS)
+    model = AdaptedModel(base, peft_config_of(settings, task_type="SEQ_CLS", seed=3), seed=0)
+    zero = {key.factor.side for key, value in model.initial.items() if not value.any()} - {Side.HEAD}
+    one = {key.factor.side for key, value in model.initial.items() if (value == 1).all()} - {Side.HEAD}
+    expected = VARIANTS[variant].zero_side
+    assert zero == ({expected} if expected in (Side.A, Side.B) else set())
+    assert one == ({Side.WHOLE} if expected is Side.WHOLE else set())
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------
