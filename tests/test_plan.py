@@ -89,6 +89,8 @@ def test_what_is_predicted_is_what_is_measured(
     plan, summary = plan_run(tiny_recipe(*settings), clients=3), tiny_run(*settings).summary
     assert {name: plan[name] for name in MEASURED} == {name: summary[name] for name in MEASURED}
     assert json.loads(json.dumps(plan)) == plan
+    assert plan["total_flops"] > 0
+    assert plan["memory_bytes"] > 0
 
 
 def test_clients_that_skip_rounds_are_counted_exactly(tiny_run: Callable[..., Any]) -> None:

@@ -1,3 +1,4 @@
+import copy
 import re
 
 import numpy as np
@@ -473,6 +474,23 @@ def test_every_adapted_layer_has_dropout_with_a_stream_of_its_own(variant, p):
         getattr(module, f"{'vera' if variant == 'vera' else 'lora'}_dropout", None) for module in model.model.modules()
     )
     assert sum(len(table) for table in tables if table is not None) == 4, "PEFT's own is nowhere"
+
+
+def test_loha_draws_nothing_in_training():
+    """PEFT's layer throws a coin, from the one stream of all clients, even where nothing is dropped."""
+    model = adapt(bert, "loha")
+    batch = begin(model, token_rows(), [range(4)])
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with model.training():
+        outputs = TASK.outputs(model.model, batch)
+        assert all(module.training for module in model.model.modules() if type(module).__name__ == "SteadyLoha")
+    assert torch.equal(torch.get_rng_state(), before)
+    outputs.sum().backward()
+    kept = [value.grad for name, value in model.model.named_parameters() if "hada_w2_b" in name]
+    assert len(kept) == 4
+    assert all(gradient.any() for gradient in kept)
+    assert copy.deepcopy(model).obstacles() == []
 
 
 def test_attention_is_switched_if_the_model_has_it():
