@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from peft import LoraConfig, PeftModel, VeraConfig
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, VeraConfig
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -188,6 +188,80 @@ def test_vera_from_objects(tiny_model: Path, tables: dict[str, Dataset], tmp_pat
     assert [entry["factor"] for entry in result.summary["sharing_plan"] if entry["sent"]] == ["lambda_d"]
 
 
+TWO = {"target_modules": ["query", "value"]}
+OTHERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "dora": (LoraConfig, {"r": 2, "use_dora": True, "use_rslora": True, **TWO}, {"variant": "dora", "r": 2}),
+    "pissa": (
+        LoraConfig,
+        {
+            "r": 2,
+            "use_rslora": True,
+            "init_lora_weights": "pissa",
+            "rank_pattern": {"value": 3},
+            "alpha_pattern": {"value": 5},
+            "lora_dropout": 0.0,
+            **TWO,
+        },
+        {"variant": "pissa", "r": 2, "dropout": 0.0, "lora_alpha": 8},
+    ),
+    "olora": (
+        LoraConfig,
+        {"r": 2, "init_lora_weights": "olora", "rank_pattern": {"value": 3}, **TWO},
+        {"variant": "olora", "dropout": 0.0},
+    ),
+    "loha": (LoHaConfig, {"r": 2, "alpha": 4, **TWO}, {"variant": "loha", "r": 2, "lora_alpha": 4}),
+    "ia3": (
+        IA3Config,
+        {"target_modules": ["key", "output.dense"], "feedforward_modules": ["output.dense"]},
+        {"variant": "ia3", "r": 0, "feedforward_modules": ["output.dense"]},
+    ),
+    "ia3 by PEFT": (
+        IA3Config,
+        {},
+        {
+            "variant": "ia3",
+            "target_modules": ["key", "output.dense", "value"],
+            "feedforward_modules": ["output.dense"],
+        },
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using Rank-Stabilized LoRA")  # PEFT's, where the config is made
+@pytest.mark.parametrize(("kind", "options", "expected"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("merge", [False, True])
+def test_other_adapters_from_objects(
+    tiny_model: Path,
+    tables: dict[str, Dataset],
+    tmp_path: Path,
+    kind: Any,
+    options: dict[str, Any],
+    expected: dict[str, Any],
+    merge: bool,
+) -> None:
+    """What is exported fits the base as it was, whatever the config sets."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    settings = {**SETTINGS, "tokenizer": tokenizer, "algorithm": "local"}
+    federation = fedsa.Federation.from_objects(loaded(tiny_model), kind(**options), tables, **settings)
+    own = federation.recipe.adapter.model_dump()
+    assert {name: own[name] for name in expected} == expected
+    result = fedsa.run(federation, tmp_path / "run")
+    (folder,) = result.export(tmp_path / "north", client="north", round="final", merge=merge)
+    again = {"clients": ["north"], "round": "final", "base": loaded(tiny_model), "tokenizer": tokenizer, "merge": merge}
+    (other,) = export(result.path, tmp_path / "again", **again)
+    for path in folder.glob("*.safetensors"):
+        assert path.read_bytes() == (other / path.name).read_bytes()
+    classifier = AutoModelForSequenceClassification
+    model = classifier.from_pretrained(folder) if merge else PeftModel.from_pretrained(loaded(tiny_model), str(folder))
+    batch = tokenizer(["the film was great", "a dull product today"], return_tensors="pt", padding=True)
+    run = RunFolder.open(result.path)
+    federation.model.write(personal_state(run, federation.algorithm, "north", SETTINGS["rounds"]))
+    with torch.inference_mode():
+        inside = federation.model.model.eval()(**batch).logits
+        torch.testing.assert_close(model.eval()(**batch).logits, inside, atol=1e-5, rtol=0)
+        assert not torch.allclose(loaded(tiny_model).eval()(**batch).logits, inside, atol=1e-4)
+
+
 def test_mistakes_in_objects(tiny_model: Path, tables: dict[str, Dataset]) -> None:
     make = fedsa.Federation.from_objects
     with pytest.raises(ConfigError, match="2 mistakes"):
@@ -205,8 +279,10 @@ def test_mistakes_in_objects(tiny_model: Path, tables: dict[str, Dataset]) -> No
         make(model, config(), tables, **SETTINGS)
     with pytest.raises(DataError, match="3 classes"):
         make(model, config(), tables, tokenizer=AutoTokenizer.from_pretrained(tiny_model), **SETTINGS)
-    with pytest.raises(ModelError, match="use_dora"):
-        make(str(tiny_model), LoraConfig(use_dora=True, target_modules=["query"]), tables, **SETTINGS)
+    with pytest.raises(ModelError, match="rank_dropout"):
+        make(str(tiny_model), LoHaConfig(rank_dropout=0.1, target_modules=["query"]), tables, **SETTINGS)
+    with pytest.raises(ConfigError, match=r"fedsa does not go with adapter\.variant = 'ia3'"):
+        make(str(tiny_model), IA3Config(target_modules=["key"], feedforward_modules=[]), tables, **SETTINGS)
 
 
 def test_global_random_state_is_not_an_input(tiny_model: Path, tables: dict[str, Dataset], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Same recipe, seed and thread count: same bytes, in this process and in another."""
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -55,8 +56,14 @@ def run_again(recipe, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("variant", ["lora", "rslora", "vera"])
-@pytest.mark.parametrize("algorithm", ["fedsa", "fedit", "ffa", "local"])
+@pytest.mark.parametrize(
+    ("algorithm", "variant"),
+    [
+        *itertools.product(["fedsa", "fedit", "ffa", "local"], ["lora", "rslora", "vera"]),
+        *itertools.product(["fedsa", "fedit"], ["dora", "pissa", "olora", "loha"]),
+        ("fedit", "ia3"),
+    ],
+)
 def test_two_runs_give_the_same_bytes(tiny_run, tiny_recipe, tmp_path, algorithm, variant):
     overrides = (f"algorithm={algorithm}", f"adapter.variant={variant}")
     first = tiny_run(*overrides).folder.path

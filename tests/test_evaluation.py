@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsa.adapters.factors import VARIANTS
 from fedsa.engines import simulator
 from fedsa.engines.simulator import simulate
 from fedsa.errors import TrainingError
@@ -160,6 +161,7 @@ def different(tiny_recipe, tiny_model_without_dropout, tmp_path_factory):
                 f"model.path='{tiny_model_without_dropout.as_posix()}'",  # its larger weights let the adapter matter
                 f"data.path='{path.as_posix()}'",
                 f"adapter.variant={variant}",
+                "algorithm=fedit",
             )
         )
         generator = torch.Generator().manual_seed(0)
@@ -179,7 +181,7 @@ def different(tiny_recipe, tiny_model_without_dropout, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("variant", ["lora", "rslora", "vera"])
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("batch_size", [5, 64])
 def test_clients_together_have_the_metrics_of_each_alone(different, variant, batch_size):
     federation, clients = different(variant)

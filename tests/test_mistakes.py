@@ -94,7 +94,17 @@ def unfinish(run: Path) -> None:
         pytest.param(
             ["callbacks=['tensorbord']"], ["unknown callback", "did you mean 'tensorboard'?"], id="unknown callback"
         ),
-        pytest.param(["adapter.variant=dora"], ["adapter.variant", "'lora', 'rslora' or 'vera'"], id="variant"),
+        pytest.param(["adapter.variant=lokr"], ["adapter.variant", "'loha' or 'ia3'"], id="variant"),
+        pytest.param(
+            ["adapter={variant='ia3'}"],
+            ["algorithm: fedsa does not go with adapter.variant = 'ia3': it shares the sides", "no A side and B side"],
+            id="a method of sides with a variant of none",
+        ),
+        pytest.param(
+            ["adapter.variant=loha", "algorithm=ffa"],
+            ["algorithm: ffa does not go with adapter.variant = 'loha': it freezes the A side, which in loha is zero"],
+            id="a method that freezes what is zero",
+        ),
         pytest.param(
             ["training.local_steps=1", "training.local_epochs=1"], ["local_steps or local_epochs"], id="both lengths"
         ),

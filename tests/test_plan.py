@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 
+from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import algorithm_names, make_algorithm
 from fedsa.algorithms.base import Algorithm, Plan
 from fedsa.errors import ModelError, UserError
@@ -71,10 +72,15 @@ def counted(recipe: Recipe) -> dict[str, int]:
 # -- what is sent ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["lora", "rslora", "vera"])
 @pytest.mark.parametrize(
-    ("algorithm", "share_head"),
-    [(name, share) for name in algorithm_names() for share in ("true", "false") if (name, share) != ("local", "true")],
+    ("algorithm", "share_head", "variant"),
+    [
+        (name, share, variant)
+        for name in algorithm_names()
+        for share in ("true", "false")
+        for variant in VARIANTS
+        if (name, share) != ("local", "true") and make_algorithm(name, {}).refusal(variant) is None
+    ],
 )
 def test_what_is_predicted_is_what_is_measured(
     tiny_run: Callable[..., Any], tiny_recipe: Callable[..., Recipe], algorithm: str, variant: str, share_head: str
@@ -83,6 +89,8 @@ def test_what_is_predicted_is_what_is_measured(
     plan, summary = plan_run(tiny_recipe(*settings), clients=3), tiny_run(*settings).summary
     assert {name: plan[name] for name in MEASURED} == {name: summary[name] for name in MEASURED}
     assert json.loads(json.dumps(plan)) == plan
+    assert plan["total_flops"] > 0
+    assert plan["memory_bytes"] > 0
 
 
 def test_clients_that_skip_rounds_are_counted_exactly(tiny_run: Callable[..., Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fedsa.adapters.factors import VARIANTS
 from fedsa.errors import ConfigError, UserError
 from fedsa.federation import Federation
 from fedsa.recipe import (
@@ -26,6 +27,44 @@ from fedsa.recipe import (
     ("settings", "parts"),
     [
         pytest.param(["adapter={variant='vera', lora_alpha=4}"], ["adapter: lora_alpha", "'vera'"], id="vera's alpha"),
+        pytest.param(
+            ["adapter={variant='loha', dropout=0.1}"],
+            ["adapter: dropout does not go with variant = 'loha', which has no dropout: remove it"],
+            id="loha's dropout",
+        ),
+        pytest.param(
+            ["adapter={variant='ia3', r=4, lora_alpha=4, dropout=0.1}", "algorithm=fedit"],
+            ["adapter: r does not go with variant = 'ia3', which has no rank", "; lora_alpha does", "; dropout does"],
+            id="ia3's rank",
+        ),
+        pytest.param(
+            ["adapter={feedforward_modules=['dense'], target_modules=['dense']}"],
+            ["adapter: feedforward_modules goes with variant = 'ia3' only, not with 'lora'"],
+            id="lora's feed-forward layers",
+        ),
+        pytest.param(
+            ["adapter={variant='ia3', feedforward_modules=['dense']}"],
+            ["adapter: feedforward_modules needs target_modules"],
+            id="feed-forward layers alone",
+        ),
+        pytest.param(
+            ["adapter={variant='ia3', feedforward_modules=['dense'], target_modules=['key']}"],
+            ["adapter: feedforward_modules: 'dense' is not in target_modules; add it there too"],
+            id="feed-forward layers that are not adapted",
+        ),
+        pytest.param(
+            ["adapter={variant='pissa', ranks=[2, 4]}"],
+            ["adapter: ranks does not go with variant = 'pissa': the frozen weights lack"],
+            id="pissa's ranks",
+        ),
+        pytest.param(
+            ["adapter={variant='ia3'}", "training.b_learning_rate_ratio=16"],
+            ["training.b_learning_rate_ratio: does not go with adapter.variant = 'ia3', which has no A side"],
+            id="ia3's B side",
+        ),
+        pytest.param(
+            ["training.b_learning_rate_ratio=0"], ["training.b_learning_rate_ratio", "greater than 0"], id="ratio"
+        ),
         pytest.param(
             ["data.partition={kind='iid', clients=2, min_examples=20, max_examples=19}"],
             ["data.partition: max_examples = 19 is below min_examples = 20"],
@@ -66,11 +105,11 @@ def test_settings_that_contradict_each_other_are_refused(
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
-@pytest.mark.parametrize("variant", ["lora", "vera"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resolved_recipe_is_complete_and_reads_back_as_itself(
     tiny_recipe: Callable[..., Recipe], variant: str
 ) -> None:
-    open_recipe = tiny_recipe(f"adapter.variant={variant}", "training={batch_size=4}")
+    open_recipe = tiny_recipe(f"adapter.variant={variant}", "training={batch_size=4}", "algorithm=fedit")
     resolved = Federation.from_recipe(open_recipe).recipe
     training = resolved.training
     assert training.local_steps == 10

@@ -49,6 +49,10 @@ VARIANTS = {
         "adapter={variant='vera', r=4, target_modules=['query']}",
         "evaluation.evaluate_after=both",
     ],
+    "pissa, whose base has changed": [
+        "rounds=2",
+        "adapter={variant='pissa', r=2, target_modules=['query', 'output.dense']}",
+    ],
 }
 
 
@@ -353,6 +357,8 @@ def test_training_leaves_the_fingerprints_as_they_are(federation_of: Callable[..
     [
         [],
         ["adapter={variant='vera'}"],
+        ["adapter={variant='olora'}"],
+        ["adapter={variant='ia3'}", "algorithm=fedit"],
         ["adapter.target_modules=all-linear"],
         ["adapter.target_modules=.*query"],
         ["adapter={r=2}", "training={local_epochs=1, max_grad_norm='none'}"],

@@ -302,7 +302,8 @@ def _adapted(
         plain = fresh_base(copy.deepcopy(given) if is_model else given())
     fit_padding(plain, tokenizer)
     try:
-        config = PeftConfig.from_pretrained(str(run))
+        with quiet():
+            config = PeftConfig.from_pretrained(str(run))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"{run / 'adapter_config.json'} is missing or damaged ({error}): restore it from a copy"

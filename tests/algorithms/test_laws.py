@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsa.adapters.factors import VARIANTS
-from fedsa.algorithms import algorithm_names, make_algorithm
+from fedsa.algorithms import algorithm_names, check_algorithm, make_algorithm
 from fedsa.algorithms.base import Algorithm, Plan
 from fedsa.errors import ConfigError, ProtocolError
 from fedsa.server import Server
@@ -486,6 +486,24 @@ def test_when_no_update_arrives_values_stay_and_are_sent_again(algorithm, varian
     for client in server.clients:
         assert set(first[client].tensors) == set(received_keys(algorithm, variant, 2))
         assert same(dict(again[client].tensors), dict(first[client].tensors))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "reason"),
+    [
+        ("fedsa", "ia3", "it shares the sides of the update differently, and ia3 has no A side and B side"),
+        ("ffa", "ia3", "it shares the sides of the update differently, and ia3 has no A side and B side"),
+        ("ffa", "loha", "it freezes the A side, which in loha is zero at the start: nothing would ever change"),
+        *((name, "ia3", None) for name in ("fedit", "local")),
+        *((name, variant, None) for name in ("fedsa", "fedit", "local") for variant in VARIANTS if variant != "ia3"),
+        *(("ffa", variant, None) for variant in VARIANTS if variant not in ("ia3", "loha")),
+    ],
+)
+def test_what_a_method_refuses(name, variant, reason):
+    assert make_algorithm(name, {}).refusal(variant) == reason
+    mistakes = check_algorithm({"algorithm": name, "adapter": {"variant": variant}})
+    told = f"{name} does not go with adapter.variant = {variant!r}: {reason}"
+    assert [mistake.what for mistake in mistakes] == ([told] if reason else [])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,9 +1,10 @@
+import copy
 import re
 
 import numpy as np
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, VeraConfig
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig, get_peft_model
 from transformers import BertForSequenceClassification
 
 from fedsa.adapters.factors import VARIANTS, key_of
@@ -12,8 +13,21 @@ from fedsa.models import AdaptedModel, peft_config_of, variant_of
 from fedsa.models.dropout import AdapterDropout
 from fedsa.recipe import AdapterSettings
 from fedsa.training.choice import activation_bytes
-from fedsa.types import Factor, Key
-from tiny_models import BASES, TASK, adapt, begin, bert, client_tensors, llama, peft_config, token_rows
+from fedsa.types import Factor, Key, Side
+from tiny_models import (
+    BASES,
+    FITTING,
+    TASK,
+    adapt,
+    begin,
+    bert,
+    client_tensors,
+    gpt2,
+    llama,
+    peft_config,
+    token_rows,
+)
+from tiny_models import TARGETS as TARGETS_OF
 
 QUERY = "bert.encoder.layer.0.attention.self.query"
 TARGETS = ["query", "value"]
@@ -47,6 +61,12 @@ def error_of(call, *args, **options) -> str:
         ("embeddings.word.lora_embedding_B.default", Key("embeddings.word", Factor.B)),
         (f"{QUERY}.vera_lambda_d.default", Key(QUERY, Factor.LAMBDA_D)),
         (f"{QUERY}.vera_lambda_b.default", Key(QUERY, Factor.LAMBDA_B)),
+        (f"{QUERY}.lora_magnitude_vector.default.weight", Key(QUERY, Factor.MAGNITUDE)),
+        (f"{QUERY}.hada_w1_a.default", Key(QUERY, Factor.HADAMARD_B1)),
+        (f"{QUERY}.hada_w1_b.default", Key(QUERY, Factor.HADAMARD_A1)),
+        (f"{QUERY}.hada_w2_a.other", Key(QUERY, Factor.HADAMARD_B2, "other")),
+        (f"{QUERY}.hada_w2_b.default", Key(QUERY, Factor.HADAMARD_A2)),
+        (f"{QUERY}.ia3_l.default", Key(QUERY, Factor.SCALE)),
         ("classifier.modules_to_save.default.weight", Key("classifier.weight", Factor.HEAD)),
         ("classifier.modules_to_save.default.dense.bias", Key("classifier.dense.bias", Factor.HEAD)),
     ],
@@ -74,31 +94,44 @@ def test_what_belongs_to_the_base_has_no_key(name):
 @pytest.mark.parametrize(
     "name",
     [
-        f"base_model.model.{QUERY}.lora_magnitude_vector.default.weight",
-        f"base_model.model.{QUERY}.hada_w1_a.default",
+        f"base_model.model.{QUERY}.hada_t1.default",
+        f"base_model.model.{QUERY}.lokr_w1.default",
         f"base_model.model.{QUERY}.base_layer.bias",
-        f"base_model.model.{QUERY}.ia3_l.default",
         f"base_model.model.{QUERY}.lora_A.default.bias",
     ],
 )
 def test_a_trained_tensor_of_unknown_role_is_an_error(name):
     assert error_of(key_of, name, trained=True) == (
         f"the adapter trains {name!r}, whose role is not known to fedsa (A side, B side or head), so it cannot be "
-        "shared or kept by rule; known variants: lora, rslora, vera"
+        "shared or kept by rule; known variants: lora, rslora, vera, dora, pissa, olora, loha, ia3"
     )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_model_has_exactly_the_factors_of_its_variant(base, variant):
-    config = peft_config_of(AdapterSettings(variant=variant, r=2, target_modules=TARGETS), task_type="SEQ_CLS", seed=3)
+    rank = {} if variant == "ia3" else {"r": 2}
+    settings = AdapterSettings(variant=variant, target_modules=TARGETS, **rank)
+    config = peft_config_of(settings, task_type="SEQ_CLS", seed=3)
     model = AdaptedModel(base, config, seed=0)
     assert model.variant == variant_of(config) == variant
     assert {key.factor for key in model.keys} == set(VARIANTS[variant].factors)
     assert len([key for key in model.keys if key.factor is Factor.HEAD]) == 2
-    assert len(model.keys) == 2 + 2 * 4
+    assert len(model.keys) == 2 + (len(VARIANTS[variant].factors) - 1) * 4
     assert {str(key) for key in model.keys} == {str(Key.parse(str(key))) for key in model.keys}
     trained = {key_of(name, trained=True) for name, value in model.model.named_parameters() if value.requires_grad}
     assert trained == set(model.keys)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_side_that_begins_at_zero_does(base, variant):
+    """So the initial update is zero, and whoever freezes that side keeps it so."""
+    settings = AdapterSettings(variant=variant, target_modules=TARGETS)
+    model = AdaptedModel(base, peft_config_of(settings, task_type="SEQ_CLS", seed=3), seed=0)
+    zero = {key.factor.side for key, value in model.initial.items() if not value.any()} - {Side.HEAD}
+    one = {key.factor.side for key, value in model.initial.items() if (value == 1).all()} - {Side.HEAD}
+    expected = VARIANTS[variant].zero_side
+    assert zero == ({expected} if expected in (Side.A, Side.B) else set())
+    assert one == ({Side.WHOLE} if expected is Side.WHOLE else set())
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------
@@ -117,6 +150,21 @@ def test_a_config_in_the_recipes_words():
     )
     assert isinstance(vera, VeraConfig)
     assert (vera.r, vera.projection_prng_key, vera.modules_to_save) == (256, 5, ["score"])
+    dora = peft_config_of(AdapterSettings(variant="dora"), task_type="SEQ_CLS", seed=0)
+    assert (dora.use_dora, dora.use_rslora, dora.r, dora.lora_dropout) == (True, False, 8, 0.05)
+    pissa = peft_config_of(AdapterSettings(variant="pissa", r=3), task_type="SEQ_CLS", seed=0)
+    assert (pissa.init_lora_weights, pissa.use_dora, pissa.r) == ("pissa", False, 3)
+    loha = peft_config_of(AdapterSettings(variant="loha", lora_alpha=12), task_type="SEQ_CLS", seed=0)
+    assert isinstance(loha, LoHaConfig)
+    assert (loha.r, loha.alpha, loha.rank_dropout, loha.module_dropout) == (8, 12, 0.0, 0.0)
+    for given, expected in (
+        ({}, (None, None)),
+        ({"target_modules": ["key"]}, ({"key"}, set())),
+        ({"target_modules": ["key", "dense"], "feedforward_modules": ["dense"]}, ({"key", "dense"}, {"dense"})),
+    ):
+        ia3 = peft_config_of(AdapterSettings(variant="ia3", **given), task_type="SEQ_CLS", seed=0)
+        assert isinstance(ia3, IA3Config)
+        assert (ia3.target_modules, ia3.feedforward_modules) == expected
 
 
 @pytest.mark.parametrize(
@@ -131,20 +179,33 @@ def test_a_config_in_the_recipes_words():
             "bias = 'all' is not supported: it trains biases of the shared base model; use 'none'",
         ),
         (
-            lora(use_dora=True),
-            "use_dora = True is not supported: the role of DoRA's magnitude is not defined here yet",
+            lora(init_lora_weights="pissa", use_dora=True),
+            "init_lora_weights = 'pissa' does not go with use_dora = True: leave one of them out",
         ),
         (
-            lora(init_lora_weights="pissa"),
-            "init_lora_weights = 'pissa' is not supported: it changes the base weights, which all clients share; "
-            "use True or 'gaussian'",
+            lora(init_lora_weights="pissa_niter_4"),
+            "init_lora_weights = 'pissa_niter_4' is not supported; use True or one of 'gaussian', 'pissa', 'olora'",
         ),
         (
-            IA3Config(target_modules=TARGETS, feedforward_modules=[]),
-            "adapter type 'IA3' is not supported; supported: LORA (also with use_rslora) and VERA",
+            LoHaConfig(rank_dropout=0.1),
+            "rank_dropout = 0.1 is not supported: PEFT draws it from one stream for all clients; use 0",
+        ),
+        (
+            LoHaConfig(module_dropout=0.1),
+            "module_dropout = 0.1 is not supported: PEFT draws it from one stream for all clients; use 0",
+        ),
+        (
+            IA3Config(target_modules=TARGETS),
+            "target_modules and feedforward_modules go together: give both (the second: those of the first whose "
+            "input is scaled, not their output; [] for none), or neither for PEFT's choice",
+        ),
+        (
+            LoKrConfig(target_modules=TARGETS),
+            "adapter type 'LOKR' is not supported; supported: LORA (also with use_rslora, use_dora or "
+            "init_lora_weights 'pissa' or 'olora'), VERA, LOHA and IA3",
         ),
     ],
-    ids=["bias", "vera-bias", "dora", "pissa", "ia3"],
+    ids=["bias", "vera-bias", "pissa-dora", "pissa-niter", "loha-rank", "loha-module", "ia3", "lokr"],
 )
 def test_what_cannot_be_federated_is_refused_with_the_reason(base, config, text):
     assert error_of(variant_of, config) == text
@@ -190,6 +251,103 @@ def test_targets_by_ending_by_name_and_by_pattern(base, targets, count):
 def test_a_pattern_without_a_match_is_refused(base):
     text = error_of(AdaptedModel, base, lora(target_modules=".*nothing"), seed=0)
     assert re.match(r"the adapter does not fit the model: .*\.\*nothing", text)
+
+
+# -- adapters that start from the base weights -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"lora_alpha": 3, "rank_pattern": {"value": 5}}])
+@pytest.mark.parametrize("variant", ["pissa", "olora"])
+def test_the_first_values_are_pefts(tiny_model, variant, options):
+    config = {"r": 3, "init_lora_weights": variant, **options}
+    model = AdaptedModel(BertForSequenceClassification.from_pretrained(tiny_model), lora(**config), seed=0)
+    assert model.variant == variant
+    assert model.config.init_lora_weights == variant
+    peft = get_peft_model(BertForSequenceClassification.from_pretrained(tiny_model), lora(**config))
+    expected = dict(peft.named_parameters())
+    for name, value in model.model.named_parameters():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+    plain = BertForSequenceClassification.from_pretrained(tiny_model)
+    assert not torch.allclose(
+        model.model.get_submodule(f"base_model.model.{QUERY}").base_layer.weight, plain.get_submodule(QUERY).weight
+    )
+
+
+def test_the_first_values_of_transposed_layers_are_of_their_transpose():
+    for variant in ("pissa", "olora"):
+        torch.manual_seed(1)
+        base = gpt2()
+        before = base.transformer.h[0].attn.c_attn.weight.detach().clone()
+        model = AdaptedModel(base, peft_config(variant, ["c_attn"]), seed=0)
+        path = "transformer.h.0.attn.c_attn"
+        a, b = model.initial[Key(path, Factor.A)], model.initial[Key(path, Factor.B)]
+        assert (a.shape, b.shape) == ((4, 16), (48, 4))
+        rest = model.model.get_submodule(f"base_model.model.{path}").base_layer.weight
+        torch.testing.assert_close(rest + (model.scaling[path] * (b @ a)).T, before)
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_adapted_model_starts_from_what_the_base_gives(name, variant):
+    if (name, variant) not in FITTING:
+        assert error_of(adapt, BASES[name], variant).startswith("the adapter does not fit the model: ")
+        return
+    torch.manual_seed(0)
+    make = BASES[name]
+    base = make().eval()
+    batch = token_rows().batch(np.arange(5))
+    with torch.no_grad():
+        expected = TASK.outputs(base, batch)
+        model = AdaptedModel(base, peft_config(variant, TARGETS_OF[make]), seed=0)
+        if variant == "vera":  # PEFT's lambda_b begins at zero, and the tiny models' config is another
+            model.write(
+                {key: torch.zeros_like(value) for key, value in model.initial.items() if key.factor is Factor.LAMBDA_B}
+            )
+        torch.testing.assert_close(TASK.outputs(model.model, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["pissa", "olora"])
+def test_the_first_values_depend_on_the_base_alone(tiny_model, variant):
+    found = []
+    for seed, threads in ((0, 1), (1, 2)):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        base = BertForSequenceClassification.from_pretrained(tiny_model)
+        found.append(AdaptedModel(base, lora(init_lora_weights=variant), seed=seed))
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(before)
+    one, other = (model.initial for model in found)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("variant", ["pissa", "olora"])
+def test_weights_are_rounded_after_the_adapter_took_its_part(tiny_model, variant):
+    one, other = (
+        AdaptedModel(
+            BertForSequenceClassification.from_pretrained(tiny_model),
+            lora(init_lora_weights=variant),
+            seed=0,
+            precision=precision,
+        )
+        for precision in ("fp32", "bf16")
+    )
+    weights = [model.model.get_submodule(f"base_model.model.{QUERY}").base_layer.weight for model in (one, other)]
+    assert torch.equal(weights[0].bfloat16(), weights[1])
+
+
+def test_what_has_no_directions_to_give_is_refused(base):
+    assert error_of(AdaptedModel, base, lora(r=17, init_lora_weights="pissa"), seed=0) == (
+        f"adapter.r = 17 is more than {QUERY}, of shape (16, 16), has directions: with adapter.variant = 'pissa' it "
+        "can be 16 at most"
+    )
+
+
+def test_an_embedding_is_no_start(base):
+    config = lora(init_lora_weights="olora", target_modules=["query", "word_embeddings"])
+    assert error_of(AdaptedModel, base, config, seed=0) == (
+        "adapter.variant = 'olora' takes its first values from the weights of linear layers: take "
+        "bert.embeddings.word_embeddings (Embedding) out of adapter.target_modules"
+    )
 
 
 # -- tensors in and out -----------------------------------------------------------------------------------------------
@@ -283,13 +441,18 @@ def test_with_fp32_everything_is_fp32(variant):
     assert model.dtype == torch.float32
 
 
+def base_of(seed: int):
+    torch.manual_seed(seed)
+    return bert()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_initial_tensors_are_the_same_in_every_precision(variant):
     one, other = (
-        AdaptedModel(bert(), peft_config(variant, TARGETS), seed=5, precision=precision).initial
+        AdaptedModel(base_of(3), peft_config(variant, TARGETS), seed=5, precision=precision).initial
         for precision in ("fp32", "bf16")
     )
-    adapter = [key for key in one if key.factor is not Factor.HEAD]  # the head is the base's: here another each time
+    adapter = [key for key in one if key.factor is not Factor.HEAD]  # the head is the base's
     assert adapter
     assert all(torch.equal(one[key], other[key]) for key in adapter)
 
@@ -297,7 +460,7 @@ def test_the_initial_tensors_are_the_same_in_every_precision(variant):
 # -- dropout and attention --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("loha", "ia3")])
 @pytest.mark.parametrize("p", [0.0, 0.25])
 def test_every_adapted_layer_has_dropout_with_a_stream_of_its_own(variant, p):
     model = AdaptedModel(bert(), peft_config(variant, TARGETS, dropout=p), seed=0)
@@ -307,8 +470,27 @@ def test_every_adapted_layer_has_dropout_with_a_stream_of_its_own(variant, p):
     assert {module.layer for module in own} == set(range(4))
     assert model.streams.layers == 4
     assert all(module.streams is model.streams for module in own)
-    tables = (getattr(module, f"{variant.removeprefix('rs')}_dropout", None) for module in model.model.modules())
+    tables = (
+        getattr(module, f"{'vera' if variant == 'vera' else 'lora'}_dropout", None) for module in model.model.modules()
+    )
     assert sum(len(table) for table in tables if table is not None) == 4, "PEFT's own is nowhere"
+
+
+def test_loha_draws_nothing_in_training():
+    """PEFT's layer throws a coin, from the one stream of all clients, even where nothing is dropped."""
+    model = adapt(bert, "loha")
+    batch = begin(model, token_rows(), [range(4)])
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with model.training():
+        outputs = TASK.outputs(model.model, batch)
+        assert all(module.training for module in model.model.modules() if type(module).__name__ == "SteadyLoha")
+    assert torch.equal(torch.get_rng_state(), before)
+    outputs.sum().backward()
+    kept = [value.grad for name, value in model.model.named_parameters() if "hada_w2_b" in name]
+    assert len(kept) == 4
+    assert all(gradient.any() for gradient in kept)
+    assert copy.deepcopy(model).obstacles() == []
 
 
 def test_attention_is_switched_if_the_model_has_it():

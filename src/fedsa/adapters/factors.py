@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from fedsa.errors import ModelError
-from fedsa.types import Factor, Key
+from fedsa.types import Factor, Key, Side
 
 __all__ = ["VARIANTS", "Variant", "key_of"]
 
@@ -17,13 +17,19 @@ class Variant(NamedTuple):
     Attributes:
         factors: what is trained of it.
         is_product: its whole update is ΔW = s·B·A, with A of shape (r, in) and B of shape (out, r).
-        starts_at_zero: the initial ΔW is zero. Where it is not, s·B·A of the initial tensors has been taken from the
-            frozen weights, so that the adapted model starts from what the base gives.
+        zero_side: the side whose initial values make the initial ΔW zero. None: it is not zero, and s·B·A of the
+            initial tensors has been taken from the frozen weights, so that the adapted model starts from what the base
+            gives all the same.
     """
 
     factors: tuple[Factor, ...]
     is_product: bool
-    starts_at_zero: bool = True
+    zero_side: Side | None = Side.B
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """The initial ΔW is zero."""
+        return self.zero_side is not None
 
 
 _PAIR = (Factor.A, Factor.B, Factor.HEAD)
@@ -34,10 +40,10 @@ VARIANTS: dict[str, Variant] = {
     "rslora": Variant(_PAIR, is_product=True),
     "vera": Variant((Factor.LAMBDA_D, Factor.LAMBDA_B, Factor.HEAD), is_product=False),
     "dora": Variant((Factor.A, Factor.B, Factor.MAGNITUDE, Factor.HEAD), is_product=False),
-    "pissa": Variant(_PAIR, is_product=True, starts_at_zero=False),
-    "olora": Variant(_PAIR, is_product=True, starts_at_zero=False),
-    "loha": Variant(_HADAMARD, is_product=False),
-    "ia3": Variant((Factor.SCALE, Factor.HEAD), is_product=False),
+    "pissa": Variant(_PAIR, is_product=True, zero_side=None),
+    "olora": Variant(_PAIR, is_product=True, zero_side=None),
+    "loha": Variant(_HADAMARD, is_product=False, zero_side=Side.A),
+    "ia3": Variant((Factor.SCALE, Factor.HEAD), is_product=False, zero_side=Side.WHOLE),
 }
 """The adapter variants. VeRA's own A and B are frozen buffers and belong to the base."""
 

@@ -14,8 +14,8 @@ from fedsa.types import Key, Side
 class FedSA(Algorithm):
     """Selective aggregation: A learns what is general and is averaged, B learns what is the client's own and stays.
 
-    The A side is LoRA's and rsLoRA's A and VeRA's λ_d; the B side is their B and λ_b. With one client it is local
-    training.
+    The A side is LoRA's A and VeRA's λ_d, the B side B, DoRA's magnitude and λ_b; of LoHa's four factors two are on
+    each. With one client it is local training.
     """
 
     source: ClassVar[str] = "arXiv:2410.01463"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import FROZEN, SHARED, Algorithm, Plan
 from fedsa.types import Key, Side
 
@@ -14,14 +15,21 @@ from fedsa.types import Key, Side
 class FFA(Algorithm):
     """Freeze the A side, average the B side.
 
-    The mean of the weight updates is then exact, because A is the same everywhere. For VeRA this freezes λ_d and
-    averages λ_b.
+    The mean of LoRA's weight updates is then exact, because A is the same everywhere. For VeRA this freezes λ_d and
+    averages λ_b. DoRA's update is not linear in the B side: what is averaged there is the B side alone.
     """
 
     share_head: bool = True
 
     source: ClassVar[str] = "arXiv:2403.12313"
     exact: ClassVar[bool] = True
+
+    def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
+        """Return why the method does not go with an adapter variant, or None if it does."""
+        reason = super().refusal(variant, mixed_ranks=mixed_ranks)
+        if reason is None and VARIANTS[variant].zero_side is Side.A:
+            return f"it freezes the A side, which in {variant} is zero at the start: nothing would ever change"
+        return reason
 
     def plan(self, key: Key, round: int) -> Plan:
         """Return who trains, sends and receives a tensor."""

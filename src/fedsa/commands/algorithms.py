@@ -10,7 +10,7 @@ __all__ = ["command"]
 
 
 def command(json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False) -> None:
-    """List the methods: what is shared, kept at the client and frozen, for each adapter variant."""
+    """List the methods: what is shared, kept at the client and frozen, for each adapter variant that they go with."""
     from fedsa.algorithms import algorithm_names
     from fedsa.commands._display import print_json, print_table
 
@@ -22,13 +22,13 @@ def command(json: Annotated[bool, typer.Option("--json", help="Print a list of o
         ["method", "variant", "sent and averaged", "kept at the client", "frozen", "source"],
         [
             [
-                entry["name"] if first else "",
+                "" if row else entry["name"],
                 variant,
                 *(", ".join(roles[role]) or "-" for role in ("shared", "local", "frozen")),
-                entry["source"] if first else "",
+                "" if row else entry["source"],
             ]
             for entry in entries
-            for first, (variant, roles) in zip([True, False, False], entry["variants"].items(), strict=False)
+            for row, (variant, roles) in enumerate(entry["variants"].items())
         ],
     )
     print("\nThe head follows share_head; shown is each method's default. The base model is frozen everywhere.")
@@ -46,6 +46,8 @@ def _entry(name: str) -> dict[str, Any]:
     algorithm = cls()
     variants = {}
     for variant, about in VARIANTS.items():
+        if algorithm.refusal(variant) is not None:
+            continue
         roles: dict[str, list[str]] = {"shared": [], "local": [], "frozen": []}
         for factor in about.factors:
             plan = algorithm.plan(Key("layer", factor), 1)

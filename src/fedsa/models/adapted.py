@@ -22,6 +22,7 @@ from fedsa.errors import ModelError, near
 from fedsa.models.base import HEADS, quiet
 from fedsa.models.deltas import Deltas
 from fedsa.models.dropout import AdapterDropout, Streams
+from fedsa.models.loha import without_coins
 from fedsa.models.packing import LayerStack
 from fedsa.models.stacked import Stack, obstacles
 from fedsa.models.starting import STARTS, start_from_base
@@ -395,6 +396,7 @@ def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default
         raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
     if start in STARTS:
         plain.init_lora_weights = start
+    without_coins(model)
     return model
 
 

@@ -92,6 +92,7 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT then sets it right
+            warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA")  # PEFT's own export is not used
             yield
     finally:
         logger.set_verbosity(verbosity)

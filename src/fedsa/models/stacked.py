@@ -27,6 +27,7 @@ from fedsa.errors import ModelError
 from fedsa.models.deltas import StackedDeltas
 from fedsa.models.dropout import Streams
 from fedsa.models.layout import Place
+from fedsa.models.loha import SteadyLoha
 from fedsa.types import Factor, Key
 
 __all__ = ["Stack", "obstacles"]
@@ -358,7 +359,7 @@ def obstacles(model: nn.Module) -> list[str]:
     for _, _, module, path in _adapted_modules(model):
         if isinstance(module, ModulesToSaveWrapper):
             continue
-        if type(module) not in (LoraLinear, VeraLinear, LohaLinear, Ia3Linear):
+        if type(module) not in (LoraLinear, VeraLinear, LohaLinear, SteadyLoha, Ia3Linear):
             found.add(f"{path}: a {type(module).__module__.rpartition('.')[0]} {type(module).__name__} layer")
         elif isinstance(module, LoraLinear) and (_other_variant(module) or any(module.lora_bias.values())):
             found.add(f"{path}: a LoRA variant")

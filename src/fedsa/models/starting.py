@@ -60,8 +60,8 @@ def start_from_base(model: nn.Module, variant: str, adapter: str = "default") ->
 def _start(layer: LoraLayer, path: str, variant: str, adapter: str) -> None:
     if not isinstance(layer, LoraLinear):
         raise ModelError(
-            f"adapter.variant = {variant!r} takes its first values from the weights of linear layers: take {path}, a "
-            f"{type(layer).__name__} layer, out of adapter.target_modules"
+            f"adapter.variant = {variant!r} takes its first values from the weights of linear layers: take {path} "
+            f"({type(layer).__name__}) out of adapter.target_modules"
         )
     base: Any = layer.get_base_layer()
     rank, scaling = layer.r[adapter], float(layer.scaling[adapter])
