@@ -17,17 +17,15 @@ from peft.tuners.vera.model import _kaiming_init
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedsa.adapters.algebra import ranked
+from fedsa.adaptation import PersonalStates
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
-from fedsa.client import personal_tensors
 from fedsa.errors import RunFolderError, UserError, near
-from fedsa.federation import client_ranks, fresh_base
+from fedsa.federation import fresh_base
 from fedsa.models import AdaptedModel, fit_padding, load_base, load_tokenizer, quiet, with_sorted_names
 from fedsa.parts import PREFIX
 from fedsa.recipe import OBJECTS, Recipe
 from fedsa.seeds import derive_seed
-from fedsa.server import load_state
 from fedsa.store import RunFolder, recipe_of, write_error
 from fedsa.tasks.classification import Classification
 from fedsa.types import State
@@ -52,13 +50,9 @@ def personal_state(folder: RunFolder, algorithm: Algorithm, client: str, round: 
 
     Raises:
         RunFolderError: there is no such client, or the round is not kept.
+        UserError: the client was held out, and the round is not the chosen one.
     """
-    initial = folder.load_initial()
-    server = load_state(folder, round) if round else algorithm.init(initial)
-    state, recipe = folder.load_client(client, round), recipe_of(folder)
-    ranks = client_ranks(recipe.adapter, list(folder.read_json("clients.json")))
-    own = ranked(initial, ranks.get(client))
-    return personal_tensors(algorithm, own, server, client, state, round, recipe.wire_dtype)
+    return PersonalStates(folder, algorithm, round).of(client)
 
 
 def export(
