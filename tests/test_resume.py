@@ -49,6 +49,14 @@ VARIANTS = {
         "adapter={variant='vera', r=4, target_modules=['query']}",
         "evaluation.evaluate_after=both",
     ],
+    "nothing kept at clients, one held out, a global model": [
+        "rounds=2",
+        "personal_state=reconstruct",
+        "reconstruction.steps=2",
+        "holdout_clients=0.34",
+        "adaptation={steps=2, start='mean', share_personal=true}",
+        "evaluation.global_model=average",
+    ],
 }
 
 
