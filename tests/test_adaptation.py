@@ -59,6 +59,14 @@ def test_who_is_held_out_hangs_on_the_seed_alone() -> None:
     assert len(held_out(clients, 0.001, 3)) == 1
 
 
+def test_the_data_command_names_who_is_held_out(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tiny_run: Callable[..., Any]
+) -> None:
+    out = fedsa_command("data", recipe_file(*HELD)).out
+    assert f"held out of the federation: {', '.join(tiny_run(*HELD).federation.held_out)}" in out
+    assert "held out" not in fedsa_command("data", recipe_file(*SIX)).out
+
+
 def test_who_is_held_out_has_no_part_in_the_rounds(tiny_run: Callable[..., Any]) -> None:
     run = tiny_run(*HELD)
     outside, inside = run.federation.held_out, run.federation.clients
