@@ -53,7 +53,7 @@ def test_peft_alone_gives_the_accuracy_that_was_told(run: Path, rows: Path, tiny
         AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2), str(tmp_path / "to")
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "to")
-    shared = share_client("new", str(rows), recipe_of(RunFolder.open(run)), ["bad", "good"])
+    shared, _ = share_client("new", str(rows), recipe_of(RunFolder.open(run)), ["bad", "good"])
     test = shared.partition.clients["new"].test
     with torch.inference_mode():
         logits = model(**tokenizer(shared.table[test]["text"], return_tensors="pt", padding=True)).logits
@@ -138,6 +138,20 @@ def test_frozen_or_not_is_as_the_recipe_says_unless_told(
     assert "mean and nearest need adaptation.share_personal" in outcome.out
 
 
+def test_rows_are_cut_without_a_group_that_they_do_not_have(
+    fedsa_command: Callable[..., Any], tiny_run: Callable[..., Any], rows: Path
+) -> None:
+    path = tiny_run("rounds=1", "data.partition.group='text'").folder.path
+    assert fedsa.adapt(path, rows, steps=1).notes == ()
+    grouped = tiny_run("rounds=1").folder.path
+    run = Path(shutil.copytree(grouped, rows.parent / "grouped"))
+    text = (run / "recipe.toml").read_text(encoding="utf-8")
+    (run / "recipe.toml").write_text(text.replace('column = "site"', 'column = "site"\ngroup = "paragraph"'), "utf-8")
+    outcome = fedsa_command("adapt", run, "--data", rows, "--steps", 1)
+    assert outcome.code == 0, outcome
+    assert "rows with one 'paragraph' in one split" in outcome.out
+
+
 def test_rows_of_one_class_will_do(run: Path, tmp_path: Path) -> None:
     lines = ["text,label", *(f"the film was {word},good" for word in ("fine", "great", "happy", "lovely") * 3)]
     (tmp_path / "one.csv").write_text("\n".join(lines), encoding="utf-8")
@@ -194,7 +208,11 @@ def refuses(fedsa_command: Callable[..., Any]) -> Callable[..., str]:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        pytest.param("words,label\na,good\nb,bad\n", ["1 column is missing", "'text'", "words, label"], id="column"),
+        pytest.param(
+            "words,label\na,good\nb,bad\n",
+            ["1 column is missing", "'text'", "the columns are: words, label"],
+            id="column",
+        ),
         pytest.param("text,label\n", ["new.csv", "no rows"], id="header only"),
         pytest.param("", ["new.csv is empty"], id="empty"),
         pytest.param("text,label\na,good\nb,bad\n", ["client 'new'", "fewer than min_examples = 3"], id="few rows"),

@@ -59,6 +59,7 @@ class AdaptResult:
         chosen: the way that was taken: the best on validation; of equals that with the lower loss there.
         tried: every way that was tried, in the order tried.
         path: the folder that the adapter was written into, or None.
+        notes: what is to be known of how its rows were cut.
     """
 
     client: str
@@ -70,6 +71,7 @@ class AdaptResult:
     chosen: Tried
     tried: tuple[Tried, ...]
     path: Path | None
+    notes: tuple[str, ...] = ()
 
 
 def adapt(
@@ -128,7 +130,7 @@ def adapt(
     about = folder.read_json("clients.json")
     tell("reading rows")
     client = _name(Path(data))
-    rows = share_client(client, str(data), recipe, list(next(iter(about.values()))["labels"]))
+    rows, notes = share_client(client, str(data), recipe, list(next(iter(about.values()))["labels"]))
     tell("loading the model")
     federation = Federation.of_newcomer(
         recipe,
@@ -156,7 +158,16 @@ def adapt(
     _, chosen, tensors = cast("tuple[Any, Tried, State]", best)
     examples = dict(zip(("train", "validation", "test"), map(len, rows.partition.clients[client]), strict=True))
     result = AdaptResult(
-        client, run, int(summary["chosen_round"]), metric, examples, settings.length, chosen, tuple(tried), target
+        client,
+        run,
+        int(summary["chosen_round"]),
+        metric,
+        examples,
+        settings.length,
+        chosen,
+        tuple(tried),
+        target,
+        tuple(notes),
     )
     if target is not None:
         _write(federation, recipe, summary, result, tensors, rows.label_names, target)

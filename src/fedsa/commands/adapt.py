@@ -96,5 +96,7 @@ def _show(result: AdaptResult, *, compare: bool) -> None:
             "The starts mean and nearest need adaptation.share_personal = true in the run's recipe, and a method that "
             "keeps something at clients."
         )
+    for note in result.notes:
+        print(note)
     if result.path is not None:
         print(f"adapter  {result.path}")

@@ -69,7 +69,7 @@ def share_tables(clients: Mapping[str, ClientTable], recipe: Recipe) -> SharedRo
     return _share(_merge(clients), recipe)
 
 
-def share_client(client: str, path: str, recipe: Recipe, label_names: Sequence[str]) -> SharedRows:
+def share_client(client: str, path: str, recipe: Recipe, label_names: Sequence[str]) -> tuple[SharedRows, list[str]]:
     """Return the rows of one client that was not in a federation, cut into train, validation and test as its clients'.
 
     Args:
@@ -78,6 +78,9 @@ def share_client(client: str, path: str, recipe: Recipe, label_names: Sequence[s
         recipe: the federation's: columns, splits and their fractions.
         label_names: the federation's classes; the client need not have rows of each.
 
+    Returns:
+        The rows, and what is to be known of how they were cut.
+
     Raises:
         DataError: the file, its columns or its labels do not fit, or there are too few rows.
     """
@@ -85,18 +88,26 @@ def share_client(client: str, path: str, recipe: Recipe, label_names: Sequence[s
         raise DataError(
             f"no file or folder {path}: give one that is here, in a format that a recipe's data.path may have"
         )
-    fractions = recipe.data.partition.model_dump(include={"group", "validation_fraction", "test_fraction"})
-    partition = PartitionSettings(kind="files", min_examples=3, **fractions)
     named = (
         recipe.data.model_dump(include={"validation_split", "test_split", "split"}) if expanded(path).is_dir() else {}
     )
     data = DataSettings(path=path, partition=PartitionSettings(kind="iid", clients=1), **named)
     rows = load_rows(data)
+    require_columns(rows.table, [*recipe.task.text_columns, recipe.task.label_column], f"{path} ({data.split} rows)")
+    group, notes = recipe.data.partition.group, []
+    if group is not None and group not in rows.table.column_names:
+        notes.append(
+            f"the run kept rows with one {group!r} in one split; {path} has no such column, so its rows were cut one "
+            "by one: if some belong together, the test is too easy"
+        )
+        group = None
+    fractions = recipe.data.partition.model_dump(include={"validation_fraction", "test_fraction"})
+    partition = PartitionSettings(kind="files", min_examples=3, group=group, **fractions)
     table = _stack({client: rows.table})
     others = [None if own is None else _stack({client: own}) for own in (rows.validation, rows.test)]
     task = recipe.task.model_copy(update={"labels": list(label_names)})
     own = recipe.model_copy(update={"task": task, "data": data.model_copy(update={"partition": partition})})
-    return _share(Rows(table, *others), own, min_classes=1)
+    return _share(Rows(table, *others), own, min_classes=1), notes
 
 
 def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> SharedRows:
