@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -352,3 +355,46 @@ def test_a_report_that_cannot_be_written_leaves_nothing_behind(run: Path) -> Non
     with pytest.raises(RunFolderError, match=r"cannot write .*report\.html: .*free some space"):
         write_report(run)
     assert not list(run.glob(".report*"))
+
+
+def test_clients_outside_the_federation_and_a_global_model_stand_beside_the_clients(tmp_path: Path) -> None:
+    figures = {"weighted_mean": 0.7, "mean": 0.69, "std": 0.01, "worst": 0.65, "worst_client": EVIL}
+    entry = {"train_examples": 31, "test_examples": 12, "majority": 0.55}
+    unseen = {
+        "clients": 1,
+        "round": 2,
+        "start": "mean",
+        "freeze_shared": True,
+        "epochs": 5,
+        "before": {**figures, "weighted_mean": 0.512},
+        "after": figures,
+        "per_client": {EVIL: {**entry, "before": {"accuracy": 0.512}, "after": {"accuracy": 0.7}}},
+    }
+    model = {"how": "average", "round": 2, "left_the_clients": ["B", "head"], **figures, "union": {"accuracy": 0.7011}}
+    summary = {**summary_of(["a", "b"]), "unseen": unseen, "global_model": model}
+    report = write_report(make_run(tmp_path / "run", ["a", "b"], summary))
+    assert EVIL not in report.read_text(encoding="utf-8")
+    text = read(report).text
+    for words in (
+        "Clients that were never in the federation",
+        "In the federation, chosen round 2 86.1 % 85.0 % 78.0 % (b)",
+        f"Outside, before any training of their own 1 51.2 % 69.0 % 65.0 % ({EVIL})",
+        "Outside, with an adapter of their own 1 70.0 %",
+        f"{EVIL} 31 12 55.0 % 51.2 % 70.0 %",
+        "5 passes over its own training rows, with what is shared frozen",
+        "the mean of the federation’s clients: for that it left those clients, as the recipe allows",
+        "B, head left the clients for this model",
+        "Weighted mean over clients 70.0 % 86.1 %",
+        "All clients’ test rows together 70.1 %",
+    ):
+        assert words in text, words
+    assert "never in the federation" not in read(write_report(make_run(tmp_path / "plain", ["a"]))).text
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["holdout_clients=0.34", "evaluation.global_model=fit", "adaptation={start='nearest', share_personal=true}"],
+)
+def test_what_a_run_writes_is_what_the_report_reads(tiny_run: Callable[..., Any], tmp_path: Path, setting: str) -> None:
+    run = tiny_run("holdout_clients=0.34", "adaptation.share_personal=true", setting)
+    write_report(shutil.copytree(run.folder.path, tmp_path / "run"))

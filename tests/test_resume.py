@@ -53,6 +53,14 @@ VARIANTS = {
         "rounds=2",
         "adapter={variant='pissa', r=2, target_modules=['query', 'output.dense']}",
     ],
+    "nothing kept at clients, one held out, a global model": [
+        "rounds=2",
+        "personal_state=reconstruct",
+        "reconstruction.steps=2",
+        "holdout_clients=0.34",
+        "adaptation={steps=2, start='mean', share_personal=true}",
+        "evaluation.global_model=average",
+    ],
 }
 
 

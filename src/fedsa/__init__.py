@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from fedsa.api import RunResult, resume, run
     from fedsa.callbacks import Callback
     from fedsa.federation import Federation
+    from fedsa.newcomers import AdaptResult, adapt
 
-__all__ = ["Callback", "Federation", "RunResult", "resume", "run"]
+__all__ = ["AdaptResult", "Callback", "Federation", "RunResult", "adapt", "resume", "run"]
 
 _HOMES = {
+    "AdaptResult": "fedsa.newcomers",
     "Callback": "fedsa.callbacks",
     "Federation": "fedsa.federation",
     "RunResult": "fedsa.api",
+    "adapt": "fedsa.newcomers",
     "resume": "fedsa.api",
     "run": "fedsa.api",
 }

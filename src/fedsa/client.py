@@ -14,6 +14,7 @@ from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.errors import TrainingError
 from fedsa.memory import give_back
 from fedsa.models import AdaptedModel
+from fedsa.seeds import derive_seed
 from fedsa.store import ClientState
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.training import cohort, sequential
@@ -24,9 +25,18 @@ from fedsa.wire import WireDtype, on_wire
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedsa.recipe import Recipe
+    from fedsa.recipe import Recipe, TrainingSettings
 
-__all__ = ["Client", "Memory", "own_tensors", "personal_tensors", "train_clients"]
+__all__ = [
+    "Client",
+    "Memory",
+    "own_tensors",
+    "personal_tensors",
+    "reconstructed",
+    "sent_to",
+    "train_clients",
+    "train_jobs",
+]
 
 
 class Memory(Protocol):
@@ -66,10 +76,34 @@ def personal_tensors(
         round: the round that ended; 0 is before any.
         wire_dtype: in what it would get the server's tensors.
     """
-    payload = algorithm.broadcast(server, client, round + 1, state.held if state else 0)
-    tensors = on_wire(ranked(payload.tensors, rank_of(initial)), wire_dtype)
-    payload = replace(payload, tensors=tensors)
+    held = state.held if state else 0
+    payload = sent_to(algorithm, server, client, round + 1, held, wire_dtype, rank=rank_of(initial))
     return algorithm.absorb(own_tensors(initial, state), payload, initial)
+
+
+def sent_to(
+    algorithm: Algorithm,
+    server: ServerState,
+    client: str,
+    round: int,
+    held: int,
+    wire_dtype: WireDtype,
+    *,
+    rank: int | None = None,
+) -> Payload:
+    """Return what a client gets of a server's state before it trains in a round.
+
+    Args:
+        algorithm: the method.
+        server: the server's state.
+        client: its id; the method need not know it.
+        round: the round that begins.
+        held: the newest version that the client has taken in.
+        wire_dtype: in what tensors travel.
+        rank: the client's; None: the state's own.
+    """
+    payload = algorithm.broadcast(server, client, round, held)
+    return replace(payload, tensors=on_wire(ranked(payload.tensors, rank), wire_dtype))
 
 
 @final
@@ -120,7 +154,9 @@ class Client:
         changed = {
             key: tensors[key] for key, plan in plans.items() if plan.trained or plan.received or key in job.stored
         }
-        self.memory.save_client(self.id, job.round, ClientState(changed, trained.optimizer_state, held=job.round - 1))
+        if self.recipe.personal_state == "store":
+            state = ClientState(changed, trained.optimizer_state, held=job.round - 1)
+            self.memory.save_client(self.id, job.round, state)
         sent = {key: tensors[key] for key, plan in plans.items() if plan.sent}
         on_its_way = on_wire(sent, self.recipe.wire_dtype)
         return Update(self.id, job.round, len(self.rows), on_its_way, trained.metrics)
@@ -143,7 +179,7 @@ def train_clients(asked: Iterable[tuple[Client, Payload]]) -> Iterator[Update]:
     for first in remaining:
         group = [first, *islice(remaining, max(1, first[0].recipe.training.cohort_size) - 1)]
         jobs = _sharing([client.prepare(payload) for client, payload in group])
-        for (client, _), job, trained in zip(group, jobs, _trained(first[0], jobs), strict=True):
+        for (client, _), job, trained in zip(group, *_trained(first[0], jobs), strict=True):
             yield client.finish(job, trained)
         give_back()
 
@@ -165,10 +201,84 @@ def _sharing(jobs: Sequence[Job]) -> Sequence[Job]:
     return [replace(job, tensors={key: one(key, tensor) for key, tensor in job.tensors.items()}) for job in jobs]
 
 
-def _trained(client: Client, jobs: Sequence[Job]) -> Sequence[Trained]:
-    """Return what jobs come to, by the trainer that the recipe names."""
-    settings = client.recipe.training
-    common: Any = {"model": client.model, "task": client.task, "encoded": client.encoded, "settings": settings}
+def _trained(client: Client, jobs: Sequence[Job]) -> tuple[Sequence[Job], Sequence[Trained]]:
+    """Return the jobs, each from where its training begins, and what they come to."""
+    recipe, settings = client.recipe, client.recipe.training
+    model, task, encoded = client.model, client.task, client.encoded
+    if recipe.personal_state == "store":
+        return jobs, train_jobs(jobs, model, task, encoded, settings)
+    refits = reconstructed(jobs, recipe, model, task, encoded)
+    shared = {key for job in jobs[:1] for key in job.trained if key in job.received}
+    jobs = [
+        replace(
+            job,
+            tensors=refit.tensors,
+            trained=tuple(key for key in job.trained if key in shared or not recipe.reconstruction.freeze_personal),
+        )
+        for job, refit in zip(jobs, refits, strict=True)
+    ]
+    results = [
+        replace(
+            trained,
+            metrics={
+                **trained.metrics,
+                "seconds": trained.metrics["seconds"] + refit.metrics.get("seconds", 0.0),
+                **({"reconstruction_loss": refit.metrics["loss"]} if refit.metrics else {}),
+            },
+        )
+        for trained, refit in zip(train_jobs(jobs, model, task, encoded, settings), refits, strict=True)
+    ]
+    return jobs, results
+
+
+def reconstructed(
+    jobs: Sequence[Job], recipe: Recipe, model: AdaptedModel, task: Task, encoded: Encoded
+) -> Sequence[Trained]:
+    """Return clients' tensors with the personal ones (trained, not received) fitted anew, the others frozen.
+
+    The batches have a seed of their own: they are not those that the round's training goes on with.
+
+    Args:
+        jobs: of one round, as a client that keeps nothing prepares them: its personal tensors at their initial values.
+        recipe: says how long.
+        model: the base with its adapter.
+        task: gives losses.
+        encoded: every row, as tokens.
+
+    Returns:
+        For each job its tensors; without metrics where nothing personal is trained in the round.
+
+    Raises:
+        TrainingError: the training went wrong.
+    """
+    personal = tuple(key for job in jobs[:1] for key in job.trained if key not in job.received)
+    if not personal:
+        return [Trained(job.tensors, {}, {}) for job in jobs]
+    settings = recipe.training.model_copy(
+        update={
+            "local_steps": recipe.reconstruction.steps,
+            "local_epochs": None,
+            "learning_rate": recipe.reconstruction.learning_rate or recipe.training.learning_rate,
+            "schedule": "constant",  # the evaluation after the last round is beyond any schedule
+            "warmup_fraction": 0.0,
+        }
+    )
+    refits = [
+        replace(job, seed=derive_seed(job.seed, "reconstruction"), trained=personal, received=(), optimizer_state={})
+        for job in jobs
+    ]
+    return train_jobs(refits, model, task, encoded, settings)
+
+
+def train_jobs(
+    jobs: Sequence[Job], model: AdaptedModel, task: Task, encoded: Encoded, settings: TrainingSettings
+) -> Sequence[Trained]:
+    """Return what jobs of one round come to, by the trainer that the settings name.
+
+    Raises:
+        TrainingError: a loss is not finite, or memory ran out.
+    """
+    common: Any = {"model": model, "task": task, "encoded": encoded, "settings": settings}
     try:
         if settings.trainer == "cohort":
             return cohort.train(jobs, **common, pack=bool(settings.packing))
@@ -176,7 +286,7 @@ def _trained(client: Client, jobs: Sequence[Job]) -> Sequence[Trained]:
     except torch.OutOfMemoryError as error:
         whose = f"client {jobs[0].client!r}" if len(jobs) == 1 else f"{len(jobs)} clients from {jobs[0].client!r} on"
         raise TrainingError(
-            f"{whose}, round {jobs[0].round}: out of memory on {client.model.device}; lower "
+            f"{whose}, round {jobs[0].round}: out of memory on {model.device}; lower "
             f"{'training.cohort_size, ' if len(jobs) > 1 else ''}training.batch_size or task.max_length, or set "
             "compute.gradient_checkpointing = true"
         ) from error

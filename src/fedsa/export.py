@@ -20,18 +20,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fedsa.adapters.algebra import RANK_DIMENSION, ranked
+from fedsa.adaptation import PersonalStates
+from fedsa.adapters.algebra import RANK_DIMENSION
 from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
-from fedsa.client import personal_tensors
 from fedsa.errors import RunFolderError, UserError, near
-from fedsa.federation import client_ranks, fresh_base
+from fedsa.federation import fresh_base
 from fedsa.models import AdaptedModel, fit_padding, load_base, load_tokenizer, quiet, with_sorted_names
 from fedsa.parts import PREFIX
 from fedsa.recipe import OBJECTS, Recipe
 from fedsa.seeds import derive_seed
-from fedsa.server import load_state
 from fedsa.store import RunFolder, recipe_of, write_error
 from fedsa.tasks.classification import Classification
 from fedsa.types import Factor, State
@@ -39,7 +38,7 @@ from fedsa.types import Factor, State
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["export", "personal_state"]
+__all__ = ["card_of", "config_of", "export", "personal_state", "refuse_adapter", "require_empty", "write_model"]
 
 _STAGING = ".partial"
 _NO_NAME = "a model that was loaded in Python"
@@ -56,13 +55,9 @@ def personal_state(folder: RunFolder, algorithm: Algorithm, client: str, round: 
 
     Raises:
         RunFolderError: there is no such client, or the round is not kept.
+        UserError: the client was held out, and the round is not the chosen one.
     """
-    initial = folder.load_initial()
-    server = load_state(folder, round) if round else algorithm.init(initial)
-    state, recipe = folder.load_client(client, round), recipe_of(folder)
-    ranks = client_ranks(recipe.adapter, list(folder.read_json("clients.json")))
-    own = ranked(initial, ranks.get(client))
-    return personal_tensors(algorithm, own, server, client, state, round, recipe.wire_dtype)
+    return PersonalStates(folder, algorithm, round).of(client)
 
 
 def export(
@@ -104,7 +99,8 @@ def export(
     """
     folder = RunFolder.open(run)
     summary, about = folder.read_json("summary.json"), folder.read_json("clients.json")
-    wanted = list(about) if clients is None else list(clients)
+    unseen = {client for client, entry in about.items() if entry.get("held_out") and round == "final"}
+    wanted = [client for client in about if client not in unseen] if clients is None else list(clients)
     for client in wanted:
         if client not in about:
             raise UserError(f"run {run} has no client {client!r}; {near(client, about)}")
@@ -114,8 +110,7 @@ def export(
     one = clients is not None and len(wanted) == 1
     targets = [to] if one else [to / about[client]["folder"] for client in wanted]
     for target in targets:
-        if target.exists() and (not target.is_dir() or {entry.name for entry in target.iterdir()} - {_STAGING}):
-            raise UserError(f"{target} exists and is not an empty folder: give --to another one")
+        require_empty(target)
     recipe = recipe_of(folder)
     if recipe.model.path == OBJECTS and (base is None or tokenizer is None):
         raise UserError(
@@ -125,32 +120,87 @@ def export(
         )
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
     if not merge:
-        _refuse_adapter(recipe, algorithm)
+        refuse_adapter(recipe, algorithm)
     task = Classification(tuple(recipe.task.text_columns), tuple(_label_names(about)), recipe.task.max_length)
     tokenizer = tokenizer or load_tokenizer(recipe.model)
     model = None
+    states = PersonalStates(folder, algorithm, number)
+    personal = {client: states.of(client) for client in wanted[:1]}  # what is missing is told before a model is loaded
     for client, target in zip(wanted, targets, strict=True):
         if model is None or merge:  # merging changes the base: each client needs its own
             model = _adapted(run, recipe, algorithm, task, base, tokenizer, merge=merge)
-        state = personal_state(folder, algorithm, client, number)
-        model.write(state)
-        card = _card(recipe, _name(recipe, model), summary, client, round, about[client], merged=merge)
-        with _written_whole(target) as staging, quiet():
-            if merge:
-                model.merge().save_pretrained(staging)
-            elif VARIANTS[model.variant].starts_at_zero and _is_whole(model, state):
-                named = {**model.model.state_dict(), **_projections(model)}
-                model.model.save_pretrained(str(staging), state_dict=named)
-                _sort_names(staging / "adapter_config.json")
-            else:
-                _save_product(model, state, staging)
-                _sort_names(staging / "adapter_config.json")
-            tokenizer.save_pretrained(staging)
-            card.save(staging / "README.md")
+        state = personal.get(client) or states.of(client)
+        history, score = _history(recipe, summary, number), _score(summary, client, round)
+        card = card_of(recipe, model, summary, client, about[client], history=history, score=score, merged=merge)
+        write_model(model, state, tokenizer, card, target, merge=merge)
     return targets
 
 
-def _refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
+def write_model(
+    model: AdaptedModel,
+    state: State,
+    tokenizer: PreTrainedTokenizerBase,
+    card: ModelCard,
+    target: Path,
+    *,
+    merge: bool = False,
+) -> None:
+    """Write a client's adapter, or the whole model with it, as PEFT and transformers load it.
+
+    Args:
+        model: the base with the adapter; it ends with the client's tensors in it, and merging changes its base.
+        state: the client's tensors.
+        tokenizer: written beside it.
+        card: written as ``README.md``.
+        target: an empty folder, or none yet.
+        merge: write the whole model with the adapter's update added to its weights.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; nothing is left in it.
+    """
+    model.write(state)
+    with _written_whole(target) as staging, quiet():
+        if merge:
+            model.merge().save_pretrained(staging)
+        elif VARIANTS[model.variant].starts_at_zero and _is_whole(model, state):
+            named = {**model.model.state_dict(), **_projections(model)}
+            model.model.save_pretrained(str(staging), state_dict=named)
+            _sort_names(staging / "adapter_config.json")
+        else:
+            _save_product(model, state, staging)
+            _sort_names(staging / "adapter_config.json")
+        tokenizer.save_pretrained(staging)
+        card.save(staging / "README.md")
+
+
+def require_empty(target: Path) -> None:
+    """Refuse a target that something is in.
+
+    Raises:
+        UserError: it exists and is not an empty folder.
+    """
+    if target.exists() and (not target.is_dir() or {entry.name for entry in target.iterdir()} - {_STAGING}):
+        raise UserError(f"{target} exists and is not an empty folder: give --to another one")
+
+
+def config_of(run: Path) -> PeftConfig:
+    """Return PEFT's description of a run's adapter, ready to be trained.
+
+    Raises:
+        RunFolderError: it is missing or damaged.
+    """
+    try:
+        with quiet():
+            config: PeftConfig = PeftConfig.from_pretrained(str(run))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{run / 'adapter_config.json'} is missing or damaged ({error}): restore it from a copy"
+        ) from error
+    config.inference_mode = False
+    return config
+
+
+def refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
     """Refuse to write an adapter where a client's result is none.
 
     Raises:
@@ -301,15 +351,7 @@ def _adapted(
         given, is_model = cast(Any, base), isinstance(base, nn.Module)
         plain = fresh_base(copy.deepcopy(given) if is_model else given())
     fit_padding(plain, tokenizer)
-    try:
-        with quiet():
-            config = PeftConfig.from_pretrained(str(run))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{run / 'adapter_config.json'} is missing or damaged ({error}): restore it from a copy"
-        ) from error
-    config.inference_mode = False
-    return AdaptedModel(plain, config, seed=seed, adapters=algorithm.adapters, folds=algorithm.folds)
+    return AdaptedModel(plain, config_of(run), seed=seed, adapters=algorithm.adapters, folds=algorithm.folds)
 
 
 def _in_fp32(model: AdaptedModel) -> AdaptedModel:
@@ -335,17 +377,61 @@ def _name(recipe: Recipe, model: AdaptedModel) -> str:
     return recipe.model.path if recipe.model.path != OBJECTS else model.config.base_model_name_or_path or _NO_NAME
 
 
-def _card(
+def _history(recipe: Recipe, summary: Mapping[str, Any], number: int) -> str:
+    """Return a card's sentence on where a client's tensors come from."""
+    return (
+        f"Trained with fedsa in a federation of {summary['clients']} clients by the method `{recipe.algorithm}` "
+        f"({summary['source']}), adapter variant `{summary['variant']}`; this is round {number} of {summary['rounds']}."
+    )
+
+
+def _score(summary: Mapping[str, Any], client: str, round: str) -> str:
+    """Return a card's line on the score of a client's exported tensors."""
+    metric = summary["metric"]
+    unseen = summary.get("unseen", {}).get("per_client", {})
+    if client in unseen:
+        before, after = (unseen[client][moment] for moment in ("before", "after"))
+        return (
+            "- This client was held out of the federation, and was taken to an adapter of its own afterwards. Test "
+            f"{metric} on its own rows: {before[metric]:.4f} before, {after[metric]:.4f} after "
+            f"({after['examples']} rows)"
+        )
+    which = "test" if round == "chosen" else "test_final"
+    if summary["evaluated_after"] != "aggregate":  # the tensors here are those after it
+        which += "_after_aggregate"
+    result = summary["per_client"][client].get(which)
+    return (
+        f"- Test {metric} on this client's own rows, after receiving the aggregate: {result[metric]:.4f} "
+        f"({result['examples']} rows)"
+        if result
+        else f"- Test {metric} after receiving the aggregate: not measured in this run"
+    )
+
+
+def card_of(
     recipe: Recipe,
-    base_name: str,
+    model: AdaptedModel,
     summary: Mapping[str, Any],
     client: str,
-    round: str,
     about: Mapping[str, Any],
     *,
-    merged: bool,
+    history: str,
+    score: str,
+    merged: bool = False,
 ) -> ModelCard:
-    metric = summary["metric"]
+    """Return the card of a client's model.
+
+    Args:
+        recipe: the run's.
+        model: whose base is named.
+        summary: the run's.
+        client: its id.
+        about: its numbers of rows (``train_examples``, ...) and ``labels``.
+        history: a sentence: where the tensors come from.
+        score: a list's line: what they are worth.
+        merged: it is a whole model.
+    """
+    base_name = _name(recipe, model)
     local = base_name == _NO_NAME or base_name.startswith(PREFIX) or Path(base_name).exists()
     data = ModelCardData(
         library_name="transformers" if merged else "peft",
@@ -353,22 +439,14 @@ def _card(
         tags=["federated-learning", "fedsa", recipe.algorithm, summary["variant"]],
         pipeline_tag="text-classification",
     )
-    number = summary["chosen_round"] if round == "chosen" else summary["rounds"]
-    which = "test" if round == "chosen" else "test_final"
-    if summary["evaluated_after"] != "aggregate":  # the tensors here are those after it
-        which += "_after_aggregate"
-    result = summary["per_client"][client].get(which)
-    score = (
-        f"- Test {metric} on this client's own rows, after receiving the aggregate: {result[metric]:.4f} "
-        f"({result['examples']} rows)"
-        if result
-        else f"- Test {metric} after receiving the aggregate: not measured in this run"
-    )
     shared = ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["sent"]) or "nothing"
     kept = (
         ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["trained"] and not entry["sent"])
         or "nothing"
     )
+    stayed = "Never left the client"
+    if recipe.adaptation.share_personal:
+        stayed = "Kept at the client in the rounds, and put together afterwards where that was asked for"
     labels = list(about["labels"])
     load = (
         """from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -389,9 +467,8 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 # {"Model" if merged else "Adapter"} of client {client!r}
 
-Trained with fedsa in a federation of {summary["clients"]} clients by the method `{recipe.algorithm}` \
-({summary["source"]}), adapter variant `{summary["variant"]}`; this is round {number} of {summary["rounds"]}.
-Averaged over clients: {shared}. Never left the client: {kept}.
+{history}
+Averaged over clients: {shared}. {stayed}: {kept}.
 
 - Base model: {base_name if base_name == _NO_NAME else f"`{base_name}`"}
 - Classes, in order of their number: {", ".join(f"{index} = {name}" for index, name in enumerate(labels))}

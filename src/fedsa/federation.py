@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
-from fedsa.adapters.factors import key_of
+from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.algorithms import check_algorithm, make_algorithm
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
-from fedsa.errors import DataError, Mistake, ModelError, near
+from fedsa.errors import ConfigError, DataError, Mistake, ModelError, near
 from fedsa.memory import give_back
 from fedsa.models import (
     AdaptedModel,
@@ -39,6 +39,7 @@ from fedsa.recipe import (
     DEFAULT_LOCAL_STEPS,
     OBJECTS,
     AdapterSettings,
+    ComputeSettings,
     ModelSettings,
     Recipe,
     TaskSettings,
@@ -47,18 +48,18 @@ from fedsa.recipe import (
     with_absolute_paths,
 )
 from fedsa.seeds import derive_seed
-from fedsa.server import sample_size
-from fedsa.tasks.base import Encoded, Task
+from fedsa.server import held_out, sample_size
+from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.tasks.classification import Classification
 from fedsa.training.choice import choose_attention, choose_training, compile_model
-from fedsa.types import Factor, State, total_bytes, total_elements
+from fedsa.types import Factor, Key, State, total_bytes, total_elements
 from fedsa.wire import WireDtype, on_wire
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Federation", "client_ranks", "first_round", "fresh_base", "make_task"]
+__all__ = ["Federation", "check_personal", "client_ranks", "first_round", "fresh_base", "make_task"]
 
 Progress = Callable[[str], None]
 
@@ -91,6 +92,7 @@ class Federation:
         rows: the rows as text, and who holds which.
         measured: settings that were open, and were chosen by measuring: (section, name).
         ranks: client id to its rank, of those whose rank is less than the adapter's.
+        held_out: ids of clients whose rows are there, but that are never in the federation, sorted.
     """
 
     recipe: Recipe
@@ -102,6 +104,7 @@ class Federation:
     rows: SharedRows
     measured: tuple[tuple[str, str], ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
+    held_out: tuple[str, ...] = ()
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, on_progress: Progress | None = None) -> Federation:
@@ -188,6 +191,48 @@ class Federation:
         return cls._build(recipe, base, tokenizer, config, the_task, rows, tell)
 
     @classmethod
+    def of_newcomer(
+        cls,
+        recipe: Recipe,
+        config: PeftConfig,
+        rows: SharedRows,
+        *,
+        clients: int,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        on_progress: Progress | None = None,
+    ) -> Federation:
+        """Return model, task and rows of a client that was not in a finished run, to train it by itself.
+
+        Args:
+            recipe: the run's.
+            config: PEFT's description of the run's adapter.
+            rows: the newcomer's.
+            clients: how many were in the federation.
+            model: the base as it was before the run; it is adapted in place. None: loaded by its name.
+            tokenizer: None: the named model's.
+            on_progress: told what takes time.
+
+        Raises:
+            UserError: the model cannot be loaded, or the adapter does not fit it.
+        """
+        tell = on_progress or (lambda text: None)
+        training = recipe.training.model_copy(update={"trainer": "sequential", "cohort_size": 0, "packing": None})
+        adapter = recipe.adapter.model_copy(update={"ranks": None})
+        settings = {
+            "training": training,
+            "adapter": adapter,
+            "compute": _usable(recipe.compute),
+            "holdout_clients": 0.0,
+        }
+        recipe = recipe.model_copy(update=settings)
+        task = make_task(recipe.task, rows.label_names)
+        base = _base(recipe, task, tell)[0] if model is None else fresh_base(model)
+        return cls._build(
+            recipe, base, tokenizer or load_tokenizer(recipe.model), config, task, rows, tell, clients=clients
+        )
+
+    @classmethod
     def _build(
         cls,
         recipe: Recipe,
@@ -197,10 +242,14 @@ class Federation:
         task: Task,
         rows: SharedRows,
         tell: Progress,
+        *,
+        clients: int | None = None,
     ) -> Federation:
         compute = resolve_compute(recipe.compute)
         algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
-        clients = len(rows.partition.clients)
+        everyone = sorted(rows.partition.clients)
+        outside = held_out(everyone, recipe.holdout_clients, recipe.seed)
+        newcomer, clients = clients is not None, clients or len(everyone) - len(outside)
         model = AdaptedModel(
             base,
             config,
@@ -209,9 +258,13 @@ class Federation:
             precision=compute.precision,
             adapters=algorithm.adapters,
             folds=algorithm.folds,
-            scaling=partial(algorithm.scaling, clients=sample_size(recipe.fraction_train, clients)),
+            # A run's own config has the method's scale already.
+            scaling=None
+            if newcomer
+            else partial(algorithm.scaling, clients=sample_size(recipe.fraction_train, clients)),
         )
-        ranks = client_ranks(recipe.adapter, sorted(rows.partition.clients))
+        check_personal(recipe, algorithm, model.keys, model.variant)
+        ranks = client_ranks(recipe.adapter, everyone)
         fit_padding(base, tokenizer)
         tell("tokenising")
         used = np.unique(np.concatenate([part for parts in rows.partition.clients.values() for part in parts]))
@@ -220,9 +273,10 @@ class Federation:
             update={"compute": compute, "share_head": algorithm.share_head}
         )
         encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
-        chosen = _chosen(resolved, model, task, encoded, rows, tell)
+        trained = [rows.partition.clients[client].train for client in everyone if client not in outside]
+        chosen = _chosen(resolved, model, task, encoded, trained, tell)
         measured = _measured(resolved, chosen)
-        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks)
+        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks, outside)
 
     def measured_as_in(self, recipe: Recipe) -> Federation:
         """Return this federation with what it chose by measuring as in a run's recipe: clocks and memory differ.
@@ -241,7 +295,13 @@ class Federation:
 
     @property
     def clients(self) -> tuple[str, ...]:
-        """Client ids, sorted."""
+        """Ids of the clients that are in the federation, sorted."""
+        outside = set(self.held_out)
+        return tuple(client for client in self.everyone if client not in outside)
+
+    @property
+    def everyone(self) -> tuple[str, ...]:
+        """Every client's id, also of those that are held out, sorted."""
         return tuple(sorted(self.rows.partition.clients))
 
     def initial_state(self) -> ServerState:
@@ -251,7 +311,7 @@ class Federation:
     def fingerprint(self) -> str:
         """Return a hash of every client's rows, tokens and labels: a resumed run must have the same."""
         digest = hashlib.sha256(self.encoded.fingerprint().encode())
-        for client in self.clients:
+        for client in self.everyone:
             digest.update(json.dumps(client).encode())
             for part in self.rows.partition.clients[client]:
                 digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
@@ -260,6 +320,14 @@ class Federation:
     def label_counts(self, split: SplitName) -> Mapping[str, Sequence[int]]:
         """Return, for each client, its number of rows of each class in a split."""
         return label_counts(self.rows.partition, self.rows.labels, len(self.rows.label_names), split)
+
+
+def _usable(settings: ComputeSettings) -> ComputeSettings:
+    """Return a run's settings if its device is here, else what this machine has."""
+    try:
+        return resolve_compute(settings)
+    except ModelError:
+        return resolve_compute(ComputeSettings(gradient_checkpointing=settings.gradient_checkpointing))
 
 
 def client_ranks(settings: AdapterSettings, clients: Sequence[str]) -> dict[str, int]:
@@ -280,6 +348,42 @@ def client_ranks(settings: AdapterSettings, clients: Sequence[str]) -> dict[str,
     else:
         given = {client: given[number % len(given)] for number, client in enumerate(clients)}
     return {client: rank for client, rank in given.items() if rank < settings.rank}
+
+
+def check_personal(recipe: Recipe, algorithm: Algorithm, keys: Sequence[Key], variant: str) -> None:
+    """Refuse what a recipe wants of clients' personal tensors if the method has none, or nothing but them.
+
+    Args:
+        recipe: any.
+        algorithm: its method.
+        keys: every tensor of the adapter and the head.
+        variant: the adapter's.
+
+    Raises:
+        ConfigError: with every such setting.
+    """
+    rounds = range(1, recipe.rounds + 1)
+
+    def trains(round: int, *, received: bool) -> bool:
+        plans = (algorithm.plan(key, round) for key in keys)
+        return any(plan.trained and plan.received == received for plan in plans)
+
+    has_personal = any(trains(round, received=False) for round in rounds)
+    always_shares = all(trains(round, received=True) for round in rounds)
+    mistakes = []
+    if recipe.personal_state == "reconstruct" and not (has_personal and always_shares):
+        lacks = "shares nothing in some round" if has_personal else "keeps nothing at the client"
+        mistakes.append(Mistake("personal_state", f"'reconstruct' is of no use: {recipe.algorithm} {lacks}; use store"))
+    if recipe.adaptation.freeze_shared and not has_personal and recipe.holdout_clients:
+        mistakes.append(
+            Mistake("adaptation.freeze_shared", f"{recipe.algorithm} keeps nothing at the client: use false")
+        )
+    if recipe.evaluation.global_model == "fit" and not VARIANTS[variant].is_product:
+        mistakes.append(
+            Mistake("evaluation.global_model", f"'fit' needs ΔW = s·B·A, which {variant} is not: use 'average'")
+        )
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
 def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype) -> dict[str, Any]:
@@ -377,14 +481,22 @@ def _measured(recipe: Recipe, chosen: Recipe) -> tuple[tuple[str, str], ...]:
 
 
 def _chosen(
-    recipe: Recipe, model: AdaptedModel, task: Task, encoded: Encoded, rows: SharedRows, tell: Progress
+    recipe: Recipe, model: AdaptedModel, task: Task, encoded: Encoded, trained: Sequence[IntArray], tell: Progress
 ) -> Recipe:
-    """Return the recipe with what is chosen by measuring written out."""
+    """Return the recipe with what is chosen by measuring written out.
+
+    Args:
+        recipe: resolved otherwise.
+        model: the base with its adapter.
+        task: the task.
+        encoded: every row, as tokens.
+        trained: each client's training rows.
+        tell: told what takes time.
+    """
     tell("measuring what trains fastest")
     torch.set_num_threads(recipe.compute.threads)
     if recipe.compute.gradient_checkpointing:
         model.checkpoint_activations()
-    trained = [parts.train for parts in rows.partition.clients.values()]
     if recipe.model.attn_implementation is None and model.attention in _KERNELS:
         name = choose_attention(recipe.training, model=model, task=task, encoded=encoded, rows=np.concatenate(trained))
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attn_implementation": name})})

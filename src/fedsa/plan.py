@@ -23,7 +23,7 @@ from fedsa.errors import ModelError, UserError
 from fedsa.federation import client_ranks, first_round, make_task
 from fedsa.models import EmptyModel, empty_model, resolve_compute
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
-from fedsa.server import Server, sample_size
+from fedsa.server import Server, held_out, sample_size
 from fedsa.tasks.base import Task
 from fedsa.training.choice import bytes_of_a_parameter, clients_until_saturated
 from fedsa.types import Factor, Side, State, total_bytes, total_elements
@@ -62,6 +62,9 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
     tell = on_progress or (lambda text: None)
     notes: list[str] = []
     number = _clients(recipe.data.partition, clients, notes)
+    if number is not None and recipe.holdout_clients:
+        number -= len(held_out([f"{place:09d}" for place in range(number)], recipe.holdout_clients, recipe.seed))
+        notes.append(f"holdout_clients: {number} clients are in the federation; what the others train is not counted")
     each_round = None if number is None else sample_size(recipe.fraction_train, number)
     compute = _compute(recipe.compute, notes)
     if recipe.task.labels is None:
@@ -186,6 +189,7 @@ def count_traffic(
         fraction_train=recipe.fraction_train,
         wire_dtype=recipe.wire_dtype,
         ranks=by_name,
+        stateless=recipe.personal_state == "reconstruct",
     )
     upload = download = 0
     for round in range(1, recipe.rounds + 1):
@@ -201,7 +205,8 @@ def count_traffic(
                 by_held[held, rank] = total_bytes(server.payload(client, round).tensors)
             upload += sizes[rank]
             download += by_held[held, rank]
-            server.held[client] = round - 1
+            if recipe.personal_state == "store":
+                server.held[client] = round - 1
         server.state = algorithm.aggregate(server.state, (), round)  # new versions; values there are none
     return upload, download
 
@@ -238,7 +243,10 @@ def _computation(
     if training.local_epochs:
         notes.append("training.local_epochs: how many batches a round has, and so its FLOPs, is for the data to tell")
     else:
-        batches = training.gradient_accumulation_steps * (training.local_steps or DEFAULT_LOCAL_STEPS)
+        steps = training.local_steps or DEFAULT_LOCAL_STEPS
+        if recipe.personal_state == "reconstruct":
+            steps += recipe.reconstruction.steps
+        batches = training.gradient_accumulation_steps * steps
     counted: dict[str, Any] = {"tokens_per_row": tokens, "batches_per_round": batches}
     counted |= dict.fromkeys(["flops_per_client", "flops_per_round", "total_flops", "memory_bytes", "memory"])
     together = _cohort_size(training, clients, training.batch_size * tokens, compute.device)

@@ -18,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedsa.errors import ConfigError, Mistake, UserError, near
 
 __all__ = [
+    "DEFAULT_ADAPTATION_EPOCHS",
     "DEFAULT_LOCAL_STEPS",
     "OBJECTS",
+    "AdaptationSettings",
     "AdapterSettings",
     "Check",
     "ComputeSettings",
@@ -28,6 +30,8 @@ __all__ = [
     "ModelSettings",
     "PartitionSettings",
     "Recipe",
+    "ReconstructionSettings",
+    "Start",
     "TaskSettings",
     "TrainingSettings",
     "apply_overrides",
@@ -44,6 +48,12 @@ OBJECTS = "objects:"
 
 DEFAULT_LOCAL_STEPS = 10
 """Optimiser steps a round, where a recipe gives neither local_steps nor local_epochs."""
+
+DEFAULT_ADAPTATION_EPOCHS = 5
+"""Passes over a newcomer's rows, where a recipe gives neither adaptation.steps nor adaptation.epochs."""
+
+Start = Literal["initial", "mean", "nearest"]
+"""Where a newcomer's personal tensors begin."""
 
 Check = Callable[[Mapping[str, Any]], Iterable[Mistake]]
 """A further check of a recipe's raw data, for what only a higher layer knows (the algorithms, say)."""
@@ -323,6 +333,60 @@ class EvaluationSettings(_Settings):
         "both: the round is chosen by the first",
     )
     batch_size: int = Field(64, gt=0, description="rows per forward pass")
+    global_model: Literal["none", "average", "fit"] = Field(
+        "none",
+        description="one model for all at the end, measured beside the clients' own. average: of their personal "
+        "tensors; fit: one B fitted to the mean of their B·A. Needs adaptation.share_personal",
+    )
+
+
+class ReconstructionSettings(_Settings):
+    """How a client that keeps nothing between rounds makes its personal tensors anew (FedRecon, arXiv:2102.03448)."""
+
+    steps: int = Field(10, gt=0, description="optimiser steps on the personal tensors, the shared ones frozen")
+    learning_rate: float | None = Field(
+        None, gt=0, description="constant rate of these steps; empty: training.learning_rate"
+    )
+    freeze_personal: bool = Field(
+        True, description="in the round's training that follows, only what is shared is trained, as in the paper"
+    )
+
+
+class AdaptationSettings(_Settings):
+    """How a client that was not in the federation comes to an adapter of its own."""
+
+    steps: int | None = Field(
+        None, gt=0, description=f"optimiser steps; empty: epochs, {DEFAULT_ADAPTATION_EPOCHS} unless given"
+    )
+    epochs: int | None = Field(None, gt=0, description="passes over the client's training rows")
+    freeze_shared: bool = Field(False, description="train the personal tensors only")
+    start: Start = Field(
+        "initial",
+        description="of the personal tensors. initial: as every client began; mean: of the federation's clients; "
+        "nearest: the mean of that cluster of them with the lowest loss on the newcomer's training rows",
+    )
+    share_personal: bool = Field(
+        False,
+        description="the clients let their personal tensors be put together: these then leave the client. Needed for "
+        "start = mean and nearest, and for evaluation.global_model",
+    )
+    clusters: int = Field(0, ge=0, description="start = nearest: of the clients; 0: the square root of their number")
+
+    @property
+    def length(self) -> dict[str, int]:
+        """``steps`` or ``epochs``, after the default."""
+        return {"steps": self.steps} if self.steps else {"epochs": self.epochs or DEFAULT_ADAPTATION_EPOCHS}
+
+    @model_validator(mode="after")
+    def _is_allowed(self) -> AdaptationSettings:
+        if self.steps and self.epochs:
+            raise ValueError("give steps or epochs, not both")
+        if self.start != "initial" and not self.share_personal:
+            raise ValueError(
+                f"start = {self.start!r} puts clients' personal tensors together, which then leave the client: "
+                "set share_personal = true if they agree, or start = 'initial'"
+            )
+        return self
 
 
 class ComputeSettings(_Settings):
@@ -352,6 +416,18 @@ class Recipe(_Settings):
     weighting: Literal["num_examples", "uniform"] = Field("num_examples", description="clients' weights in the average")
     rounds: int = Field(gt=0, description="communication rounds")
     fraction_train: float = Field(1.0, gt=0, le=1, description="part of the clients that trains in a round")
+    personal_state: Literal["store", "reconstruct"] = Field(
+        "store",
+        description="what is trained and not received. store: a client keeps it from round to round; reconstruct: a "
+        "client keeps nothing, and fits it anew from its rows whenever it is needed",
+    )
+    holdout_clients: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="part of the clients that is never in the federation; at the end each is taken to an own adapter "
+        "as [adaptation] says",
+    )
     wire_dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="in what shared tensors travel, both ways; bf16: half the bytes; what stays is fp32"
     )
@@ -367,7 +443,30 @@ class Recipe(_Settings):
     data: DataSettings
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    adaptation: AdaptationSettings = AdaptationSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="after")
+    def _personal_tensors(self) -> Recipe:
+        problems = []
+        if self.personal_state == "reconstruct":
+            name = "personal_state = 'reconstruct'"
+            if self.training.optimizer_state == "keep":
+                problems.append(f"{name}: a client keeps nothing, so training.optimizer_state must be 'reset'")
+            if self.evaluation.evaluate_after != "aggregate":
+                problems.append(
+                    f"{name}: after a round a client has nothing of its own to be measured, so "
+                    "evaluation.evaluate_after must be 'aggregate'"
+                )
+        if self.evaluation.global_model != "none" and not self.adaptation.share_personal:
+            problems.append(
+                f"evaluation.global_model = {self.evaluation.global_model!r} puts clients' personal tensors together, "
+                "which then leave the client: set adaptation.share_personal = true if they agree"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 def recipe_names() -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedsa.adapters.algebra import rank_of, ranked
 from fedsa.algorithms.base import Algorithm, ServerState
-from fedsa.errors import ProtocolError
+from fedsa.errors import DataError, ProtocolError
 from fedsa.seeds import derive_seed
 from fedsa.types import Key, Payload, RoundRecord, State, Update, total_bytes
 from fedsa.wire import WIRE_DTYPES, WireDtype, on_wire
@@ -19,7 +19,7 @@ from fedsa.wire import WIRE_DTYPES, WireDtype, on_wire
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Server", "Shelf", "load_state", "sample_clients", "sample_size", "save_state"]
+__all__ = ["Server", "Shelf", "held_out", "load_state", "sample_clients", "sample_size", "save_state"]
 
 
 class Shelf(Protocol):
@@ -68,6 +68,7 @@ class Server:
         wire_dtype: in what tensors travel; the state itself keeps its own dtype.
         held: client id to the newest version it has taken in; a client that is not in it holds the initial state.
         ranks: client id to its rank, where it is less than that of the state's tensors.
+        stateless: clients keep nothing between rounds, so each payload has all that is not initial.
     """
 
     def __init__(
@@ -82,12 +83,13 @@ class Server:
         wire_dtype: WireDtype = "fp32",
         held: Mapping[str, int] | None = None,
         ranks: Mapping[str, int] | None = None,
+        stateless: bool = False,
     ) -> None:
         self.algorithm = algorithm
         self.state = state
         self.clients = tuple(sorted(clients))
         self.held = dict(held or {})
-        self._ranks = dict(ranks or {})
+        self._ranks, self._stateless = dict(ranks or {}), stateless
         self._seed, self._fraction, self._weighting, self._wire_dtype = seed, fraction_train, weighting, wire_dtype
         self._open: dict[str, int] = {}  # the round's clients, each with the bytes it was sent
 
@@ -138,7 +140,7 @@ class Server:
         for _ in arrivals:  # of a method that does not look at every update: the clients are to train all the same
             pass
         self.state = state
-        for client in upload_bytes:
+        for client in () if self._stateless else upload_bytes:
             self.held[client] = round - 1
         record = RoundRecord(
             round=round,
@@ -185,6 +187,28 @@ def sample_clients(clients: Sequence[str], fraction: float, seed: int) -> tuple[
         return tuple(clients)
     places = np.random.default_rng(seed).choice(len(clients), count, replace=False)
     return tuple(clients[place] for place in sorted(places))
+
+
+def held_out(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, ...]:
+    """Return the clients that are never in the federation, sorted: at least one of a fraction above 0.
+
+    Args:
+        clients: every client's id.
+        fraction: the recipe's ``holdout_clients``.
+        seed: the run's.
+
+    Raises:
+        DataError: nobody would be left.
+    """
+    if not fraction:
+        return ()
+    drawn = sample_clients(sorted(clients), fraction, derive_seed(seed, "held-out clients"))
+    if len(drawn) == len(clients):
+        raise DataError(
+            f"holdout_clients = {fraction:g} of {len(clients)} clients leaves none for the federation: lower it, or "
+            "share the rows out over more clients"
+        )
+    return drawn
 
 
 def sample_size(fraction: float, clients: int) -> int:

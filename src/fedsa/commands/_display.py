@@ -228,6 +228,7 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
             f"worst {100 * figures['worst']:.1f} ({figures['worst_client']})",
             markup=False,
         )
+    _show_beside(console, summary)
     sent = ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["sent"]) or "nothing"
     console.print(
         f"Sent by each client and round: {sent} ({summary['upload_parameters']:,} of "
@@ -240,3 +241,25 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
         f"adapters  fedsa export {path} --all --to DIR",
         markup=False,
     )
+
+
+def _show_beside(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print what is not of the federation's clients with their own models."""
+    unseen, shared = summary.get("unseen"), summary.get("global_model")
+    if unseen:
+        length = f"{unseen['steps']} steps" if "steps" in unseen else f"{unseen['epochs']} epochs"
+        before, after = unseen["before"], unseen["after"]
+        console.print(
+            f"never in the federation: {unseen['clients']} clients, from round {unseen['round']} (start "
+            f"{unseen['start']}): weighted mean {100 * before['weighted_mean']:.1f} before, "
+            f"{100 * after['weighted_mean']:.1f} after {length} on their own rows, "
+            f"worst {100 * after['worst']:.1f} ({after['worst_client']})",
+            markup=False,
+        )
+    if shared:
+        console.print(
+            f"one global model for all ({shared['how']}, round {shared['round']}; for it "
+            f"{', '.join(shared['left_the_clients']) or 'nothing'} left the clients): weighted mean "
+            f"{100 * shared['weighted_mean']:.1f}, worst {100 * shared['worst']:.1f} ({shared['worst_client']})",
+            markup=False,
+        )

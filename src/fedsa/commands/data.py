@@ -72,6 +72,11 @@ def command(
         f"\n{len(clients)} clients, {rows_in_all} rows, {len(names)} classes; "
         "percentages are of a client's rows in all splits"
     )
+    if parsed.holdout_clients:
+        from fedsa.server import held_out  # it loads torch
+
+        outside = held_out(clients, parsed.holdout_clients, parsed.seed)
+        print(f"held out of the federation: {', '.join(outside)}")
     for what, path in (("partition", save), ("drawing", plot)):
         if path:
             print(f"{what}: {path}")

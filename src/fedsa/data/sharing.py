@@ -10,15 +10,16 @@ import datasets
 import numpy as np
 
 from fedsa.data.clients import SPLITS
+from fedsa.data.files import expanded, is_local
 from fedsa.data.labels import IntArray, encode_labels
 from fedsa.data.partition import ClientRows, Partition, data_fingerprint, partition_columns, partition_rows
 from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
 from fedsa.errors import DataError
-from fedsa.recipe import Recipe
+from fedsa.recipe import DataSettings, PartitionSettings, Recipe
 from fedsa.seeds import derive_seed
 from fedsa.types import CLASS_NUMBER
 
-__all__ = ["ClientTable", "SharedRows", "share_rows", "share_tables"]
+__all__ = ["ClientTable", "SharedRows", "share_client", "share_rows", "share_tables"]
 
 ClientTable: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset]
 """One client's rows: one table to be split, or tables named train, validation and test."""
@@ -68,7 +69,48 @@ def share_tables(clients: Mapping[str, ClientTable], recipe: Recipe) -> SharedRo
     return _share(_merge(clients), recipe)
 
 
-def _share(rows: Rows, recipe: Recipe) -> SharedRows:
+def share_client(client: str, path: str, recipe: Recipe, label_names: Sequence[str]) -> tuple[SharedRows, list[str]]:
+    """Return the rows of one client that was not in a federation, cut into train, validation and test as its clients'.
+
+    Args:
+        client: its id.
+        path: a local file or folder; a folder has the splits that the recipe names, from a file all is cut.
+        recipe: the federation's: columns, splits and their fractions.
+        label_names: the federation's classes; the client need not have rows of each.
+
+    Returns:
+        The rows, and what is to be known of how they were cut.
+
+    Raises:
+        DataError: the file, its columns or its labels do not fit, or there are too few rows.
+    """
+    if not is_local(path):
+        raise DataError(
+            f"no file or folder {path}: give one that is here, in a format that a recipe's data.path may have"
+        )
+    named = (
+        recipe.data.model_dump(include={"validation_split", "test_split", "split"}) if expanded(path).is_dir() else {}
+    )
+    data = DataSettings(path=path, partition=PartitionSettings(kind="iid", clients=1), **named)
+    rows = load_rows(data)
+    require_columns(rows.table, [*recipe.task.text_columns, recipe.task.label_column], f"{path} ({data.split} rows)")
+    group, notes = recipe.data.partition.group, []
+    if group is not None and group not in rows.table.column_names:
+        notes.append(
+            f"the run kept rows with one {group!r} in one split; {path} has no such column, so its rows were cut one "
+            "by one: if some belong together, the test is too easy"
+        )
+        group = None
+    fractions = recipe.data.partition.model_dump(include={"validation_fraction", "test_fraction"})
+    partition = PartitionSettings(kind="files", min_examples=3, group=group, **fractions)
+    table = _stack({client: rows.table})
+    others = [None if own is None else _stack({client: own}) for own in (rows.validation, rows.test)]
+    task = recipe.task.model_copy(update={"labels": list(label_names)})
+    own = recipe.model_copy(update={"task": task, "data": data.model_copy(update={"partition": partition})})
+    return _share(Rows(table, *others), own, min_classes=1), notes
+
+
+def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> SharedRows:
     task, settings = recipe.task, recipe.data.partition
     extra = partition_columns(settings)
     tables = {"train": rows.table, "validation": rows.validation, "test": rows.test}
@@ -84,7 +126,7 @@ def _share(rows: Rows, recipe: Recipe) -> SharedRows:
             table[task.label_column][:],  # as a list: row by row takes minutes for many
             names,
             f"{where}, column {task.label_column!r}",
-            min_classes=2 if split == "train" else 1,
+            min_classes=min_classes if split == "train" else 1,
         )
     partition = partition_rows(
         settings,

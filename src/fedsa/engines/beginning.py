@@ -42,8 +42,9 @@ def begin(federation: Federation, folder: RunFolder) -> Progress:
             client: {
                 **{f"{split}_examples": sum(by_client[client]) for split, by_client in counts.items()},
                 "labels": dict(zip(federation.rows.label_names, totals[client], strict=True)),
+                **({"held_out": True} if client in federation.held_out else {}),
             }
-            for client in federation.clients
+            for client in federation.everyone
         }
     )
     folder.write_table(

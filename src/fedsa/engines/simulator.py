@@ -7,14 +7,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any, Literal, TypeAlias, final
 
+import numpy as np
 import torch
 
+from fedsa.adaptation import Onboarding, PersonalStates, global_model, trained_keys
 from fedsa.adapters.algebra import ranked
 from fedsa.algorithms.base import ServerState
 from fedsa.callbacks import Callback
-from fedsa.client import Client, own_tensors, personal_tensors, train_clients
+from fedsa.client import Client, own_tensors, personal_tensors, reconstructed, sent_to, train_clients
 from fedsa.data.clients import SplitName
 from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.errors import TrainingError
@@ -72,7 +75,8 @@ class _Run:
                 memory=folder,
                 rank=federation.ranks.get(client),
             )
-            for client, parts in sorted(federation.rows.partition.clients.items())
+            for client, parts in federation.rows.partition.clients.items()
+            if client not in federation.held_out
         }
 
     def _continue(self) -> Progress | None:
@@ -97,6 +101,7 @@ class _Run:
             wire_dtype=recipe.wire_dtype,
             held=self.folder.load_held(self.progress.round),
             ranks=self.federation.ranks,
+            stateless=recipe.personal_state == "reconstruct",
         )
 
     def _server_state(self, round: int) -> ServerState:
@@ -226,6 +231,9 @@ class _Run:
         self, mode: Mode, split: SplitName, round: int, server: ServerState, clients: Sequence[str]
     ) -> Iterator[Personal]:
         algorithm, wire_dtype = self.federation.algorithm, self.recipe.wire_dtype
+        if mode == "aggregate" and self.recipe.personal_state == "reconstruct":
+            yield from self._reconstructed(split, round, server, clients)
+            return
         self.folder.load_ahead(clients, round)
         for client in clients:
             state = self.folder.load_client(client, round)
@@ -236,6 +244,35 @@ class _Run:
                 else personal_tensors(algorithm, initial, server, client, state, round, wire_dtype)
             )
             yield client, tensors, getattr(self.federation.rows.partition.clients[client], split)
+
+    def _reconstructed(
+        self, split: SplitName, round: int, server: ServerState, clients: Sequence[str]
+    ) -> Iterator[Personal]:
+        """Yield clients with personal tensors that were fitted to their training rows just now.
+
+        Those that are tested are kept: they are what is exported, and cannot be told from the run folder.
+        """
+        federation, recipe = self.federation, self.recipe
+        remaining = iter(clients)
+        while group := list(islice(remaining, max(1, recipe.training.cohort_size))):
+            payloads = [
+                sent_to(
+                    federation.algorithm,
+                    server,
+                    client,
+                    round + 1,
+                    0,
+                    recipe.wire_dtype,
+                    rank=federation.ranks.get(client),
+                )
+                for client in group
+            ]
+            jobs = [self.clients[client].prepare(payload) for client, payload in zip(group, payloads, strict=True)]
+            fitted = reconstructed(jobs, recipe, federation.model, federation.task, federation.encoded)
+            for client, own in zip(group, fitted, strict=True):
+                if split == "test":
+                    self.folder.save_personal(client, round, own.tensors)
+                yield client, own.tensors, getattr(federation.rows.partition.clients[client], split)
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -263,6 +300,7 @@ class _Run:
         federation, recipe, progress = self.federation, self.recipe, self.progress
         started = time.perf_counter()
         before, tests = self._evaluate_initial(), self._tests()
+        further = self._unseen() | self._global_model()
         seconds = time.perf_counter() - started
         metric = federation.task.metric
         return {
@@ -285,6 +323,7 @@ class _Run:
                 name: {"round": round, "after": mode, **asdict(summarize_clients(results, metric))}
                 for name, (mode, round, results) in tests.items()
             },
+            **further,
             **first_round(federation.algorithm, self.initial, recipe.wire_dtype),
             "total_upload_bytes": progress.upload_bytes,
             "total_download_bytes": progress.download_bytes,
@@ -328,6 +367,66 @@ class _Run:
                 **{name: results[client] for name, results in tests.items()},
             }
             for client, parts in sorted(rows.partition.clients.items())
+            if client in self.clients
+        }
+
+    def _unseen(self) -> dict[str, Any]:
+        """Take the clients that were held out to adapters of their own; return what they come to, as ``unseen``."""
+        federation, settings, round = self.federation, self.recipe.adaptation, self.progress.chosen_round or 0
+        if not federation.held_out:
+            return {}
+        metric, about, rows = federation.task.metric, self.folder.read_json("clients.json"), federation.rows
+        onboarding = Onboarding(federation, PersonalStates(self.folder, federation.algorithm, round), settings)
+        per_client: dict[str, dict[str, Any]] = {}
+        for adapted in onboarding.take_in(federation.held_out, settings.start, freeze_shared=settings.freeze_shared):
+            client, parts = adapted.client, rows.partition.clients[adapted.client]
+            self.folder.save_personal(client, round, adapted.tensors)
+            told = {name: value for name, value in about[client].items() if name not in ("folder", "held_out")}
+            per_client[client] = {
+                **told,
+                "majority": majority_accuracy(rows.labels[parts.train], rows.labels[parts.test]),
+                "before": adapted.before["test"],
+                "after": adapted.after["test"],
+            }
+        figures = {
+            moment: asdict(summarize_clients({client: entry[moment] for client, entry in per_client.items()}, metric))
+            for moment in ("before", "after")
+        }
+        how = {"start": settings.start, "freeze_shared": settings.freeze_shared, **settings.length}
+        return {"unseen": {"clients": len(per_client), "round": round, **how, **figures, "per_client": per_client}}
+
+    def _global_model(self) -> dict[str, Any]:
+        """Measure the one model for all, where it is asked for; return the figures as ``global_model``."""
+        federation, recipe, how = self.federation, self.recipe, self.recipe.evaluation.global_model
+        if how == "none":
+            return {}
+        round, partition = self.progress.chosen_round or 0, federation.rows.partition.clients
+        tensors = global_model(PersonalStates(self.folder, federation.algorithm, round), federation.algorithm, how)
+        rows = {client: partition[client].test for client in federation.clients}
+        union = np.concatenate(list(rows.values()))
+        everything = [*((client, tensors, own) for client, own in rows.items()), ("all rows", tensors, union)]
+        results = [
+            metrics
+            for _, metrics in evaluate(
+                federation.model,
+                federation.task,
+                federation.encoded,
+                everything,
+                batch_size=recipe.evaluation.batch_size,
+            )
+        ]
+        per_client = dict(zip(rows, results[:-1], strict=True))
+        figures = asdict(summarize_clients(per_client, federation.task.metric))
+        left = sorted({key.factor.value for key in trained_keys(recipe, federation.algorithm, tensors, personal=True)})
+        return {
+            "global_model": {
+                "how": how,
+                "round": round,
+                "left_the_clients": left,
+                **figures,
+                "union": results[-1],
+                "per_client": per_client,
+            }
         }
 
     def _tell(self, event: str, *what: Any) -> None:

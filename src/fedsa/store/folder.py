@@ -417,6 +417,30 @@ class RunFolder:
         self._kept.setdefault(client, []).append(round)
         self._saved.add(client)
 
+    def save_personal(self, client: str, round: int, tensors: State) -> None:
+        """Write what a client uses after a round that cannot be told from other files: it was fitted to its rows.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        path = self._personal_file(client, round)
+        make_folder(path.parent)
+        save_tensors(path, by_name(tensors), {})
+
+    def load_personal(self, client: str, round: int) -> dict[Key, Tensor] | None:
+        """Return what `save_personal` wrote, or None.
+
+        Raises:
+            RunFolderError: there is no such client, or its file is damaged.
+        """
+        path = self._personal_file(client, round)
+        return by_key(load_tensors(path)[0]) if path.exists() else None
+
+    def _personal_file(self, client: str, round: int) -> Path:
+        if client not in self._folders:
+            raise RunFolderError(f"run {self.path} has no client {client!r}; its clients: {', '.join(self._folders)}")
+        return self.path / "clients" / self._folders[client] / f"personal-{round:06d}.safetensors"
+
     def load_ahead(self, clients: Iterable[str], round: int) -> None:
         """Begin to read the states that `load_client` will be asked for, in this order, a few at a time."""
         self._reads.expect(((client, round) for client in clients if client in self._kept), self._read_client)

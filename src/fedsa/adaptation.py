@@ -1,0 +1,418 @@
+"""From a federation's result to clients that were not in it: adapters of their own; and one model for all who ask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsa.adapters.algebra import padded, pairs, rank_of, ranked
+from fedsa.algorithms.base import Algorithm, weighted_mean
+from fedsa.client import own_tensors, personal_tensors, sent_to, train_jobs
+from fedsa.data.clients import SplitName
+from fedsa.errors import RunFolderError, TrainingError, UserError
+from fedsa.evaluation import Personal, evaluate
+from fedsa.federation import Federation, client_ranks
+from fedsa.recipe import AdaptationSettings, Recipe, Start, TrainingSettings
+from fedsa.seeds import derive_seed
+from fedsa.server import load_state
+from fedsa.store import RunFolder, recipe_of
+from fedsa.training.jobs import Job
+from fedsa.types import Factor, Key, Side, State
+
+__all__ = [
+    "Adapted",
+    "Onboarding",
+    "PersonalStates",
+    "Weighted",
+    "cluster_means",
+    "fit_global",
+    "global_model",
+    "mean_personal",
+    "trained_keys",
+]
+
+Weighted = tuple[State, int]
+"""A client's tensors, and its weight in a mean."""
+
+_RIDGE = 1e-6  # of the mean of ĀĀᵀ's diagonal: keeps a solvable system solvable, and changes nothing else
+
+
+def trained_keys(recipe: Recipe, algorithm: Algorithm, keys: Iterable[Key], *, personal: bool) -> tuple[Key, ...]:
+    """Return the tensors that a client trains in some round, in their order.
+
+    Args:
+        recipe: tells the rounds.
+        algorithm: the method.
+        keys: every tensor of the adapter and the head.
+        personal: only those that are not received.
+    """
+    rounds = range(1, recipe.rounds + 1)
+    return tuple(
+        key
+        for key in keys
+        if any(algorithm.plan(key, round).trained for round in rounds)
+        and not (personal and algorithm.plan(key, 1).received)
+    )
+
+
+@final
+class PersonalStates:
+    """What clients of a run would use after a round.
+
+    Args:
+        folder: the run.
+        algorithm: its method.
+        round: the chosen or the final one; others are not kept.
+    """
+
+    def __init__(self, folder: RunFolder, algorithm: Algorithm, round: int) -> None:
+        self._folder, self._algorithm, self._round = folder, algorithm, round
+        self._about: Mapping[str, Mapping[str, Any]] = folder.read_json("clients.json")
+        self.recipe, self.initial = recipe_of(folder), folder.load_initial()
+        self.server = load_state(folder, round) if round else algorithm.init(self.initial)
+        self._ranks = client_ranks(self.recipe.adapter, list(self._about))
+
+    def of(self, client: str) -> State:
+        """Return what a client would use: its own tensors and the server's.
+
+        Raises:
+            RunFolderError: there is no such client, or its files are not there.
+            UserError: it was held out, and has an adapter of its own for the chosen round only.
+        """
+        kept = self._folder.load_personal(client, self._round)
+        if kept is not None:
+            return kept
+        if self._about.get(client, {}).get("held_out"):
+            raise UserError(
+                f"client {client!r} was held out of the federation: it has an adapter for the chosen round only, "
+                f"not for round {self._round}"
+            )
+        if self.recipe.personal_state == "reconstruct":
+            raise RunFolderError(
+                f"{self._folder.path}: the tensors of client {client!r} after round {self._round}, which were fitted "
+                "for the test, are missing: restore them from a copy, or start the run again"
+            )
+        state, initial = self._folder.load_client(client, self._round), self._initial(client)
+        return personal_tensors(
+            self._algorithm, initial, self.server, client, state, self._round, self.recipe.wire_dtype
+        )
+
+    def trained(self) -> Iterator[Weighted]:
+        """Yield what each client of the federation would use, with its weight, of those that have trained."""
+        for client, tensors in self._each():
+            yield tensors, self._weight(client)
+
+    def own(self) -> Iterator[Weighted]:
+        """Yield what each client's own training left, before the aggregate came, of those that have trained."""
+        for client, tensors in self._each():
+            state = self._folder.load_client(client, self._round)
+            yield own_tensors(self._initial(client), state) if state else tensors, self._weight(client)
+
+    def _each(self) -> Iterator[tuple[str, State]]:
+        for client, about in self._about.items():
+            if not about.get("held_out"):
+                tensors, initial = self.of(client), self._initial(client)
+                if any(
+                    not self._algorithm.plan(key, 1).received and not torch.equal(value, initial[key])
+                    for key, value in tensors.items()
+                ):
+                    yield client, tensors
+
+    def _initial(self, client: str) -> State:
+        return ranked(self.initial, self._ranks.get(client))
+
+    def _weight(self, client: str) -> int:
+        return int(self._about[client]["train_examples"]) if self.recipe.weighting == "num_examples" else 1
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A client that was taken to an adapter of its own.
+
+    Attributes:
+        client: its id.
+        tensors: what it ends with.
+        candidates: how many starts there were to choose from, by the loss on its training rows.
+        before: each measured split's metrics with the tensors that it starts from.
+        after: the same with those that it ends with.
+    """
+
+    client: str
+    tensors: State
+    candidates: int
+    before: Mapping[SplitName, Mapping[str, float]]
+    after: Mapping[SplitName, Mapping[str, float]]
+
+
+@final
+class Onboarding:
+    """Takes clients that were not in a federation to adapters of their own.
+
+    Args:
+        federation: model, task and the clients' rows.
+        states: the federation's result.
+        settings: how.
+    """
+
+    def __init__(self, federation: Federation, states: PersonalStates, settings: AdaptationSettings) -> None:
+        self._federation, self._states, self._settings = federation, states, settings
+        self._keys = tuple(states.initial)
+        recipe, algorithm = federation.recipe, federation.algorithm
+        self._personal = trained_keys(recipe, algorithm, self._keys, personal=True)
+        self._all = trained_keys(recipe, algorithm, self._keys, personal=False)
+
+    def choices(self) -> list[tuple[Start, bool]]:
+        """Return every start and freeze_shared that the method and the clients' consent leave."""
+        starts: tuple[Start, ...] = ("initial", "mean", "nearest") if self._settings.share_personal else ("initial",)
+        shares = self._personal != self._all
+        freezings = [freeze for freeze in (False, True) if (self._personal if freeze else self._all)]
+        return [
+            (start, freeze)
+            for freeze in freezings
+            if shares or not freeze
+            for start in (starts if self._personal else starts[:1])
+        ]
+
+    def take_in(
+        self,
+        clients: Sequence[str],
+        start: Start,
+        *,
+        freeze_shared: bool,
+        splits: Sequence[SplitName] = ("test",),
+    ) -> Iterator[Adapted]:
+        """Yield clients with adapters of their own, in their order.
+
+        Args:
+            clients: ids, of the federation's rows.
+            start: where their personal tensors begin.
+            freeze_shared: train the personal tensors only.
+            splits: what is measured before and after.
+
+        Raises:
+            UserError: nothing is left to be trained, or the clients do not share what the start needs.
+            TrainingError: a training or evaluation went wrong.
+        """
+        keys = self._personal if freeze_shared else self._all
+        if not keys:
+            raise UserError(
+                f"freeze_shared leaves nothing to train: {self._federation.recipe.algorithm} keeps nothing at the "
+                "client; leave it out"
+            )
+        training = self._training()
+        remaining = iter(clients)
+        while group := list(islice(remaining, max(1, training.cohort_size))):
+            begun = [self._begin(client, start) for client in group]
+            tensors = [own for own, _ in begun]
+            before = self._measured(group, tensors, splits)
+            jobs = [self._job(client, own, keys) for client, own in zip(group, tensors, strict=True)]
+            federation = self._federation
+            results = train_jobs(jobs, federation.model, federation.task, federation.encoded, training)
+            ended = [result.tensors for result in results]
+            after = self._measured(group, ended, splits)
+            for place, client in enumerate(group):
+                yield Adapted(client, ended[place], begun[place][1], before[place], after[place])
+
+    def _training(self) -> TrainingSettings:
+        """Return the recipe's training, of the adaptation's length: the schedule spans it."""
+        length = self._settings.length
+        return self._federation.recipe.training.model_copy(
+            update={
+                "local_steps": length.get("steps"),
+                "local_epochs": length.get("epochs"),
+                "proximal_mu": 0.0,
+                "optimizer_state": "reset",
+            }
+        )
+
+    def _job(self, client: str, tensors: State, keys: tuple[Key, ...]) -> Job:
+        return Job(
+            client=client,
+            round=1,
+            rounds=1,
+            seed=derive_seed(self._federation.recipe.seed, "adaptation"),
+            tensors=tensors,
+            trained=keys,
+            received=(),
+            optimizer_state={},
+            rows=self._federation.rows.partition.clients[client].train,
+        )
+
+    def _begin(self, client: str, start: Start) -> tuple[State, int]:
+        """Return what a client begins with, and from how many candidates it was chosen."""
+        federation, states = self._federation, self._states
+        initial = ranked(states.initial, federation.ranks.get(client))
+        rank = rank_of(initial)
+        algorithm, wire_dtype = federation.algorithm, federation.recipe.wire_dtype
+        payload = sent_to(algorithm, states.server, client, federation.recipe.rounds + 1, 0, wire_dtype, rank=rank)
+        received = algorithm.absorb(initial, payload, initial)
+        candidates = [{**received, **ranked(personal, rank)} for personal in self._starts(start)]
+        if len(candidates) == 1:
+            return candidates[0], 1
+        rows = federation.rows.partition.clients[client].train
+        losses = [metrics["loss"] for metrics in self._evaluated([(client, each, rows) for each in candidates])]
+        return candidates[int(np.argmin(losses))], len(candidates)
+
+    def _starts(self, start: Start) -> list[State]:
+        """Return the candidates for the personal tensors' values, of the full rank."""
+        if start == "initial":
+            return [{}]
+        if not self._settings.share_personal:
+            raise UserError(
+                f"start = {start} needs the mean of clients' personal tensors, which do not leave the clients in this "
+                "run: its recipe must have adaptation.share_personal = true; use start = initial"
+            )
+        if start == "mean":
+            return [self._mean]
+        return self._clusters
+
+    @cached_property
+    def _mean(self) -> State:
+        return mean_personal(self._states.trained(), self._personal, self._states.initial)
+
+    @cached_property
+    def _clusters(self) -> list[State]:
+        seen = [({key: tensors[key] for key in self._personal}, weight) for tensors, weight in self._states.trained()]
+        return cluster_means(seen, self._states.initial, self._settings.clusters)
+
+    def _measured(
+        self, clients: Sequence[str], tensors: Sequence[State], splits: Sequence[SplitName]
+    ) -> list[dict[SplitName, dict[str, float]]]:
+        parts = self._federation.rows.partition.clients
+        results: list[dict[SplitName, dict[str, float]]] = [{} for _ in clients]
+        for split in splits:
+            personal = [
+                (client, own, getattr(parts[client], split)) for client, own in zip(clients, tensors, strict=True)
+            ]
+            for result, metrics in zip(results, self._evaluated(personal), strict=True):
+                result[split] = metrics
+        return results
+
+    def _evaluated(self, personal: Sequence[Personal]) -> list[dict[str, float]]:
+        federation, training = self._federation, self._federation.recipe.training
+        try:
+            measured = [
+                metrics
+                for _, metrics in evaluate(
+                    federation.model,
+                    federation.task,
+                    federation.encoded,
+                    personal,
+                    batch_size=federation.recipe.evaluation.batch_size,
+                    together=training.cohort_size if training.trainer == "cohort" else 0,
+                    pack=bool(training.packing),
+                )
+            ]
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"client {personal[0][0]!r}: out of memory on {federation.model.device} in its evaluation; lower "
+                "evaluation.batch_size or task.max_length"
+            ) from error
+        for (client, _, _), metrics in zip(personal, measured, strict=True):
+            if not all(math.isfinite(value) for value in metrics.values()):
+                raise TrainingError(
+                    f"client {client!r}: what it is measured with gives no finite loss; lower training.learning_rate"
+                )
+        return measured
+
+
+def mean_personal(states: Iterable[Weighted], keys: Sequence[Key], initial: State) -> dict[Key, Tensor]:
+    """Return the weighted mean of clients' personal tensors; nothing if there are no clients.
+
+    Args:
+        states: clients' tensors and weights.
+        keys: the personal ones.
+        initial: for shapes, dtypes and, where clients' ranks differ, what no client has.
+    """
+    means = weighted_mean((({key: tensors[key] for key in keys}, weight) for tensors, weight in states), initial)
+    return {key: mean.to(initial[key].dtype) for key, mean in means.items()}
+
+
+def cluster_means(seen: Sequence[Weighted], initial: State, clusters: int = 0) -> list[State]:
+    """Return the weighted mean of each cluster of clients; one empty state if there are no clients.
+
+    Clients are alike where what their B sides learned points in the same direction (cosine, average linkage); where
+    nothing on the B side is personal, all that is personal counts.
+
+    Args:
+        seen: clients' personal tensors and weights.
+        initial: the values that they all started from, of the full rank.
+        clusters: their number; 0: the square root of the number of clients, rounded.
+    """
+    if not seen:
+        return [{}]
+    keys = tuple(seen[0][0])
+    count = min(len(seen), clusters or round(math.sqrt(len(seen))))
+    if count < 2:
+        return [mean_personal(seen, keys, initial)]
+    from sklearn.cluster import AgglomerativeClustering
+
+    told = [key for key in keys if key.factor.side is Side.B] or keys
+    learned = torch.stack(
+        [
+            torch.cat([(padded(tensors[key], initial[key].shape) - initial[key]).double().flatten() for key in told])
+            for tensors, _ in seen
+        ]
+    )
+    directions = learned / learned.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    distances = (1 - directions @ directions.T).clamp(min=0).numpy()
+    labels = AgglomerativeClustering(count, metric="precomputed", linkage="average").fit(distances).labels_
+    return [
+        mean_personal([each for each, own in zip(seen, labels, strict=True) if own == label], keys, initial)
+        for label in dict.fromkeys(labels.tolist())
+    ]
+
+
+def global_model(states: PersonalStates, algorithm: Algorithm, how: Literal["average", "fit"]) -> State:
+    """Return the tensors of one model for all.
+
+    Args:
+        states: the federation's result.
+        algorithm: its method.
+        how: ``average``: what is shared, and the mean of what is personal; ``fit``: each module's B as `fit_global`.
+    """
+    initial, recipe = states.initial, states.recipe
+    keys = trained_keys(recipe, algorithm, initial, personal=True)
+    payload = sent_to(algorithm, states.server, "", recipe.rounds + 1, 0, "fp32")
+    shared = algorithm.absorb(initial, payload, initial)
+    average = {**shared, **mean_personal(states.trained(), keys, initial)}
+    return {**average, **fit_global(average, states.own(), algorithm.adapters)} if how == "fit" else average
+
+
+def fit_global(average: State, own: Iterable[Weighted], adapters: Sequence[str]) -> dict[Key, Tensor]:
+    """Return the B of each module whose B·Ā is nearest to the weighted mean of clients' B·A, Ā being the average's A.
+
+    It is B̂ = mean(BᵢAᵢ)·Āᵀ·(ĀĀᵀ + εI)⁻¹, in float64. No BᵢAᵢ is ever made: BᵢAᵢĀᵀ is Bᵢ times a matrix of the ranks.
+
+    Args:
+        average: of all tensors.
+        own: each client's tensors as its training left them, and its weight.
+        adapters: the PEFT adapters.
+    """
+    known = {
+        (adapter, module): a.double() for adapter in adapters for module, (_, a) in pairs(average, adapter).items()
+    }
+    sums: dict[tuple[str, str], Tensor] = {}
+    total = 0
+    for tensors, weight in own:
+        total += weight
+        for adapter in adapters:
+            for module, (b, a) in pairs(tensors, adapter).items():
+                term = weight * b.double() @ (a.double() @ known[adapter, module].T)
+                sums[adapter, module] = sums[adapter, module] + term if (adapter, module) in sums else term
+    fitted = {}
+    for (adapter, module), target in sums.items():
+        a = known[adapter, module]
+        gram = a @ a.T
+        gram = gram + torch.eye(len(gram), dtype=gram.dtype) * (_RIDGE * gram.diagonal().mean())
+        key = Key(module, Factor.B, adapter)
+        fitted[key] = torch.linalg.solve(gram, (target / total).T).T.to(average[key].dtype).contiguous()
+    return fitted

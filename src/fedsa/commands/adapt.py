@@ -1,0 +1,102 @@
+"""``fedsa adapt``: an adapter for a client that was not in a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedsa.newcomers import AdaptResult
+
+__all__ = ["command"]
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    data: Annotated[Path, typer.Option(help="The client's rows: a file or folder with the columns of the recipe.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Where to write the adapter; without it, it is only measured.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Of what stays at clients: initial, mean or nearest; default: the recipe's.")
+    ] = None,
+    freeze_shared: Annotated[
+        bool | None,
+        typer.Option(
+            "--freeze-shared/--no-freeze-shared", help="Train only what stays at clients; default: the recipe's."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: as the recipe says.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the client's training rows, in place of steps.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Try all; take the best on validation.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
+) -> None:
+    """Take a client that was not in a run to an adapter of its own, and tell what it gained."""
+    from dataclasses import asdict
+    from typing import Any, cast
+
+    from fedsa.commands._display import print_json, status
+
+    with status("loading libraries") as tell:
+        tell("loading libraries")
+        from fedsa.newcomers import adapt
+
+        result = adapt(
+            run,
+            data,
+            to=to,
+            start=cast(Any, start),
+            freeze_shared=freeze_shared,
+            steps=steps,
+            epochs=epochs,
+            compare=compare,
+            on_progress=tell,
+        )
+    if json:
+        told = asdict(result)
+        print_json({**told, "run": str(result.run), "path": None if result.path is None else str(result.path)})
+    else:
+        _show(result, compare=compare)
+
+
+def _show(result: AdaptResult, *, compare: bool) -> None:
+    from fedsa.commands._display import print_table
+
+    rows = ", ".join(f"{count} {split}" for split, count in result.examples.items())
+    length = ", ".join(f"{count} {name}" for name, count in result.length.items())
+    print(f"client {result.client}: {rows} rows; from round {result.round} of {result.run}, {length}\n")
+    moments = ("validation before", "after", "test before", "after")
+    print_table(
+        ["start", "shared tensors", *moments, ""],
+        [
+            [
+                each.start,
+                "frozen" if each.freeze_shared else "trained",
+                *(
+                    f"{100 * moment[split][result.metric]:.1f}"
+                    for split in ("validation", "test")
+                    for moment in (each.before, each.after)
+                ),
+                "chosen" if compare and each is result.chosen else "",
+            ]
+            for each in result.tried
+        ],
+        right_from=2,
+    )
+    print(
+        f"\n{result.metric} in %, on rows of this client that it did not train on"
+        + (". Chosen on validation; test had no part in it." if compare else "")
+    )
+    if compare and not any(each.start == "mean" for each in result.tried):
+        print(
+            "The starts mean and nearest need adaptation.share_personal = true in the run's recipe, and a method that "
+            "keeps something at clients."
+        )
+    for note in result.notes:
+        print(note)
+    if result.path is not None:
+        print(f"adapter  {result.path}")
