@@ -13,7 +13,7 @@ from fedsa.data.labels import IntArray, is_missing
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
 
-__all__ = ["Clients", "Columns", "Pool", "client_column", "deal_own", "made_clients", "natural_clients"]
+__all__ = ["Clients", "Columns", "Pool", "client_column", "client_ids", "deal_own", "made_clients", "natural_clients"]
 
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 
