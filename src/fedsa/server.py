@@ -12,7 +12,9 @@ import numpy as np
 from fedsa.adapters.algebra import rank_of, ranked
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.errors import ProtocolError
+from fedsa.recipe import ServerSettings
 from fedsa.seeds import derive_seed
+from fedsa.server_optimizers import stepped
 from fedsa.types import Key, Payload, RoundRecord, State, Update, total_bytes
 from fedsa.wire import WIRE_DTYPES, WireDtype, on_wire
 
@@ -68,6 +70,7 @@ class Server:
         wire_dtype: in what tensors travel; the state itself keeps its own dtype.
         held: client id to the newest version it has taken in; a client that is not in it holds the initial state.
         ranks: client id to its rank, where it is less than that of the state's tensors.
+        optimizer: what is made of a round's mean.
     """
 
     def __init__(
@@ -82,12 +85,14 @@ class Server:
         wire_dtype: WireDtype = "fp32",
         held: Mapping[str, int] | None = None,
         ranks: Mapping[str, int] | None = None,
+        optimizer: ServerSettings | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.state = state
         self.clients = tuple(sorted(clients))
         self.held = dict(held or {})
         self._ranks = dict(ranks or {})
+        self._optimizer = optimizer or ServerSettings()
         self._seed, self._fraction, self._weighting, self._wire_dtype = seed, fraction_train, weighting, wire_dtype
         self._open: dict[str, int] = {}  # the round's clients, each with the bytes it was sent
 
@@ -137,7 +142,7 @@ class Server:
         state = self.algorithm.aggregate(self.state, arrivals, round)
         for _ in arrivals:  # of a method that does not look at every update: the clients are to train all the same
             pass
-        self.state = state
+        self.state = stepped(self.state, state, planned, self._optimizer) if upload_bytes else state
         for client in upload_bytes:
             self.held[client] = round - 1
         record = RoundRecord(

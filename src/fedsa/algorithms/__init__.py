@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import ConfigError, Mistake, UserError, near
+from fedsa.recipe import SERVER_DEFAULTS
 
 __all__ = ["algorithm_names", "check_algorithm", "find_algorithm", "make_algorithm"]
 
@@ -109,9 +110,22 @@ def check_algorithm(data: Mapping[str, Any]) -> list[Mistake]:
         return list(error.mistakes)
     except UserError as error:
         return [Mistake("algorithm", str(error))]
+    return [*_adapter_mistakes(name, algorithm, data), *_server_mistakes(name, algorithm, data)]
+
+
+def _adapter_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) -> list[Mistake]:
     adapter = data.get("adapter", {})
     variant = adapter.get("variant", "lora") if isinstance(adapter, Mapping) else None
     if variant not in VARIANTS:
         return []
     reason = algorithm.refusal(variant, mixed_ranks=bool(adapter.get("ranks")))
     return [Mistake("algorithm", f"{name} does not go with adapter.variant = {variant!r}: {reason}")] if reason else []
+
+
+def _server_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) -> list[Mistake]:
+    server = data.get("server", {})
+    optimizer = server.get("optimizer", "none") if isinstance(server, Mapping) else "none"
+    if optimizer not in SERVER_DEFAULTS or optimizer == "none":
+        return []
+    reason = algorithm.optimizer_refusal()
+    return [Mistake("server.optimizer", f"{optimizer} does not go with {name}: {reason}")] if reason else []

@@ -99,6 +99,8 @@ class Algorithm(ABC):
     """The method treats the A side and the B side differently, so the adapter must have both."""
     needs_product: ClassVar[bool] = False
     """The server computes ΔW = s·B·A, so it must be the whole of the adapter's update."""
+    exact: ClassVar[bool] = False
+    """The aggregate's weight update is Σ wᵢ·s·BᵢAᵢ."""
     mixed_ranks: ClassVar[bool] = False
     """Clients may have different ranks: a client's tensors are the first rows of A and columns of B."""
 
@@ -131,6 +133,25 @@ class Algorithm(ABC):
             return "it puts tensors together that must have one rank: leave adapter.ranks out"
         if mixed_ranks and not about.is_product:
             return f"{variant} has one rank for all clients: leave adapter.ranks out"
+        return None
+
+    def optimizer_refusal(self) -> str | None:
+        """Return why a server optimiser does not go with the method, or None if it does.
+
+        The optimiser takes the step from a tensor's value to the mean of what was sent as its gradient, so each sent
+        tensor's new value must be that mean, and its old value what the clients started from.
+        """
+        if not self.additive:
+            return "its server needs each client's update, not their mean"
+        if self.folds:
+            return "its server adds to the frozen weights, so a sent tensor does not start from the mean before"
+        own = type(self)
+        if own.aggregate is not Algorithm.aggregate or own.renewed is not Algorithm.renewed:
+            return "its server makes other values of what is sent than their mean"
+        factors = {factor for about in VARIANTS.values() for factor in about.factors}
+        keys = [Key("layer", factor, adapter) for factor in factors for adapter in self.adapters]
+        if not any(self.plan(key, round).sent for key in keys for round in (1, 2)):
+            return "it sends nothing"
         return None
 
     def scaling(self, scaling: float, rank: int, clients: int) -> float:

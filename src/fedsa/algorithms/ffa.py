@@ -21,6 +21,7 @@ class FFA(Algorithm):
     share_head: bool = True
 
     source: ClassVar[str] = "arXiv:2403.12313"
+    exact: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
         """Return who trains, sends and receives a tensor."""

@@ -96,6 +96,7 @@ class _Run:
             wire_dtype=recipe.wire_dtype,
             held=self.folder.load_held(self.progress.round),
             ranks=self.federation.ranks,
+            optimizer=recipe.server,
         )
 
     def _server_state(self, round: int) -> ServerState:
@@ -273,6 +274,7 @@ class _Run:
             "seed": recipe.seed,
             "share_head": recipe.share_head,
             "wire_dtype": recipe.wire_dtype,
+            "server_optimizer": recipe.server.optimizer,
             "model": recipe.model.path,
             "data": recipe.data.path,
             "metric": metric,
