@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 
 from fedsa.types import Factor, Key, State
@@ -12,7 +13,7 @@ from fedsa.types import Factor, Key, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["padded", "pairs", "rank_of", "ranked"]
+__all__ = ["low_rank", "padded", "pairs", "rank_of", "ranked"]
 
 RANK_DIMENSION = {Factor.A: 0, Factor.B: 1}
 """The dimension of a tensor that is as long as the rank."""
@@ -55,3 +56,29 @@ def padded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
         pad for own, size in zip(reversed(tensor.shape), reversed(shape), strict=True) for pad in (0, size - own)
     ]
     return F.pad(tensor, missing)
+
+
+def low_rank(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the best factors of rank ``rank`` of the product b·a: (U·σ, Vᵀ), singular values falling.
+
+    The product is never formed where the inner dimension is the smallest: b = QR, aᵀ = PS, and R·Sᵀ is small.
+
+    Args:
+        b: shape (out, n).
+        a: shape (n, in).
+        rank: at most min(out, in).
+
+    Returns:
+        Shapes (out, rank) and (rank, in); columns and rows beyond the product's own rank are zero and arbitrary.
+    """
+    (out, inner), width = b.shape, a.shape[1]
+    if inner < min(out, width):
+        q, r = torch.linalg.qr(b)
+        p, s = torch.linalg.qr(a.T)
+        u, sigma, v = torch.linalg.svd(r @ s.T)
+        left, right = q @ (u * sigma), v @ p.T
+    else:
+        u, sigma, v = torch.linalg.svd(b @ a, full_matrices=False)
+        left, right = u * sigma, v
+    left, right = left[:, :rank], right[:rank]
+    return padded(left, (out, rank)), padded(right, (rank, width))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
-from fedsa.adapters.algebra import padded
+from fedsa.adapters.algebra import padded, pairs, rank_of, ranked
 from fedsa.adapters.factors import VARIANTS
-from fedsa.types import Key, Payload, Side, State, Update
+from fedsa.types import Factor, Key, Payload, Side, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,8 @@ __all__ = [
     "Algorithm",
     "Plan",
     "ServerState",
+    "mean_update",
+    "product",
     "weighted_mean",
 ]
 
@@ -86,6 +88,8 @@ class Algorithm(ABC):
     additive: ClassVar[bool] = True
     """The server needs no more of the updates than Σ wᵢxᵢ and Σ wᵢ. Then its memory does not depend on the number of
     clients, and a protocol that shows it the sums alone (secure aggregation) does."""
+    exact: ClassVar[bool] = False
+    """The aggregate's update of the weights is the clients' mean, Σ wᵢ·s·Bᵢ·Aᵢ / Σ wᵢ."""
     export: ClassVar[str] = "adapter"
     """What a client's result can be written as: an ``adapter`` of the rank it was trained with, a ``stacked adapter``
     of the ranks of all its adapters together, or only a ``merged model``."""
@@ -115,6 +119,13 @@ class Algorithm(ABC):
 
         ``received`` must be the same in all rounds: the server knows one version of each client, not one a tensor.
         """
+
+    def renews(self, key: Key, round: int) -> bool:
+        """Return whether the server gives a tensor a new value at the end of ``round``: what is sent or folded.
+
+        It must depend on nothing else: `fedsa plan` counts bytes by it.
+        """
+        return self.plan(key, round).sent or key.factor.side is Side.BASE
 
     def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
         """Return why the method does not go with an adapter variant, or None if it does.
@@ -241,9 +252,9 @@ class Algorithm(ABC):
 
         Clients changed their own copy of what they sent: it is newer here even where nobody's update arrived.
         """
-        sent = [key for key in state.tensors if self.plan(key, round).sent]
+        newer = [key for key in state.tensors if self.renews(key, round)]
         rounded = {key: value.to(state.tensors[key].dtype) for key, value in tensors.items()}
-        versions = {**state.versions, **dict.fromkeys([*sent, *rounded], round)}
+        versions = {**state.versions, **dict.fromkeys(newer, round)}
         return replace(state, tensors={**state.tensors, **rounded}, versions=versions)
 
     def rest_plan(self, key: Key) -> Plan:
@@ -287,6 +298,31 @@ def weighted_mean(states: Iterable[tuple[State, int]], before: State | None = No
                 sums[key], weights[key] = term, there
     means = {key: total / weights[key] for key, total in sums.items()}
     return {key: _filled(mean, (before or {}).get(key)) for key, mean in means.items()}
+
+
+def mean_update(state: ServerState, updates: Iterable[tuple[State, int]]) -> dict[str, Tensor]:
+    """Return Σ wᵢ·s·Bᵢ·Aᵢ / Σ wᵢ of each module, shape (out, in), in float64; nothing if there are no updates.
+
+    What a client did not send is as it is in the state. Clients' ranks may differ.
+
+    Args:
+        state: the server's; gives s.
+        updates: clients' tensors, each with its weight.
+    """
+    sums: dict[str, Tensor] = {}
+    whole = 0
+    for tensors, weight in updates:
+        whole += weight
+        for module, (b, a) in pairs({**ranked(state.tensors, rank_of(tensors)), **tensors}).items():
+            term = b.double() @ a.double() * (weight * state.scaling[module])
+            sums[module] = sums[module].add_(term) if module in sums else term
+    return {module: total / whole for module, total in sums.items()}
+
+
+def product(state: ServerState, tensors: State, module: str) -> Tensor:
+    """Return s·B·A of a module, shape (out, in), in float64."""
+    b, a = (tensors[Key(module, factor)].double() for factor in (Factor.B, Factor.A))
+    return b @ a * state.scaling[module]
 
 
 def _filled(mean: Tensor, before: Tensor | None) -> Tensor:

@@ -1,0 +1,47 @@
+"""FedEx-LoRA: FedAvg of both sides, and what that misses of the mean update is added to the frozen weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, mean_update, product, weighted_mean
+from fedsa.types import Factor, Key, Side, Update
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FedEx(Algorithm):
+    """Average A and B, and add the residual Σ pᵢ·s·Bᵢ·Aᵢ − s·B̄·Ā to every client's weights.
+
+    The residuals of all rounds add up in one matrix on the server, so a client that was away gets the whole of what it
+    missed. It is sent as that matrix; the paper sends one round's residual in factors. With one client the residual is
+    zero: local training.
+    """
+
+    share_head: bool = True
+
+    source: ClassVar[str] = "arXiv:2410.09432"
+    additive: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
+    export: ClassVar[str] = "merged model"
+    folds: ClassVar[bool] = True
+    needs_product: ClassVar[bool] = True
+
+    def plan(self, key: Key, round: int) -> Plan:
+        """Return who trains, sends and receives a tensor."""
+        match key.factor.side:
+            case Side.A | Side.B:
+                return SHARED
+            case _:
+                return self.rest_plan(key)
+
+    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+        """Return the averages, and the residual added to what is folded."""
+        sent = [(update.tensors, weight) for update, weight in updates]
+        means = weighted_mean(sent)
+        for module, update in mean_update(state, sent).items():
+            delta = Key(module, Factor.DELTA)
+            means[delta] = state.tensors[delta].double() + update - product(state, means, module)
+        return self.renewed(state, means, round)

@@ -1,0 +1,51 @@
+"""FedSVD: train and average B, then turn B·A into factors with orthonormal A on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from fedsa.adapters.algebra import low_rank, pairs
+from fedsa.algorithms.base import RECEIVED, SHARED, Algorithm, Plan, ServerState, weighted_mean
+from fedsa.types import Factor, Key, Side, Update
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FedSVD(Algorithm):
+    """FFA whose A is renewed: after each round B̄·A = U·σ·Vᵀ, B becomes U·σ and A becomes Vᵀ.
+
+    The product does not change and no client trains A, so differential privacy costs what it costs with FFA; but A
+    turns towards what was learned. Round 1 has the run's initial A. With one client it is local training of B.
+    """
+
+    share_head: bool = True
+
+    source: ClassVar[str] = "arXiv:2505.12805"
+    additive: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
+    needs_product: ClassVar[bool] = True
+
+    def plan(self, key: Key, round: int) -> Plan:
+        """Return who trains, sends and receives a tensor."""
+        match key.factor.side:
+            case Side.A:
+                return RECEIVED
+            case Side.B:
+                return SHARED
+            case _:
+                return self.rest_plan(key)
+
+    def renews(self, key: Key, round: int) -> bool:
+        """Return whether the server gives a tensor a new value: A too, which nobody sends."""
+        return key.factor.side is Side.A or super().renews(key, round)
+
+    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+        """Return the averaged B and A, turned."""
+        means = weighted_mean((update.tensors, weight) for update, weight in updates)
+        if means:
+            for module, (b, a) in pairs({**state.tensors, **means}).items():
+                factors = low_rank(b.double(), a.double(), a.shape[0])
+                means[Key(module, Factor.B)], means[Key(module, Factor.A)] = factors
+        return self.renewed(state, means, round)

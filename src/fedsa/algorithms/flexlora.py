@@ -1,0 +1,52 @@
+"""FlexLoRA: average the weight updates, and cut the mean back to each client's rank by SVD."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from fedsa.adapters.algebra import low_rank, pairs
+from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, weighted_mean
+from fedsa.types import Factor, Key, Side, Update
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FlexLoRA(Algorithm):
+    """Make B·A of the mean update Σ pᵢ·Bᵢ·Aᵢ by singular value decomposition: B = U·σ, A = Vᵀ.
+
+    Singular values fall, so the first r rows and columns are the best of rank r: a client with a smaller rank gets
+    those. Exact while the mean's rank is not above the adapter's. With one client the product stays, the factors turn.
+    """
+
+    share_head: bool = True
+
+    source: ClassVar[str] = "arXiv:2402.11505"
+    additive: ClassVar[bool] = False
+    needs_product: ClassVar[bool] = True
+    mixed_ranks: ClassVar[bool] = True
+
+    def plan(self, key: Key, round: int) -> Plan:
+        """Return who trains, sends and receives a tensor."""
+        match key.factor.side:
+            case Side.A | Side.B:
+                return SHARED
+            case _:
+                return self.rest_plan(key)
+
+    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+        """Return the factors of the mean update."""
+        sent = [(update.tensors, weight) for update, weight in updates]
+        new = {key: mean for key, mean in weighted_mean(sent).items() if key.factor is Factor.HEAD}
+        whole = sum(weight for _, weight in sent)
+        by_client = [pairs(tensors) for tensors, _ in sent]
+        for module in by_client[0] if by_client else ():
+            rank = state.tensors[Key(module, Factor.A)].shape[0]
+            weights = [weight / whole for _, weight in sent]
+            b = torch.cat([own[module][0].double() * w for own, w in zip(by_client, weights, strict=True)], dim=1)
+            a = torch.cat([own[module][1].double() for own in by_client])
+            new[Key(module, Factor.B)], new[Key(module, Factor.A)] = low_rank(b, a, rank)
+        return self.renewed(state, new, round)

@@ -1,0 +1,56 @@
+"""LoRA-FAIR: FedAvg of both sides, with B̄ corrected on the server towards the mean update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, mean_update, product, weighted_mean
+from fedsa.types import Factor, Key, Side, Update
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LoRAFair(Algorithm):
+    """Average A and B, and send B̄ + ΔB, with ΔB such that s·(B̄ + ΔB)·Ā comes near Σ pᵢ·s·Bᵢ·Aᵢ.
+
+    The paper minimises a similarity measure of the two plus λ·‖ΔB‖ by gradient steps. Here it is the squared distance
+    plus λ·‖s·ΔB‖², whose minimum has a closed form: s·ΔB = R·Āᵀ·(Ā·Āᵀ + λ·I)⁻¹ for the residual R. With λ large, or
+    with one client, it is FedIT.
+
+    Attributes:
+        regularization: λ: how much ΔB is held back.
+    """
+
+    share_head: bool = True
+    regularization: float = 0.01
+
+    source: ClassVar[str] = "arXiv:2411.14961"
+    additive: ClassVar[bool] = False
+    needs_product: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.regularization > 0:
+            raise ValueError(f"regularization must be above 0 (got {self.regularization})")
+
+    def plan(self, key: Key, round: int) -> Plan:
+        """Return who trains, sends and receives a tensor."""
+        match key.factor.side:
+            case Side.A | Side.B:
+                return SHARED
+            case _:
+                return self.rest_plan(key)
+
+    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+        """Return the averages, with B corrected."""
+        sent = [(update.tensors, weight) for update, weight in updates]
+        means = weighted_mean(sent)
+        for module, update in mean_update(state, sent).items():
+            a = means[Key(module, Factor.A)]
+            gram = a @ a.T + self.regularization * torch.eye(len(a), dtype=a.dtype)
+            residual = update - product(state, means, module)
+            means[Key(module, Factor.B)] += torch.linalg.solve(gram, a @ residual.T).T / state.scaling[module]
+        return self.renewed(state, means, round)

@@ -1,0 +1,211 @@
+"""What each method's server makes of two clients, against the method's own formula written out with numpy.
+
+Two clients with weights 1 and 3 of one layer of shape (3, 4), rank 2, s = 2.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from fedsa.algorithms import algorithm_names, find_algorithm
+from fedsa.algorithms.base import Algorithm, ServerState
+from fedsa.types import Factor, Key, Payload, State, Update
+
+LAYER = "layer"
+A, B, HEAD, DELTA = (Key(LAYER, factor) for factor in (Factor.A, Factor.B, Factor.HEAD, Factor.DELTA))
+S = 2.0
+WEIGHTS = (1, 3)
+P = (0.25, 0.75)
+
+_random = np.random.default_rng(0)
+A0, B0, DELTA0 = _random.normal(size=(2, 4)), _random.normal(size=(3, 2)), _random.normal(size=(3, 4))
+A1, A2 = _random.normal(size=(2, 2, 4))
+B1, B2 = _random.normal(size=(2, 3, 2))
+HEAD0, HEAD1, HEAD2 = _random.normal(size=(3, 5))
+
+MEAN_A, MEAN_B = 0.25 * A1 + 0.75 * A2, 0.25 * B1 + 0.75 * B2
+MEAN_UPDATE = S * (0.25 * B1 @ A1 + 0.75 * B2 @ A2)
+MEAN_HEAD = 0.25 * HEAD1 + 0.75 * HEAD2
+
+
+def tensors(**values: np.ndarray) -> State:
+    names = {"a": A, "b": B, "head": HEAD, "delta": DELTA}
+    return {names[name]: torch.from_numpy(value) for name, value in values.items()}
+
+
+def state_of(method: Algorithm) -> ServerState:
+    initial = tensors(a=A0, b=B0, head=HEAD0)
+    if method.folds:
+        initial = {**initial, **tensors(delta=DELTA0)}
+    return method.init(initial, {LAYER: S})
+
+
+def updates_of(method: Algorithm, round: int, clients: list[State]) -> list[tuple[Update, int]]:
+    return [
+        (Update(f"c{place}", round, weight, {key: own[key] for key in own if method.plan(key, round).sent}), weight)
+        for place, (own, weight) in enumerate(zip(clients, WEIGHTS, strict=False))
+    ]
+
+
+def after(method: Algorithm, round: int = 1, clients: list[State] | None = None) -> State:
+    """Return the server's tensors after a round of the two clients."""
+    if clients is None:
+        clients = [tensors(a=A1, b=B1, head=HEAD1), tensors(a=A2, b=B2, head=HEAD2)]
+    return method.aggregate(state_of(method), updates_of(method, round, clients), round).tensors
+
+
+def same(tensor: torch.Tensor, expected: np.ndarray) -> bool:
+    return bool(np.allclose(tensor.numpy(), expected, rtol=1e-12, atol=1e-12))
+
+
+def make(name: str, **options: object) -> Algorithm:
+    return find_algorithm(name)(**options)
+
+
+# Of each method that averages in place: what A, B and the head come to in round 1.
+AVERAGES = {
+    "alora": (A0, MEAN_B, HEAD0),
+    "fedit": (MEAN_A, MEAN_B, MEAN_HEAD),
+    "fedsa": (MEAN_A, B0, HEAD0),
+    "ffa": (A0, MEAN_B, MEAN_HEAD),
+    "local": (A0, B0, HEAD0),
+    "rolora": (A0, MEAN_B, MEAN_HEAD),
+    "sfed": (MEAN_A, B0, HEAD0),
+    "feddpa": (MEAN_A, MEAN_B, HEAD0),
+    "clustered": (MEAN_A, MEAN_B, HEAD0),
+}
+
+OTHERS = {"fedex", "flora", "frlora", "flexlora", "fedsvd", "lora_fair", "hetlora"}
+
+
+def test_every_method_has_golden_numbers():
+    assert set(algorithm_names()) == set(AVERAGES) | OTHERS
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_what_is_averaged(name):
+    a, b, head = AVERAGES[name]
+    got = after(make(name))
+    assert same(got[A], a)
+    assert same(got[B], b)
+    assert same(got[HEAD], head)
+
+
+def test_rolora_averages_a_alone_in_even_rounds():
+    got = after(make("rolora"), round=2)
+    assert same(got[A], MEAN_A)
+    assert same(got[B], B0)
+
+
+def test_feddpa_keeps_the_local_adapter_at_the_client():
+    method = make("feddpa")
+    plans = {adapter: method.plan(A._replace(adapter=adapter), 1) for adapter in method.adapters}
+    assert plans["default"] == (True, True, True)
+    assert plans["local"] == (True, False, False)
+
+
+def test_sfeds_scale():
+    assert make("sfed").scaling(16 / 8, 8, 3) == pytest.approx(16 * np.sqrt(3 / 8), rel=1e-15)
+
+
+def test_fedex_folds_the_residual():
+    got = after(make("fedex"))
+    assert same(got[A], MEAN_A)
+    assert same(got[DELTA], DELTA0 + MEAN_UPDATE - S * MEAN_B @ MEAN_A)
+
+
+def test_flora_folds_the_stacked_product_and_begins_anew():
+    method = make("flora")
+    got = after(method)
+    stacked = np.concatenate([0.25 * B1, 0.75 * B2], axis=1) @ np.concatenate([A1, A2])
+    assert same(got[DELTA], DELTA0 + S * stacked - S * B0 @ A0)
+    assert same(got[A], A0)
+    assert same(got[HEAD], MEAN_HEAD)
+    mine = method.absorb(tensors(a=A1, b=B1, delta=DELTA0), Payload(2, {DELTA: got[DELTA]}), state_of(method).tensors)
+    assert same(mine[A], A0)
+    assert same(mine[B], B0)
+    assert same(mine[DELTA], got[DELTA].numpy())
+
+
+def test_flora_takes_clients_of_different_ranks():
+    got = after(make("flora"), clients=[tensors(a=A1[:1], b=B1[:, :1]), tensors(a=A2, b=B2)])
+    assert same(got[DELTA], DELTA0 + S * (0.25 * B1[:, :1] @ A1[:1] + 0.75 * B2 @ A2) - S * B0 @ A0)
+
+
+def test_frlora_folds_the_averaged_adapters_change():
+    got = after(make("frlora"))
+    assert same(got[DELTA], DELTA0 + S * (MEAN_B @ MEAN_A - B0 @ A0))
+    assert same(got[B], B0)
+
+
+def test_flexlora_is_the_truncated_svd_of_the_mean_update():
+    got = after(make("flexlora"))
+    u, sigma, v = np.linalg.svd(0.25 * B1 @ A1 + 0.75 * B2 @ A2)
+    assert same(got[B] @ got[A], (u[:, :2] * sigma[:2]) @ v[:2])
+    assert np.allclose(got[A] @ got[A].T, np.eye(2))
+    assert same(got[B].norm(dim=0), sigma[:2])
+
+
+def test_flexlora_takes_clients_of_different_ranks():
+    got = after(make("flexlora"), clients=[tensors(a=A1[:1], b=B1[:, :1]), tensors(a=A2[:1], b=B2[:, :1])])
+    assert same(got[B] @ got[A], 0.25 * B1[:, :1] @ A1[:1] + 0.75 * B2[:, :1] @ A2[:1])
+
+
+def test_fedsvd_turns_the_factors_and_keeps_the_product():
+    got = after(make("fedsvd"))
+    assert same(got[B] @ got[A], MEAN_B @ A0)
+    assert np.allclose(got[A] @ got[A].T, np.eye(2))
+
+
+def test_lora_fair_minimises_distance_and_penalty():
+    strength = 0.5
+    got = after(make("lora_fair", regularization=strength))
+    # The same minimum as a least-squares problem: rows of s·ΔB against [Āᵀ; √λ·I].
+    residual = MEAN_UPDATE - S * MEAN_B @ MEAN_A
+    design = np.concatenate([MEAN_A.T, np.sqrt(strength) * np.eye(2)])
+    target = np.concatenate([residual.T, np.zeros((2, 3))])
+    change = np.linalg.lstsq(design, target, rcond=None)[0].T
+    assert same(got[A], MEAN_A)
+    assert same(got[B], MEAN_B + change / S)
+
+
+def test_hetlora_weighs_by_the_size_of_the_update():
+    got = after(make("hetlora"), clients=[tensors(a=A1[:1], b=B1[:, :1], head=HEAD1), tensors(a=A2, b=B2, head=HEAD2)])
+    first, second = np.linalg.norm(B1[:, :1] @ A1[:1]), np.linalg.norm(B2 @ A2)
+    share = first / (first + second)
+    whole = np.concatenate([A1[:1], np.zeros((1, 4))])
+    assert same(got[A], share * whole + (1 - share) * A2)
+    assert same(got[HEAD], MEAN_HEAD)
+
+
+def test_hetlora_drops_directions_that_shrank():
+    method = make("hetlora", decay=0.5, regularization=0.1)
+    before, small = tensors(a=A1, b=B1), tensors(a=np.stack([A1[0], 0.1 * A1[1]]), b=B1)
+    assert method.trained(before, small, 1)[A].shape == (1, 4)
+    assert method.trained(before, small, 1)[B].shape == (3, 1)
+    assert method.trained(small, before, 1)[A].shape == (2, 4)
+    assert float(method.penalty(before, before)) == pytest.approx(
+        0.1 * np.linalg.norm(B1[:, 1:]) * np.linalg.norm(A1[1:])
+    )
+
+
+def test_clustered_shares_b_among_those_that_are_alike():
+    method = make("clustered", groups=2)
+    near = B1 + 1e-3 * B2
+    clients = [tensors(a=A1, b=B1), tensors(a=A1, b=near), tensors(a=A1, b=-B2)]
+    updates = [(Update(f"c{place}", 1, 1, own), 1) for place, own in enumerate(clients)]
+    state = method.aggregate(state_of(method), updates, 1)
+    assert state.groups["c0"] == state.groups["c1"] != state.groups["c2"]
+    sent = {client: method.broadcast(state, client, 2, 0).tensors[B] for client in ("c0", "c1", "c2", "new")}
+    assert same(sent["c0"], (B1 + near) / 2)
+    assert same(sent["c2"], -B2)
+    assert same(sent["new"], (B1 + near - B2) / 3)
+    joined = method.aggregate(state, [(Update("new", 2, 1, tensors(a=A1, b=-2 * B2)), 1)], 2)
+    assert joined.groups["new"] == state.groups["c2"]
+
+
+def test_clustered_sends_no_b_before_there_are_groups():
+    method = make("clustered", group_after=2)
+    updates = updates_of(method, 1, [tensors(a=A1, b=B1), tensors(a=A2, b=B2)])
+    state = method.aggregate(state_of(method), updates, 1)
+    assert set(method.broadcast(state, "c0", 2, 0).tensors) == {A}
