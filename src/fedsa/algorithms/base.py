@@ -103,8 +103,6 @@ class Algorithm(ABC):
     """The method treats the A side and the B side differently, so the adapter must have both."""
     needs_product: ClassVar[bool] = False
     """The server computes ΔW = s·B·A, so it must be the whole of the adapter's update."""
-    exact: ClassVar[bool] = False
-    """The aggregate's weight update is Σ wᵢ·s·BᵢAᵢ."""
     mixed_ranks: ClassVar[bool] = False
     """Clients may have different ranks: a client's tensors are the first rows of A and columns of B."""
 
