@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedsa.algorithms import make_algorithm
+from fedsa.commands._methods import as_markdown, describe_all
 from fedsa.commands._settings import describe_settings
 from fedsa.types import Factor, Key
 
@@ -17,6 +18,12 @@ ROOT = Path(__file__).parent.parent
 def test_docs_list_every_setting() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert page.endswith(describe_settings() + "\n"), "write `fedsa recipes --settings` into docs/recipes.md"
+
+
+def test_docs_list_every_method() -> None:
+    page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    expected = as_markdown(describe_all(only_built_in=True)) + "\n"
+    assert page == expected, "write `fedsa algorithms --markdown` into docs/algorithms.md"
 
 
 def test_docs_justify_every_dependency() -> None:
