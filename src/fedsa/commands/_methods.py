@@ -290,7 +290,7 @@ def _refused(entry: Entry) -> list[tuple[str, str]]:
         mixed = roles["ok"]
         reason = roles["mixed_ranks"]["reason"] if mixed else roles["reason"]
         if reason is not None:
-            own = reason.replace(variant, "it") if mixed else reason  # one line for all variants
+            own = re.sub(rf"\b{variant}\b", "it", reason) if mixed else reason  # one line for all variants
             ruled_out.setdefault((mixed, own), []).append(variant)
     return [
         (", ".join(variants) + (" with adapter.ranks" if mixed else ""), reason)
