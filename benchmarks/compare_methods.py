@@ -22,13 +22,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from fedsa.algorithms import algorithm_names
+
 METHODS = {
-    "fedsa": ["algorithm=fedsa"],
-    "fedit, head shared": ["algorithm=fedit", "share_head=true"],
+    **{name: [f"algorithm={name}"] for name in algorithm_names()},
     "fedit, head local": ["algorithm=fedit", "share_head=false"],
-    "ffa": ["algorithm=ffa"],
-    "local": ["algorithm=local"],
 }
+"""Every method with its paper's own treatment of the head, and the control for those that keep it local."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def beyond(found: dict[float, float]) -> float | None:
 def table(chosen: dict[str, float], results: dict[Cell, dict[str, Any]], seeds: list[int]) -> str:
     """Return the Markdown table."""
     lines = [
-        "| method | rate | test, weighted | test, mean | worst client | final, weighted | chosen rounds | upload |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | rate | test, weighted | test, mean | worst client | final, weighted | chosen rounds | upload | s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     shown = [("test", "weighted_mean"), ("test", "mean"), ("test", "worst"), ("test_final", "weighted_mean")]
     for method, rate in chosen.items():
@@ -110,7 +110,8 @@ def table(chosen: dict[str, float], results: dict[Cell, dict[str, Any]], seeds: 
         columns = [spread([summary[which][figure] for summary in runs]) for which, figure in shown]
         rounds = ", ".join(str(summary["chosen_round"]) for summary in runs)
         upload = f"{runs[0]['upload_bytes']:,} B"
-        lines.append(f"| {' | '.join([method, f'{rate:g}', *columns, rounds, upload])} |")
+        seconds = f"{mean(summary['wall_seconds'] for summary in runs):.0f}"
+        lines.append(f"| {' | '.join([method, f'{rate:g}', *columns, rounds, upload, seconds])} |")
     return "\n".join(lines)
 
 

@@ -366,6 +366,10 @@ class Recipe(_Settings):
         "fp32", description="in what shared tensors travel, both ways; bf16: half the bytes; what stays is fp32"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    keep_rounds: Literal["needed", "all"] = Field(
+        "needed",
+        description="rounds whose tensors stay in the run folder: those that are needed, or all",
+    )
     callbacks: list[str] = Field([], description="progress listeners, e.g. tensorboard")
     model: ModelSettings
     adapter: AdapterSettings = AdapterSettings()

@@ -56,6 +56,7 @@ class _Run:
     def __init__(self, federation: Federation, folder: RunFolder, callbacks: Sequence[Callback]) -> None:
         self.federation, self.folder, self.callbacks = federation, folder, callbacks
         self.recipe = federation.recipe
+        folder.keeps_all_rounds = self.recipe.keep_rounds == "all"
         self.progress = self._continue() or begin(federation, folder)
         self.initial = federation.model.initial
         self.server = self._server()

@@ -66,6 +66,8 @@ class RunFolder:
         self._reads: ReadAhead[tuple[str, int], ClientState | None] = ReadAhead()
         self._made: list[Path] = []  # the folders that `create` made, innermost first
         self._is_new = False
+        self.keeps_all_rounds = False
+        """Not only the files that are needed to go on and to export, but those of every round."""
 
     @classmethod
     def create(cls, path: Path, recipe: str) -> RunFolder:
@@ -257,6 +259,9 @@ class RunFolder:
     def _prune(self, progress: Progress) -> None:
         """Have the files deleted that no round needs any more, of whoever may have one."""
         self._reads.forget()
+        if self.keeps_all_rounds:
+            self._saved = set()
+            return
         keep = {progress.round, progress.chosen_round}
         for path in (self.path / "server").glob("round-*.safetensors"):
             if _round_of(path) not in keep:
@@ -360,6 +365,10 @@ class RunFolder:
         named = {f"{_SLOT}{name}": tensor for name, tensor in (slots or {}).items()}
         make_folder(path.parent)
         self._writes.write(path, packed({**by_name(tensors), **named, _LAST_TRAINED: last}, {**(about or {}), **own}))
+
+    def kept_rounds(self) -> list[int]:
+        """Return the rounds whose state is kept, ascending."""
+        return sorted(_round_of(path) for path in (self.path / "server").glob("round-*.safetensors"))
 
     def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int], dict[str, Tensor], dict[str, Any]]:
         """Return the server's tensors, their versions, further tensors and further values after a round that is kept.

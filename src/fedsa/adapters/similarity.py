@@ -1,0 +1,84 @@
+"""How alike two clients' matrices are: by their entries, and by the spaces that they span."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedsa.types import Side
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["cosine", "pairwise", "principal_angles", "span_similarity"]
+
+
+def cosine(first: Tensor, second: Tensor) -> float:
+    """Return the cosine of two tensors of one shape, flattened; not a number where one is zero.
+
+    >>> cosine(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+    0.7071067811865475
+    """
+    x, y = first.double().flatten(), second.double().flatten()
+    return float(x @ y / (x.norm() * y.norm()))
+
+
+def principal_angles(first: Tensor, second: Tensor, side: Side) -> Tensor:
+    """Return the angles between the spaces that two matrices span, in radians, rising.
+
+    Of A, shape (r, in), it is the space of the rows; of B, shape (out, r), that of the columns. Neither depends on the
+    basis: A and Q·A span the same for any invertible Q.
+
+    Args:
+        first: a matrix.
+        second: another of the same kind; ranks may differ.
+        side: A or B.
+
+    Returns:
+        As many as the smaller of the two dimensions; none where one matrix is zero.
+    """
+    x, y = (_basis(matrix, side) for matrix in (first, second))
+    cosines = torch.linalg.svdvals(x.T @ y)
+    # Near zero an angle is better known by its sine: what is left of one basis beside the other space.
+    sines = (
+        torch.linalg.svdvals(y - x @ (x.T @ y)) if x.shape[1] >= y.shape[1] else torch.linalg.svdvals(x - y @ (y.T @ x))
+    )
+    number = min(x.shape[1], y.shape[1])
+    by_cosine, by_sine = cosines[:number].clamp(max=1).acos(), sines.flip(0)[:number].clamp(max=1).asin()
+    return torch.where(cosines[:number] > 0.7, by_sine, by_cosine)
+
+
+def span_similarity(first: Tensor, second: Tensor, side: Side) -> float:
+    """Return the mean squared cosine of the principal angles: 1 for one space, r/n for random ones of r in n.
+
+    Not a number where one matrix is zero.
+    """
+    angles = principal_angles(first, second, side)
+    return float(angles.cos().square().mean())
+
+
+def pairwise(values: Sequence[Tensor], measure: str, side: Side) -> Tensor:
+    """Return the similarity of each two of several clients' matrices, shape (clients, clients); the diagonal is 1.
+
+    Args:
+        values: one matrix a client.
+        measure: ``cosine`` or ``span``.
+        side: A or B; for the cosine it does not matter.
+    """
+    result = torch.eye(len(values), dtype=torch.float64)
+    for i, j in combinations(range(len(values)), 2):
+        likeness = cosine(values[i], values[j]) if measure == "cosine" else span_similarity(values[i], values[j], side)
+        result[i, j] = result[j, i] = likeness
+    return result
+
+
+def _basis(matrix: Tensor, side: Side) -> Tensor:
+    """Return an orthonormal basis of the space that a matrix spans, as columns."""
+    columns = matrix.double().T if side is Side.A else matrix.double()
+    u, sigma, _ = torch.linalg.svd(columns, full_matrices=False)
+    limit = max(columns.shape) * torch.finfo(torch.float64).eps * (sigma[0] if len(sigma) else 0)
+    basis: Tensor = u[:, sigma > limit]
+    return basis

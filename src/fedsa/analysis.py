@@ -1,0 +1,222 @@
+"""How alike the clients' tensors are, from a run folder alone: what is general in them, and what is each one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsa.adapters.algebra import ranked
+from fedsa.adapters.similarity import cosine, span_similarity
+from fedsa.algorithms import make_algorithm
+from fedsa.client import own_tensors, personal_tensors
+from fedsa.errors import UserError
+from fedsa.federation import client_ranks
+from fedsa.server import load_state
+from fedsa.store import RunFolder, recipe_of
+from fedsa.types import Factor, Key, Side, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["MEASURES", "Analysis", "analyze", "label_similarity"]
+
+Measure: TypeAlias = Literal["raw", "moved", "within", "span"]
+Matrix = npt.NDArray[np.float64]
+
+MEASURES: dict[Measure, str] = {
+    "raw": "cosine of the flattened tensors",
+    "moved": "cosine of their movement since the start of the run",
+    "within": "cosine of their movement within the round, from what the client began it with",
+    "span": "mean squared cosine of the principal angles (row space of A, column space of B)",
+}
+"""Averaging makes tensors alike, whatever was learned: ``raw`` and ``moved`` show that too, ``within`` does not.
+``span`` does not depend on the basis that a client's factors happen to have."""
+
+_SPANNING = {Factor.A, Factor.B}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a run's clients have in common.
+
+    Attributes:
+        clients: that trained in all of the rounds, sorted: rows and columns of the matrices.
+        matrices: (round, measure, factor, module) to the similarity of each two clients, shape (clients, clients); not
+            a number where one of the two is zero.
+        distances: (round, factor, module) to each client's distance from the initial tensor over that one's norm (not
+            divided where that is zero), shape (clients,).
+        labels: the similarity of the clients' label counts, shape (clients, clients).
+    """
+
+    clients: tuple[str, ...]
+    matrices: Mapping[tuple[int, str, str, str], Matrix]
+    distances: Mapping[tuple[int, str, str], Matrix]
+    labels: Matrix
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds, ascending."""
+        return sorted({round for round, *_ in self.matrices})
+
+    def mean_matrix(self, round: int, measure: str, factor: str) -> Matrix | None:
+        """Return the similarity of each two clients, mean over modules; None where there is none."""
+        found = [matrix for (r, m, f, _), matrix in self.matrices.items() if (r, m, f) == (round, measure, factor)]
+        return np.nanmean(found, axis=0) if found else None
+
+    def means(self) -> Iterator[dict[str, Any]]:
+        """Yield for each round, measure and factor the mean over pairs of clients and modules, and its spread.
+
+        ``mean``, ``std`` (over pairs, of the mean over modules), ``lowest`` and ``highest`` pair, ``modules``.
+        """
+        above = np.triu_indices(len(self.clients), 1)
+        for round, measure, factor in dict.fromkeys(key[:3] for key in self.matrices):
+            matrix = self.mean_matrix(round, measure, factor)
+            values = matrix[above] if matrix is not None else np.array([])
+            values = values[~np.isnan(values)]
+            if len(values):
+                yield {
+                    "round": round,
+                    "measure": measure,
+                    "factor": factor,
+                    "mean": float(values.mean()),
+                    "std": float(values.std()),
+                    "lowest": float(values.min()),
+                    "highest": float(values.max()),
+                }
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield one row for each pair of clients and each round, measure, factor and module."""
+        for (round, measure, factor, module), matrix in self.matrices.items():
+            for i, j in combinations(range(len(self.clients)), 2):
+                yield {
+                    "round": round,
+                    "measure": measure,
+                    "factor": factor,
+                    "module": module,
+                    "client": self.clients[i],
+                    "other": self.clients[j],
+                    "similarity": float(matrix[i, j]),
+                }
+
+
+def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
+    """Return how alike the clients' tensors were as they ended their local training, before they were averaged.
+
+    Args:
+        run: a finished run's folder.
+        rounds: which; None: the last, and every other whose files were kept (``keep_rounds = "all"`` keeps them all).
+
+    Raises:
+        UserError: a round that is not kept, or fewer than two clients trained.
+    """
+    folder = RunFolder.open(run)
+    summary, about = folder.read_json("summary.json"), folder.read_json("clients.json")
+    kept = [round for round in folder.kept_rounds() if round > 0]
+    wanted = sorted(set(rounds)) if rounds else kept
+    missing = [round for round in wanted if round not in kept]
+    if missing:
+        raise UserError(
+            f"{run} does not keep round {missing[0]}: it has {', '.join(map(str, kept))} of {summary['rounds']}; run "
+            "again with --set keep_rounds=all"
+        )
+    states = {round: dict(_trained(folder, round, kept)) for round in wanted}
+    clients = sorted(set.intersection(*(set(found) for found in states.values())))
+    if len(clients) < 2:
+        raise UserError(f"{run}: fewer than two clients trained in round {' and '.join(map(str, wanted))}")
+    matrices: dict[tuple[int, str, str, str], Matrix] = {}
+    distances: dict[tuple[int, str, str], Matrix] = {}
+    initial = folder.load_initial()
+    for round, by_client in states.items():
+        ends = [by_client[client][1] for client in clients]
+        starts = [by_client[client][0] for client in clients]
+        for key in _compared(ends):
+            first = [ranked({key: initial[key]}, _rank(key, end[key]))[key] for end in ends]
+            values = [end[key] for end in ends]
+            names = (key.factor.value, _named(key))
+            moved = [value - start for value, start in zip(values, first, strict=True)]
+            distances[round, *names] = np.array(
+                [float(move.norm() / (start.norm() or 1)) for move, start in zip(moved, first, strict=True)]
+            )
+            for measure, matrix in _matrices(key, values, moved, starts):
+                matrices[round, measure, *names] = matrix
+    return Analysis(tuple(clients), matrices, distances, label_similarity([about[client] for client in clients]))
+
+
+def label_similarity(about: Sequence[Mapping[str, Any]]) -> Matrix:
+    """Return the cosine of the clients' label counts, shape (clients, clients).
+
+    Args:
+        about: each client's entry of ``clients.json``.
+    """
+    counts = np.array([list(client["labels"].values()) for client in about], dtype=np.float64)
+    unit = counts / np.linalg.norm(counts, axis=1, keepdims=True)
+    matrix: Matrix = unit @ unit.T
+    return matrix
+
+
+def _trained(folder: RunFolder, round: int, kept: Sequence[int]) -> Iterator[tuple[str, tuple[State | None, State]]]:
+    """Yield each client that trained in a round: its id, its tensors as it began (None: not kept) and as it ended."""
+    recipe, initial = recipe_of(folder), folder.load_initial()
+    algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+    clients = list(folder.read_json("clients.json"))
+    ranks = client_ranks(recipe.adapter, clients)
+    before = round - 1
+    server = None
+    if before == 0:
+        server = algorithm.init(initial, load_state(folder, round).scaling)
+    elif before in kept:
+        server = load_state(folder, before)
+    for client in clients:
+        state = folder.load_client(client, round)
+        if state is None or state.held != round - 1:  # it did not train in this very round
+            continue
+        own = ranked(initial, ranks.get(client))
+        start = None
+        if server is not None:
+            earlier = folder.load_client(client, before) if before else None
+            start = personal_tensors(algorithm, own, server, client, earlier, before, recipe.wire_dtype)
+        yield client, (start, own_tensors(own, state))
+
+
+def _compared(ends: Sequence[State]) -> Iterator[Key]:
+    """Yield the keys whose tensors are compared: those that clients have in common, in one shape."""
+    order = list(Factor)
+    for key, value in sorted(ends[0].items(), key=lambda entry: order.index(entry[0].factor)):
+        same_shape = all(key in end and end[key].shape == value.shape for end in ends)
+        if key.factor.side is not Side.BASE and (same_shape or key.factor in _SPANNING):
+            yield key
+
+
+def _matrices(
+    key: Key, values: Sequence[Tensor], moved: Sequence[Tensor], starts: Sequence[State | None]
+) -> Iterator[tuple[Measure, Matrix]]:
+    """Yield the measures of one tensor that can be taken."""
+    if len({value.shape for value in values}) == 1:
+        yield "raw", _pairs(values, cosine)
+        yield "moved", _pairs(moved, cosine)
+        began = [start[key] for start in starts if start is not None]
+        if len(began) == len(values):
+            yield "within", _pairs([value - start for value, start in zip(values, began, strict=True)], cosine)
+    if key.factor in _SPANNING:
+        yield "span", _pairs(values, lambda x, y: span_similarity(x, y, key.factor.side))
+
+
+def _pairs(values: Sequence[Tensor], similarity: Any) -> Matrix:
+    matrix = np.eye(len(values))
+    for i, j in combinations(range(len(values)), 2):
+        matrix[i, j] = matrix[j, i] = similarity(values[i], values[j])
+    return matrix
+
+
+def _rank(key: Key, value: Tensor) -> int | None:
+    return {Factor.A: value.shape[0], Factor.B: value.shape[-1]}.get(key.factor)
+
+
+def _named(key: Key) -> str:
+    return key.module if key.adapter == "default" else f"{key.module}:{key.adapter}"

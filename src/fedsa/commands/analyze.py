@@ -1,0 +1,105 @@
+"""``fedsa analyze``: how alike the clients' tensors are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedsa.analysis import Analysis
+
+__all__ = ["command"]
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    to: Annotated[Path | None, typer.Option(help="Where to write; default: RUN/analysis.")] = None,
+    round: Annotated[
+        list[int] | None, typer.Option(help="A round, given as often as wanted; default: all kept.")
+    ] = None,
+    formats: Annotated[str, typer.Option(help="Of the pictures: pdf, svg, png, with commas.")] = "pdf,svg,png",
+    json: Annotated[bool, typer.Option("--json", help="Print the means as JSON.")] = False,
+) -> None:
+    """Compare the clients' A's, B's and heads pair by pair: numbers and pictures, from the run folder alone."""
+    from fedsa.errors import UserError
+
+    kinds = formats.split(",")
+    unknown = sorted(set(kinds) - {"pdf", "svg", "png"})
+    if unknown:
+        raise UserError(f"--formats {unknown[0]}: known are pdf, svg and png")
+    from fedsa.analysis import MEASURES, analyze
+    from fedsa.commands._display import print_json, print_table
+
+    found = analyze(run, round)
+    folder = to or run / "analysis"
+    files = _write(found, folder, kinds)
+    means = list(found.means())
+    if json:
+        print_json({"clients": list(found.clients), "means": means, "files": [str(file) for file in files]})
+        return
+    last = found.rounds[-1]
+    print_table(
+        ["factor", "measure", "mean", "lowest", "highest"],
+        [
+            [row["factor"], row["measure"], *(f"{row[name]:.3f}" for name in ("mean", "lowest", "highest"))]
+            for row in means
+            if row["round"] == last
+        ],
+    )
+    print(f"\nRound {last}, as the clients ended their training; over pairs of {len(found.clients)} clients.")
+    for name, text in MEASURES.items():
+        print(f"  {name:7s} {text}")
+    print()
+    for file in files:
+        print(file)
+
+
+def _write(found: Analysis, folder: Path, formats: list[str]) -> list[Path]:
+    """Write tables and pictures, and return the files."""
+    import json
+
+    import numpy as np
+    from datasets import Dataset, disable_progress_bars
+
+    from fedsa.report.similarity import draw_dendrogram, draw_heat_maps, draw_layers, draw_trend, save
+
+    disable_progress_bars()
+    folder.mkdir(parents=True, exist_ok=True)
+    table = Dataset.from_list(list(found.rows()))
+    table.to_parquet(folder / "pairs.parquet")
+    table.to_csv(folder / "pairs.csv", index=False)
+    distances = [
+        {"round": round, "factor": factor, "module": module, "client": client, "distance": float(value)}
+        for (round, factor, module), values in found.distances.items()
+        for client, value in zip(found.clients, values, strict=True)
+    ]
+    Dataset.from_list(distances).to_csv(folder / "distances.csv", index=False)
+    (folder / "means.json").write_text(json.dumps(list(found.means()), indent=1) + "\n", encoding="utf-8")
+    files = [folder / name for name in ("pairs.parquet", "pairs.csv", "distances.csv", "means.json")]
+
+    last, above = found.rounds[-1], np.triu_indices(len(found.clients), 1)
+    here = {key[1:]: matrix for key, matrix in found.matrices.items() if key[0] == last}
+    measures = list(dict.fromkeys(measure for measure, *_ in here))
+    maps = {
+        measure: {
+            factor: matrix
+            for factor in dict.fromkeys(factor for m, factor, _ in here if m == measure)
+            if (matrix := found.mean_matrix(last, measure, factor)) is not None
+        }
+        for measure in measures
+    }
+    profile: dict[tuple[str, str], dict[str, float]] = {}
+    for (measure, factor, module), matrix in here.items():
+        if factor != "head":
+            profile.setdefault((measure, factor), {})[module] = float(np.nanmean(matrix[above]))
+    files += save(draw_heat_maps(maps, found.labels, found.clients), folder / "clients", formats)
+    files += save(draw_layers(profile), folder / "layers", formats)
+    if len(found.rounds) > 1:
+        files += save(draw_trend(found.means()), folder / "rounds", formats)
+    side = next((factor for factor in ("B", "lambda_b") if factor in maps.get("moved", {})), None)
+    if side and len(found.clients) > 2:
+        tree = draw_dendrogram(maps["moved"][side], found.labels, found.clients, side)
+        files += save(tree, folder / "clusters", formats)
+    return files

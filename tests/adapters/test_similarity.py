@@ -1,0 +1,75 @@
+"""Similarities of hand-made matrices, whose values are known."""
+
+import math
+
+import pytest
+import torch
+
+from fedsa.adapters.similarity import cosine, pairwise, principal_angles, span_similarity
+from fedsa.types import Side
+
+E = torch.eye(6, dtype=torch.float64)
+
+
+def turned(matrix: torch.Tensor, angle: float) -> torch.Tensor:
+    """Return the matrix turned by an angle in the plane of the first and the fourth axis."""
+    turn = torch.eye(6, dtype=torch.float64)
+    turn[0, 0] = turn[3, 3] = math.cos(angle)
+    turn[0, 3], turn[3, 0] = -math.sin(angle), math.sin(angle)
+    return matrix @ turn.T
+
+
+def test_the_cosine_of_flattened_matrices():
+    first, second = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    assert cosine(first, second) == pytest.approx((2 + 4) / math.sqrt(30 * 5), rel=1e-15)
+    assert cosine(first, 3 * first) == pytest.approx(1, abs=1e-15)
+    assert cosine(first, -first) == pytest.approx(-1, abs=1e-15)
+    assert math.isnan(cosine(first, torch.zeros(2, 2)))
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-4, 0.3, 1.0, math.pi / 2])
+def test_the_angle_that_one_space_was_turned_by(angle):
+    first = E[:2]  # rows: the first and the second axis
+    angles = principal_angles(first, turned(first, angle), Side.A)
+    assert angles.tolist() == pytest.approx([0.0, angle], abs=1e-12)
+    assert span_similarity(first, turned(first, angle), Side.A) == pytest.approx((1 + math.cos(angle) ** 2) / 2)
+
+
+def test_angles_do_not_depend_on_the_basis():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
+    mix = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    expected = principal_angles(first, second, Side.A)
+    assert torch.allclose(principal_angles(mix @ first, second, Side.A), expected, atol=1e-10)
+    assert torch.allclose(principal_angles(first.T @ mix, second.T, Side.B), expected, atol=1e-10)
+    assert cosine(mix @ first, second) != pytest.approx(cosine(first, second), abs=1e-3)
+
+
+def test_ranks_may_differ():
+    assert principal_angles(E[:1], E[:3], Side.A).tolist() == pytest.approx([0.0], abs=1e-12)
+    assert principal_angles(E[:3], E[2:4], Side.A).tolist() == pytest.approx([0.0, math.pi / 2], abs=1e-12)
+    twice = torch.cat([E[:1], 2 * E[:1]])  # of rank 1
+    assert principal_angles(twice, E[:3], Side.A).tolist() == pytest.approx([0.0], abs=1e-12)
+
+
+def test_a_zero_matrix_spans_nothing():
+    assert principal_angles(torch.zeros(2, 6), E[:2], Side.A).numel() == 0
+    assert math.isnan(span_similarity(torch.zeros(2, 6), E[:2], Side.A))
+
+
+def test_random_spaces_are_as_alike_as_their_share_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randn(200, 2, 4, 40, generator=generator, dtype=torch.float64)
+    mean = sum(span_similarity(first, second, Side.A) for first, second in pairs) / len(pairs)
+    assert mean == pytest.approx(4 / 40, abs=0.01)
+
+
+@pytest.mark.parametrize("measure", ["cosine", "span"])
+def test_identical_clients_give_one(measure):
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
+    matrix = pairwise([one, one.clone(), other], measure, Side.A)
+    assert matrix[0, 1].item() == pytest.approx(1, abs=1e-12)
+    assert torch.equal(matrix, matrix.T)
+    assert matrix[0, 2].item() < 0.99
+    assert matrix.diagonal().tolist() == [1, 1, 1]
