@@ -73,16 +73,6 @@ def test_recipes(fedsa_command: Callable[..., Any], tmp_path: Path) -> None:
     assert re.search(r"^seed = \d+$", text, re.MULTILINE)
 
 
-def test_algorithms(fedsa_command: Callable[..., Any]) -> None:
-    entries = json.loads(fedsa_command("algorithms", "--json").out)
-    assert {entry["name"] for entry in entries} >= {"fedsa", "fedit", "ffa", "local"}
-    by_name = {entry["name"]: entry for entry in entries}
-    assert by_name["fedsa"]["variants"]["lora"] == {"shared": ["A"], "local": ["B", "head"], "frozen": []}
-    assert by_name["local"]["variants"]["lora"]["shared"] == []
-    out = fedsa_command("algorithms").out
-    assert all(name in out for name in by_name)
-
-
 def test_data_shows_draws_and_saves_a_partition(
     fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fedsa.algorithms import make_algorithm
+from fedsa.algorithms import check_algorithm, make_algorithm
+from fedsa.commands._methods import as_markdown, describe_all
 from fedsa.commands._settings import describe_settings
-from fedsa.types import Factor, Key, Side
+from fedsa.errors import ConfigError
+from fedsa.types import Factor, Key
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,6 +21,12 @@ ROOT = Path(__file__).parent.parent
 def test_docs_list_every_setting() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert page.endswith(describe_settings() + "\n"), "write `fedsa recipes --settings` into docs/recipes.md"
+
+
+def test_docs_list_every_method() -> None:
+    page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    expected = as_markdown(describe_all(only_built_in=True)) + "\n"
+    assert page == expected, "write `fedsa algorithms --markdown` into docs/algorithms.md"
 
 
 def test_docs_justify_every_dependency() -> None:
@@ -41,11 +51,17 @@ def test_links_of_the_docs_lead_somewhere() -> None:
 
 def test_method_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    (tmp_path / "tutorial_mirror.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    mirror = make_algorithm("tutorial_mirror:Mirror", {})
-    sent = {factor for factor in Factor if mirror.plan(Key("layer", factor), 1).sent}
-    sides = {factor.side for factor in sent}
-    assert Side.B in sides
-    assert not {Side.A, Side.BASE, Side.HEAD} & sides
+    method, test = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "sparing.py").write_text(method, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    sparing = make_algorithm("sparing:Sparing", {"every": 3})
+    assert [sparing.plan(Key("layer", Factor.A), round).sent for round in range(1, 7)] == [False, False, True] * 2
+    (mistake,) = check_algorithm({"algorithm": "sparing:Sparing", "adapter": {"variant": "vera"}})
+    assert "nothing to spare" in mistake.what
+    with pytest.raises(ConfigError, match="greater than 0"):
+        make_algorithm("sparing:Sparing", {"every": 0})
+    names: dict[str, Callable[[], None]] = {}
+    exec(test, names)  # noqa: S102  # the reader's test
+    names["test_sparing_obeys_the_laws"]()
+    del sys.modules["sparing"]

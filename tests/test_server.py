@@ -1,6 +1,7 @@
 import torch
 
 from fedsa.algorithms import make_algorithm
+from fedsa.client import personal_tensors
 from fedsa.server import Server
 from fedsa.types import Factor, Key, Update
 
@@ -71,3 +72,18 @@ def test_a_client_gets_what_it_lacks_and_a_fresh_one_all():
     server.end_round(6, [])
     server.held["c1"] = 6
     assert set(server.payload("c1", 7).tensors) == set()
+
+
+def test_modules_may_have_ranks_of_their_own():
+    """PEFT's rank_pattern: what one module's rank is says nothing of another's."""
+    algorithm = make_algorithm("fedit", {})
+    small, large = (
+        {Key(name, Factor.A): (rank, 3), Key(name, Factor.B): (3, rank)} for name, rank in (("x", 2), ("y", 4))
+    )
+    initial = {key: torch.zeros(shape) for key, shape in {**small, **large}.items()}
+    server = Server(algorithm, algorithm.init(initial), ["a"], seed=0)
+    server.begin_round(1)
+    server.end_round(1, [Update("a", 1, 5, {key: torch.ones_like(value) for key, value in initial.items()})])
+    own = personal_tensors(algorithm, initial, server.state, "a", None, 1, "fp32")
+    assert {key: tuple(value.shape) for key, value in own.items()} == {**small, **large}
+    assert all(bool((value == 1).all()) for value in own.values())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedsa.errors import MissingExtraError, Mistake, UserError, near
+from fedsa.plugins import load_class
 from fedsa.recipe import Recipe
 
 __all__ = ["CALLBACKS", "Callback", "TensorBoard", "check_callbacks", "make_callbacks"]
@@ -108,14 +108,7 @@ def check_callbacks(data: Mapping[str, Any]) -> list[Mistake]:
 
 def _find(name: str) -> type[Callback]:
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
-            raise UserError(f"callback {name!r} cannot be imported: {error}") from None
-        if not (isinstance(found, type) and issubclass(found, Callback)):
-            raise UserError(f"{name!r} is no callback: it must be a class that derives from fedsa.callbacks.Callback")
-        return found
+        return load_class("callback", name, Callback)
     if name not in CALLBACKS:
         raise UserError(f"unknown callback {name!r}; {near(name, CALLBACKS)}")
     return CALLBACKS[name]

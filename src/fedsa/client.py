@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 
-from fedsa.adapters.algebra import rank_of, ranked
+from fedsa.adapters.algebra import cropped, ranked
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.errors import TrainingError
 from fedsa.memory import give_back
@@ -77,8 +77,9 @@ def personal_tensors(
         wire_dtype: in what it would get the server's tensors.
     """
     held = state.held if state else 0
-    payload = sent_to(algorithm, server, client, round + 1, held, wire_dtype, rank=rank_of(initial))
-    return algorithm.absorb(own_tensors(initial, state), payload, initial)
+    payload = sent_to(algorithm, server, client, round + 1, held, wire_dtype)
+    own = {key: cropped(value, initial[key].shape) for key, value in payload.tensors.items()}
+    return algorithm.absorb(own_tensors(initial, state), replace(payload, tensors=own), initial)
 
 
 def sent_to(

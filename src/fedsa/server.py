@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
 import numpy as np
 
-from fedsa.adapters.algebra import rank_of, ranked
+from fedsa.adapters.algebra import fits, ranked
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.errors import DataError, ProtocolError
+from fedsa.recipe import ServerSettings
 from fedsa.seeds import derive_seed
+from fedsa.server_optimizers import stepped
 from fedsa.types import Key, Payload, RoundRecord, State, Update, total_bytes
 from fedsa.wire import WIRE_DTYPES, WireDtype, on_wire
 
@@ -69,6 +71,7 @@ class Server:
         held: client id to the newest version it has taken in; a client that is not in it holds the initial state.
         ranks: client id to its rank, where it is less than that of the state's tensors.
         stateless: clients keep nothing between rounds, so each payload has all that is not initial.
+        optimizer: what is made of a round's mean.
     """
 
     def __init__(
@@ -84,12 +87,14 @@ class Server:
         held: Mapping[str, int] | None = None,
         ranks: Mapping[str, int] | None = None,
         stateless: bool = False,
+        optimizer: ServerSettings | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.state = state
         self.clients = tuple(sorted(clients))
         self.held = dict(held or {})
         self._ranks, self._stateless = dict(ranks or {}), stateless
+        self._optimizer = optimizer or ServerSettings()
         self._seed, self._fraction, self._weighting, self._wire_dtype = seed, fraction_train, weighting, wire_dtype
         self._open: dict[str, int] = {}  # the round's clients, each with the bytes it was sent
 
@@ -139,7 +144,7 @@ class Server:
         state = self.algorithm.aggregate(self.state, arrivals, round)
         for _ in arrivals:  # of a method that does not look at every update: the clients are to train all the same
             pass
-        self.state = state
+        self.state = stepped(self.state, state, planned, self._optimizer) if upload_bytes else state
         for client in () if self._stateless else upload_bytes:
             self.held[client] = round - 1
         record = RoundRecord(
@@ -169,10 +174,9 @@ class Server:
                 f"{whose}: its tensors are not exactly those that the plan declares sent ({wrong}, ...)"
             )
         dtype = WIRE_DTYPES[self._wire_dtype]
-        most, own = self._ranks.get(update.client), rank_of(update.tensors)
-        expected = ranked(self.state.tensors, own if most is None else min(most, own or most))
+        expected = ranked(self.state.tensors, self._ranks.get(update.client))
         for key, tensor in update.tensors.items():
-            if tensor.shape != expected[key].shape:
+            if not fits(key, tensor.shape, expected[key].shape):
                 raise ProtocolError(f"{whose}: {key} has shape {tuple(tensor.shape)}, not {tuple(expected[key].shape)}")
             if tensor.dtype != dtype:
                 raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {dtype}, the wire's")

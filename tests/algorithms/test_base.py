@@ -100,7 +100,11 @@ def test_the_methods_are_the_files_of_the_folder():
         ("fedsaa", "unknown algorithm 'fedsaa'; did you mean 'fedsa'?"),
         ("base", f"unknown algorithm 'base'; known: {', '.join(METHODS)}"),
         ("", f"unknown algorithm ''; known: {', '.join(METHODS)}"),
-        ("no_such_package:X", "algorithm 'no_such_package:X' cannot be imported: No module named 'no_such_package'"),
+        (
+            "no_such_package:X",
+            "algorithm 'no_such_package:X' cannot be imported: No module named 'no_such_package', neither installed "
+            "nor in the current folder",
+        ),
         (
             "fedsa.algorithms.ffa:FF",
             "algorithm 'fedsa.algorithms.ffa:FF' cannot be imported: "

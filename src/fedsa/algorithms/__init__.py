@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,44 +15,91 @@ from pydantic import TypeAdapter, ValidationError
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import ConfigError, Mistake, UserError, near
+from fedsa.plugins import declared, load_class, package_of
+from fedsa.recipe import SERVER_DEFAULTS
 
-__all__ = ["algorithm_names", "check_algorithm", "find_algorithm", "make_algorithm"]
+__all__ = [
+    "GROUP",
+    "algorithm_names",
+    "built_in_names",
+    "check_algorithm",
+    "find_algorithm",
+    "make_algorithm",
+    "origin",
+]
+
+GROUP = "fedsa.algorithms"
+"""The entry points under which installed packages declare algorithms."""
+
+
+def built_in_names() -> list[str]:
+    """Return the names of the algorithms in this folder: their file names, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
 
 
 def algorithm_names() -> list[str]:
-    """Return the names of the algorithms in this folder: their file names, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    """Return the names of all algorithms, sorted: of this folder, and of installed packages. None is imported."""
+    return sorted({*built_in_names(), *declared(GROUP)})
+
+
+def origin(name: str) -> str:
+    """Return the package that an algorithm of `algorithm_names` comes from.
+
+    Raises:
+        UserError: several packages declare the name.
+    """
+    return "fedsa" if name in built_in_names() else package_of(_entry_point(name))
 
 
 def find_algorithm(name: str) -> type[Algorithm]:
     """Return the algorithm of a name.
 
     Args:
-        name: a file name in this folder, or ``package.module:Class`` for an algorithm that lives elsewhere.
+        name: a file name in this folder; a name that an installed package declares as an entry point of the group
+            ``fedsa.algorithms``; or ``package.module:Class`` for a class that is installed or in the current folder.
 
     Raises:
-        UserError: there is none of that name, or it is no Algorithm.
+        UserError: there is none of that name, or it cannot be imported, or it is no Algorithm.
     """
     if ":" in name:
-        module_name, _, class_name = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
-            raise UserError(f"algorithm {name!r} cannot be imported: {error}") from None
-        if not (inspect.isclass(found) and issubclass(found, Algorithm)) or inspect.isabstract(found):
-            raise UserError(
-                f"{name!r} is no algorithm: it must be a class that derives from fedsa.algorithms.base.Algorithm"
-            )
+        return _complete(name, load_class("algorithm", name, Algorithm))
+    if name in built_in_names():
+        module = importlib.import_module(f"fedsa.algorithms.{name}")
+        (found,) = (
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value) and issubclass(value, Algorithm) and value.__module__ == module.__name__
+        )
         return found
-    if name not in algorithm_names():
+    if name not in declared(GROUP):
         raise UserError(f"unknown algorithm {name!r}; {near(name, algorithm_names())}")
-    module = importlib.import_module(f"fedsa.algorithms.{name}")
-    (found,) = (
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Algorithm) and value.__module__ == module.__name__
-    )
+    entry = _entry_point(name)
+    try:
+        return _complete(name, load_class("algorithm", f"{entry.module}:{entry.attr}", Algorithm))
+    except UserError as error:
+        raise UserError(f"algorithm {name!r} of the package {package_of(entry)} is broken: {error}") from error
+
+
+def _entry_point(name: str) -> EntryPoint:
+    entries = declared(GROUP)[name]
+    if len(entries) > 1:
+        packages = ", ".join(f"{package_of(entry)} ({entry.value})" for entry in entries)
+        raise UserError(f"several packages declare an algorithm {name!r}: {packages}; use one as package.module:Class")
+    return entries[0]
+
+
+def _complete(name: str, found: type[Algorithm]) -> type[Algorithm]:
+    """Refuse a class that says too little of itself."""
+    if not isinstance(getattr(found, "source", None), str):
+        raise UserError(f"{name!r} does not say where it is from: give it source: ClassVar[str], or '-' if nowhere")
+    needed = [field.name for field in dataclasses.fields(found) if _is_required(field)]
+    if needed:
+        raise UserError(f"{name!r} has options without a default: {', '.join(needed)}; give each one")
     return found
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def make_algorithm(name: str, options: Mapping[str, Any], share_head: bool | None = None) -> Algorithm:
@@ -109,9 +157,22 @@ def check_algorithm(data: Mapping[str, Any]) -> list[Mistake]:
         return list(error.mistakes)
     except UserError as error:
         return [Mistake("algorithm", str(error))]
+    return [*_adapter_mistakes(name, algorithm, data), *_server_mistakes(name, algorithm, data)]
+
+
+def _adapter_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) -> list[Mistake]:
     adapter = data.get("adapter", {})
     variant = adapter.get("variant", "lora") if isinstance(adapter, Mapping) else None
     if variant not in VARIANTS:
         return []
     reason = algorithm.refusal(variant, mixed_ranks=bool(adapter.get("ranks")))
     return [Mistake("algorithm", f"{name} does not go with adapter.variant = {variant!r}: {reason}")] if reason else []
+
+
+def _server_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) -> list[Mistake]:
+    server = data.get("server", {})
+    optimizer = server.get("optimizer", "none") if isinstance(server, Mapping) else "none"
+    if optimizer not in SERVER_DEFAULTS or optimizer == "none":
+        return []
+    reason = algorithm.optimizer_refusal()
+    return [Mistake("server.optimizer", f"{optimizer} does not go with {name}: {reason}")] if reason else []

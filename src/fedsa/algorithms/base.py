@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
-from fedsa.adapters.algebra import padded, pairs, rank_of, ranked
+from fedsa.adapters.algebra import padded, pairs
 from fedsa.adapters.factors import VARIANTS
 from fedsa.types import Factor, Key, Payload, Side, State, Update
 
@@ -144,6 +144,25 @@ class Algorithm(ABC):
             return "it puts tensors together that must have one rank: leave adapter.ranks out"
         if mixed_ranks and not about.is_product:
             return f"{variant} has one rank for all clients: leave adapter.ranks out"
+        return None
+
+    def optimizer_refusal(self) -> str | None:
+        """Return why a server optimiser does not go with the method, or None if it does.
+
+        The optimiser takes the step from a tensor's value to the mean of what was sent as its gradient, so each sent
+        tensor's new value must be that mean, and its old value what the clients started from.
+        """
+        if not self.additive:
+            return "its server needs each client's update, not their mean"
+        if self.folds:
+            return "its server adds to the frozen weights, so a sent tensor does not start from the mean before"
+        own = type(self)
+        if own.aggregate is not Algorithm.aggregate or own.renewed is not Algorithm.renewed:
+            return "its server makes other values of what is sent than their mean"
+        factors = {factor for about in VARIANTS.values() for factor in about.factors}
+        keys = [Key("layer", factor, adapter) for factor in factors for adapter in self.adapters]
+        if not any(self.plan(key, round).sent for key in keys for round in (1, 2)):
+            return "it sends nothing"
         return None
 
     def scaling(self, scaling: float, rank: int, clients: int) -> float:
@@ -294,8 +313,9 @@ def mean_update(state: ServerState, updates: Iterable[tuple[State, int]]) -> dic
     whole = 0
     for tensors, weight in updates:
         whole += weight
-        for module, (b, a) in pairs({**ranked(state.tensors, rank_of(tensors)), **tensors}).items():
-            term = b.double() @ a.double() * (weight * state.scaling[module])
+        for module, (b, a) in pairs({**state.tensors, **tensors}).items():
+            rank = min(b.shape[1], a.shape[0])  # what was not sent is of the server's rank
+            term = b[:, :rank].double() @ a[:rank].double() * (weight * state.scaling[module])
             sums[module] = sums[module].add_(term) if module in sums else term
     return {module: total / whole for module, total in sums.items()}
 

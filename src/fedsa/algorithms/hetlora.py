@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 
-from fedsa.adapters.algebra import padded, pairs, rank_of, ranked
+from fedsa.adapters.algebra import cropped, padded, pairs, rank_of, ranked
 from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, weighted_mean
 from fedsa.types import Factor, Key, Payload, Side, State, Update
 
@@ -54,7 +54,8 @@ class HetLoRA(Algorithm):
 
     def absorb(self, tensors: State, payload: Payload, initial: State) -> State:
         """Return the client's tensors with what came, cut to the rank that it has by now."""
-        return ranked(super().absorb(tensors, payload, initial), rank_of(tensors))
+        taken = super().absorb(tensors, payload, initial)
+        return {key: cropped(value, tensors[key].shape) if key in tensors else value for key, value in taken.items()}
 
     def trained(self, before: State, after: State, round: int) -> State:
         """Return what was trained, with the last directions dropped if they have shrunk."""

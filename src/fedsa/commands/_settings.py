@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from fedsa.recipe import Recipe
 
-__all__ = ["describe_settings"]
+__all__ = ["as_toml", "describe_settings", "type_name"]
 
 
 def describe_settings() -> str:
@@ -25,8 +25,8 @@ def describe_settings() -> str:
         for key, field in model.model_fields.items():
             if _is_table(field.annotation):
                 continue
-            default = "required" if field.is_required() else _as_toml(field.default)
-            lines.append(f"| `{key}` | {_type_name(field.annotation)} | {default} | {field.description} |")
+            default = "required" if field.is_required() else as_toml(field.default)
+            lines.append(f"| `{key}` | {type_name(field.annotation)} | {default} | {field.description} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -42,8 +42,9 @@ def _is_table(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _type_name(annotation: Any) -> str:
-    options = [_type_name(option) for option in get_args(annotation) if option is not type(None)]
+def type_name(annotation: Any) -> str:
+    """Return a type in a user's words, with | escaped as in a Markdown table."""
+    options = [type_name(option) for option in get_args(annotation) if option is not type(None)]
     if get_origin(annotation) is Literal:
         return " \\| ".join(f"`{option}`" for option in get_args(annotation))
     if get_origin(annotation) in (Union, UnionType):
@@ -53,7 +54,8 @@ def _type_name(annotation: Any) -> str:
     return {str: "text", int: "whole number", float: "number", bool: "true \\| false"}.get(annotation, str(annotation))
 
 
-def _as_toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """Return a value as TOML writes it, in Markdown's quotes; – if there is none."""
     if value is None:
         return "–"
     return "`" + tomli_w.dumps({"v": value}).partition("= ")[2].strip().replace("\n", "").replace(" ", "") + "`"

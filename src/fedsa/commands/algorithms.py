@@ -1,63 +1,55 @@
-"""``fedsa algorithms``: the methods, and what each shares."""
+"""``fedsa algorithms``: the methods, what each shares, and with which adapters each goes."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 __all__ = ["command"]
 
 
-def command(json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False) -> None:
-    """List the methods: what is shared, kept at the client and frozen, for each adapter variant that they go with."""
-    from fedsa.algorithms import algorithm_names
-    from fedsa.commands._display import print_json, print_table
+def command(
+    name: Annotated[str | None, typer.Argument(help="Show this method in full; or package.module:Class.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all that is known: a list, or one object.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/algorithms.md: fedsa's own methods.")
+    ] = False,
+) -> None:
+    """List the methods: what a client sends and keeps, and which adapter variants each goes with."""
+    import sys
 
-    entries = [_entry(name) for name in algorithm_names()]
+    from fedsa.commands._display import print_json, print_table
+    from fedsa.commands._methods import LEGEND, as_markdown, as_text, describe, describe_all, matrix, overview
+
+    if name is not None:
+        entry = describe(name)
+        if json:
+            print_json(entry)
+            return
+        for number, part in enumerate(as_text(entry)):
+            print(end="\n" if number else "")
+            if isinstance(part, str):
+                print(part)
+            else:
+                print_table(*part)
+        return
+    entries = describe_all(only_built_in=markdown)
     if json:
         print_json(entries)
         return
-    print_table(
-        ["method", "variant", "sent and averaged", "kept at the client", "frozen", "source"],
-        [
-            [
-                "" if row else entry["name"],
-                variant,
-                *(", ".join(roles[role]) or "-" for role in ("shared", "local", "frozen")),
-                "" if row else entry["source"],
-            ]
-            for entry in entries
-            for row, (variant, roles) in enumerate(entry["variants"].items())
-        ],
+    if markdown:
+        print(as_markdown(entries))
+        return
+    print_table(*overview(entries))
+    print(
+        f"\n{LEGEND}\nexact: the aggregate's update is the mean of the clients' updates. No client trains the base.\n"
     )
-    print("\nThe head follows share_head; shown is each method's default. The base model is frozen everywhere.")
-
-
-def _entry(name: str) -> dict[str, Any]:
-    import dataclasses
-    import inspect
-
-    from fedsa.adapters.factors import VARIANTS
-    from fedsa.algorithms import find_algorithm
-    from fedsa.types import Key
-
-    cls = find_algorithm(name)
-    algorithm = cls()
-    variants = {}
-    for variant, about in VARIANTS.items():
-        if algorithm.refusal(variant) is not None:
-            continue
-        roles: dict[str, list[str]] = {"shared": [], "local": [], "frozen": []}
-        for factor in about.factors:
-            plan = algorithm.plan(Key("layer", factor), 1)
-            roles["shared" if plan.sent else "local" if plan.trained else "frozen"].append(factor.value)
-        variants[variant] = roles
-    return {
-        "name": name,
-        "summary": (inspect.getdoc(cls) or "").partition("\n")[0],
-        "source": cls.source,
-        "options": {field.name: field.default for field in dataclasses.fields(cls)},
-        "export": cls.export,
-        "variants": variants,
-    }
+    print_table(*matrix(entries))
+    print(
+        "\nIn the matrix: the sides of the update that are sent; -: refused. fedsa algorithms NAME says why, and all "
+        "else."
+    )
+    for entry in entries:
+        if "broken" in entry:
+            print(f"\n{entry['name']}: cannot be used: {entry['broken']}", file=sys.stderr)

@@ -102,6 +102,7 @@ class _Run:
             held=self.folder.load_held(self.progress.round),
             ranks=self.federation.ranks,
             stateless=recipe.personal_state == "reconstruct",
+            optimizer=recipe.server,
         )
 
     def _server_state(self, round: int) -> ServerState:
@@ -312,6 +313,7 @@ class _Run:
             "seed": recipe.seed,
             "share_head": recipe.share_head,
             "wire_dtype": recipe.wire_dtype,
+            "server_optimizer": recipe.server.optimizer,
             "model": recipe.model.path,
             "data": recipe.data.path,
             "metric": metric,
