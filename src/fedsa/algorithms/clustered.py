@@ -23,8 +23,8 @@ class Clustered(Algorithm):
     The idea that CF-LoRA and the cluster tier of HiLoRA have in common, in its plainest form. At the end of round
     ``group_after`` the clients that trained in it are grouped by the cosine of their B's (average linkage); up to then
     nobody receives a B. Who was not there in that round begins its next from the mean B of all, and then joins the
-    group whose B is nearest. The server sees every B. With as many groups as clients it is FedSA, with one group FedIT with a
-    local head.
+    group whose B is nearest. The server sees every B. With as many groups as clients it is FedSA, with one group FedIT
+    with a local head.
 
     Attributes:
         groups: their number, or as many as there are clients if these are fewer.
