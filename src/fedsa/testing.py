@@ -206,7 +206,7 @@ class _World:
     def client(self, client: str) -> Client:
         rows = np.arange(self.case.weights[self.case.clients.index(client)])
         model: Any = SimpleNamespace(initial=self.initial, keys=tuple(self.initial))
-        recipe: Any = SimpleNamespace(rounds=ROUNDS, seed=self.case.seed, wire_dtype="fp32")
+        recipe: Any = SimpleNamespace(rounds=ROUNDS, seed=self.case.seed, wire_dtype="fp32", personal_state="store")
         nothing = cast(Any, None)
         rank = self.case.ranks.get(client)
         return Client(client, rows, self.algorithm, model, nothing, nothing, recipe, self.memory, rank)

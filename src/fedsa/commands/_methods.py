@@ -201,13 +201,22 @@ def _type(hint: Any) -> str:
 
 def overview(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     """Return a table of one line a method, and its header: with LoRA, or the first variant that it goes with."""
-    header = ["method", "a client sends", "and keeps", "exact", "export", "source"]
+    header = ["method", "a client sends", "and keeps", "exact", "export", "paper"]
     rows = []
     for entry in entries:
         if "broken" not in entry:
             sent, kept = _sent_and_kept(entry)
             exact = "yes" if entry["exact"] else "-"
-            rows.append([entry["name"], sent, kept, exact, entry["export"], entry["source"]])
+            rows.append(
+                [
+                    entry["name"],
+                    sent,
+                    kept,
+                    exact,
+                    entry["export"],
+                    entry["source"].removeprefix("arXiv:").removeprefix("openreview:"),
+                ]
+            )
     return header, rows
 
 
