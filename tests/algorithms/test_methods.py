@@ -75,7 +75,7 @@ AVERAGES = {
     "clustered": (MEAN_A, MEAN_B, HEAD0),
 }
 
-OTHERS = {"fedex", "flora", "frlora", "flexlora", "fedsvd", "lora_fair", "hetlora"}
+OTHERS = {"fedex", "flora", "flora_na", "frlora", "flexlora", "fedsvd", "lora_fair", "hetlora"}
 
 
 def test_every_method_has_golden_numbers():
@@ -209,3 +209,24 @@ def test_clustered_sends_no_b_before_there_are_groups():
     updates = updates_of(method, 1, [tensors(a=A1, b=B1), tensors(a=A2, b=B2)])
     state = method.aggregate(state_of(method), updates, 1)
     assert set(method.broadcast(state, "c0", 2, 0).tensors) == {A}
+
+
+def test_flora_na_comes_nearer_to_the_mean_update_than_averages_do():
+    distances = []
+    for turns in (0, 1, 5, 20):
+        got = after(make("flora_na", turns=turns))
+        distances.append(np.linalg.norm(S * (got[B] @ got[A]).numpy() - MEAN_UPDATE))
+    assert distances[0] == pytest.approx(np.linalg.norm(S * MEAN_B @ MEAN_A - MEAN_UPDATE), rel=1e-12)
+    assert distances[0] > distances[1] > distances[2] >= distances[3]
+
+
+def test_flora_na_solves_for_b_and_then_for_a():
+    got = after(make("flora_na", turns=1))
+    target = MEAN_UPDATE / S
+    columns = np.stack([(B1 @ MEAN_A).ravel(), (B2 @ MEAN_A).ravel()], axis=1)
+    q = np.linalg.lstsq(columns, target.ravel(), rcond=None)[0]
+    whole_b = q[0] * B1 + q[1] * B2
+    columns = np.stack([(whole_b @ A1).ravel(), (whole_b @ A2).ravel()], axis=1)
+    weights = np.linalg.lstsq(columns, target.ravel(), rcond=None)[0]
+    assert np.allclose(got[B].numpy(), whole_b, rtol=1e-9)
+    assert np.allclose(got[A].numpy(), weights[0] * A1 + weights[1] * A2, rtol=1e-9)
