@@ -185,9 +185,10 @@ def _show(console: Console, path: Path, summary: Mapping[str, Any], report: Path
 
 def _show_result(console: Console, path: Path, summary: Mapping[str, Any], report: Path) -> None:
     metric = summary["metric"]
+    rounds = {summary["chosen_round"]: "test", summary["rounds"]: "test_final"}  # one column where they are one
     console.print()
     print_table(
-        ["client", "rows", "majority", "before", f"round {summary['chosen_round']}", f"round {summary['rounds']}"],
+        ["client", "rows", "majority", "before", *(f"round {round}" for round in rounds)],
         [
             [
                 client,
@@ -197,8 +198,7 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
                     for value in (
                         entry["majority"],
                         entry["before"],
-                        entry["test"][metric],
-                        entry["test_final"][metric],
+                        *(entry[which][metric] for which in rounds.values()),
                     )
                 ),
             ]
