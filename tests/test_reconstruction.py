@@ -159,6 +159,7 @@ def test_export_writes_the_tensors_that_were_tested(
         (["evaluation.evaluate_after=both"], "evaluation.evaluate_after must be 'aggregate'"),
         (["algorithm=local"], "local shares nothing in some round"),
         (["algorithm=fedit", "share_head=true"], "fedit keeps nothing at the client"),
+        (["algorithm=flora"], "flora keeps nothing at the client"),  # its A and B begin anew, but they are sent
     ],
 )
 def test_what_does_not_go_with_it_is_refused(

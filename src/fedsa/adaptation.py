@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsa.adapters.algebra import padded, pairs, rank_of, ranked
+from fedsa.adapters.similarity import clusters
 from fedsa.algorithms.base import Algorithm, weighted_mean
 from fedsa.client import own_tensors, personal_tensors, sent_to, train_jobs
 from fedsa.data.clients import SplitName
@@ -52,14 +53,14 @@ def trained_keys(recipe: Recipe, algorithm: Algorithm, keys: Iterable[Key], *, p
         recipe: tells the rounds.
         algorithm: the method.
         keys: every tensor of the adapter and the head.
-        personal: only those that are not received.
+        personal: only those that are never sent or received.
     """
-    rounds = range(1, recipe.rounds + 1)
+    plans = {key: [algorithm.plan(key, round) for round in range(1, recipe.rounds + 1)] for key in keys}
     return tuple(
         key
-        for key in keys
-        if any(algorithm.plan(key, round).trained for round in rounds)
-        and not (personal and algorithm.plan(key, 1).received)
+        for key, by_round in plans.items()
+        if any(plan.trained for plan in by_round)
+        and not (personal and any(plan.sent or plan.received for plan in by_round))
     )
 
 
@@ -336,7 +337,7 @@ def mean_personal(states: Iterable[Weighted], keys: Sequence[Key], initial: Stat
     return {key: mean.to(initial[key].dtype) for key, mean in means.items()}
 
 
-def cluster_means(seen: Sequence[Weighted], initial: State, clusters: int = 0) -> list[State]:
+def cluster_means(seen: Sequence[Weighted], initial: State, number: int = 0) -> list[State]:
     """Return the weighted mean of each cluster of clients; one empty state if there are no clients.
 
     Clients are alike where what their B sides learned points in the same direction (cosine, average linkage); where
@@ -345,16 +346,14 @@ def cluster_means(seen: Sequence[Weighted], initial: State, clusters: int = 0) -
     Args:
         seen: clients' personal tensors and weights.
         initial: the values that they all started from, of the full rank.
-        clusters: their number; 0: the square root of the number of clients, rounded.
+        number: of clusters; 0: the square root of the number of clients, rounded.
     """
     if not seen:
         return [{}]
     keys = tuple(seen[0][0])
-    count = min(len(seen), clusters or round(math.sqrt(len(seen))))
+    count = min(len(seen), number or round(math.sqrt(len(seen))))
     if count < 2:
         return [mean_personal(seen, keys, initial)]
-    from sklearn.cluster import AgglomerativeClustering
-
     told = [key for key in keys if key.factor.side is Side.B] or keys
     learned = torch.stack(
         [
@@ -362,12 +361,10 @@ def cluster_means(seen: Sequence[Weighted], initial: State, clusters: int = 0) -
             for tensors, _ in seen
         ]
     )
-    directions = learned / learned.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    distances = (1 - directions @ directions.T).clamp(min=0).numpy()
-    labels = AgglomerativeClustering(count, metric="precomputed", linkage="average").fit(distances).labels_
+    labels = clusters(learned, count)
     return [
         mean_personal([each for each, own in zip(seen, labels, strict=True) if own == label], keys, initial)
-        for label in dict.fromkeys(labels.tolist())
+        for label in dict.fromkeys(labels)
     ]
 
 

@@ -250,6 +250,9 @@ class Federation:
         everyone = sorted(rows.partition.clients)
         outside = held_out(everyone, recipe.holdout_clients, recipe.seed)
         newcomer, clients = clients is not None, clients or len(everyone) - len(outside)
+        scaling = None  # a run's own config has the method's scale already
+        if not newcomer:
+            scaling = partial(algorithm.scaling, clients=sample_size(recipe.fraction_train, clients))
         model = AdaptedModel(
             base,
             config,
@@ -258,10 +261,7 @@ class Federation:
             precision=compute.precision,
             adapters=algorithm.adapters,
             folds=algorithm.folds,
-            # A run's own config has the method's scale already.
-            scaling=None
-            if newcomer
-            else partial(algorithm.scaling, clients=sample_size(recipe.fraction_train, clients)),
+            scaling=scaling,
         )
         check_personal(recipe, algorithm, model.keys, model.variant)
         ranks = client_ranks(recipe.adapter, everyone)
@@ -362,14 +362,9 @@ def check_personal(recipe: Recipe, algorithm: Algorithm, keys: Sequence[Key], va
     Raises:
         ConfigError: with every such setting.
     """
-    rounds = range(1, recipe.rounds + 1)
-
-    def trains(round: int, *, received: bool) -> bool:
-        plans = (algorithm.plan(key, round) for key in keys)
-        return any(plan.trained and plan.received == received for plan in plans)
-
-    has_personal = any(trains(round, received=False) for round in rounds)
-    always_shares = all(trains(round, received=True) for round in rounds)
+    by_round = [[algorithm.plan(key, round) for key in keys] for round in range(1, recipe.rounds + 1)]
+    has_personal = any(plan.trained and not (plan.sent or plan.received) for plans in by_round for plan in plans)
+    always_shares = all(any(plan.trained and plan.received for plan in plans) for plans in by_round)
     mistakes = []
     if recipe.personal_state == "reconstruct" and not (has_personal and always_shares):
         lacks = "shares nothing in some round" if has_personal else "keeps nothing at the client"

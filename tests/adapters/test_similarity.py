@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedsa.adapters.similarity import cosine, pairwise, principal_angles, span_similarity
+from fedsa.adapters.similarity import clusters, cosine, pairwise, principal_angles, span_similarity
 from fedsa.types import Side
 
 E = torch.eye(6, dtype=torch.float64)
@@ -73,3 +73,11 @@ def test_identical_clients_give_one(measure):
     assert torch.equal(matrix, matrix.T)
     assert matrix[0, 2].item() < 0.99
     assert matrix.diagonal().tolist() == [1, 1, 1]
+
+
+def test_clusters_are_of_one_direction():
+    rows = torch.tensor([[1.0, 0.1], [-1.0, 0.0], [9.0, 0.0], [-0.1, 0.01]])
+    first, second, third, fourth = clusters(rows, 2)
+    assert first == third != second == fourth
+    assert clusters(rows, 4) == [0, 1, 2, 3]
+    assert len(set(clusters(torch.cat([rows, torch.zeros(1, 2)]), 3))) == 3

@@ -13,7 +13,7 @@ from fedsa.types import Side
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["cosine", "pairwise", "principal_angles", "span_similarity"]
+__all__ = ["clusters", "cosine", "pairwise", "principal_angles", "span_similarity"]
 
 
 def cosine(first: Tensor, second: Tensor) -> float:
@@ -73,6 +73,25 @@ def pairwise(values: Sequence[Tensor], measure: str, side: Side) -> Tensor:
         likeness = cosine(values[i], values[j]) if measure == "cosine" else span_similarity(values[i], values[j], side)
         result[i, j] = result[j, i] = likeness
     return result
+
+
+def clusters(rows: Tensor, number: int) -> list[int]:
+    """Return the cluster of each row: rows are alike where they point in the same direction (cosine, average linkage).
+
+    Args:
+        rows: shape (rows, features); one of zeros is as far from all others as from a right angle.
+        number: of clusters; as many as there are rows, where these are fewer.
+    """
+    if len(rows) <= number:
+        return list(range(len(rows)))
+    from sklearn.cluster import AgglomerativeClustering
+
+    directions = rows.double() / rows.double().norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    distances = (1 - directions @ directions.T).clamp(min=0).numpy()
+    found: list[int] = (
+        AgglomerativeClustering(number, metric="precomputed", linkage="average").fit(distances).labels_.tolist()
+    )
+    return found
 
 
 def _basis(matrix: Tensor, side: Side) -> Tensor:

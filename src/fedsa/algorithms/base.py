@@ -99,6 +99,8 @@ class Algorithm(ABC):
     folds: ClassVar[bool] = False
     """The server adds to the frozen weights. There is then a tensor ``Factor.DELTA`` for each adapted layer, of the
     weight's shape and zero at the start, that the layer's output is computed with."""
+    restarts: ClassVar[bool] = False
+    """A client begins each round from the initial A's and B's, not from its own."""
     needs_sides: ClassVar[bool] = True
     """The method treats the A side and the B side differently, so the adapter must have both."""
     needs_product: ClassVar[bool] = False
@@ -208,8 +210,11 @@ class Algorithm(ABC):
             payload: what the server sent, in the dtype of the wire.
             initial: the tensors that every client started from.
         """
+        begun = tensors
+        if self.restarts:
+            begun = {**tensors, **{key: value for key, value in initial.items() if key.factor.side in (Side.A, Side.B)}}
         return {
-            **tensors,
+            **begun,
             **{
                 key: value.to(torch.promote_types(value.dtype, torch.float32)) for key, value in payload.tensors.items()
             },

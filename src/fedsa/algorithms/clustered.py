@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 
+from fedsa.adapters.similarity import clusters
 from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, weighted_mean
 from fedsa.types import Key, Payload, Side, State, Update
 
@@ -94,14 +95,8 @@ def _flat(tensors: State) -> Tensor:
 
 def _groups(by_client: Mapping[str, State], number: int) -> dict[str, str]:
     """Return each client's group by the cosine of its B's, average linkage."""
-    from sklearn.cluster import AgglomerativeClustering
-
     clients = sorted(by_client)
-    if len(clients) <= number:
-        return {client: str(place) for place, client in enumerate(clients)}
-    rows = torch.nn.functional.normalize(torch.stack([_flat(by_client[client]) for client in clients]))
-    distances = (1 - rows @ rows.T).clamp(min=0).numpy()
-    labels = AgglomerativeClustering(number, metric="precomputed", linkage="average").fit_predict(distances)
+    labels = clusters(torch.stack([_flat(by_client[client]) for client in clients]), number)
     return {client: str(label) for client, label in zip(clients, labels, strict=True)}
 
 

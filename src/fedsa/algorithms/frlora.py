@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from fedsa.algorithms.base import Algorithm, Plan, ServerState, product, weighted_mean
-from fedsa.types import Factor, Key, Payload, Side, State, Update
+from fedsa.types import Factor, Key, Side, Update
 
 
 @final
@@ -26,6 +26,7 @@ class FRLoRA(Algorithm):
     additive: ClassVar[bool] = False
     export: ClassVar[str] = "merged model"
     folds: ClassVar[bool] = True
+    restarts: ClassVar[bool] = True
     needs_product: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
@@ -35,11 +36,6 @@ class FRLoRA(Algorithm):
                 return Plan(trained=True, sent=True, received=False)
             case _:
                 return self.rest_plan(key)
-
-    def absorb(self, tensors: State, payload: Payload, initial: State) -> State:
-        """Return the client's tensors with what came, and with A and B as at the start."""
-        fresh = {key: value for key, value in initial.items() if key.factor in (Factor.A, Factor.B)}
-        return {**super().absorb(tensors, payload, initial), **fresh}
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the state with the averaged adapter's change folded."""

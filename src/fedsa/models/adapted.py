@@ -298,7 +298,7 @@ class AdaptedModel:
 
     @property
     def scaling(self) -> dict[str, float]:
-        """S in ΔW = s·B·A of each module that has a LoRA adapter."""
+        """The s in ΔW = s·B·A of each module that has a LoRA adapter."""
         prefix = "base_model.model."
         return {
             name.removeprefix(prefix): float(module.scaling[self.adapters[0]])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, final
 
 import torch
@@ -407,17 +408,16 @@ def _stacked(module: nn.Module, path: str, streams: Streams, values: Values) -> 
 
 def _chained(module: nn.Module, path: str, streams: Streams, values: Values, adapters: Sequence[str]) -> nn.Module:
     """Return the layers of several adapters, each in the place of the next one's base: their updates are added."""
-    last = None
+    layers = []
     for adapter in adapters:
         own = {key: value for key, value in values.items() if key.adapter == adapter}
         layer = _stacked(module, path, streams, own)
         if not isinstance(layer, _Adapted):
             raise NotImplementedError(f"{path}: {type(module).__name__} cannot be stacked with several adapters")
-        if last is not None:
-            layer.base_layer = last
-        last = layer
-    assert last is not None  # noqa: S101 (there are several)
-    return last
+        layers.append(layer)
+    for inner, outer in pairwise(layers):
+        outer.base_layer = inner
+    return layers[-1]
 
 
 def _whole(module: nn.Module, values: Mapping[str, Tensor], streams: Streams) -> nn.Module:

@@ -31,7 +31,7 @@ __all__ = [
     "write_error",
 ]
 
-FORMAT = 2
+FORMAT = 3
 """The version of the run folder's layout."""
 
 
