@@ -20,7 +20,7 @@ import tomli_w
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
-def recipe(folder: Path, intents: list[str], rounds: int) -> dict[str, object]:
+def recipe(folder: Path, intents: list[str], rounds: int, max_examples: int) -> dict[str, object]:
     """Return the recipe as data."""
     return {
         "description": "CLINC150 by domain on MiniLM: ten clients with intents of their own",
@@ -34,9 +34,15 @@ def recipe(folder: Path, intents: list[str], rounds: int) -> dict[str, object]:
             "path": str(folder.absolute()),
             "validation_split": "validation",
             "test_split": "test",
-            "partition": {"kind": "column", "column": "domain"},
+            "partition": {"kind": "column", "column": "domain", "max_examples": max_examples},
         },
-        "training": {"local_steps": 10, "batch_size": 16, "optimizer": "adamw", "learning_rate": 5e-3},
+        "training": {
+            "local_steps": 10,
+            "batch_size": 8,
+            "learning_rate": 5e-3,
+            "schedule": "linear",
+            "warmup_fraction": 0.1,
+        },
         "evaluation": {"evaluate_every": 2},
     }
 
@@ -46,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--max-examples", type=int, default=900, help="of a client's 2,250 rows, all splits together")
     options = parser.parse_args()
     if "FEDSA_DATA" not in os.environ:
         raise SystemExit("set FEDSA_DATA to a folder that has clinc150/data_full.json and clinc150/domains.json")
@@ -59,7 +66,7 @@ def main() -> None:
         lines = [{"text": text, "intent": intent, "domain": domain_of[intent]} for text, intent in rows[name]]
         (data / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     path = options.out / "clinc150.toml"
-    path.write_text(tomli_w.dumps(recipe(data, sorted(domain_of), options.rounds)), encoding="utf-8")
+    path.write_text(tomli_w.dumps(recipe(data, sorted(domain_of), options.rounds, options.max_examples)), encoding="utf-8")
     print(f"wrote {path}")
 
 
