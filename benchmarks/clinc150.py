@@ -66,7 +66,9 @@ def main() -> None:
         lines = [{"text": text, "intent": intent, "domain": domain_of[intent]} for text, intent in rows[name]]
         (data / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     path = options.out / "clinc150.toml"
-    path.write_text(tomli_w.dumps(recipe(data, sorted(domain_of), options.rounds, options.max_examples)), encoding="utf-8")
+    path.write_text(
+        tomli_w.dumps(recipe(data, sorted(domain_of), options.rounds, options.max_examples)), encoding="utf-8"
+    )
     print(f"wrote {path}")
 
 
