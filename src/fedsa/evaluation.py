@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,7 +16,7 @@ from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import State
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from fedsa.models import AdaptedModel
 
@@ -69,23 +69,42 @@ def evaluate(
     """
     remaining = iter(clients)
     while group := list(islice(remaining, together or 1)):
+        by_client = [rows for _, _, rows in group]
         if together:
             with model.stack(len(group)) as stack:
                 for place, (_, tensors, _) in enumerate(group):
                     stack.load(place, tensors)
-                outputs = _outputs(model, task, encoded, [rows for _, _, rows in group], batch_size, pack)
+                answers = _answers(model, task, encoded, by_client, batch_size, pack)
         else:
             model.write(group[0][1])
-            outputs = _outputs(model, task, encoded, [group[0][2]], batch_size, pack=False)
-        for (client, _, rows), own in zip(group, outputs, strict=True):
-            yield client, {"examples": len(rows), **task.score(encoded, rows, own)}
+            answers = _answers(model, task, encoded, by_client, batch_size, pack=False)
+        for (client, _, rows), (outputs, generated) in zip(group, answers, strict=True):
+            yield client, {"examples": len(rows), **task.score(encoded, rows, outputs, generated)}
         give_back()
 
 
-def _outputs(
+def _answers(
     model: AdaptedModel, task: Task, encoded: Encoded, by_client: Sequence[IntArray], batch_size: int, pack: bool
+) -> Sequence[tuple[Tensor, Tensor | None]]:
+    """Return what the model says of each client's rows and, where the task wants it, what it writes on them."""
+    asked = [task.questions(encoded, rows) for rows in by_client]
+    outputs = _outputs(model, task.outputs, encoded, asked, batch_size, pack)
+    if not task.generates:
+        return [(own, None) for own in outputs]
+    prompts = [task.prompts(encoded, rows) for rows in by_client]
+    written = _outputs(model, task.generate, encoded, prompts, batch_size, pack=False)  # token by token
+    return list(zip(outputs, written, strict=True))
+
+
+def _outputs(
+    model: AdaptedModel,
+    ask: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
+    encoded: Encoded,
+    by_client: Sequence[IntArray],
+    batch_size: int,
+    pack: bool,
 ) -> Sequence[Tensor]:
-    """Return the outputs of each client's rows, in their order."""
+    """Return what the model gives on each client's items, in their order."""
     rows = np.concatenate(by_client)
     owners = np.repeat(np.arange(len(by_client)), [len(own) for own in by_client])
     order = np.argsort(encoded.lengths[rows], kind="stable")
@@ -97,7 +116,7 @@ def _outputs(
             batch = {name: value.to(model.device) for name, value in encoded.batch(rows[chosen]).items()}
             counts = np.bincount(owners[chosen], minlength=len(by_client)).tolist()
             model.streams.begin(Layout(batch["attention_mask"], counts, pack=pack))
-            parts.append(task.outputs(model.model, batch).cpu())
+            parts.append(ask(model.model, batch).cpu())
             places.append(chosen)
     outputs = torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
     split: Sequence[Tensor] = outputs.split([len(own) for own in by_client])

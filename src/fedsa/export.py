@@ -32,7 +32,8 @@ from fedsa.parts import PREFIX
 from fedsa.recipe import OBJECTS, Recipe
 from fedsa.seeds import derive_seed
 from fedsa.store import RunFolder, recipe_of, write_error
-from fedsa.tasks.classification import Classification
+from fedsa.tasks import make_task
+from fedsa.tasks.base import Task
 from fedsa.types import Factor, State
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def export(
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
     if not merge:
         refuse_adapter(recipe, algorithm)
-    task = Classification(tuple(recipe.task.text_columns), tuple(_label_names(about)), recipe.task.max_length)
+    task = make_task(recipe.task, list(next(iter(about.values()))["labels"]))
     tokenizer = tokenizer or load_tokenizer(recipe.model)
     model = None
     states = PersonalStates(folder, algorithm, number)
@@ -321,15 +322,11 @@ def _written_whole(target: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {target}: {error}") from error
 
 
-def _label_names(about: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return list(next(iter(about.values()))["labels"])
-
-
 def _adapted(
     run: Path,
     recipe: Recipe,
     algorithm: Algorithm,
-    task: Classification,
+    task: Task,
     base: PreTrainedModel | AdaptedModel | Callable[[], PreTrainedModel] | None,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -433,11 +430,13 @@ def card_of(
     """
     base_name = _name(recipe, model)
     local = base_name == _NO_NAME or base_name.startswith(PREFIX) or Path(base_name).exists()
+    labels = list(about["labels"])
+    task = make_task(recipe.task, labels)
     data = ModelCardData(
         library_name="transformers" if merged else "peft",
         base_model=None if local else base_name,
         tags=["federated-learning", "fedsa", recipe.algorithm, summary["variant"]],
-        pipeline_tag="text-classification",
+        pipeline_tag=task.pipeline_tag,
     )
     shared = ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["sent"]) or "nothing"
     kept = (
@@ -447,17 +446,20 @@ def card_of(
     stayed = "Never left the client"
     if recipe.adaptation.share_personal:
         stayed = "Kept at the client in the rounds, and put together afterwards where that was asked for"
-    labels = list(about["labels"])
+    classes = ""
+    if recipe.task.has_classes:
+        named = ", ".join(f"{index} = {name}" for index, name in enumerate(labels))
+        classes = f"- Classes, in order of their number: {named}\n"
     load = (
-        """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        f"""from transformers import {task.auto_model}, AutoTokenizer
 
-model = AutoModelForSequenceClassification.from_pretrained("FOLDER")
+model = {task.auto_model}.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
         if merged
         else f"""from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {task.auto_model}, AutoTokenizer
 
-base = AutoModelForSequenceClassification.from_pretrained("BASE", num_labels={len(labels)})
+base = {task.auto_model}.from_pretrained("BASE"{f", num_labels={len(labels)}" if task.has_head else ""})
 model = PeftModel.from_pretrained(base, "FOLDER").eval()
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
     )
@@ -471,8 +473,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 Averaged over clients: {shared}. {stayed}: {kept}.
 
 - Base model: {base_name if base_name == _NO_NAME else f"`{base_name}`"}
-- Classes, in order of their number: {", ".join(f"{index} = {name}" for index, name in enumerate(labels))}
-- Rows of this client: {about["train_examples"]} for training, {about["validation_examples"]} for validation, \
+{classes}- Rows of this client: {about["train_examples"]} for training, {about["validation_examples"]} for validation, \
 {about["test_examples"]} for test
 {score}
 

@@ -49,8 +49,8 @@ from fedsa.recipe import (
 )
 from fedsa.seeds import derive_seed
 from fedsa.server import held_out, sample_size
+from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.tasks.classification import Classification
 from fedsa.training.choice import choose_attention, choose_training, compile_model
 from fedsa.types import Factor, Key, State, total_bytes, total_elements
 from fedsa.wire import WireDtype, on_wire
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Federation", "check_personal", "client_ranks", "first_round", "fresh_base", "make_task"]
+__all__ = ["Federation", "check_personal", "client_ranks", "first_round", "fresh_base"]
 
 Progress = Callable[[str], None]
 
@@ -179,7 +179,7 @@ class Federation:
             (base, drawn), tokenizer = _base(recipe, the_task, tell), tokenizer or load_tokenizer(recipe.model)
         elif tokenizer is None:
             raise DataError("give tokenizer=... with a loaded model, or give the model as a name")
-        elif model.config.num_labels != len(rows.label_names):
+        elif the_task.has_head and model.config.num_labels != len(rows.label_names):
             raise DataError(
                 f"the model's head has {model.config.num_labels} classes, the clients' rows have "
                 f"{len(rows.label_names)} ({', '.join(rows.label_names)}): load the model with that num_labels"
@@ -513,16 +513,6 @@ def _chosen(
 
 def _is_hub_name(path: str) -> bool:
     return path != OBJECTS and not path.startswith(PREFIX) and not Path(path).expanduser().exists()
-
-
-def make_task(settings: TaskSettings, label_names: Sequence[str]) -> Task:
-    """Return the task that a recipe describes.
-
-    Args:
-        settings: the recipe's ``[task]``.
-        label_names: class names in order of their number.
-    """
-    return Classification(tuple(settings.text_columns), tuple(label_names), settings.max_length)
 
 
 def _base(recipe: Recipe, task: Task, tell: Progress) -> tuple[PreTrainedModel, set[str]]:

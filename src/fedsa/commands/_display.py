@@ -25,12 +25,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsa.callbacks import Callback
+from fedsa.types import FRACTIONS
 
 if TYPE_CHECKING:
     from fedsa.recipe import Recipe
     from fedsa.store import RunFolder
 
-__all__ = ["print_json", "print_table", "show_run", "status"]
+__all__ = ["print_json", "print_table", "score", "show_run", "status"]
 
 
 def print_json(data: Any) -> None:
@@ -72,6 +73,15 @@ def status(text: str) -> Iterator[Callable[[str], None]]:
         yield lambda line: spinner.update(f"{line} ...")
 
 
+def score(value: float, metric: str, unit: str = " %") -> str:
+    """Return a metric's value as text: in per cent where it is a part of one.
+
+    >>> score(0.8613, "accuracy"), score(-2.5, "log_likelihood"), score(0.5, "f1", unit="")
+    ('86.1 %', '-2.500', '50.0')
+    """
+    return f"{100 * value:.1f}{unit}" if metric in FRACTIONS else f"{value:.3f}"
+
+
 class _Live(Callback):
     """A bar over all local trainings, and a line per round."""
 
@@ -95,7 +105,9 @@ class _Live(Callback):
 
     def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
         from fedsa.server import sample_size
+        from fedsa.tasks import make_task
 
+        self._metric = make_task(recipe.task, ()).metric
         each = sample_size(recipe.fraction_train, len(clients))
         self._rounds = recipe.rounds
         self._console.print(
@@ -129,7 +141,8 @@ class _Live(Callback):
             parts.append(f"train loss {sum(losses) / len(losses):.3f}")
         if validation:
             parts.append(
-                f"validation mean {100 * validation['weighted_mean']:.1f} %, worst {100 * validation['worst']:.1f} % "
+                f"validation mean {score(validation['weighted_mean'], self._metric)}, "
+                f"worst {score(validation['worst'], self._metric)} "
                 f"({validation['worst_client']})"
             )
         parts.append(f"{seconds:.1f} s")
@@ -187,16 +200,23 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
     metric = summary["metric"]
     rounds = {summary["chosen_round"]: "test", summary["rounds"]: "test_final"}  # one column where they are one
     console.print()
+    has_classes = any("majority" in entry for entry in summary["per_client"].values())
     print_table(
-        ["client", "rows", "majority", "before", *(f"round {round}" for round in rounds)],
+        [
+            "client",
+            "rows",
+            *(["majority"] if has_classes else []),
+            "before",
+            *(f"round {round}" for round in rounds),
+        ],
         [
             [
                 client,
                 str(entry["train_examples"]),
                 *(
-                    f"{100 * value:.1f}"
+                    score(value, metric, unit="")
                     for value in (
-                        entry["majority"],
+                        *([entry["majority"]] if has_classes else []),
                         entry["before"],
                         *(entry[which][metric] for which in rounds.values()),
                     )
@@ -208,10 +228,10 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
         console=console,
     )
     console.print(
-        f"\nTest {metric} in %, each client on its own rows, after "
+        f"\nTest {metric}{' in %' if metric in FRACTIONS else ''}, each client on its own rows, after "
         + ("it received the aggregate" if summary["evaluated_after"] == "aggregate" else "its local training")
-        + f". Round {summary['chosen_round']} was chosen by the {summary['chosen_by']}; "
-        "majority: always guessing the client's most frequent class."
+        + f". Round {summary['chosen_round']} was chosen by the {summary['chosen_by']}"
+        + ("; majority: always guessing the client's most frequent class." if has_classes else ".")
     )
     for name, which in (
         ("chosen round", "test"),
@@ -223,9 +243,9 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
             continue
         figures = summary[which]
         console.print(
-            f"{name} {figures['round']}: weighted mean {100 * figures['weighted_mean']:.1f}, "
-            f"mean {100 * figures['mean']:.1f}, std {100 * figures['std']:.1f}, "
-            f"worst {100 * figures['worst']:.1f} ({figures['worst_client']})",
+            f"{name} {figures['round']}: weighted mean {score(figures['weighted_mean'], metric, unit='')}, "
+            f"mean {score(figures['mean'], metric, unit='')}, std {score(figures['std'], metric, unit='')}, "
+            f"worst {score(figures['worst'], metric, unit='')} ({figures['worst_client']})",
             markup=False,
         )
     _show_beside(console, summary)
@@ -245,21 +265,22 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
 
 def _show_beside(console: Console, summary: Mapping[str, Any]) -> None:
     """Print what is not of the federation's clients with their own models."""
-    unseen, shared = summary.get("unseen"), summary.get("global_model")
+    metric, unseen, shared = summary["metric"], summary.get("unseen"), summary.get("global_model")
     if unseen:
         length = f"{unseen['steps']} steps" if "steps" in unseen else f"{unseen['epochs']} epochs"
         before, after = unseen["before"], unseen["after"]
         console.print(
             f"never in the federation: {unseen['clients']} clients, from round {unseen['round']} (start "
-            f"{unseen['start']}): weighted mean {100 * before['weighted_mean']:.1f} before, "
-            f"{100 * after['weighted_mean']:.1f} after {length} on their own rows, "
-            f"worst {100 * after['worst']:.1f} ({after['worst_client']})",
+            f"{unseen['start']}): weighted mean {score(before['weighted_mean'], metric, unit='')} before, "
+            f"{score(after['weighted_mean'], metric, unit='')} after {length} on their own rows, "
+            f"worst {score(after['worst'], metric, unit='')} ({after['worst_client']})",
             markup=False,
         )
     if shared:
         console.print(
             f"one global model for all ({shared['how']}, round {shared['round']}; for it "
             f"{', '.join(shared['left_the_clients']) or 'nothing'} left the clients): weighted mean "
-            f"{100 * shared['weighted_mean']:.1f}, worst {100 * shared['worst']:.1f} ({shared['worst_client']})",
+            f"{score(shared['weighted_mean'], metric, unit='')}, worst "
+            f"{score(shared['worst'], metric, unit='')} ({shared['worst_client']})",
             markup=False,
         )

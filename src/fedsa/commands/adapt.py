@@ -64,7 +64,8 @@ def command(
 
 
 def _show(result: AdaptResult, *, compare: bool) -> None:
-    from fedsa.commands._display import print_table
+    from fedsa.commands._display import print_table, score
+    from fedsa.types import FRACTIONS
 
     rows = ", ".join(f"{count} {split}" for split, count in result.examples.items())
     length = ", ".join(f"{count} {name}" for name, count in result.length.items())
@@ -77,7 +78,7 @@ def _show(result: AdaptResult, *, compare: bool) -> None:
                 each.start,
                 "frozen" if each.freeze_shared else "trained",
                 *(
-                    f"{100 * moment[split][result.metric]:.1f}"
+                    score(moment[split][result.metric], result.metric, unit="")
                     for split in ("validation", "test")
                     for moment in (each.before, each.after)
                 ),
@@ -87,8 +88,9 @@ def _show(result: AdaptResult, *, compare: bool) -> None:
         ],
         right_from=2,
     )
+    unit = " in %" if result.metric in FRACTIONS else ""
     print(
-        f"\n{result.metric} in %, on rows of this client that it did not train on"
+        f"\n{result.metric}{unit}, on rows of this client that it did not train on"
         + (". Chosen on validation; test had no part in it." if compare else "")
     )
     if compare and not any(each.start == "mean" for each in result.tried):

@@ -43,8 +43,8 @@ def _show(plan: Mapping[str, Any]) -> None:
     from fedsa.commands._display import print_table
 
     print(
-        f"{plan['algorithm']} on {plan['variant']}, {plan['model']} ({plan['frozen_parameters']:,} frozen parameters, "
-        f"{plan['classes']} classes)\n"
+        f"{plan['algorithm']} on {plan['variant']}, {plan['model']} ({plan['frozen_parameters']:,} frozen parameters"
+        + (f", {plan['classes']} classes)\n" if plan["classes"] else ")\n")
     )
     roles = ("trained", "sent", "received")
     print_table(

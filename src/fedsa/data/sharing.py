@@ -15,9 +15,9 @@ from fedsa.data.labels import IntArray, encode_labels
 from fedsa.data.partition import ClientRows, Partition, data_fingerprint, partition_columns, partition_rows
 from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
 from fedsa.errors import DataError
-from fedsa.recipe import DataSettings, PartitionSettings, Recipe
+from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings
 from fedsa.seeds import derive_seed
-from fedsa.types import CLASS_NUMBER
+from fedsa.types import CLASS_NUMBER, NO_CLASS
 
 __all__ = ["ClientTable", "SharedRows", "share_client", "share_rows", "share_tables"]
 
@@ -33,8 +33,8 @@ class SharedRows:
     Attributes:
         table: the texts and class numbers (``CLASS_NUMBER``) of all rows, those of a validation or test split of its
             own after the others.
-        labels: shape (rows,): class numbers.
-        label_names: in order of their number.
+        labels: shape (rows,): class numbers; zeros where the task has no classes and no label column.
+        label_names: in order of their number; `NO_CLASS` alone where there are none.
         partition: client id to its rows in ``table``.
         as_saved: the same partition with each split's own row numbers, and the fingerprint of the data it belongs to.
     """
@@ -93,7 +93,7 @@ def share_client(client: str, path: str, recipe: Recipe, label_names: Sequence[s
     )
     data = DataSettings(path=path, partition=PartitionSettings(kind="iid", clients=1), **named)
     rows = load_rows(data)
-    require_columns(rows.table, [*recipe.task.text_columns, recipe.task.label_column], f"{path} ({data.split} rows)")
+    require_columns(rows.table, _needed(recipe.task), f"{path} ({data.split} rows)")
     group, notes = recipe.data.partition.group, []
     if group is not None and group not in rows.table.column_names:
         notes.append(
@@ -105,7 +105,7 @@ def share_client(client: str, path: str, recipe: Recipe, label_names: Sequence[s
     partition = PartitionSettings(kind="files", min_examples=3, group=group, **fractions)
     table = _stack({client: rows.table})
     others = [None if own is None else _stack({client: own}) for own in (rows.validation, rows.test)]
-    task = recipe.task.model_copy(update={"labels": list(label_names)})
+    task = recipe.task.model_copy(update={"labels": list(label_names)}) if recipe.task.has_classes else recipe.task
     own = recipe.model_copy(update={"task": task, "data": data.model_copy(update={"partition": partition})})
     return _share(Rows(table, *others), own, min_classes=1), notes
 
@@ -115,19 +115,11 @@ def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> SharedRows:
     extra = partition_columns(settings)
     tables = {"train": rows.table, "validation": rows.validation, "test": rows.test}
     present = {name: table for name, table in tables.items() if table is not None}
-    names: Sequence[str] | None = task.labels
-    numbers: dict[str, IntArray] = {}
     for split, table in present.items():
         where = f"{recipe.data.path} ({split} rows)"
-        require_columns(table, [*task.text_columns, task.label_column, *(extra if split == "train" else [])], where)
-        _require_texts(table, task.text_columns, where)
-        names = class_names(table, task.label_column, names, where)
-        numbers[split], names = encode_labels(
-            table[task.label_column][:],  # as a list: row by row takes minutes for many
-            names,
-            f"{where}, column {task.label_column!r}",
-            min_classes=min_classes if split == "train" else 1,
-        )
+        require_columns(table, [*_needed(task), *(extra if split == "train" else [])], where)
+        _require_values(table, task.columns, where)
+    numbers, names = _classes(task, present, recipe.data.path, min_classes)
     partition = partition_rows(
         settings,
         labels=numbers["train"],
@@ -147,17 +139,49 @@ def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> SharedRows:
         )
         for client, parts in partition.clients.items()
     }
-    texts = [table.select_columns(list(task.text_columns)) for table in present.values()]
+    texts = [table.select_columns(task.columns) for table in present.values()]
     table = datasets.concatenate_datasets(
         [table.add_column(CLASS_NUMBER, numbers[split]) for split, table in zip(present, texts, strict=True)]
     )
     labels = np.concatenate([numbers[split] for split in present])
     fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
-    return SharedRows(table, labels, tuple(names or ()), Partition(moved), (partition, fingerprint))
+    return SharedRows(table, labels, names, Partition(moved), (partition, fingerprint))
 
 
-def _require_texts(table: datasets.Dataset, columns: Sequence[str], where: str) -> None:
-    """Refuse rows without a text.
+def _needed(task: TaskSettings) -> list[str]:
+    """Return the columns that every split must have."""
+    return list(dict.fromkeys([*task.columns, *([task.label_column] if task.label_column else [])]))
+
+
+def _classes(
+    task: TaskSettings, tables: Mapping[str, datasets.Dataset], path: str, min_classes: int
+) -> tuple[dict[str, IntArray], tuple[str, ...]]:
+    """Return each split's class numbers, and the classes' names; without a label column all rows are of one kind."""
+    if task.label_column is None:
+        return {split: np.zeros(len(table), dtype=np.int64) for split, table in tables.items()}, (NO_CLASS,)
+    names: Sequence[str] | None = task.labels if task.has_classes else None
+    if not task.has_classes:  # values that only tell how rows are shared out: no split need have them all
+        values = {split: list(map(str, table[task.label_column][:])) for split, table in tables.items()}
+        known = sorted(set().union(*values.values()))
+        place = {value: number for number, value in enumerate(known)}
+        return {
+            split: np.array([place[value] for value in own], dtype=np.int64) for split, own in values.items()
+        }, tuple(known)
+    numbers: dict[str, IntArray] = {}
+    for split, table in tables.items():
+        where = f"{path} ({split} rows)"
+        names = class_names(table, task.label_column, names, where)
+        numbers[split], names = encode_labels(
+            table[task.label_column][:],  # as a list: row by row takes minutes for many
+            names,
+            f"{where}, column {task.label_column!r}",
+            min_classes=min_classes if split == "train" else 1,
+        )
+    return numbers, tuple(names or ())
+
+
+def _require_values(table: datasets.Dataset, columns: Sequence[str], where: str) -> None:
+    """Refuse rows without a value in a column.
 
     Raises:
         DataError: with the number of such rows and the first of them, for every column.

@@ -18,7 +18,7 @@ from fedsa.adapters.algebra import ranked
 from fedsa.algorithms.base import ServerState
 from fedsa.callbacks import Callback
 from fedsa.client import Client, own_tensors, personal_tensors, reconstructed, sent_to, train_clients
-from fedsa.data.clients import SplitName
+from fedsa.data.clients import ClientRows, SplitName
 from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.errors import TrainingError
 from fedsa.evaluation import Personal, evaluate, majority_accuracy, summarize_clients
@@ -364,13 +364,20 @@ class _Run:
         return {
             client: {
                 **{name: value for name, value in about[client].items() if name != "folder"},
-                "majority": majority_accuracy(rows.labels[parts.train], rows.labels[parts.test]),
+                **self._majority(parts),
                 "before": before[client][self.federation.task.metric],
                 **{name: results[client] for name, results in tests.items()},
             }
             for client, parts in sorted(rows.partition.clients.items())
             if client in self.clients
         }
+
+    def _majority(self, parts: ClientRows) -> dict[str, float]:
+        """Return what guessing a client's most frequent class comes to, where there are classes to guess."""
+        if not self.recipe.task.has_classes:
+            return {}
+        labels = self.federation.rows.labels
+        return {"majority": majority_accuracy(labels[parts.train], labels[parts.test])}
 
     def _unseen(self) -> dict[str, Any]:
         """Take the clients that were held out to adapters of their own; return what they come to, as ``unseen``."""
@@ -386,7 +393,7 @@ class _Run:
             told = {name: value for name, value in about[client].items() if name not in ("folder", "held_out")}
             per_client[client] = {
                 **told,
-                "majority": majority_accuracy(rows.labels[parts.train], rows.labels[parts.test]),
+                **self._majority(parts),
                 "before": adapted.before["test"],
                 "after": adapted.after["test"],
             }

@@ -16,6 +16,7 @@ import transformers
 from safetensors import SafetensorError
 
 from fedsa.errors import ModelError
+from fedsa.models.converted import converted
 from fedsa.parts import PREFIX, part_folder
 from fedsa.recipe import ComputeSettings, ModelSettings
 
@@ -103,8 +104,8 @@ def quiet() -> Iterator[None]:
 def location_of(path: str, on_progress: Callable[[str], None] | None) -> str:
     """Return what transformers loads a model from: a hub name, or a folder (of a part, after fetching it)."""
     if path.startswith(PREFIX):
-        return str(part_folder(path.removeprefix(PREFIX), on_progress=on_progress))
-    return path
+        return str(converted(part_folder(path.removeprefix(PREFIX), on_progress=on_progress), on_progress))
+    return str(converted(Path(path), on_progress)) if Path(path).is_dir() else path
 
 
 def not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
@@ -191,10 +192,12 @@ def layers_outside_the_base(model: PreTrainedModel) -> set[str]:
     prefix = model.base_model_prefix
     if not prefix or not hasattr(model, prefix):
         return set()
+    vocabulary = model.get_output_embeddings()  # a decoder's: it has been trained with the base
     return {
         name
         for name, layer in model.named_modules()
         if name != prefix
+        and layer is not vocabulary
         and not name.startswith(f"{prefix}.")
         and not list(layer.children())
         and any(True for _ in layer.parameters())

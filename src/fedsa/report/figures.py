@@ -18,13 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["FRACTIONS", "MOST_LABELS", "Table", "draw_figures"]
+from fedsa.types import FRACTIONS
+
+__all__ = ["MOST_LABELS", "Table", "draw_figures"]
 
 Table: TypeAlias = dict[str, Any]
 Points: TypeAlias = list[tuple[int, float]]
 
-FRACTIONS = {"accuracy", "f1", "exact_match"}
-"""Metrics that are shown as per cent."""
 MOST_LABELS = 7
 """Labels with a colour of their own; the rest are together."""
 _MOST_LINES = 12  # clients drawn one by one; more are drawn as bands

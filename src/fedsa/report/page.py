@@ -20,7 +20,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, TemplateError
 
 from fedsa.errors import RunFolderError
-from fedsa.report.figures import FRACTIONS, MOST_LABELS, Table, draw_figures
+from fedsa.report.figures import MOST_LABELS, Table, draw_figures
+from fedsa.types import FRACTIONS
 
 __all__ = ["write_report"]
 

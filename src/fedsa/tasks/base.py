@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
+
+    from fedsa.recipe import TaskSettings
 
 __all__ = ["Encoded", "IntArray", "Task"]
 
@@ -20,7 +23,10 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Encoded(Protocol):
-    """Rows ready for the model, kept compactly; a batch is made when it is asked for."""
+    """Rows ready for the model, kept compactly; a batch is made when it is asked for.
+
+    Items are what goes into a batch. The first are the rows, as they are trained; a task may have more.
+    """
 
     @property
     def labels(self) -> IntArray:
@@ -29,7 +35,7 @@ class Encoded(Protocol):
 
     @property
     def lengths(self) -> IntArray:
-        """Shape (rows,): tokens of each row; 0 for a row that is not used."""
+        """Shape (items,): tokens of each item; 0 for a row that is not used."""
         ...
 
     def fingerprint(self) -> str:
@@ -37,18 +43,34 @@ class Encoded(Protocol):
         ...
 
     def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
-        """Return the model's inputs for some rows, padded to the longest of them."""
+        """Return the model's inputs for some items, padded to the longest of them."""
         ...
 
 
 class Task(ABC):
     """What is learned. One task serves every client."""
 
-    metric: ClassVar[str]
+    metric: str
     """The name of the number that rounds are chosen by; higher is better."""
     auto_model: ClassVar[str]
     """The transformers class that loads the base model."""
     peft_task_type: ClassVar[str]
+    pipeline_tag: ClassVar[str]
+    """What the hub calls such a model, for the model card."""
+    has_head: ClassVar[bool] = True
+    """The model has a head of the task's own, which is trained in full."""
+    generates: bool = False
+    """Part of the figures is of what the model writes."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> Task:
+        """Return the task of a recipe's ``[task]``.
+
+        Args:
+            settings: the section.
+            label_names: of the label column, in order of their number; empty where there is none.
+        """
 
     @abstractmethod
     def model_options(self) -> dict[str, Any]:
@@ -79,6 +101,35 @@ class Task(ABC):
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Return what the model says of each row of a batch, first dimension the row, float32."""
 
+    def questions(self, encoded: Encoded, rows: IntArray) -> IntArray:
+        """Return the items whose outputs the figures of ``rows`` are made of, row by row: the rows themselves.
+
+        A task may ask several things of a row: items beyond the rows are its encoded form's own.
+        """
+        return rows
+
+    def prompts(self, encoded: Encoded, rows: IntArray) -> IntArray:
+        """Return the item of each row that the model is given to write on, where the task `generates`."""
+        raise NotImplementedError
+
+    def generate(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what the model writes on a batch of prompts, shape (rows, most tokens), padded."""
+        raise NotImplementedError
+
     @abstractmethod
-    def score(self, encoded: Encoded, rows: IntArray, outputs: Tensor) -> dict[str, float]:
-        """Return the metrics of ``outputs`` for ``rows``: `metric` and ``loss`` at least."""
+    def score(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> dict[str, float]:
+        """Return the metrics for ``rows``: `metric` and ``loss`` at least.
+
+        Args:
+            encoded: the rows.
+            rows: of one client.
+            outputs: of the rows' `questions`, in their order.
+            generated: on the rows' `prompts`, where the task `generates`.
+        """
+
+    def example(self, rows: int, tokens: int) -> dict[str, Tensor]:
+        """Return a batch of a size that means nothing, to count what a model does with one."""
+        ids = torch.ones(rows, tokens, dtype=torch.int64)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

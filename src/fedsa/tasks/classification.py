@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.tasks.cache import cached_arrays
+from fedsa.tasks.padding import filled, width_of
 from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+    from fedsa.recipe import TaskSettings
+
 __all__ = ["Classification", "TokenRows"]
 
-_WIDTH = 8  # batches are as wide as a multiple of this: kernels are compiled, and kept, for every width that occurs
 _TOKENIZE_ROWS = 1000  # rows tokenised at once: bounds memory, costs no speed
 _CACHED_ROWS = 20_000  # fewer are tokenised in a second or two
 
@@ -68,21 +70,16 @@ class TokenRows:
     def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
         """Return ``input_ids``, ``attention_mask``, ``labels`` and, where the model has them, ``token_type_ids``."""
         starts, ends = self.offsets[rows], self.offsets[np.asarray(rows) + 1]
-        longest = max(1, int((ends - starts).max()))
-        rounded = -(-longest // _WIDTH) * _WIDTH
-        longest = rounded if self.widest is None else max(longest, min(rounded, self.widest))
-        ids = np.full((len(rows), longest), self.pad, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        types = np.zeros_like(ids)
-        for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            where = slice(longest - (end - start), longest) if self.left else slice(0, end - start)
-            ids[place, where] = self.tokens[start:end]
-            mask[place, where] = 1
-            if self.segments is not None:
-                types[place, where] = self.segments[start:end]
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": self.labels[rows]}
+        laid = partial(
+            filled, starts=starts, ends=ends, width=width_of(int((ends - starts).max()), self.widest), left=self.left
+        )
+        batch = {
+            "input_ids": laid(self.tokens, fill=self.pad),
+            "attention_mask": laid(np.broadcast_to(np.int64(1), self.tokens.shape), fill=0),
+            "labels": self.labels[rows],
+        }
         if self.segments is not None:
-            batch["token_type_ids"] = types
+            batch["token_type_ids"] = laid(self.segments, fill=0)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
 
@@ -101,9 +98,15 @@ class Classification(Task):
     label_names: tuple[str, ...]
     max_length: int = 128
 
-    metric: ClassVar[str] = "accuracy"
+    metric: str = field(init=False, default="accuracy")
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task_type: ClassVar[str] = "SEQ_CLS"
+    pipeline_tag: ClassVar[str] = "text-classification"
+
+    @classmethod
+    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> Classification:
+        """Return the task of a recipe's ``[task]``."""
+        return cls(tuple(settings.text_columns), tuple(label_names), settings.max_length)
 
     def model_options(self) -> dict[str, Any]:
         """Return the classes for the model's config."""
@@ -173,7 +176,9 @@ class Classification(Task):
         logits: Tensor = model(**inputs).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def score(self, encoded: Encoded, rows: IntArray, outputs: Tensor) -> dict[str, float]:
+    def score(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> dict[str, float]:
         """Return accuracy and mean cross-entropy."""
         labels = encoded.labels[rows]
         predicted = outputs.argmax(dim=1).numpy()
