@@ -1,0 +1,44 @@
+"""Rows of tokens, end to end in one array, as batches of one width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsa.tasks.base import IntArray
+
+__all__ = ["filled", "width_of"]
+
+_WIDTH = 8  # batches are as wide as a multiple of this: kernels are compiled, and kept, for every width that occurs
+
+
+def width_of(longest: int, limit: int | None) -> int:
+    """Return how wide a batch is made whose longest row has ``longest`` tokens.
+
+    Args:
+        longest: in tokens.
+        limit: the most tokens that the model takes; None: no limit.
+    """
+    rounded = -(-max(1, longest) // _WIDTH) * _WIDTH
+    return rounded if limit is None else max(longest, min(rounded, limit))
+
+
+def filled(
+    values: npt.NDArray[Any], starts: IntArray, ends: IntArray, width: int, *, fill: int, left: bool
+) -> npt.NDArray[np.int64]:
+    """Return ``values[start:end]`` of each row beside ``fill``, shape (rows, width).
+
+    Args:
+        values: of all rows, end to end.
+        starts: shape (rows,).
+        ends: shape (rows,); no row is longer than ``width``.
+        width: of what is returned.
+        fill: where a row has no value.
+        left: the row stands at the right, the filling at its left.
+    """
+    made = np.full((len(starts), width), fill, dtype=np.int64)
+    for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        made[place, slice(width - (end - start), width) if left else slice(0, end - start)] = values[start:end]
+    return made
