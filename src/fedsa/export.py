@@ -38,7 +38,16 @@ from fedsa.types import Factor, State
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["card_of", "config_of", "export", "personal_state", "refuse_adapter", "require_empty", "write_model"]
+__all__ = [
+    "card_of",
+    "config_of",
+    "export",
+    "personal_state",
+    "refuse_adapter",
+    "require_empty",
+    "weights_note",
+    "write_model",
+]
 
 _STAGING = ".partial"
 _NO_NAME = "a model that was loaded in Python"
@@ -131,6 +140,7 @@ def export(
             model = _adapted(run, recipe, algorithm, task, base, tokenizer, merge=merge)
         state = personal.get(client) or states.of(client)
         history, score = _history(recipe, summary, number), _score(summary, client, round)
+        score += weights_note(algorithm)
         card = card_of(recipe, model, summary, client, about[client], history=history, score=score, merged=merge)
         write_model(model, state, tokenizer, card, target, merge=merge)
     return targets
@@ -405,6 +415,18 @@ def _score(summary: Mapping[str, Any], client: str, round: str) -> str:
         f"({result['examples']} rows)"
         if result
         else f"- Test {metric} after receiving the aggregate: not measured in this run"
+    )
+
+
+def weights_note(algorithm: Algorithm) -> str:
+    """Return what a card adds to a score where it was measured with weights that no file can hold."""
+    if not algorithm.references:
+        return ""
+    return (
+        "\n- **That is not quite what is here**: it was measured with the adapters "
+        f"{' and '.join(algorithm.adapters)} weighed for each row by its likeness to {algorithm.references} training "
+        "rows of the client, which static weights cannot do. Here each has weight 1, as in training; that was not "
+        "measured"
     )
 
 

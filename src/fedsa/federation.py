@@ -21,6 +21,7 @@ from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
 from fedsa.errors import ConfigError, DataError, Mistake, ModelError, near
+from fedsa.evaluation import Mixing
 from fedsa.memory import give_back
 from fedsa.models import (
     AdaptedModel,
@@ -264,6 +265,8 @@ class Federation:
             scaling=scaling,
         )
         check_personal(recipe, algorithm, model.keys, model.variant)
+        if algorithm.references:
+            model.require_weighable()
         ranks = client_ranks(recipe.adapter, everyone)
         fit_padding(base, tokenizer)
         tell("tokenising")
@@ -303,6 +306,13 @@ class Federation:
     def everyone(self) -> tuple[str, ...]:
         """Every client's id, also of those that are held out, sorted."""
         return tuple(sorted(self.rows.partition.clients))
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How clients' adapters are weighed for each row in evaluation; None: they are added as in training."""
+        if not self.algorithm.references:
+            return None
+        return Mixing(self.algorithm, self.rows.partition.clients, self.recipe.seed)
 
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""

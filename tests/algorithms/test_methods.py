@@ -104,6 +104,18 @@ def test_feddpa_keeps_the_local_adapter_at_the_client():
     assert plans["local"] == (True, False, False)
 
 
+def test_feddpa_weighs_a_row_by_its_likeness_to_the_clients_own():
+    rows, own = torch.tensor([[2.0, 0.0], [0.0, -1.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    # mean cosines ½, -½ (taken as 0) and √½; the local adapter's share is λ times that, of a whole of 2
+    local = 2 * 0.5 * np.array([0.5, 0.0, np.sqrt(0.5)])
+    got = make("feddpa").weights(rows, own)
+    assert np.allclose(got["local"], local, rtol=1e-6)
+    assert np.allclose(got["default"], 2 - local, rtol=1e-6)
+    assert np.allclose(make("feddpa", max_weight=1.0).weights(rows, own)["local"], 2 * local, rtol=1e-6)
+    assert make("feddpa").references == 5
+    assert make("feddpa", mixing="equal").references == 0
+
+
 def test_sfeds_scale():
     assert make("sfed").scaling(16 / 8, 8, 3) == pytest.approx(16 * np.sqrt(3 / 8), rel=1e-15)
 

@@ -60,6 +60,7 @@ def describe(name: str) -> dict[str, Any]:
             "export": cls.export,
             "folds": cls.folds,
             "adapters": list(cls.adapters),
+            "references": algorithm.references,
             "server_optimizer": _answer(algorithm.optimizer_refusal()),
             "head": _head(cls),
             "options": _options(cls, algorithm),
@@ -329,6 +330,9 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     ]
     if len(entry["adapters"]) > 1:
         facts.append(("adapters", ", ".join(entry["adapters"])))
+    if entry["references"]:
+        likeness = f"its likeness to {entry['references']} training rows of its client"
+        facts.append(("at inference", f"adapters are weighed for each row by {likeness}: one more forward pass"))
     return facts
 
 

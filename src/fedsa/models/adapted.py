@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
@@ -227,6 +228,23 @@ class AdaptedModel:
         finally:
             self.streams.end()
 
+    def representations(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the last hidden state of rows, the mean over each row's tokens; shape (rows, width), float32.
+
+        It is of the model as it is now, without its head.
+
+        Raises:
+            ModelError: the model has no hidden state to tell.
+        """
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        base: Any = self.model.get_base_model()
+        hidden = getattr(base.base_model(**inputs), "last_hidden_state", None)
+        mask = batch["attention_mask"][:, :, None]
+        if hidden is None or hidden.shape[:2] != mask.shape[:2]:
+            raise ModelError(f"{type(base).__name__} tells no last hidden state of each token")
+        mean: Tensor = (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1)
+        return mean
+
     def checkpoint_activations(self) -> None:
         """Compute a layer's activations again in the backward pass instead of keeping them.
 
@@ -295,6 +313,20 @@ class AdaptedModel:
     def obstacles(self) -> list[str]:
         """Return why many clients cannot go through this model at once; nothing if they can."""
         return obstacles(self.model)
+
+    def require_weighable(self) -> None:
+        """Refuse adapters whose updates cannot be weighed row by row.
+
+        Raises:
+            ModelError: they are not of linear layers (but of embeddings, say).
+        """
+        for path, module in self.model.named_modules():
+            if isinstance(module, LoraLayer) and not isinstance(module, LoraLinear):
+                raise ModelError(
+                    f"the method weighs adapters row by row, which goes with linear layers only, and "
+                    f"{path.removeprefix('base_model.model.')} is {type(module).__name__}: leave it out of "
+                    "adapter.target_modules"
+                )
 
     @property
     def scaling(self) -> dict[str, float]:
@@ -373,7 +405,7 @@ def _own_dropout(model: nn.Module, streams: Streams) -> None:
             table = getattr(module, name, None) if isinstance(module, BaseTunerLayer) else None
             if isinstance(table, nn.ModuleDict):
                 for adapter, dropout in table.items():
-                    table[adapter] = AdapterDropout(float(getattr(dropout, "p", 0.0)), streams)
+                    table[adapter] = AdapterDropout(float(getattr(dropout, "p", 0.0)), streams, adapter)
 
 
 def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default") -> PeftModel:
