@@ -128,6 +128,7 @@ def export(
             "the run (or a function that loads it) and its tokenizer"
         )
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+    _refuse_gates(recipe, algorithm)
     if not merge:
         refuse_adapter(recipe, algorithm)
     task = Classification(tuple(recipe.task.text_columns), tuple(_label_names(about)), recipe.task.max_length)
@@ -216,6 +217,7 @@ def refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
     Raises:
         UserError: why, and what to do.
     """
+    _refuse_gates(recipe, algorithm)
     reason = None
     if algorithm.folds:
         reason = f"{recipe.algorithm} adds to the base model's own weights, which no adapter holds"
@@ -228,6 +230,19 @@ def refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
         )
     if reason:
         raise UserError(f"{reason}: write whole models with --merge (in Python merge=True)")
+
+
+def _refuse_gates(recipe: Recipe, algorithm: Algorithm) -> None:
+    """Refuse to write what no file that PEFT or transformers load can hold.
+
+    Raises:
+        UserError: each layer weighs its adapters for each token.
+    """
+    if algorithm.gated:
+        raise UserError(
+            f"{recipe.algorithm} weighs its adapters anew for each token, which neither an adapter of PEFT's nor "
+            "merged weights can: there is nothing to write; for adapters in PEFT's format use another method"
+        )
 
 
 def _is_whole(model: AdaptedModel, state: State) -> bool:

@@ -262,6 +262,7 @@ class Federation:
             precision=compute.precision,
             adapters=algorithm.adapters,
             folds=algorithm.folds,
+            gated=algorithm.gated,
             scaling=scaling,
         )
         check_personal(recipe, algorithm, model.keys, model.variant)

@@ -23,6 +23,7 @@ from fedsa.errors import ModelError, near
 from fedsa.models.base import HEADS, quiet
 from fedsa.models.deltas import Deltas
 from fedsa.models.dropout import AdapterDropout, Streams
+from fedsa.models.gates import with_gates
 from fedsa.models.loha import without_coins
 from fedsa.models.packing import LayerStack
 from fedsa.models.stacked import Stack, obstacles
@@ -162,6 +163,7 @@ class AdaptedModel:
             adapters and head stay fp32.
         adapters: their names; the updates of several are added.
         folds: there is a tensor ``Factor.DELTA`` for each adapted layer, which is added to its frozen weight.
+        gated: each layer weighs its adapters for each token; there is a tensor ``Factor.GATE`` for each.
         scaling: given the variant's own s in ΔW = s·B·A and the rank, returns the s to use.
 
     Attributes:
@@ -187,6 +189,7 @@ class AdaptedModel:
         precision: str = "fp32",
         adapters: tuple[str, ...] = ("default",),
         folds: bool = False,
+        gated: bool = False,
         scaling: Callable[[float, int], float] | None = None,
     ) -> None:
         self.variant = variant_of(config)
@@ -199,12 +202,15 @@ class AdaptedModel:
         with_further_adapters(self.model, adapters, seed)
         self.model.config.use_cache = False
         self.device, self.precision = device, precision
+        self.streams = Streams()
+        if gated:
+            self.require_weighable()
+            with_gates(self.model, adapters, self.streams, seed)
         self._parameters = by_key(self.model)
         self._store(device)
-        self.streams = Streams()
         self._deltas = _deltas(self.model, self.streams, self.variant) if folds else None
         self.initial: State = self.read(self.keys)
-        _own_dropout(self.model, self.streams)
+        _own_dropout(self.model, self.streams, adapters)
         self.model.eval()
         self.layers = LayerStack(self.model.get_base_model(), self.streams)
 
@@ -398,14 +404,16 @@ class AdaptedModel:
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def _own_dropout(model: nn.Module, streams: Streams) -> None:
-    """Put dropout with a stream for each client in the place of PEFT's."""
+def _own_dropout(model: nn.Module, streams: Streams, adapters: Sequence[str]) -> None:
+    """Put dropout with a stream for each client in the place of PEFT's, and gates in front of what they weigh."""
     for module in model.modules():
         for name in ("lora_dropout", "vera_dropout"):
             table = getattr(module, name, None) if isinstance(module, BaseTunerLayer) else None
             if isinstance(table, nn.ModuleDict):
                 for adapter, dropout in table.items():
-                    table[adapter] = AdapterDropout(float(getattr(dropout, "p", 0.0)), streams, adapter)
+                    table[adapter] = own = AdapterDropout(float(getattr(dropout, "p", 0.0)), streams, adapter)
+                    gate = getattr(module, "fedsa_gate", None)
+                    own.gate = (gate, adapters.index(adapter)) if gate is not None else None
 
 
 def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default") -> PeftModel:

@@ -88,22 +88,29 @@ class Streams:
 
 @final
 class AdapterDropout(nn.Module):
-    """Takes the place of PEFT's dropout in front of an adapter; where a pass weighs adapters row by row, it does that.
+    """Takes the place of PEFT's dropout in front of an adapter, and weighs the adapter for each row or token.
 
     Args:
         p: probability.
         streams: shared by all layers of a model.
         adapter: the name of the adapter that it is in front of.
+
+    Attributes:
+        gate: gives each token's shares of the layer's adapters, and which of them is this one's; None: each counts 1.
     """
 
     def __init__(self, p: float, streams: Streams, adapter: str = "default") -> None:
         super().__init__()
         self.p, self.streams, self.layer, self.adapter = p, streams, streams.layers, adapter
+        self.gate: tuple[nn.Module, int] | None = None  # in a tuple: it is the layer's part
         streams.layers += 1
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the values, in training some of them zero and the others larger by 1 / (1 - p)."""
         dropped = self.streams.drop(values, self.p, self.layer) if self.training and self.p else values
+        if self.gate is not None:
+            gate, place = self.gate
+            dropped = dropped * gate(values)[..., place : place + 1].to(dropped.dtype)
         return self.streams.weigh(dropped, self.adapter)
 
 
