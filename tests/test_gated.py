@@ -61,3 +61,18 @@ def test_nothing_is_exported(tiny_run: Callable[..., Any], tmp_path: Path, merge
     with pytest.raises(UserError, match="fedalt weighs its adapters anew for each token"):
         export(tiny_run(*FEDALT).folder.path, tmp_path / "out", merge=merge)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_export_is_offered(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    offers = {"fedalt": [], "flora": ["--all --to DIR --merge"], "fedsa": ["--all --to DIR"]}
+    for method, expected in offers.items():
+        out = tmp_path / method
+        lines = fedsa_command("run", recipe_file("rounds=1", f"algorithm={method}"), "--out", out).out
+        assert [
+            line.partition(str(out))[2].strip() for line in lines.splitlines() if "fedsa export" in line
+        ] == expected
+        report = (out / "report.html").read_text(encoding="utf-8")
+        assert ("fedsa export" in report) is bool(expected)
+        assert (f"fedsa export {method} --all --to models --merge" in report) is (method == "flora")

@@ -308,6 +308,7 @@ class _Run:
         return {
             "algorithm": recipe.algorithm,
             "source": federation.algorithm.source,
+            "export": federation.algorithm.export,
             "variant": federation.model.variant,
             "rounds": recipe.rounds,
             "clients": len(federation.clients),
