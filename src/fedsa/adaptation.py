@@ -310,6 +310,7 @@ class Onboarding:
                     batch_size=federation.recipe.evaluation.batch_size,
                     together=training.cohort_size if training.trainer == "cohort" else 0,
                     pack=bool(training.packing),
+                    mixing=federation.mixing,
                 )
             ]
         except torch.OutOfMemoryError as error:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import numpy as np
 import torch
 
+from fedsa.algorithms.base import Algorithm
+from fedsa.data.clients import ClientRows
 from fedsa.memory import give_back
 from fedsa.models.layout import Layout
+from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import State
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from fedsa.models import AdaptedModel
 
-__all__ = ["Figures", "Personal", "evaluate", "majority_accuracy", "summarize", "summarize_clients"]
+__all__ = ["Figures", "Mixing", "Personal", "evaluate", "majority_accuracy", "summarize", "summarize_clients"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,28 @@ Personal: TypeAlias = "tuple[str, State, IntArray]"
 """A client's id, the tensors it would use, and the numbers of its rows."""
 
 
+@final
+@dataclass(frozen=True)
+class Mixing:
+    """Says which of its training rows a client's rows are compared with, for methods that weigh adapters by that.
+
+    Attributes:
+        algorithm: the method.
+        clients: client id to its rows.
+        seed: the run's: a client has the same references whenever it is evaluated.
+    """
+
+    algorithm: Algorithm
+    clients: Mapping[str, ClientRows]
+    seed: int
+
+    def references(self, client: str) -> IntArray:
+        """Return the numbers of the client's references: as many as the method wants, or all that it has."""
+        own, random = self.clients[client].train, np.random.default_rng(derive_seed(self.seed, "references", client))
+        chosen: IntArray = random.choice(own, min(len(own), self.algorithm.references), replace=False)
+        return chosen
+
+
 def evaluate(
     model: AdaptedModel,
     task: Task,
@@ -55,6 +82,7 @@ def evaluate(
     batch_size: int,
     together: int = 0,
     pack: bool = False,
+    mixing: Mixing | None = None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield each client's id and metrics on its rows: the task's, and ``examples``.
 
@@ -66,45 +94,67 @@ def evaluate(
         batch_size: rows per forward pass; they are batched by length, so that little is padded.
         together: clients that go through the model at once; 0: one by one, through the model's own adapter.
         pack: as for `fedsa.training.cohort.train`; goes with ``together``.
+        mixing: weigh each client's adapters for each of its rows, which takes one more pass over them; None: they are
+            added as in training.
     """
     remaining = iter(clients)
     while group := list(islice(remaining, together or 1)):
         by_client = [rows for _, _, rows in group]
-        if together:
-            with model.stack(len(group)) as stack:
+        asked = [(task.outputs, [task.questions(encoded, rows) for rows in by_client], pack)]
+        if task.generates:  # token by token: there is nothing to pack
+            asked.append((task.generate, [task.prompts(encoded, rows) for rows in by_client], False))
+        weights = [
+            _weights(model, encoded, group, items, mixing, batch_size) if mixing else None for _, items, _ in asked
+        ]
+        with model.stack(len(group)) if together else nullcontext() as stack:
+            if stack is None:
+                model.write(group[0][1])
+            else:
                 for place, (_, tensors, _) in enumerate(group):
                     stack.load(place, tensors)
-                answers = _answers(model, task, encoded, by_client, batch_size, pack)
-        else:
-            model.write(group[0][1])
-            answers = _answers(model, task, encoded, by_client, batch_size, pack=False)
-        for (client, _, rows), (outputs, generated) in zip(group, answers, strict=True):
-            yield client, {"examples": len(rows), **task.score(encoded, rows, outputs, generated)}
+            answers = [
+                _passed(model, encoded, items, batch_size, partial(ask, model.model), own, pack=packed and together > 0)
+                for (ask, items, packed), own in zip(asked, weights, strict=True)
+            ]
+        for (client, _, rows), *own in zip(group, *answers, strict=True):
+            yield client, {"examples": len(rows), **task.score(encoded, rows, *own)}
         give_back()
 
 
-def _answers(
-    model: AdaptedModel, task: Task, encoded: Encoded, by_client: Sequence[IntArray], batch_size: int, pack: bool
-) -> Sequence[tuple[Tensor, Tensor | None]]:
-    """Return what the model says of each client's rows and, where the task wants it, what it writes on them."""
-    asked = [task.questions(encoded, rows) for rows in by_client]
-    outputs = _outputs(model, task.outputs, encoded, asked, batch_size, pack)
-    if not task.generates:
-        return [(own, None) for own in outputs]
-    prompts = [task.prompts(encoded, rows) for rows in by_client]
-    written = _outputs(model, task.generate, encoded, prompts, batch_size, pack=False)  # token by token
-    return list(zip(outputs, written, strict=True))
-
-
-def _outputs(
+def _weights(
     model: AdaptedModel,
-    ask: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
+    encoded: Encoded,
+    group: Sequence[Personal],
+    items: Sequence[IntArray],
+    mixing: Mixing,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Return each adapter's weight for all items of a group of clients, one client after the other."""
+    algorithm = mixing.algorithm
+    parts = [
+        part for (client, _, _), own in zip(group, items, strict=True) for part in (own, mixing.references(client))
+    ]
+    model.write(model.initial)  # whose update is zero: this is the frozen base
+    seen = _passed(model, encoded, parts, batch_size, model.representations)
+    weights: dict[str, list[Tensor]] = {adapter: [] for adapter in model.adapters}
+    for rows, references in zip(seen[::2], seen[1::2], strict=True):
+        own = algorithm.weights(rows, references) if len(references) else {}
+        for adapter, by_client in weights.items():
+            by_client.append(own.get(adapter, torch.ones(len(rows))))
+    return {adapter: torch.cat(by_client) for adapter, by_client in weights.items()}
+
+
+def _passed(
+    model: AdaptedModel,
     encoded: Encoded,
     by_client: Sequence[IntArray],
     batch_size: int,
-    pack: bool,
+    forward: Callable[[Mapping[str, Tensor]], Tensor],
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    pack: bool = False,
 ) -> Sequence[Tensor]:
-    """Return what the model gives on each client's items, in their order."""
+    """Return what ``forward`` makes of each client's items, in their order; that of ``weights``, of all items, too."""
     rows = np.concatenate(by_client)
     owners = np.repeat(np.arange(len(by_client)), [len(own) for own in by_client])
     order = np.argsort(encoded.lengths[rows], kind="stable")
@@ -115,11 +165,12 @@ def _outputs(
             chosen = chosen[np.argsort(owners[chosen], kind="stable")]  # a pass takes rows client by client
             batch = {name: value.to(model.device) for name, value in encoded.batch(rows[chosen]).items()}
             counts = np.bincount(owners[chosen], minlength=len(by_client)).tolist()
-            model.streams.begin(Layout(batch["attention_mask"], counts, pack=pack))
-            parts.append(ask(model.model, batch).cpu())
+            own = {adapter: weight[torch.from_numpy(chosen)] for adapter, weight in (weights or {}).items()}
+            model.streams.begin(Layout(batch["attention_mask"], counts, pack=pack), weights=own)
+            parts.append(forward(batch).cpu())
             places.append(chosen)
-    outputs = torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
-    split: Sequence[Tensor] = outputs.split([len(own) for own in by_client])
+    made = torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
+    split: Sequence[Tensor] = made.split([len(own) for own in by_client])
     return split
 
 

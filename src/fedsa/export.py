@@ -39,7 +39,16 @@ from fedsa.types import Factor, State
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["card_of", "config_of", "export", "personal_state", "refuse_adapter", "require_empty", "write_model"]
+__all__ = [
+    "card_of",
+    "config_of",
+    "export",
+    "personal_state",
+    "refuse_adapter",
+    "require_empty",
+    "weights_note",
+    "write_model",
+]
 
 _STAGING = ".partial"
 _NO_NAME = "a model that was loaded in Python"
@@ -120,6 +129,7 @@ def export(
             "the run (or a function that loads it) and its tokenizer"
         )
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+    _refuse_gates(recipe, algorithm)
     if not merge:
         refuse_adapter(recipe, algorithm)
     task = make_task(recipe.task, list(next(iter(about.values()))["labels"]))
@@ -132,6 +142,7 @@ def export(
             model = _adapted(run, recipe, algorithm, task, base, tokenizer, merge=merge)
         state = personal.get(client) or states.of(client)
         history, score = _history(recipe, summary, number), _score(summary, client, round)
+        score += weights_note(algorithm)
         card = card_of(recipe, model, summary, client, about[client], history=history, score=score, merged=merge)
         write_model(model, state, tokenizer, card, target, merge=merge)
     return targets
@@ -207,6 +218,7 @@ def refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
     Raises:
         UserError: why, and what to do.
     """
+    _refuse_gates(recipe, algorithm)
     reason = None
     if algorithm.folds:
         reason = f"{recipe.algorithm} adds to the base model's own weights, which no adapter holds"
@@ -219,6 +231,19 @@ def refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
         )
     if reason:
         raise UserError(f"{reason}: write whole models with --merge (in Python merge=True)")
+
+
+def _refuse_gates(recipe: Recipe, algorithm: Algorithm) -> None:
+    """Refuse to write what no file that PEFT or transformers load can hold.
+
+    Raises:
+        UserError: each layer weighs its adapters for each token.
+    """
+    if algorithm.gated:
+        raise UserError(
+            f"{recipe.algorithm} weighs its adapters anew for each token, which neither an adapter of PEFT's nor "
+            "merged weights can: there is nothing to write; for adapters in PEFT's format use another method"
+        )
 
 
 def _is_whole(model: AdaptedModel, state: State) -> bool:
@@ -402,6 +427,18 @@ def _score(summary: Mapping[str, Any], client: str, round: str) -> str:
         f"({result['examples']} rows)"
         if result
         else f"- Test {metric} after receiving the aggregate: not measured in this run"
+    )
+
+
+def weights_note(algorithm: Algorithm) -> str:
+    """Return what a card adds to a score where it was measured with weights that no file can hold."""
+    if not algorithm.references:
+        return ""
+    return (
+        "\n- **That is not quite what is here**: it was measured with the adapters "
+        f"{' and '.join(algorithm.adapters)} weighed for each row by its likeness to {algorithm.references} training "
+        "rows of the client, which static weights cannot do. Here each has weight 1, as in training; that was not "
+        "measured"
     )
 
 

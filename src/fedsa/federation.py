@@ -21,6 +21,7 @@ from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
 from fedsa.errors import ConfigError, DataError, Mistake, ModelError, near
+from fedsa.evaluation import Mixing
 from fedsa.memory import give_back
 from fedsa.models import (
     AdaptedModel,
@@ -261,9 +262,17 @@ class Federation:
             precision=compute.precision,
             adapters=algorithm.adapters,
             folds=algorithm.folds,
+            gated=algorithm.gated,
             scaling=scaling,
         )
         check_personal(recipe, algorithm, model.keys, model.variant)
+        if algorithm.references:
+            model.require_weighable()
+            if not task.has_head:
+                raise ModelError(
+                    f"{recipe.algorithm} weighs its adapters by what is in a row, and with task.kind = "
+                    f"{recipe.task.kind!r} that is the answer too: use another method, or an option that does not weigh"
+                )
         ranks = client_ranks(recipe.adapter, everyone)
         fit_padding(base, tokenizer)
         tell("tokenising")
@@ -303,6 +312,13 @@ class Federation:
     def everyone(self) -> tuple[str, ...]:
         """Every client's id, also of those that are held out, sorted."""
         return tuple(sorted(self.rows.partition.clients))
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How clients' adapters are weighed for each row in evaluation; None: they are added as in training."""
+        if not self.algorithm.references:
+            return None
+        return Mixing(self.algorithm, self.rows.partition.clients, self.recipe.seed)
 
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""

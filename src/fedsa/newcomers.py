@@ -15,7 +15,7 @@ from fedsa.adaptation import Onboarding, PersonalStates
 from fedsa.algorithms import make_algorithm
 from fedsa.data.sharing import share_client
 from fedsa.errors import RunFolderError, UserError
-from fedsa.export import card_of, config_of, refuse_adapter, require_empty, write_model
+from fedsa.export import card_of, config_of, refuse_adapter, require_empty, weights_note, write_model
 from fedsa.federation import Federation
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
 from fedsa.store import RunFolder, recipe_of
@@ -254,7 +254,7 @@ def _write(
     before, after = chosen.before["test"], chosen.after["test"]
     score = (
         f"- Test {metric} on this client's own rows: {before[metric]:.4f} before, {after[metric]:.4f} after "
-        f"({after['examples']} rows)"
+        f"({after['examples']} rows){weights_note(federation.algorithm)}"
     )
     about = {**{f"{split}_examples": count for split, count in result.examples.items()}, "labels": list(label_names)}
     card = card_of(recipe, federation.model, summary, result.client, about, history=history, score=score)

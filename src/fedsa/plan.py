@@ -82,6 +82,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         task_type=task.peft_task_type,
         adapters=algorithm.adapters,
         folds=algorithm.folds,
+        gated=algorithm.gated,
         on_progress=tell,
     )
     tensors: State = {key: parameter.detach() for key, parameter in model.parameters.items()}

@@ -109,6 +109,8 @@ def initial_tensors(case: Case) -> dict[Key, Tensor]:
     for module, adapter, factor in itertools.product(LAYERS, case.algorithm.adapters, factors):
         drawn = torch.randn(_shape(module, factor), generator=generator)
         tensors[Key(module, factor, adapter)] = drawn * (not (case.mixed_ranks and factor is Factor.B))
+    for module, (_, width) in LAYERS.items() if case.algorithm.gated else ():
+        tensors[Key(module, Factor.GATE)] = torch.randn(len(case.algorithm.adapters), width, generator=generator)
     for module, shape in LAYERS.items() if case.algorithm.folds else ():
         tensors[Key(module, Factor.DELTA)] = torch.zeros(shape)
     tensors[Key("classifier.weight", Factor.HEAD)] = torch.randn(HEAD, generator=generator)

@@ -14,6 +14,7 @@ from fedsa.types import Factor, Key, Payload, State, Update
 LAYER = "layer"
 A, B, HEAD, DELTA = (Key(LAYER, factor) for factor in (Factor.A, Factor.B, Factor.HEAD, Factor.DELTA))
 S = 2.0
+REST_A, REST_B = A._replace(adapter="rest"), B._replace(adapter="rest")
 WEIGHTS = (1, 3)
 P = (0.25, 0.75)
 
@@ -22,6 +23,7 @@ A0, B0, DELTA0 = _random.normal(size=(2, 4)), _random.normal(size=(3, 2)), _rand
 A1, A2 = _random.normal(size=(2, 2, 4))
 B1, B2 = _random.normal(size=(2, 3, 2))
 HEAD0, HEAD1, HEAD2 = _random.normal(size=(3, 5))
+REST = {REST_A: torch.from_numpy(_random.normal(size=(2, 4))), REST_B: torch.zeros(3, 2, dtype=torch.float64)}
 
 MEAN_A, MEAN_B = 0.25 * A1 + 0.75 * A2, 0.25 * B1 + 0.75 * B2
 MEAN_UPDATE = S * (0.25 * B1 @ A1 + 0.75 * B2 @ A2)
@@ -75,7 +77,7 @@ AVERAGES = {
     "clustered": (MEAN_A, MEAN_B, HEAD0),
 }
 
-OTHERS = {"fedex", "flora", "flora_na", "frlora", "flexlora", "fedsvd", "lora_fair", "hetlora"}
+OTHERS = {"fedex", "flora", "flora_na", "frlora", "flexlora", "fedsvd", "lora_fair", "hetlora", "fedalt"}
 
 
 def test_every_method_has_golden_numbers():
@@ -102,6 +104,18 @@ def test_feddpa_keeps_the_local_adapter_at_the_client():
     plans = {adapter: method.plan(A._replace(adapter=adapter), 1) for adapter in method.adapters}
     assert plans["default"] == (True, True, True)
     assert plans["local"] == (True, False, False)
+
+
+def test_feddpa_weighs_a_row_by_its_likeness_to_the_clients_own():
+    rows, own = torch.tensor([[2.0, 0.0], [0.0, -1.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    # mean cosines ½, -½ (taken as 0) and √½; the local adapter's share is λ times that, of a whole of 2
+    local = 2 * 0.5 * np.array([0.5, 0.0, np.sqrt(0.5)])
+    got = make("feddpa").weights(rows, own)
+    assert np.allclose(got["local"], local, rtol=1e-6)
+    assert np.allclose(got["default"], 2 - local, rtol=1e-6)
+    assert np.allclose(make("feddpa", max_weight=1.0).weights(rows, own)["local"], 2 * local, rtol=1e-6)
+    assert make("feddpa").references == 5
+    assert make("feddpa", mixing="equal").references == 0
 
 
 def test_sfeds_scale():
@@ -209,6 +223,29 @@ def test_clustered_sends_no_b_before_there_are_groups():
     updates = updates_of(method, 1, [tensors(a=A1, b=B1), tensors(a=A2, b=B2)])
     state = method.aggregate(state_of(method), updates, 1)
     assert set(method.broadcast(state, "c0", 2, 0).tensors) == {A}
+
+
+def test_fedalt_sends_each_client_the_mean_of_the_others():
+    method = make("fedalt")
+    state = method.init({**tensors(a=A0, b=B0, head=HEAD0), **REST}, {LAYER: S})
+    updates = updates_of(method, 1, [tensors(a=A1, b=B1, head=HEAD1), tensors(a=A2, b=B2, head=HEAD2)])
+    third = (Update("c2", 1, 2, tensors(a=A0, b=-B1)), 2)
+    after = method.aggregate(state, [*updates, third], 1)  # weights 1, 3 and 2
+    for client, a, b in (
+        ("c0", (3 * A2 + 2 * A0) / 5, (3 * B2 - 2 * B1) / 5),
+        ("c1", (A1 + 2 * A0) / 3, (B1 - 2 * B1) / 3),
+        ("c2", (A1 + 3 * A2) / 4, (B1 + 3 * B2) / 4),
+        ("new", (A1 + 3 * A2 + 2 * A0) / 6, (B1 + 3 * B2 - 2 * B1) / 6),
+    ):
+        got = method.broadcast(after, client, 2, 0).tensors
+        assert set(got) == set(REST), "nobody's own is overwritten"
+        assert same(got[REST_A], a)
+        assert same(got[REST_B], b)
+    alone = method.aggregate(after, [(Update("c0", 2, 1, tensors(a=A2, b=B2)), 1)], 2)
+    assert same(method.broadcast(alone, "c0", 3, 1).tensors[REST_A], (3 * A2 + 2 * A0) / 5), "there is nobody else"
+    assert same(method.broadcast(alone, "c1", 3, 1).tensors[REST_A], A2)
+    assert method.plan(Key(LAYER, Factor.GATE), 1) == (True, False, False)
+    assert method.plan(REST_A, 1) == (False, False, True)
 
 
 def test_flora_na_comes_nearer_to_the_mean_update_than_averages_do():

@@ -129,6 +129,20 @@ def test_deltas_and_two_adapters_in_both_trainers(name, pack):
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_gates_in_both_trainers(settings):
+    model = adapt(method={"gated": True, "adapters": ("default", "rest")}, dropout=0.1)
+    jobs = [
+        replace(job, trained=tuple(key for key in job.trained if key.adapter != "rest"))
+        for job in jobs_of(model, (7, 20, 12))
+    ]
+    alone, together = both(model, jobs, settings, pack=True)
+    gates = [key for key in jobs[0].trained if key.factor is Factor.GATE]
+    assert gates
+    assert all(not torch.equal(alone[0].tensors[key], jobs[0].tensors[key]) for key in gates)
+    assert largest_difference(alone, together) <= 1e-10
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_methods_penalty_is_in_every_step_of_each_client(settings):
     model = of_rank(8)
     plain = mixed(model)

@@ -60,6 +60,7 @@ _NAMES: tuple[tuple[re.Pattern[str], Factor], ...] = tuple(
         (r"(?P<module>.+)\.hada_w1_b\.(?P<adapter>[^.]+)", Factor.HADAMARD_A1),
         (r"(?P<module>.+)\.hada_w2_a\.(?P<adapter>[^.]+)", Factor.HADAMARD_B2),
         (r"(?P<module>.+)\.hada_w2_b\.(?P<adapter>[^.]+)", Factor.HADAMARD_A2),
+        (r"(?P<module>.+)\.fedsa_gate\.(?P<adapter>[^.]+)", Factor.GATE),
         (r"(?P<module>.+)\.ia3_l\.(?P<adapter>[^.]+)", Factor.SCALE),
         (r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<rest>.+)", Factor.HEAD),
     )

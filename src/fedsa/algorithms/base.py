@@ -92,13 +92,16 @@ class Algorithm(ABC):
     """The aggregate's update of the weights is the clients' mean, Σ wᵢ·s·Bᵢ·Aᵢ / Σ wᵢ."""
     export: ClassVar[str] = "adapter"
     """What a client's result can be written as: an ``adapter`` of the rank it was trained with, a ``stacked adapter``
-    of the ranks of all its adapters together, or only a ``merged model``."""
+    of the ranks of all its adapters together, only a ``merged model``, or ``none`` of these."""
     adapters: ClassVar[tuple[str, ...]] = ("default",)
     """The PEFT adapters that a client has at once; their updates are added. Tensors of each but the first start from
     values of their own."""
     folds: ClassVar[bool] = False
     """The server adds to the frozen weights. There is then a tensor ``Factor.DELTA`` for each adapted layer, of the
     weight's shape and zero at the start, that the layer's output is computed with."""
+    gated: ClassVar[bool] = False
+    """Each adapted layer weighs its adapters for each token by softmax(G·x) of its input x. There is then a tensor
+    ``Factor.GATE`` for each of them, G of shape (adapters, in), of the first adapter's name."""
     restarts: ClassVar[bool] = False
     """A client begins each round from the initial A's and B's, not from its own."""
     needs_sides: ClassVar[bool] = True
@@ -107,6 +110,14 @@ class Algorithm(ABC):
     """The server computes ΔW = s·B·A, so it must be the whole of the adapter's update."""
     mixed_ranks: ClassVar[bool] = False
     """Clients may have different ranks: a client's tensors are the first rows of A and columns of B."""
+
+    @property
+    def references(self) -> int:
+        """How many training rows of its client each row is compared with at inference, for `weights`; 0: none.
+
+        Comparing costs one more forward pass over the rows. The adapter's update must then be s·B·A, zero at the start.
+        """
+        return 0
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -142,6 +153,8 @@ class Algorithm(ABC):
             return f"the server computes ΔW = s·B·A, which is not {variant}'s whole update"
         if self.folds and not about.is_product:
             return f"the server adds to the frozen weights, which {variant}'s update is not made for"
+        if (self.references or self.gated) and not (about.is_product and about.starts_at_zero):
+            return f"it weighs updates s·B·A that are zero at the start, which {variant}'s is not"
         if mixed_ranks and not self.mixed_ranks:
             return "it puts tensors together that must have one rank: leave adapter.ranks out"
         if mixed_ranks and not about.is_product:
@@ -238,6 +251,18 @@ class Algorithm(ABC):
             before: the same as it began to train.
         """
         return None
+
+    def weights(self, rows: Tensor, references: Tensor) -> Mapping[str, Tensor]:
+        """Return what each adapter's update is multiplied by for each row at inference, shape (rows,).
+
+        1 is as in training; adapters that are not named have it. Training does not depend on it.
+
+        Args:
+            rows: what the frozen base, without any adapter, says of each row: its last hidden state, the mean over the
+                row's tokens. Shape (rows, width), float32.
+            references: the same of as many of the client's training rows as `references` says, at least one.
+        """
+        return {}
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the server's state after a round.

@@ -256,11 +256,10 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
         f"{summary['train_seconds']:.0f} s of local training, {summary['wall_seconds']:.0f} s in all, "
         f"{summary['peak_rss_bytes'] / 2**20:.0f} MiB at the peak"
     )
-    console.print(
-        f"\nreport    {report}\nnumbers   {path / 'summary.json'}, {path / 'metrics.jsonl'}\n"
-        f"adapters  fedsa export {path} --all --to DIR",
-        markup=False,
-    )
+    console.print(f"\nreport    {report}\nnumbers   {path / 'summary.json'}, {path / 'metrics.jsonl'}", markup=False)
+    if summary["export"] != "none":
+        merge = " --merge" if summary["export"] == "merged model" else ""
+        console.print(f"adapters  fedsa export {path} --all --to DIR{merge}", markup=False)
 
 
 def _show_beside(console: Console, summary: Mapping[str, Any]) -> None:

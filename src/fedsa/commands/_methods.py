@@ -60,6 +60,8 @@ def describe(name: str) -> dict[str, Any]:
             "export": cls.export,
             "folds": cls.folds,
             "adapters": list(cls.adapters),
+            "gated": cls.gated,
+            "references": algorithm.references,
             "server_optimizer": _answer(algorithm.optimizer_refusal()),
             "head": _head(cls),
             "options": _options(cls, algorithm),
@@ -128,6 +130,8 @@ def _keys(algorithm: Algorithm, variant: str) -> Iterator[Key]:
     for adapter in algorithm.adapters:
         yield from (Key("layer", factor, adapter) for factor in factors if factor is not Factor.HEAD)
     yield from (Key("head", factor) for factor in factors if factor is Factor.HEAD)
+    if algorithm.gated:
+        yield Key("layer", Factor.GATE)
     if algorithm.folds:
         yield Key("layer", Factor.DELTA)
 
@@ -329,6 +333,11 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     ]
     if len(entry["adapters"]) > 1:
         facts.append(("adapters", ", ".join(entry["adapters"])))
+    if entry["gated"]:
+        facts.append(("gates", "each layer weighs its adapters for each token, as its client has learnt"))
+    if entry["references"]:
+        likeness = f"its likeness to {entry['references']} training rows of its client"
+        facts.append(("at inference", f"adapters are weighed for each row by {likeness}: one more forward pass"))
     return facts
 
 

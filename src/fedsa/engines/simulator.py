@@ -211,6 +211,7 @@ class _Run:
             batch_size=self.recipe.evaluation.batch_size,
             together=training.cohort_size if training.trainer == "cohort" else 0,
             pack=bool(training.packing),
+            mixing=federation.mixing,
         )
         try:
             for client, metrics in measured:
@@ -307,6 +308,7 @@ class _Run:
         return {
             "algorithm": recipe.algorithm,
             "source": federation.algorithm.source,
+            "export": federation.algorithm.export,
             "variant": federation.model.variant,
             "rounds": recipe.rounds,
             "clients": len(federation.clients),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
@@ -22,6 +23,7 @@ from fedsa.errors import ModelError, near
 from fedsa.models.base import HEADS, quiet
 from fedsa.models.deltas import Deltas
 from fedsa.models.dropout import AdapterDropout, Streams
+from fedsa.models.gates import with_gates
 from fedsa.models.loha import without_coins
 from fedsa.models.packing import LayerStack
 from fedsa.models.stacked import Stack, obstacles
@@ -161,6 +163,7 @@ class AdaptedModel:
             adapters and head stay fp32.
         adapters: their names; the updates of several are added.
         folds: there is a tensor ``Factor.DELTA`` for each adapted layer, which is added to its frozen weight.
+        gated: each layer weighs its adapters for each token; there is a tensor ``Factor.GATE`` for each.
         scaling: given the variant's own s in ΔW = s·B·A and the rank, returns the s to use.
 
     Attributes:
@@ -186,6 +189,7 @@ class AdaptedModel:
         precision: str = "fp32",
         adapters: tuple[str, ...] = ("default",),
         folds: bool = False,
+        gated: bool = False,
         scaling: Callable[[float, int], float] | None = None,
     ) -> None:
         self.variant = variant_of(config)
@@ -198,12 +202,15 @@ class AdaptedModel:
         with_further_adapters(self.model, adapters, seed)
         self.model.config.use_cache = False
         self.device, self.precision = device, precision
+        self.streams = Streams()
+        if gated:
+            self.require_weighable()
+            with_gates(self.model, adapters, self.streams, seed)
         self._parameters = by_key(self.model)
         self._store(device)
-        self.streams = Streams()
         self._deltas = _deltas(self.model, self.streams, self.variant) if folds else None
         self.initial: State = self.read(self.keys)
-        _own_dropout(self.model, self.streams)
+        _own_dropout(self.model, self.streams, adapters)
         self.model.eval()
         self.layers = LayerStack(self.model.get_base_model(), self.streams)
 
@@ -226,6 +233,23 @@ class AdaptedModel:
                 yield
         finally:
             self.streams.end()
+
+    def representations(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the last hidden state of rows, the mean over each row's tokens; shape (rows, width), float32.
+
+        It is of the model as it is now, without its head.
+
+        Raises:
+            ModelError: the model has no hidden state to tell.
+        """
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        base: Any = self.model.get_base_model()
+        hidden = getattr(base.base_model(**inputs), "last_hidden_state", None)
+        mask = batch["attention_mask"][:, :, None]
+        if hidden is None or hidden.shape[:2] != mask.shape[:2]:
+            raise ModelError(f"{type(base).__name__} tells no last hidden state of each token")
+        mean: Tensor = (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1)
+        return mean
 
     def checkpoint_activations(self) -> None:
         """Compute a layer's activations again in the backward pass instead of keeping them.
@@ -295,6 +319,20 @@ class AdaptedModel:
     def obstacles(self) -> list[str]:
         """Return why many clients cannot go through this model at once; nothing if they can."""
         return obstacles(self.model)
+
+    def require_weighable(self) -> None:
+        """Refuse adapters whose updates cannot be weighed row by row.
+
+        Raises:
+            ModelError: they are not of linear layers (but of embeddings, say).
+        """
+        for path, module in self.model.named_modules():
+            if isinstance(module, LoraLayer) and not isinstance(module, LoraLinear):
+                raise ModelError(
+                    f"the method weighs adapters row by row, which goes with linear layers only, and "
+                    f"{path.removeprefix('base_model.model.')} is {type(module).__name__}: leave it out of "
+                    "adapter.target_modules"
+                )
 
     @property
     def scaling(self) -> dict[str, float]:
@@ -366,14 +404,16 @@ class AdaptedModel:
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def _own_dropout(model: nn.Module, streams: Streams) -> None:
-    """Put dropout with a stream for each client in the place of PEFT's."""
+def _own_dropout(model: nn.Module, streams: Streams, adapters: Sequence[str]) -> None:
+    """Put dropout with a stream for each client in the place of PEFT's, and gates in front of what they weigh."""
     for module in model.modules():
         for name in ("lora_dropout", "vera_dropout"):
             table = getattr(module, name, None) if isinstance(module, BaseTunerLayer) else None
             if isinstance(table, nn.ModuleDict):
                 for adapter, dropout in table.items():
-                    table[adapter] = AdapterDropout(float(getattr(dropout, "p", 0.0)), streams)
+                    table[adapter] = own = AdapterDropout(float(getattr(dropout, "p", 0.0)), streams, adapter)
+                    gate = getattr(module, "fedsa_gate", None)
+                    own.gate = (gate, adapters.index(adapter)) if gate is not None else None
 
 
 def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default") -> PeftModel:

@@ -1,4 +1,7 @@
-"""Dropout: the adapter's, from a stream of each client's own; and the base model's, with cheaper random numbers."""
+"""What is done to an adapter's input: dropout from a stream of each client's own, and a weight of each row's own.
+
+And the base model's dropout, with cheaper random numbers.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +33,38 @@ class Streams:
         self.layout: Layout | None = None
         self._seeds: Sequence[int] = ()
         self._batches: Sequence[int] = ()
+        self._weights: Mapping[str, Tensor] = {}
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def begin(self, layout: Layout, seeds: Sequence[int] = (), batches: Sequence[int] = ()) -> None:
+    def begin(
+        self,
+        layout: Layout,
+        seeds: Sequence[int] = (),
+        batches: Sequence[int] = (),
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Say what the next pass is.
 
         Args:
             layout: its rows and tokens.
             seeds: of each client in its order, for the round; none are needed in evaluation.
             batches: how many batches each client has had in the round.
+            weights: adapter to what its update is multiplied by for each row, shape (rows,); others have 1.
         """
-        self.layout, self._seeds, self._batches = layout, seeds, tuple(batches)
+        self.layout, self._seeds, self._batches, self._weights = layout, seeds, tuple(batches), weights or {}
 
     def end(self) -> None:
         """Forget the pass: what comes now is no batch of clients."""
-        self.layout = None
+        self.layout, self._weights = None, {}
+
+    def weigh(self, values: Tensor, adapter: str) -> Tensor:
+        """Return an adapter's input, shape (..., features), times the weight that each element's row gives the adapter.
+
+        For an update s·B·A that is the same as to multiply what comes out of it.
+        """
+        if self.layout is None or adapter not in self._weights:
+            return values
+        return values * self.layout.spread(self._weights[adapter], values).to(values.dtype)
 
     def drop(self, values: Tensor, p: float, layer: int) -> Tensor:
         """Return ``values``, shape (..., features), with each feature of each element dropped with probability p."""
@@ -68,21 +88,30 @@ class Streams:
 
 @final
 class AdapterDropout(nn.Module):
-    """Takes the place of PEFT's dropout in front of an adapter.
+    """Takes the place of PEFT's dropout in front of an adapter, and weighs the adapter for each row or token.
 
     Args:
         p: probability.
         streams: shared by all layers of a model.
+        adapter: the name of the adapter that it is in front of.
+
+    Attributes:
+        gate: gives each token's shares of the layer's adapters, and which of them is this one's; None: each counts 1.
     """
 
-    def __init__(self, p: float, streams: Streams) -> None:
+    def __init__(self, p: float, streams: Streams, adapter: str = "default") -> None:
         super().__init__()
-        self.p, self.streams, self.layer = p, streams, streams.layers
+        self.p, self.streams, self.layer, self.adapter = p, streams, streams.layers, adapter
+        self.gate: tuple[nn.Module, int] | None = None  # in a tuple: it is the layer's part
         streams.layers += 1
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the values, in training some of them zero and the others larger by 1 / (1 - p)."""
-        return self.streams.drop(values, self.p, self.layer) if self.training and self.p else values
+        dropped = self.streams.drop(values, self.p, self.layer) if self.training and self.p else values
+        if self.gate is not None:
+            gate, place = self.gate
+            dropped = dropped * gate(values)[..., place : place + 1].to(dropped.dtype)
+        return self.streams.weigh(dropped, self.adapter)
 
 
 @final

@@ -26,6 +26,8 @@ from fedsa.models.base import (
     quiet,
 )
 from fedsa.models.deltas import empty_deltas
+from fedsa.models.dropout import Streams
+from fedsa.models.gates import with_gates
 from fedsa.recipe import AdapterSettings, ModelSettings
 from fedsa.types import Key
 
@@ -62,6 +64,7 @@ def empty_model(
     task_type: str,
     adapters: Sequence[str] = ("default",),
     folds: bool = False,
+    gated: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> EmptyModel:
     """Return an adapted model without its weights, for counting.
@@ -78,6 +81,7 @@ def empty_model(
         task_type: PEFT's, e.g. ``SEQ_CLS``.
         adapters: their names.
         folds: the server adds to the frozen weights.
+        gated: each layer has a gate that weighs the adapters.
         on_progress: told what is fetched.
 
     Raises:
@@ -88,6 +92,8 @@ def empty_model(
     with torch.device("meta"):
         model = with_adapter(base, config, adapters[0])
         with_further_adapters(model, adapters, seed=0)
+        if gated:
+            with_gates(model, tuple(adapters), Streams(), seed=0)
     deltas = empty_deltas(model) if folds else {}
     return EmptyModel(model, {**by_key(model), **deltas}, positions_of(base))
 

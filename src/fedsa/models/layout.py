@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedsa.errors import ModelError
+
 __all__ = ["Layout", "Packed", "Place"]
 
 # Kernels are compiled, and kept, for every shape that occurs: few shapes save over a hundred MiB.
@@ -124,7 +126,7 @@ class Layout:
     def __init__(self, mask: Tensor, counts: Sequence[int], *, pack: bool = False) -> None:
         self.shape: tuple[int, int] = (mask.shape[0], mask.shape[1])
         real = mask.cpu().numpy().astype(bool)
-        lengths = real.sum(axis=1)
+        self._lengths = lengths = real.sum(axis=1)
         ends = np.cumsum(counts)
         starts = ends - np.asarray(counts)
         tokens = tuple(int(lengths[start:end].sum()) for start, end in zip(starts, ends, strict=True))
@@ -151,6 +153,26 @@ class Layout:
         if len(self.rows.counts) == 1:  # whatever it is, it is the one client's
             return Place(positions, None, (positions,), self.rows.device)
         raise RuntimeError(f"an activation of shape {tuple(values.shape)} is not by rows or tokens: whose is what?")
+
+    def spread(self, numbers: Tensor, values: Tensor) -> Tensor:
+        """Return one number for each row at all positions of an activation; zero where no element is.
+
+        Args:
+            numbers: shape (rows,).
+            values: of shape (rows, features) or (rows, tokens, features); gives shape (..., 1) and device.
+
+        Raises:
+            ModelError: it is not by rows or tokens.
+        """
+        place, numbers = self.place(values), numbers.to(values.device)
+        if place is not self.rows:
+            if place is not self.tokens and (self.packed is None or place is not self.slots):
+                raise ModelError(
+                    f"an activation of shape {tuple(values.shape)} is not by rows or tokens, so adapters cannot be "
+                    "weighed row by row in this model"
+                )
+            numbers = numbers.repeat_interleave(torch.from_numpy(self._lengths).to(values.device))
+        return place.scatter(numbers).view(*values.shape[:-1], 1)
 
 
 def _pack(lengths: Ints, device: torch.device) -> tuple[Packed, Tensor]:

@@ -295,11 +295,19 @@ class Stack:
             (parent, name, module, _stacked(module, path, streams, self.values))
             for parent, name, module, path in _adapted_modules(model)
         ]
+        self._gates = [
+            (module.fedsa_gate, value)
+            for _, _, module, path in _adapted_modules(model)
+            for key, value in self.values.items()
+            if key.factor is Factor.GATE and key.module == path
+        ]
 
     def __enter__(self) -> Stack:
         for parent, name, _, layer in self._places:
             layer.train(parent.training)
             parent._modules[name] = layer
+        for gate, value in self._gates:
+            gate.stacked = value
         if self._deltas is not None:
             self._deltas.__enter__()
         return self
@@ -307,6 +315,8 @@ class Stack:
     def __exit__(self, *exception: object) -> None:
         for parent, name, own, _ in self._places:
             parent._modules[name] = own
+        for gate, _ in self._gates:
+            gate.stacked = None
         if self._deltas is not None:
             self._deltas.__exit__()
 

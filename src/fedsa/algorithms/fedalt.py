@@ -1,0 +1,66 @@
+"""FedALT: an adapter of the client's own beside the frozen mean of the others', and a gate that weighs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+from fedsa.algorithms.base import LOCAL, RECEIVED, Algorithm, Plan, ServerState, weighted_mean
+from fedsa.types import Factor, Key, Payload, Side, Update
+
+_REST = "rest"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FedALT(Algorithm):
+    """Train an own adapter, which nobody overwrites, beside the frozen mean of the other clients' adapters.
+
+    In each adapted layer a gate, softmax(G·x) of the layer's input x, weighs the two for each token; it is trained and
+    stays. Clients send their own A and B; each receives the mean of what the others sent in the last round, A and B
+    averaged separately, weighed by rows (the paper: alike, weighting = 'uniform'). Who was not in that round receives
+    the mean of all who were. The server sees every A and B, and remembers each client's mean of the others. The others'
+    adapter starts at zero, and with one client it stays there.
+    """
+
+    source: ClassVar[str] = "arXiv:2503.11880"
+    additive: ClassVar[bool] = False
+    adapters: ClassVar[tuple[str, ...]] = ("default", _REST)
+    gated: ClassVar[bool] = True
+    export: ClassVar[str] = "none"
+    needs_product: ClassVar[bool] = True
+
+    def plan(self, key: Key, round: int) -> Plan:
+        """Return who trains, sends and receives a tensor."""
+        if key.factor is Factor.GATE:
+            return LOCAL
+        if key.factor.side not in (Side.A, Side.B):
+            return self.rest_plan(key)
+        return RECEIVED if key.adapter == _REST else Plan(trained=True, sent=True, received=False)
+
+    def renews(self, key: Key, round: int) -> bool:
+        """Return whether the tensor is sent, or is made of what is sent."""
+        return key.adapter == _REST or super().renews(key, round)
+
+    def broadcast(self, state: ServerState, client: str, round: int, held: int) -> Payload:
+        """Return what is newer; of the others' adapter the mean without this client."""
+        payload = super().broadcast(state, client, round, held)
+        own = {key: state.slots.get(f"{client}|{key}", value) for key, value in payload.tensors.items()}
+        return replace(payload, tensors=own)
+
+    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+        """Return the means over all that sent, and for each of them the mean of the others."""
+        sent = list(updates)
+        means = weighted_mean(((update.tensors, weight) for update, weight in sent), state.tensors)
+        rest = {key._replace(adapter=_REST): mean for key, mean in means.items() if key.factor.side in (Side.A, Side.B)}
+        after = self.renewed(state, {**means, **rest}, round)
+        whole, slots = sum(weight for _, weight in sent), {}
+        for update, weight in sent:
+            for key, mean in rest.items():
+                name, own = f"{update.client}|{key}", update.tensors[key._replace(adapter="default")].double()
+                if whole > weight:
+                    slots[name] = ((mean * whole - own * weight) / (whole - weight)).to(state.tensors[key].dtype)
+                else:
+                    slots[name] = state.slots.get(name, state.tensors[key])
+        return replace(after, slots=slots) if sent else after
