@@ -126,7 +126,7 @@ def test_outputs_are_put_back_in_the_order_of_the_rows(tiny_run):
         def outputs(self, model, batch):
             return batch["rows"][:, None].float()
 
-        def score(self, encoded, rows, outputs, generated):
+        def score(self, encoded, rows, outputs):
             return {"accuracy": float((outputs[:, 0].numpy() == rows).mean())}
 
     for order in itertools.permutations(range(6), 4):
