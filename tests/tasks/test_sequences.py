@@ -1,0 +1,263 @@
+"""Tasks of decoders: what is in a batch, what is trained and asked, and that cohorts come to the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fedsa.engines.simulator import simulate
+from fedsa.errors import DataError
+from fedsa.evaluation import evaluate
+from fedsa.federation import Federation
+from fedsa.models.layout import Layout
+from fedsa.recipe import TrainingSettings, dump_recipe, parse_recipe
+from fedsa.store import RunFolder
+from fedsa.tasks.sequences import IGNORED
+from fedsa.tasks.written import extract, squad_exact_match, squad_f1
+from fedsa.training import cohort, sequential
+from fedsa.training.jobs import Job
+from tiny_decoder import write_decoder, write_sums
+
+GENERATION = {"kind": "generation", "prompt": "{question}", "answer": "{answer}"}
+TASKS = {
+    "likelihood": GENERATION,
+    "chat": {**GENERATION, "chat": True},
+    "written": {**GENERATION, "metric": "exact_match", "extract": "gsm8k_strict", "max_new_tokens": 6},
+    "columns": {
+        "kind": "multiple_choice",
+        "prompt": "{question}",
+        "choices": ["first", "second"],
+        "answer": "right",
+        "first_choice": 1,
+    },
+    "labelled": {"kind": "multiple_choice", "prompt": "{question}", "choices": ["both"], "answer": "letter"},
+    "same for all": {
+        "kind": "multiple_choice",
+        "prompt": "{question} {first} {second}",
+        "labels": ["red", "blue"],
+        "answer": "is_second",
+        "choice_template": "the correct answer is {choice}",
+    },
+    "language": {"kind": "language_modeling", "text_columns": ["question"]},
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("decoder")
+    return write_decoder(folder / "model"), write_sums(folder / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def recipe(places):
+    model, rows = places
+
+    def make(task, **changes):
+        return parse_recipe(
+            {
+                "rounds": 2,
+                "model": {"path": str(model), "attn_implementation": "sdpa"},
+                "adapter": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
+                "task": task,
+                "data": {"path": str(rows), "partition": {"kind": "column", "column": "site"}},
+                "training": {"local_steps": 3, "batch_size": 4, "learning_rate": 1e-2},
+                "compute": {"device": "cpu", "threads": 1, "precision": "fp32"},
+                **changes,
+            }
+        )
+
+    return make
+
+
+def jobs_of(federation) -> list[Job]:
+    """Clients with tensors of their own, none of them zero."""
+    generator, model = torch.Generator().manual_seed(3), federation.model
+    return [
+        Job(
+            client,
+            1,
+            2,
+            0,
+            {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in model.initial.items()},
+            tuple(model.keys),
+            (),
+            {},
+            federation.rows.partition.clients[client].train,
+        )
+        for client in federation.clients
+    ]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe, name):
+    federation = Federation.from_recipe(recipe(TASKS[name]))
+    assert federation.recipe.training.trainer == "cohort"
+    assert federation.recipe.training.packing is (federation.task.metric != "accuracy" and name != "language")
+    federation.model.model.double()
+    jobs = [
+        replace(job, tensors={key: value.double() for key, value in job.tensors.items()}) for job in jobs_of(federation)
+    ]
+    settings = TrainingSettings(local_steps=20, batch_size=4, learning_rate=2e-3)
+    common = {
+        "model": federation.model, "task": federation.task, "encoded": federation.encoded, "settings": settings
+    }  # fmt: skip
+    alone = [sequential.train(job, **common) for job in jobs]
+    for pack in (False, True):
+        together = cohort.train(jobs, **common, pack=pack)
+        for job, one, other in zip(jobs, alone, together, strict=True):
+            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.trained) > 1e-3
+            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.trained) <= 1e-10
+            assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], abs=1e-10)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_clients_together_have_the_figures_that_each_has_alone(recipe, name):
+    federation = Federation.from_recipe(recipe(TASKS[name]))
+    clients = [(job.client, job.tensors, job.rows) for job in jobs_of(federation)]
+    common = (federation.model, federation.task, federation.encoded, clients)
+    alone = dict(evaluate(*common, batch_size=64))
+    together = dict(evaluate(*common, batch_size=7, together=2, pack=True))
+    for client, figures in alone.items():
+        assert together[client] == pytest.approx(figures, rel=1e-5)
+
+
+def test_the_loss_is_that_of_the_answers_tokens_given_all_before(recipe):
+    """Against the model's whole logits, row by row, without padding."""
+    federation = Federation.from_recipe(recipe(GENERATION))
+    encoded, model = federation.encoded, federation.model
+    rows = np.array([0, 1, 2, 5])
+    batch = encoded.batch(rows)
+    model.streams.begin(Layout(batch["attention_mask"], [len(rows)]))
+    sums, counts = federation.task.losses(model.model, batch)
+    base, tokenizer = model.model.get_base_model(), federation.tokenizer
+    for row, total, count in zip(rows, sums.detach(), counts, strict=True):
+        cell = federation.rows.table[int(row)]
+        prompt = tokenizer(cell["question"])["input_ids"]
+        answer = [*tokenizer(cell["answer"])["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor([[*prompt, *answer]])
+        model.streams.begin(Layout(torch.ones_like(ids), [1]))
+        logits = base(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        expected = F.cross_entropy(logits, torch.tensor(answer), reduction="sum")
+        assert int(count) == len(answer)
+        assert float(total) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_what_is_written_is_what_the_model_writes_alone(recipe):
+    federation = Federation.from_recipe(recipe(TASKS["written"]))
+    job = jobs_of(federation)[0]
+    federation.model.write(job.tensors)
+    rows, task = job.rows[:5], federation.task
+    batch = federation.encoded.batch(task.prompts(federation.encoded, rows))
+    assert batch["labels"].shape == (5, 0)
+    with federation.model.evaluating():
+        federation.model.streams.begin(Layout(batch["attention_mask"], [5]))
+        written = task.generate(federation.model.model, batch)
+        base = federation.model.model.get_base_model()
+        for row, found in zip(rows, written, strict=True):
+            ids = federation.tokenizer(federation.rows.table[int(row)]["question"])["input_ids"]
+            start = len(ids)
+            while len(ids) < start + 6 and (len(ids) == start or ids[-1] != 3):
+                given = torch.tensor([ids])
+                federation.model.streams.begin(Layout(torch.ones_like(given), [1]))
+                ids.append(int(base(input_ids=given).logits[0, -1].argmax()))
+            assert found.tolist() == [*ids[start:], *[0] * (6 - len(ids) + start)]
+
+
+def test_a_batch_stands_at_the_right_with_the_answers_last(recipe):
+    federation = Federation.from_recipe(recipe(GENERATION))
+    encoded = federation.encoded
+    batch = encoded.batch([0, 2])  # answers of 2 and 8 words and the end
+    assert batch["labels"].shape == (2, 9)
+    assert (batch["labels"][0] != IGNORED).tolist() == [False] * 6 + [True] * 3
+    assert batch["labels"][0, -3:].tolist() == batch["input_ids"][0, -3:].tolist()
+    assert batch["input_ids"][:, -1].tolist() == [3, 3]
+    for mask, positions in zip(batch["attention_mask"], batch["position_ids"], strict=True):
+        length = int(mask.sum())
+        assert mask.tolist() == [0] * (len(mask) - length) + [1] * length
+        assert positions[-length:].tolist() == list(range(length))
+
+
+def test_a_long_row_loses_the_beginning_of_its_prompt_first(recipe):
+    whole = Federation.from_recipe(recipe(GENERATION)).encoded
+    short = Federation.from_recipe(recipe({**GENERATION, "max_length": 10})).encoded
+    shorter = Federation.from_recipe(recipe({**GENERATION, "max_length": 5})).encoded
+    tokens = [encoded.tokens[encoded.offsets[2] : encoded.offsets[3]] for encoded in (whole, short, shorter)]
+    assert [len(each) for each in tokens] == [15, 10, 5]
+    assert tokens[1].tolist() == tokens[0][-10:].tolist()
+    assert tokens[2].tolist() == [*tokens[0][5:6], *tokens[0][6:10]]  # one token of the prompt, four of the answer
+    assert [int(encoded.answers[2]) for encoded in (whole, short, shorter)] == [9, 9, 4]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_two_rounds_lower_the_loss_and_end_with_figures(recipe, name, tmp_path):
+    federation = Federation.from_recipe(recipe(TASKS[name], training={"local_steps": 8, "learning_rate": 0.05}))
+    with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
+        summary = simulate(federation, folder)
+    assert summary["metric"] == federation.task.metric
+    for entry in summary["per_client"].values():
+        assert "majority" not in entry
+        assert math.isfinite(entry["test"]["loss"])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    first, last = (np.mean([line["train"]["loss"] for line in lines if line["round"] == round]) for round in (1, 2))
+    assert last < first
+    assert not [entry for entry in summary["sharing_plan"] if entry["factor"] == "head"]
+
+
+def test_every_choice_is_asked_and_the_likeliest_counts(recipe):
+    task = Federation.from_recipe(recipe(TASKS["columns"]))
+    encoded = task.encoded
+    rows = np.array([4, 1])
+    items = task.task.questions(encoded, rows)
+    assert len(items) == 4
+    right = [int(encoded.right[row]) for row in rows]
+    losses = torch.tensor([1.0, 2.0, 5.0, 4.0])
+    figures = task.task.score(encoded, rows, losses)
+    assert figures["accuracy"] == np.mean([right[0] == 0, right[1] == 1])
+    assert figures["loss"] == pytest.approx((losses[right[0]] + losses[2 + right[1]]) / 4)  # of two tokens each
+    for row, want in zip(rows, right, strict=True):
+        cell = task.rows.table[int(row)]
+        assert [cell["first"], cell["second"]][want] == str(sum(map(int, cell["question"].split()[2:5:2])))
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({**TASKS["columns"], "first_choice": 0}, "which is none of its 2 choices"),
+        ({**TASKS["labelled"], "answer": "question"}, "mend the row, task.answer"),
+        ({**GENERATION, "prompt": "{query}"}, "'query'"),
+    ],
+)
+def test_rows_that_do_not_fit(recipe, task, message):
+    with pytest.raises(DataError, match=message):
+        Federation.from_recipe(recipe(task))
+
+
+def test_numbers_are_taken_out_as_the_harness_does():
+    answer = "She has 3 + 4 = <<3+4=7>>7 apples.\n#### 1,234.50"
+    assert [extract(answer, how) for how in ("gsm8k_strict", "gsm8k_flexible")] == ["1234.50", "1234.50"]
+    assert extract("#### -7.", "gsm8k_strict") == "-7"
+    assert extract("It costs $18.", "gsm8k_flexible") == "18"
+    assert extract("no idea", "gsm8k_flexible") == extract("no idea", "gsm8k_strict") == "[invalid]"
+    assert extract("#### 7 or #### 8", "gsm8k_strict") == "7"
+    assert extract("#### 7 or 8", "gsm8k_flexible") == "8"
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted", "exact", "f1"),
+    [
+        ("The Eiffel Tower!", "eiffel tower", 1, 1),
+        ("in Paris, France", "Paris", 0, 2 * (1 / 3) * 1 / (1 / 3 + 1)),
+        ("a b a", "b b", 0, 2 * (1 / 1) * (1 / 2) / (1 + 1 / 2)),  # articles go: one word, of which the other has two
+        ("x y x", "x x z", 0, 2 / 3),
+        ("", "Paris", 0, 0),
+    ],
+)
+def test_figures_of_written_text(written, wanted, exact, f1):
+    assert squad_exact_match(written, wanted) == exact
+    assert squad_f1(written, wanted) == pytest.approx(f1, abs=1e-9)
