@@ -13,7 +13,6 @@ from fedsa.errors import RunFolderError
 from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
-from fedsa.report import write_report
 from fedsa.store import RunFolder, recipe_of
 
 __all__ = ["RunResult", "finish", "resume", "run"]
@@ -121,4 +120,6 @@ def finish(federation: Federation, folder: RunFolder, callbacks: Sequence[Callba
     if summary is None:
         listeners = [*callbacks, *make_callbacks(federation.recipe.callbacks)]
         summary = simulate(federation, folder, listeners)
+    from fedsa.report import write_report  # it loads matplotlib: not while clients train, it would add to the peak
+
     return RunResult(folder.path, summary, write_report(folder.path), federation)

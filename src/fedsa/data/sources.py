@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,9 @@ class Rows:
 def load_rows(settings: DataSettings, *, on_progress: Callable[..., None] | None = None) -> Rows:
     """Return the rows that a recipe's ``[data]`` names.
 
-    A path that exists here is always taken before a hub name. With ``partition.kind = "files"`` the path is a folder
-    with one file or one sub-folder per client; the rows then have a column ``client`` with its name.
+    A path that exists here is always taken before a hub name, and so is a folder in ``$FEDSA_DATA`` of the data set's
+    name. With ``partition.kind = "files"`` the path is a folder with one file or one sub-folder per client; the rows
+    then have a column ``client`` with its name.
     Nothing is written into the user's folders (``datasets`` keeps its Arrow files in its own cache); no code from
     the hub is run and nothing is unpickled.
 
@@ -85,7 +87,34 @@ def _load(
         return load_client_files(expanded(path), splits, name=settings.name)
     if local:
         return load_local(expanded(path), splits, name=settings.name)
+    here = _stand_in(path, settings.name)
+    if here is not None:
+        if on_progress is not None:
+            on_progress(f"reading {here} in place of {path} on the hub")
+        return load_local(here, splits)
     return load_hub(path, splits, name=settings.name, revision=settings.revision)
+
+
+def _stand_in(path: str, name: str | None) -> Path | None:
+    """Return the folder in ``$FEDSA_DATA`` that stands for a data set on the hub, if there is one.
+
+    ``owner/name`` with a configuration is ``name/CONFIGURATION`` there, or ``name`` where that has no folders;
+    capitals, - and _ do not matter.
+    """
+    if not os.environ.get("FEDSA_DATA"):
+        return None
+    place = _folder(Path(os.environ["FEDSA_DATA"]).expanduser(), path.rpartition("/")[2])
+    if place is None or name is None or not any(entry.is_dir() for entry in place.iterdir()):
+        return place
+    return _folder(place, name)
+
+
+def _folder(parent: Path, name: str) -> Path | None:
+    def plain(text: str) -> str:
+        return text.lower().replace("-", "").replace("_", "")
+
+    entries = sorted(parent.iterdir()) if parent.is_dir() else []
+    return next((entry for entry in entries if entry.is_dir() and plain(entry.name) == plain(name)), None)
 
 
 def _only_train(path: str, splits: Collection[str]) -> str:
