@@ -36,6 +36,8 @@ Flower lives in an environment of its own, since its pins do not go with ours; w
     python3 -m venv FLOWER
     FLOWER/bin/pip install "flwr[simulation]==1.41.0" torch==2.13.0 transformers==5.23.0 peft==0.21.2 safetensors
 
+``--device cuda`` puts everything but the rows on the GPU (Flower's rows are left out); ``--model`` names another base.
+
 Linux only.
 """
 
@@ -52,6 +54,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,24 +95,25 @@ SAMPLE_SECONDS = 0.5
 # -- one run, in a process of its own --------------------------------------------------------------------------------
 
 
-def run_row(name: str, part: str, folder: Path, threads: int, rounds: int) -> dict[str, Any]:
+def run_row(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of one run; only what a row needs is imported, for Flower's Python has no fedsa."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     if name in FLOWER:
         from speed_flower import run_flower
 
-        return run_flower(folder, threads, at_once=1 if name == "flower-one" else threads)
+        return run_flower(folder, options.threads, at_once=1 if name == "flower-one" else options.threads)
     if name in LOOPS:
-        figures = speed_loops.run_loop(speed_loops.read_work(folder), LOOPS[name])
+        loop = replace(LOOPS[name], device=options.device)
+        figures = speed_loops.run_loop(speed_loops.read_work(folder), loop)
         return {**figures, "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    from speed_fedsa import Size, limit, prepare, run_fedsa
+    from speed_fedsa import Machine, Size, limit, prepare, run_fedsa
 
-    size = Size(*SIZES[part])
+    size, machine = Size(*SIZES[options.parts[0]]), Machine(options.device, options.threads, options.model)
     if name == "prepare":
-        return prepare(folder, size, rounds, threads)
+        return prepare(folder, size, options.rounds, machine)
     if name == "limit":
-        return limit(folder)
-    return run_fedsa(folder, size, rounds, threads, FEDSA[name][1])
+        return limit(folder, options.device)
+    return run_fedsa(folder, size, options.rounds, machine, FEDSA[name][1])
 
 
 def start_row(name: str, part: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -119,6 +123,7 @@ def start_row(name: str, part: str, work: Path, options: argparse.Namespace) -> 
     command = [python, __file__, "--row", name, "--parts", part]
     command += ["--work", str(work / part), "--result", str(folder / "result.json")]
     command += ["--threads", str(options.threads), "--rounds", str(options.rounds)]
+    command += ["--device", options.device, "--model", options.model]
     environment = {
         **os.environ,
         "GOMP_SPINCOUNT": SPIN_COUNT,
@@ -185,8 +190,8 @@ def table(results: Mapping[str, list[dict[str, Any]]], limit: float) -> str:
     base = median(next(iter(shown.values())))
     lines = [
         "| | train, s | evaluation, s | the rest, s | round, s (range) | speed, first row = 1 | share of the limit "
-        "| training loss by round | accuracy | peak RSS, MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| training loss by round | accuracy | peak RSS, MiB | peak on the device, MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in shown.items():
         each, whole = [steady(run, "round") for run in runs], median(runs)
@@ -205,6 +210,7 @@ def table(results: Mapping[str, list[dict[str, Any]]], limit: float) -> str:
             ", ".join(f"{statistics.mean(losses):.3f}" for losses in zip(*(run["loss"] for run in runs), strict=True)),
             f"{100 * statistics.mean(run['accuracy'][-1] for run in runs):.1f} %",
             f"{statistics.median(run['peak_rss'] for run in runs) / 2**20:.0f}",
+            f"{statistics.median(run.get('peak_device', 0) for run in runs) / 2**20:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     first = ", ".join(
@@ -273,27 +279,31 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="runs of each row")
     parser.add_argument("--rounds", type=int, default=3, help="of each run; the first is a warm-up")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--model", default="part:all-minilm-l6-v2", help="another encoder with query and value layers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--row", help="used by this script itself: one run in this process")
     parser.add_argument("--work", type=Path, help="used by this script itself")
     parser.add_argument("--result", type=Path, help="used by this script itself")
     options = parser.parse_args()
     if options.row:
-        figures = run_row(options.row, options.parts[0], options.work, options.threads, options.rounds)
+        figures = run_row(options.row, options.work, options)
+        if options.device != "cpu":
+            figures["peak_device"] = torch.cuda.max_memory_allocated()
         options.result.write_text(json.dumps(figures), encoding="utf-8")
         return
     if options.rounds < 2:
         parser.error("--rounds must be at least 2, for the first is a warm-up")
-    print(
-        f"python {shlex.join(sys.argv)}\n\n{options.threads} threads, {options.repeat} runs of {options.rounds} rounds"
-    )
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    print(f"python {shlex.join(sys.argv)}\n")
+    print(f"{device}, {options.threads} threads, {options.repeat} runs of {options.rounds} rounds")
     if not options.flower_python:
         print("Flower is left out: give --flower-python (see --help)")
     everything: dict[str, Any] = {"threads": options.threads, "rounds": options.rounds}
     with tempfile.TemporaryDirectory() as place:
         for part in options.parts:
             names = [name for name in ROWS[part] if name in options.rows]
-            if not options.flower_python:
+            if not options.flower_python or options.device != "cpu":
                 names = [name for name in names if name not in FLOWER]
             if names:
                 everything[part] = run_part(part, names, Path(place), options)

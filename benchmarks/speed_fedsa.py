@@ -20,11 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedsa import Callback, Federation, run
 from fedsa.data.sentiment import read_sentiment
-from fedsa.parts import part_folder
+from fedsa.parts import PREFIX, part_folder
 from fedsa.recipe import Recipe, parse_recipe
 from fedsa.training.jobs import Job, local_batches
 
-MODEL = "all-minilm-l6-v2"
 LABELS = ("negative", "positive")
 SST2_DEV_ROWS = 872  # as many are evaluated where the rows are not SST-2's
 TEST_ROWS = 3  # of each client: fedsa needs a test split, which is measured after the last round
@@ -39,6 +38,21 @@ class Size:
     clients: int
     steps: int
     batch: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes.
+
+    Attributes:
+        device: cpu or cuda.
+        threads: of the processor.
+        model: the base model, a path or a part.
+    """
+
+    device: str
+    threads: int
+    model: str
 
 
 def read_texts() -> tuple[str, list[tuple[str, int]], list[tuple[str, int]]]:
@@ -78,13 +92,13 @@ def write_rows(folder: Path, size: Size, rounds: int) -> str:
     return what
 
 
-def recipe(rows: Path, size: Size, rounds: int, threads: int, training: Mapping[str, Any]) -> Recipe:
+def recipe(rows: Path, size: Size, rounds: int, machine: Machine, training: Mapping[str, Any]) -> Recipe:
     """Return the recipe of fedsa's rows."""
     return parse_recipe(
         {
             "rounds": rounds,
             "seed": SEED,
-            "model": {"path": f"part:{MODEL}", "attn_implementation": "eager"},
+            "model": {"path": machine.model},
             "adapter": {
                 "r": speed_loops.RANK,
                 "lora_alpha": speed_loops.ALPHA,
@@ -106,20 +120,22 @@ def recipe(rows: Path, size: Size, rounds: int, threads: int, training: Mapping[
                 **training,
             },
             "evaluation": {"batch_size": speed_loops.EVALUATION_BATCH},
-            "compute": {"device": "cpu", "precision": "bf16", "threads": threads},
+            "compute": {"device": machine.device, "precision": "bf16", "threads": machine.threads},
         }
     )
 
 
-def prepare(folder: Path, size: Size, rounds: int, threads: int) -> dict[str, Any]:
+def prepare(folder: Path, size: Size, rounds: int, machine: Machine) -> dict[str, Any]:
     """Write what all rows work on: fedsa's own batches and initial tensors, for the loops; return what they are."""
     what = write_rows(folder / "rows", size, rounds)
-    federation = Federation.from_recipe(recipe(folder / "rows", size, rounds, threads, {}))
+    federation = Federation.from_recipe(recipe(folder / "rows", size, rounds, machine, {}))
     table, labels, partition = federation.rows.table, federation.rows.labels, federation.rows.partition
     tokenized = federation.tokenizer(list(table["text"]), truncation=True, max_length=speed_loops.MAX_LENGTH)
     rows = [[tokens, int(label)] for tokens, label in zip(tokenized["input_ids"], labels, strict=True)]
     work = {
-        "model": str(part_folder(MODEL)),
+        "model": str(
+            part_folder(machine.model.removeprefix(PREFIX)) if machine.model.startswith(PREFIX) else machine.model
+        ),
         "pad": federation.tokenizer.pad_token_id,
         "train": [
             [
@@ -215,9 +231,9 @@ class Watch(Callback):
         return {name: [end[name] - start[name] for start, end in pairs] for name in self.ends[0]}
 
 
-def run_fedsa(folder: Path, size: Size, rounds: int, threads: int, training: Mapping[str, Any]) -> dict[str, Any]:
+def run_fedsa(folder: Path, size: Size, rounds: int, machine: Machine, training: Mapping[str, Any]) -> dict[str, Any]:
     """Run a federation and return each round's seconds, mean loss and accuracy, and the peak memory."""
-    federation = Federation.from_recipe(recipe(folder / "rows", size, rounds, threads, training))
+    federation = Federation.from_recipe(recipe(folder / "rows", size, rounds, machine, training))
     watch = Watch(Computing(federation.model.model))
     with tempfile.TemporaryDirectory(dir=folder) as place:
         result = run(federation, Path(place) / "run", callbacks=[watch])
@@ -229,16 +245,16 @@ def run_fedsa(folder: Path, size: Size, rounds: int, threads: int, training: Map
     }
 
 
-def limit(folder: Path) -> dict[str, Any]:
+def limit(folder: Path, device: str) -> dict[str, Any]:
     """Return the operations of a round, and the machine's bf16 GEMM rate at several numbers of tokens."""
     work = speed_loops.read_work(folder)
     model = speed_loops.load_model(work, "eager")
-    rounds = [[batch for client in work.train for batch in client[round]] for round in range(len(work.train[0]))]
+    rounds = [[batch for client in work.train for batch in client[number]] for number in range(len(work.train[0]))]
     measured = rounds[1:] or rounds
-    trained = [len(row.tokens) for round in measured for batch in round for row in batch]
+    trained = [len(row.tokens) for batches in measured for batch in batches for row in batch]
     evaluated = [len(row.tokens) for rows in work.evaluation for row in rows]
     operations = {length: count_operations(model, length) for length in {*trained, *evaluated}}
-    step = sum(trained) / sum(len(round) for round in measured)
+    step = sum(trained) / sum(map(len, measured))
     forward = sum(evaluated) / len(evaluated) * min(speed_loops.EVALUATION_BATCH, len(work.evaluation[0]))
     config = model.base_model.model.config
     return {
@@ -246,7 +262,7 @@ def limit(folder: Path) -> dict[str, Any]:
         "evaluation_flops": sum(operations[length][0] for length in evaluated),
         "flops_per_second": {
             round(tokens): gemm_rate(
-                round(tokens), config.hidden_size, config.intermediate_size, config.num_hidden_layers
+                round(tokens), config.hidden_size, config.intermediate_size, config.num_hidden_layers, device
             )
             for tokens in (step, step * len(work.train), forward)
         },
@@ -269,19 +285,22 @@ def count_operations(model: Any, length: int) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def gemm_rate(tokens: int, hidden: int, inner: int, layers: int) -> float:
+def gemm_rate(tokens: int, hidden: int, inner: int, layers: int, device: str) -> float:
     """Return the operations per second of a bare pass through the encoder's matrix products in bf16, the fastest.
 
     Four products tokens × hidden × hidden, one tokens × hidden × inner, one tokens × inner × hidden in each layer,
     every layer with weights of its own.
     """
     shapes = [(hidden, hidden)] * 4 + [(inner, hidden), (hidden, inner)]
-    weights = [torch.randn(shape, dtype=torch.bfloat16) for _ in range(layers) for shape in shapes]
-    inputs = {width: torch.randn(tokens, width, dtype=torch.bfloat16) for width in (hidden, inner)}
+    made: Any = {"dtype": torch.bfloat16, "device": device}
+    weights = [torch.randn(shape, **made) for _ in range(layers) for shape in shapes]
+    inputs = {width: torch.randn(tokens, width, **made) for width in (hidden, inner)}
     seconds = []
     for _ in range(GEMM_PASSES):
         started = time.perf_counter()
         for weight in weights:
             torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+        if device != "cpu":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     return 2 * tokens * sum(weight.numel() for weight in weights) / min(seconds)

@@ -39,11 +39,13 @@ class Loop:
         width: tokens that every batch is padded to; None: to its longest row.
         bf16: forward and backward in bf16 by autocast, else fp32.
         attention: transformers' attention kernel.
+        device: cpu, or cuda: where everything is from the start, but the rows.
     """
 
     width: int | None
     bf16: bool
     attention: str
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,16 @@ def split(tensors: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return shared, {name: value for name, value in tensors.items() if name not in shared}
 
 
-def collate(rows: Sequence[Row], pad: int, width: int | None) -> dict[str, Tensor]:
+def collate(rows: Sequence[Row], pad: int, loop: Loop) -> dict[str, Tensor]:
     """Return a padded batch."""
-    width = width or max(len(row.tokens) for row in rows)
+    width = loop.width or max(len(row.tokens) for row in rows)
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros_like(ids)
     for place, row in enumerate(rows):
         ids[place, : len(row.tokens)] = torch.tensor(row.tokens)
         mask[place, : len(row.tokens)] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row.label for row in rows])}
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row.label for row in rows])}
+    return {name: value.to(loop.device) for name, value in batch.items()}
 
 
 def train(model: PeftModel, batches: Sequence[Sequence[Row]], pad: int, loop: Loop) -> float:
@@ -139,8 +142,8 @@ def train(model: PeftModel, batches: Sequence[Sequence[Row]], pad: int, loop: Lo
     model.train()
     losses = []
     for rows in batches:
-        batch = collate(rows, pad, loop.width)
-        with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+        batch = collate(rows, pad, loop)
+        with torch.autocast(loop.device, torch.bfloat16, enabled=loop.bf16):
             loss = model(**batch).loss
         loss.backward()
         optimizer.step()
@@ -153,19 +156,19 @@ def train(model: PeftModel, batches: Sequence[Sequence[Row]], pad: int, loop: Lo
 def evaluate(model: PeftModel, rows: Sequence[Row], pad: int, loop: Loop) -> int:
     """Return how many rows the model gets right."""
     model.eval()
-    right = 0
+    right = torch.zeros((), dtype=torch.int64, device=loop.device)
     for start in range(0, len(rows), EVALUATION_BATCH):
-        batch = collate(rows[start : start + EVALUATION_BATCH], pad, loop.width)
-        with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+        batch = collate(rows[start : start + EVALUATION_BATCH], pad, loop)
+        with torch.autocast(loop.device, torch.bfloat16, enabled=loop.bf16):
             logits = model(**batch).logits
-        right += int((logits.argmax(1) == batch["labels"]).sum())
-    return right
+        right += (logits.argmax(1) == batch["labels"]).sum()
+    return int(right)
 
 
 def run_loop(work: Work, loop: Loop) -> dict[str, Any]:
     """Run all rounds and return each round's seconds, mean loss and accuracy."""
-    model, clients = load_model(work, loop.attention), range(len(work.train))
-    shared, first = split(work.initial)
+    model, clients = load_model(work, loop.attention).to(loop.device), range(len(work.train))
+    shared, first = split({name: value.to(loop.device) for name, value in work.initial.items()})
     torch.manual_seed(0)  # of the dropout
     own: dict[int, State] = {}
     seconds: dict[str, list[float]] = {"train": [], "evaluation": [], "round": []}

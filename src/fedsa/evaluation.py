@@ -15,7 +15,6 @@ import torch
 from fedsa.algorithms.base import Algorithm
 from fedsa.data.clients import ClientRows
 from fedsa.memory import give_back
-from fedsa.models.layout import Layout
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import State
@@ -163,10 +162,9 @@ def _passed(
         for start in range(0, len(rows), batch_size):
             chosen = order[start : start + batch_size]
             chosen = chosen[np.argsort(owners[chosen], kind="stable")]  # a pass takes rows client by client
-            batch = {name: value.to(model.device) for name, value in encoded.batch(rows[chosen]).items()}
             counts = np.bincount(owners[chosen], minlength=len(by_client)).tolist()
             own = {adapter: weight[torch.from_numpy(chosen)] for adapter, weight in (weights or {}).items()}
-            model.streams.begin(Layout(batch["attention_mask"], counts, pack=pack), weights=own)
+            batch = model.begin(encoded.batch(rows[chosen]), counts, pack=pack, weights=own)
             parts.append(forward(batch).cpu())
             places.append(chosen)
     made = torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]

@@ -24,6 +24,7 @@ from fedsa.models.base import HEADS, quiet
 from fedsa.models.deltas import Deltas
 from fedsa.models.dropout import AdapterDropout, Streams
 from fedsa.models.gates import with_gates
+from fedsa.models.layout import Layout
 from fedsa.models.loha import without_coins
 from fedsa.models.packing import LayerStack
 from fedsa.models.stacked import Stack, obstacles
@@ -233,6 +234,30 @@ class AdaptedModel:
                 yield
         finally:
             self.streams.end()
+
+    def begin(
+        self,
+        batch: Mapping[str, Tensor],
+        counts: Sequence[int],
+        *,
+        pack: bool = False,
+        seeds: Sequence[int] = (),
+        batches: Sequence[int] = (),
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return a batch where the model computes, and tell the model what it is.
+
+        Args:
+            batch: of rows client by client, on the CPU.
+            counts: rows of each client.
+            pack: lay several texts into one row.
+            seeds: see `Streams.begin`, as for ``batches`` and ``weights``.
+            batches: of each client.
+            weights: of adapters.
+        """
+        layout = Layout(batch["attention_mask"], counts, pack=pack, device=torch.device(self.device))
+        self.streams.begin(layout, seeds, batches, weights)
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     def representations(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the last hidden state of rows, the mean over each row's tokens; shape (rows, width), float32.

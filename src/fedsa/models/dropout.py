@@ -6,6 +6,7 @@ And the base model's dropout, with cheaper random numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
 import torch
@@ -121,6 +122,11 @@ class FastDropout(TorchFunctionMode):
     torch draws them one by one there, which takes a third of a small model's training step. The distribution is the
     same but for p, which is rounded to a multiple of 1/65536; the stream is the global generator's.
     """
+
+    @classmethod
+    def on(cls, device: str) -> AbstractContextManager[Any]:
+        """Return the context for a device: none but on the CPU, for it slows every call a little."""
+        return cls() if device == "cpu" else nullcontext()
 
     def __torch_function__(
         self,

@@ -117,28 +117,32 @@ class Layout:
         mask: shape (rows, tokens): 1 for a real token; real tokens of a row are side by side.
         counts: rows of each client; 0 is allowed.
         pack: also lay the tokens into fewer rows.
+        device: where the activations are, if that is not where ``mask`` is. A mask on the CPU is not waited for.
 
     Attributes:
         shape: of ``mask``.
         packed: the packed rows; None without packing, or where it would change nothing.
     """
 
-    def __init__(self, mask: Tensor, counts: Sequence[int], *, pack: bool = False) -> None:
+    def __init__(
+        self, mask: Tensor, counts: Sequence[int], *, pack: bool = False, device: torch.device | None = None
+    ) -> None:
+        device = device or mask.device
         self.shape: tuple[int, int] = (mask.shape[0], mask.shape[1])
         real = mask.cpu().numpy().astype(bool)
         self._lengths = lengths = real.sum(axis=1)
         ends = np.cumsum(counts)
         starts = ends - np.asarray(counts)
         tokens = tuple(int(lengths[start:end].sum()) for start, end in zip(starts, ends, strict=True))
-        index = torch.from_numpy(np.flatnonzero(real.ravel())).to(mask.device)
-        self.rows = Place(self.shape[0], None, tuple(counts), mask.device)
+        index = torch.from_numpy(np.flatnonzero(real.ravel())).to(device)
+        self.rows = Place(self.shape[0], None, tuple(counts), device)
         everywhere = len(index) == real.size
-        self.tokens = Place(real.size, None if everywhere else index, tokens, mask.device)
+        self.tokens = Place(real.size, None if everywhere else index, tokens, device)
         self.token_index = index
-        packed, slots = _pack(lengths, mask.device) if pack and not everywhere else (None, index)
+        packed, slots = _pack(lengths, device) if pack and not everywhere else (None, index)
         self.packed = packed if packed is not None and math.prod(packed.shape) < real.size else None
         if self.packed is not None:
-            self.slots = Place(math.prod(self.packed.shape), slots, tokens, mask.device)
+            self.slots = Place(math.prod(self.packed.shape), slots, tokens, device)
 
     def place(self, values: Tensor) -> Place:
         """Return where the elements lie in an activation of shape (rows, features) or (rows, tokens, features)."""

@@ -149,9 +149,7 @@ def _spread(encoded: Encoded, rows: IntArray, count: int) -> IntArray:
 
 def _batch(model: AdaptedModel, encoded: Encoded, rows: IntArray, *, pack: bool) -> dict[str, Tensor]:
     """Return a batch of one client, and tell the model of it."""
-    batch = {name: value.to(model.device) for name, value in encoded.batch(rows).items()}
-    model.streams.begin(Layout(batch["attention_mask"], [len(rows)], pack=pack), [0], [0])
-    return batch
+    return model.begin(encoded.batch(rows), [len(rows)], pack=pack, seeds=[0], batches=[0])
 
 
 def packing_obstacle(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray) -> str | None:
@@ -215,8 +213,7 @@ def stacking_obstacle(model: AdaptedModel, task: Task, encoded: Encoded, rows: I
         with model.stack(len(parts)) as stack, model.evaluating():
             for number, state in enumerate(states):
                 stack.load(number, state)
-            batch = {name: value.to(model.device) for name, value in encoded.batch(np.concatenate(parts)).items()}
-            model.streams.begin(Layout(batch["attention_mask"], [len(part) for part in parts]))
+            batch = model.begin(encoded.batch(np.concatenate(parts)), [len(part) for part in parts])
             together = task.outputs(model.model, batch)
     except torch.OutOfMemoryError:
         raise
@@ -248,7 +245,7 @@ def activation_bytes(model: AdaptedModel, task: Task, encoded: Encoded, rows: In
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with model.training(), FastDropout():
+        with model.training(), FastDropout.on(model.device):
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 sums, _ = task.losses(model.model, _batch(model, encoded, rows, pack=pack))
             sums.sum().backward()
@@ -307,7 +304,7 @@ def _seconds_of_a_step(model: AdaptedModel, task: Task, encoded: Encoded, rows: 
     for _ in range(4):
         batch = _batch(model, encoded, rows, pack=pack)
         started = time.perf_counter()
-        with model.training(), FastDropout(), model.autocast():
+        with model.training(), FastDropout.on(model.device), model.autocast():
             sums, _ = task.losses(model.model, batch)
             sums.sum().backward()
         if model.device.startswith("cuda"):

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fedsa.adapters.algebra import padded
 from fedsa.models import AdaptedModel
 from fedsa.models.dropout import FastDropout
-from fedsa.models.layout import Layout
 from fedsa.models.stacked import Stack
 from fedsa.recipe import TrainingSettings
 from fedsa.seeds import derive_seed
@@ -71,7 +70,7 @@ def train(
     # Clients whose optimisers step alike stand side by side: one tensor serves them all.
     ordered = sorted(given, key=lambda each: (len(each[2]), _history(each[1])))
     clients, steps = [job for _, job, _ in ordered], [steps for _, _, steps in ordered]
-    with model.stack(len(clients), clients[0].trained) as stack, model.training(), FastDropout():
+    with model.stack(len(clients), clients[0].trained) as stack, model.training(), FastDropout.on(model.device):
         for number, job in enumerate(clients):
             stack.load(number, job.tensors)
         optimizers = _Optimizers(stack, clients, steps, settings)
@@ -107,17 +106,16 @@ def _train_steps(
     for number in range(max(len(own) for own in steps)):
         now = [own[number] if number < len(own) else [] for own in steps]
         for rows in _passes(now):
-            batch = {
-                name: value.to(model.device, non_blocking=True)
-                for name, value in encoded.batch(np.concatenate(rows)).items()
-            }
-            layout = Layout(batch["attention_mask"], [len(each) for each in rows], pack=pack)
-            model.streams.begin(layout, seeds, batches_seen)
+            sizes = [len(each) for each in rows]
+            batch = model.begin(
+                encoded.batch(np.concatenate(rows)), sizes, pack=pack, seeds=seeds, batches=batches_seen
+            )
             sums, counts = task.losses(model.model, batch)
-            with_rows = [place for place, each in enumerate(rows) if len(each)]
+            with_rows = [place for place, size in enumerate(sizes) if size]
             none = sums.new_zeros(len(rows))
-            whole, number_of_terms = (none.index_add(0, layout.rows.owners, each) for each in (sums, counts))
-            losses = (whole / number_of_terms)[with_rows]
+            owners = torch.from_numpy(np.repeat(np.arange(len(rows)), sizes)).to(sums.device)
+            whole, number_of_terms = (none.index_add(0, owners, each) for each in (sums, counts))
+            losses = (whole / number_of_terms)[torch.tensor(with_rows).to(sums.device)]
             shares = torch.tensor([1 / len(now[place]) for place in with_rows], dtype=losses.dtype)
             (losses * shares.to(losses.device)).sum().backward()
             optimizers.add_gradients()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fedsa.adapters.algebra import padded
 from fedsa.models import AdaptedModel
-from fedsa.models.layout import Layout
 from fedsa.recipe import TrainingSettings
 from fedsa.tasks.base import Encoded, Task
 from fedsa.training.jobs import (
@@ -56,8 +55,7 @@ def train(job: Job, *, model: AdaptedModel, task: Task, encoded: Encoded, settin
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             for rows in batches:
-                batch = {name: value.to(model.device) for name, value in encoded.batch(rows).items()}
-                model.streams.begin(Layout(batch["attention_mask"], [len(rows)]), [seed], [len(losses)])
+                batch = model.begin(encoded.batch(rows), [len(rows)], seeds=[seed], batches=[len(losses)])
                 with model.autocast():
                     sums, counts = task.losses(model.model, batch)
                 loss = sums.sum() / counts.sum()
