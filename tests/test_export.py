@@ -30,6 +30,7 @@ ADAPTERS = {
     "olora": "adapter={variant='olora', r=2, lora_alpha=4, target_modules=['query', 'value']}",
     "loha": "adapter={variant='loha', r=2, lora_alpha=4, target_modules=['query', 'value']}",
     "ia3": "adapter={variant='ia3', target_modules=['key', 'output.dense'], feedforward_modules=['output.dense']}",
+    "lora_xs": "adapter={variant='lora_xs', r=5, lora_alpha=4, target_modules=['query', 'output.dense']}",
 }
 TEXTS = ["the film was great today", "a dull product", "we saw it very sad and fine", "happy"]
 CLIENTS = ["site 0", "site 1", "site 2"]
@@ -214,6 +215,7 @@ def test_the_card_of_an_older_run_states_no_other_score(finished_run: Path, tmp_
         ["adapter.variant=pissa"],
         ["compute.precision=bf16", "adapter.variant=dora"],
         ["compute.precision=bf16", "adapter.variant=olora"],
+        ["compute.precision=bf16", "adapter.variant=lora_xs", "algorithm=fedit"],
     ],
     ids=str,
 )
