@@ -40,7 +40,7 @@ CLIENTS = ["site 0", "site 1", "site 2"]
     scope="module",
     params=[
         (variant, algorithm)
-        for variant, algorithm in itertools.product(ADAPTERS, ["fedsa", "fedit", "ffa", "local"])
+        for variant, algorithm in itertools.product(ADAPTERS, ["fedsa", "fedit", "ffa", "local", "fed_sb"])
         if make_algorithm(algorithm, {}).refusal(variant) is None
     ],
     ids=lambda pair: "-".join(pair),
@@ -95,7 +95,7 @@ def test_peft_alone_gives_the_same_logits(
         model = PeftModel.from_pretrained(plain_base(tiny_model), str(folder))
         logits.append(outside(model, folder))
         torch.testing.assert_close(logits[-1], inside(federation, run, client, round), atol=1e-5, rtol=0)
-    if not (federation.recipe.algorithm in ("fedit", "ffa") and federation.recipe.share_head):
+    if not (federation.recipe.algorithm in ("fedit", "ffa", "fed_sb") and federation.recipe.share_head):
         assert not all(torch.equal(logits[0], other) for other in logits[1:])  # personal
 
 
