@@ -209,6 +209,11 @@ OTHERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         {"r": 2, "init_lora_weights": "olora", "rank_pattern": {"value": 3}, **TWO},
         {"variant": "olora", "dropout": 0.0},
     ),
+    "lora_xs": (
+        LoraConfig,
+        {"r": 2, "use_rslora": True, "init_lora_weights": "lora_xs", "rank_pattern": {"value": 3}, **TWO},
+        {"variant": "lora_xs", "r": 2, "dropout": 0.0, "lora_alpha": 8},
+    ),
     "loha": (LoHaConfig, {"r": 2, "alpha": 4, **TWO}, {"variant": "loha", "r": 2, "lora_alpha": 4}),
     "ia3": (
         IA3Config,

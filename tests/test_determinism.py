@@ -62,6 +62,7 @@ def run_again(recipe, path: Path) -> Path:
         *itertools.product(["fedsa", "fedit", "ffa", "local"], ["lora", "rslora", "vera"]),
         *itertools.product(["fedsa", "fedit"], ["dora", "pissa", "olora", "loha"]),
         ("fedit", "ia3"),
+        ("fed_sb", "lora_xs"),
     ],
 )
 def test_two_runs_give_the_same_bytes(tiny_run, tiny_recipe, tmp_path, algorithm, variant):

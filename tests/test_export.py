@@ -30,6 +30,7 @@ ADAPTERS = {
     "olora": "adapter={variant='olora', r=2, lora_alpha=4, target_modules=['query', 'value']}",
     "loha": "adapter={variant='loha', r=2, lora_alpha=4, target_modules=['query', 'value']}",
     "ia3": "adapter={variant='ia3', target_modules=['key', 'output.dense'], feedforward_modules=['output.dense']}",
+    "lora_xs": "adapter={variant='lora_xs', r=5, lora_alpha=4, target_modules=['query', 'output.dense']}",
 }
 TEXTS = ["the film was great today", "a dull product", "we saw it very sad and fine", "happy"]
 CLIENTS = ["site 0", "site 1", "site 2"]
@@ -39,7 +40,7 @@ CLIENTS = ["site 0", "site 1", "site 2"]
     scope="module",
     params=[
         (variant, algorithm)
-        for variant, algorithm in itertools.product(ADAPTERS, ["fedsa", "fedit", "ffa", "local"])
+        for variant, algorithm in itertools.product(ADAPTERS, ["fedsa", "fedit", "ffa", "local", "fed_sb"])
         if make_algorithm(algorithm, {}).refusal(variant) is None
     ],
     ids=lambda pair: "-".join(pair),
@@ -94,7 +95,7 @@ def test_peft_alone_gives_the_same_logits(
         model = PeftModel.from_pretrained(plain_base(tiny_model), str(folder))
         logits.append(outside(model, folder))
         torch.testing.assert_close(logits[-1], inside(federation, run, client, round), atol=1e-5, rtol=0)
-    if not (federation.recipe.algorithm in ("fedit", "ffa") and federation.recipe.share_head):
+    if not (federation.recipe.algorithm in ("fedit", "ffa", "fed_sb") and federation.recipe.share_head):
         assert not all(torch.equal(logits[0], other) for other in logits[1:])  # personal
 
 
@@ -214,6 +215,7 @@ def test_the_card_of_an_older_run_states_no_other_score(finished_run: Path, tmp_
         ["adapter.variant=pissa"],
         ["compute.precision=bf16", "adapter.variant=dora"],
         ["compute.precision=bf16", "adapter.variant=olora"],
+        ["compute.precision=bf16", "adapter.variant=lora_xs", "algorithm=fedit"],
     ],
     ids=str,
 )

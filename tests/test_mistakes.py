@@ -94,7 +94,7 @@ def unfinish(run: Path) -> None:
         pytest.param(
             ["callbacks=['tensorbord']"], ["unknown callback", "did you mean 'tensorboard'?"], id="unknown callback"
         ),
-        pytest.param(["adapter.variant=lokr"], ["adapter.variant", "'loha' or 'ia3'"], id="variant"),
+        pytest.param(["adapter.variant=lokr"], ["adapter.variant", "'ia3' or 'lora_xs'"], id="variant"),
         pytest.param(
             ["adapter={variant='ia3'}"],
             ["algorithm: fedsa does not go with adapter.variant = 'ia3': it shares the sides", "no A side and B side"],

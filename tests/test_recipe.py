@@ -63,6 +63,11 @@ from fedsa.recipe import (
             id="ia3's B side",
         ),
         pytest.param(
+            ["adapter={variant='lora_xs'}", "training.b_learning_rate_ratio=16", "algorithm=fedit"],
+            ["training.b_learning_rate_ratio: does not go with adapter.variant = 'lora_xs', which has no A side"],
+            id="lora_xs's B side",
+        ),
+        pytest.param(
             ["training.b_learning_rate_ratio=0"], ["training.b_learning_rate_ratio", "greater than 0"], id="ratio"
         ),
         pytest.param(

@@ -49,6 +49,11 @@ VARIANTS = {
         "adapter={variant='vera', r=4, target_modules=['query']}",
         "evaluation.evaluate_after=both",
     ],
+    "lora_xs, frozen at the base's directions": [
+        "rounds=2",
+        "algorithm=fedit",
+        "adapter={variant='lora_xs', r=2, target_modules=['query', 'output.dense']}",
+    ],
     "pissa, whose base has changed": [
         "rounds=2",
         "adapter={variant='pissa', r=2, target_modules=['query', 'output.dense']}",

@@ -27,7 +27,7 @@ FITTING = [
     for variant in VARIANTS
     if make_algorithm(algorithm, {}).refusal(variant) is None
 ]
-SIDED = tuple(variant for variant in VARIANTS if variant != "ia3")
+SIDED = tuple(variant for variant in VARIANTS if variant not in ("ia3", "lora_xs"))
 A_SIDE = {Factor.A, Factor.LAMBDA_D, Factor.HADAMARD_A1, Factor.HADAMARD_A2}
 B_SIDE = {Factor.B, Factor.MAGNITUDE, Factor.LAMBDA_B, Factor.HADAMARD_B1, Factor.HADAMARD_B2}
 

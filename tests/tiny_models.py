@@ -39,7 +39,7 @@ from fedsa.types import Key
 
 WORDS = 40
 TASK = Classification(("text",), ("a", "b", "c"))
-VARIANTS = ("lora", "rslora", "vera", "dora", "pissa", "olora", "loha", "ia3")
+VARIANTS = ("lora", "rslora", "vera", "dora", "pissa", "olora", "loha", "ia3", "lora_xs")
 
 _SIZES = {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -141,7 +141,7 @@ def peft_config(variant: str, targets: Sequence[str], **options: Any) -> PeftCon
     if variant == "ia3":
         del common["r"]
         return IA3Config(**{"feedforward_modules": [], **common})
-    if variant in ("pissa", "olora"):
+    if variant in ("pissa", "olora", "lora_xs"):
         common["init_lora_weights"] = variant
     return LoraConfig(
         **common,

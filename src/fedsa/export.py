@@ -27,7 +27,7 @@ from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import RunFolderError, UserError, near
 from fedsa.federation import fresh_base
-from fedsa.models import AdaptedModel, fit_padding, load_base, load_tokenizer, quiet, with_sorted_names
+from fedsa.models import AdaptedModel, fit_padding, load_base, load_tokenizer, plain_state, quiet, with_sorted_names
 from fedsa.parts import PREFIX
 from fedsa.recipe import OBJECTS, Recipe
 from fedsa.seeds import derive_seed
@@ -175,7 +175,7 @@ def write_model(
         if merge:
             model.merge().save_pretrained(staging)
         elif VARIANTS[model.variant].starts_at_zero and _is_whole(model, state):
-            named = {**model.model.state_dict(), **_projections(model)}
+            named = {**plain_state(model.model), **_projections(model)}
             model.model.save_pretrained(str(staging), state_dict=named)
             _sort_names(staging / "adapter_config.json")
         else:
@@ -317,6 +317,8 @@ def _product_config(model: AdaptedModel, ranks: Mapping[str, int]) -> Any:
 def _sort_names(path: Path) -> None:
     """Write PEFT's config again in one order: equal states, equal bytes."""
     config = with_sorted_names(json.loads(path.read_text(encoding="utf-8")))
+    if config.get("init_lora_weights") == "lora_xs":  # a name that PEFT does not know: what is written is plain LoRA
+        config["init_lora_weights"] = True
     if config["modules_to_save"]:  # PEFT adds the heads again to those that it has read
         config["modules_to_save"] = sorted(set(config["modules_to_save"]))
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

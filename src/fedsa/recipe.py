@@ -105,7 +105,7 @@ _UNUSED: dict[str, dict[str, str]] = {
 class AdapterSettings(_Settings):
     """The adapter that is trained on the base model, in PEFT's own words."""
 
-    variant: Literal["lora", "rslora", "vera", "dora", "pissa", "olora", "loha", "ia3"] = Field(
+    variant: Literal["lora", "rslora", "vera", "dora", "pissa", "olora", "loha", "ia3", "lora_xs"] = Field(
         "lora", description="adapter variant"
     )
     r: int = Field(0, ge=0, description="rank; 0: 8, and 256 for vera; ia3 has none")
@@ -791,11 +791,12 @@ def parse_recipe(data: Mapping[str, Any], *, source: str = "recipe", checks: Seq
 
 def _contradictions(recipe: Recipe) -> list[Mistake]:
     """Return the mistakes that only two sections together make."""
-    if recipe.adapter.variant == "ia3" and recipe.training.b_learning_rate_ratio != 1:
+    variant = recipe.adapter.variant
+    if variant in ("ia3", "lora_xs") and recipe.training.b_learning_rate_ratio != 1:
         return [
             Mistake(
                 "training.b_learning_rate_ratio",
-                "does not go with adapter.variant = 'ia3', which has no A side and B side: remove it",
+                f"does not go with adapter.variant = {variant!r}, which has no A side and B side: remove it",
             )
         ]
     return []

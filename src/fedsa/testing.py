@@ -119,6 +119,8 @@ def initial_tensors(case: Case) -> dict[Key, Tensor]:
 
 def _shape(module: str, factor: Factor) -> tuple[int, ...]:
     out, width = LAYERS[module]
+    if factor is Factor.MIDDLE:
+        return RANK, RANK
     if factor.value in _VECTORS:
         return ({"rank": RANK, "out": out}[_VECTORS[factor.value]],)
     return {Side.A: (RANK, width), Side.B: (out, RANK)}.get(factor.side, (out,))

@@ -41,7 +41,7 @@ class Side(StrEnum):
 
     A is next to the layer's input (LoRA's A, VeRA's λ_d), B next to its output (LoRA's B, DoRA's magnitude, VeRA's
     λ_b), and HEAD is what is trained in full on top of the model. BASE is what the server adds to the frozen weights.
-    WHOLE is what has no sides (IA³'s one vector, the gate of several adapters).
+    WHOLE is what has no sides (IA³'s one vector, LoRA-XS's R, the gate of several adapters).
     """
 
     A = "A"
@@ -56,7 +56,7 @@ class Factor(StrEnum):
 
     MAGNITUDE is DoRA's: the length of each row of the weight. LoHa's ΔW is the elementwise product of two low-rank
     ones, HADAMARD_B1·HADAMARD_A1 (PEFT's hada_w1_a, hada_w1_b) and HADAMARD_B2·HADAMARD_A2. SCALE is IA³'s vector.
-    GATE weighs several adapters of one layer.
+    MIDDLE is LoRA-XS's R between frozen B and A. GATE weighs several adapters of one layer.
     """
 
     A = "A"
@@ -69,6 +69,7 @@ class Factor(StrEnum):
     HADAMARD_B1 = "hadamard_b1"
     HADAMARD_B2 = "hadamard_b2"
     SCALE = "scale"
+    MIDDLE = "R"
     GATE = "gate"
     HEAD = "head"
     DELTA = "delta"
@@ -90,6 +91,7 @@ _SIDES = {
     Factor.HADAMARD_B1: Side.B,
     Factor.HADAMARD_B2: Side.B,
     Factor.SCALE: Side.WHOLE,
+    Factor.MIDDLE: Side.WHOLE,
     Factor.GATE: Side.WHOLE,
     Factor.HEAD: Side.HEAD,
     Factor.DELTA: Side.BASE,

@@ -6,10 +6,13 @@ Two clients with weights 1 and 3 of one layer of shape (3, 4), rank 2, s = 2.
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora.layer import LoraLayer
 
+from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import algorithm_names, find_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.types import Factor, Key, Payload, State, Update
+from tiny_models import adapt, client_tensors
 
 LAYER = "layer"
 A, B, HEAD, DELTA = (Key(LAYER, factor) for factor in (Factor.A, Factor.B, Factor.HEAD, Factor.DELTA))
@@ -77,7 +80,7 @@ AVERAGES = {
     "clustered": (MEAN_A, MEAN_B, HEAD0),
 }
 
-OTHERS = {"fedex", "flora", "flora_na", "frlora", "flexlora", "fedsvd", "lora_fair", "hetlora", "fedalt"}
+OTHERS = {"fedex", "flora", "flora_na", "frlora", "flexlora", "fedsvd", "lora_fair", "hetlora", "fedalt", "fed_sb"}
 
 
 def test_every_method_has_golden_numbers():
@@ -163,6 +166,58 @@ def test_flexlora_is_the_truncated_svd_of_the_mean_update():
 def test_flexlora_takes_clients_of_different_ranks():
     got = after(make("flexlora"), clients=[tensors(a=A1[:1], b=B1[:, :1]), tensors(a=A2[:1], b=B2[:, :1])])
     assert same(got[B] @ got[A], 0.25 * B1[:, :1] @ A1[:1] + 0.75 * B2[:, :1] @ A2[:1])
+
+
+def test_fed_sb_is_exact_and_is_fedit_on_r():
+    middle, left, right = Key(LAYER, Factor.MIDDLE), B1, A1  # B and A, frozen and everybody's
+    r0, r1, r2 = np.random.default_rng(1).normal(size=(3, 2, 2))
+    clients = [{middle: torch.from_numpy(r), HEAD: torch.from_numpy(head)} for r, head in ((r1, HEAD1), (r2, HEAD2))]
+    got = {}
+    for name in ("fed_sb", "fedit"):
+        method = make(name)
+        state = method.init({middle: torch.from_numpy(r0), **tensors(head=HEAD0)}, {LAYER: S})
+        got[name] = method.aggregate(state, updates_of(method, 1, clients), 1).tensors
+        assert method.plan(middle, 1) == (True, True, True)
+    update = S * left @ got["fed_sb"][middle].numpy() @ right
+    assert np.allclose(update, 0.25 * S * left @ r1 @ right + 0.75 * S * left @ r2 @ right, rtol=0, atol=1e-12)
+    assert same(got["fed_sb"][HEAD], MEAN_HEAD)
+    assert all(torch.equal(got["fed_sb"][key], got["fedit"][key]) for key in (middle, HEAD))
+
+
+def test_fed_sb_is_exact_in_a_model():
+    model = adapt(variant="lora_xs")  # in float64
+    clients = client_tensors(model, 3)
+    method, weights = make("fed_sb"), (1, 3, 5)
+
+    def weight_updates(state: State) -> dict[str, torch.Tensor]:
+        model.write(state)
+        layers = model.model.named_modules()
+        return {path: layer.get_delta_weight("default") for path, layer in layers if isinstance(layer, LoraLayer)}
+
+    updates = [
+        (Update(f"c{place}", 1, weight, own), weight)
+        for place, (own, weight) in enumerate(zip(clients, weights, strict=True))
+    ]
+    state = method.init(model.read(model.keys), model.scaling)
+    given = weight_updates(method.aggregate(state, updates, 1).tensors)
+    own = [weight_updates(client) for client in clients]
+    for path, update in given.items():
+        mean = sum(weight * each[path] for weight, each in zip(weights, own, strict=True)) / sum(weights)
+        torch.testing.assert_close(update, mean, rtol=0, atol=1e-10)
+        assert update.abs().max() > 0.1
+    assert len(given) == 4
+
+
+def test_fed_sb_takes_an_adapter_with_a_middle_factor_alone():
+    method = make("fed_sb")
+    assert [variant for variant in VARIANTS if method.refusal(variant) is None] == ["lora_xs"]
+    assert (
+        method.refusal("lora") == "it averages the R of s·B·R·A, which lora has not: take adapter.variant = 'lora_xs'"
+    )
+    assert method.refusal("lora_xs", mixed_ranks=True) is not None
+    assert make("fedsa").refusal("lora_xs") == (
+        "it shares the sides of the update differently, and lora_xs has no A side and B side"
+    )
 
 
 def test_fedsvd_turns_the_factors_and_keeps_the_product():

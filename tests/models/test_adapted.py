@@ -9,7 +9,7 @@ from transformers import BertForSequenceClassification
 
 from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.errors import ModelError
-from fedsa.models import AdaptedModel, peft_config_of, variant_of
+from fedsa.models import AdaptedModel, peft_config_of, plain_state, variant_of
 from fedsa.models.dropout import AdapterDropout
 from fedsa.recipe import AdapterSettings
 from fedsa.training.choice import activation_bytes
@@ -103,7 +103,7 @@ def test_what_belongs_to_the_base_has_no_key(name):
 def test_a_trained_tensor_of_unknown_role_is_an_error(name):
     assert error_of(key_of, name, trained=True) == (
         f"the adapter trains {name!r}, whose role is not known to fedsa (A side, B side or head), so it cannot be "
-        "shared or kept by rule; known variants: lora, rslora, vera, dora, pissa, olora, loha, ia3"
+        "shared or kept by rule; known variants: lora, rslora, vera, dora, pissa, olora, loha, ia3, lora_xs"
     )
 
 
@@ -130,8 +130,9 @@ def test_the_side_that_begins_at_zero_does(base, variant):
     zero = {key.factor.side for key, value in model.initial.items() if not value.any()} - {Side.HEAD}
     one = {key.factor.side for key, value in model.initial.items() if (value == 1).all()} - {Side.HEAD}
     expected = VARIANTS[variant].zero_side
-    assert zero == ({expected} if expected in (Side.A, Side.B) else set())
-    assert one == ({Side.WHOLE} if expected is Side.WHOLE else set())
+    of_ones = variant == "ia3"  # whose number one leaves an output as it is
+    assert zero == (set() if expected is None or of_ones else {expected})
+    assert one == ({expected} if of_ones else set())
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------
@@ -184,7 +185,8 @@ def test_a_config_in_the_recipes_words():
         ),
         (
             lora(init_lora_weights="pissa_niter_4"),
-            "init_lora_weights = 'pissa_niter_4' is not supported; use True or one of 'gaussian', 'pissa', 'olora'",
+            "init_lora_weights = 'pissa_niter_4' is not supported; use True or one of 'gaussian', 'pissa', 'olora', "
+            "'lora_xs'",
         ),
         (
             LoHaConfig(rank_dropout=0.1),
@@ -202,7 +204,7 @@ def test_a_config_in_the_recipes_words():
         (
             LoKrConfig(target_modules=TARGETS),
             "adapter type 'LOKR' is not supported; supported: LORA (also with use_rslora, use_dora or "
-            "init_lora_weights 'pissa' or 'olora'), VERA, LOHA and IA3",
+            "init_lora_weights 'pissa', 'olora' or 'lora_xs'), VERA, LOHA and IA3",
         ),
     ],
     ids=["bias", "vera-bias", "pissa-dora", "pissa-niter", "loha-rank", "loha-module", "ia3", "lokr"],
@@ -348,6 +350,53 @@ def test_an_embedding_is_no_start(base):
         "adapter.variant = 'olora' takes its first values from the weights of linear layers: take "
         "bert.embeddings.word_embeddings (Embedding) out of adapter.target_modules"
     )
+
+
+@pytest.mark.filterwarnings("ignore:Using Rank-Stabilized LoRA")  # PEFT's, where the config is made
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"lora_alpha": 3}])
+@pytest.mark.parametrize("make", [bert, gpt2])
+def test_lora_xs_trains_r_between_frozen_singular_directions(make, options):
+    torch.manual_seed(1)
+    base = make()
+    before = {name: value.detach().clone() for name, value in base.state_dict().items()}
+    own = {"r": 4, "init_lora_weights": "lora_xs", "target_modules": TARGETS_OF[make], "task_type": "SEQ_CLS"}
+    ranks = {TARGETS_OF[make][-1]: 5}
+    model = AdaptedModel(base, LoraConfig(**own, **options, rank_pattern=ranks), seed=0)
+    middles = [key for key in model.keys if key.factor is Factor.MIDDLE]
+    assert len(middles) == len(TARGETS_OF[make]) * 2
+    model.write({key: torch.randn(value.shape) for key, value in model.read(middles).items()})
+    plain, merged = plain_state(model.model), copy.deepcopy(model).merge().state_dict()
+    for key, middle in model.read(middles).items():
+        stored = before[f"{key.module}.weight"]
+        weight = (stored.T if make is gpt2 else stored).double()
+        rank = ranks.get(key.module.rpartition(".")[2], 4)
+        assert middle.shape == (rank, rank)
+        a, br = (plain[f"base_model.model.{key.module}.lora_{side}.default.weight"].double() for side in "AB")
+        # W = U·Σ·Vᵀ by the eigenvectors of W·Wᵀ, whose signs are free: those of A are taken
+        values, vectors = torch.linalg.eigh(weight @ weight.T)
+        u = vectors.flip(1)[:, :rank]
+        u = u * (u * (weight @ a.T)).sum(dim=0).sign()
+        update = model.scaling[key.module] * u @ middle.double() @ (u.T @ weight)
+        torch.testing.assert_close(a, u.T @ weight, rtol=0, atol=1e-5)
+        torch.testing.assert_close(a.square().sum(dim=1), values.flip(0)[:rank], rtol=1e-4, atol=0)
+        torch.testing.assert_close(model.scaling[key.module] * br @ a, update, rtol=0, atol=1e-5)
+        after = merged[f"{key.module}.weight"].double()
+        torch.testing.assert_close(after, stored + (update.T if make is gpt2 else update), rtol=0, atol=1e-5)
+        layer = model.model.get_submodule(f"base_model.model.{key.module}")
+        assert torch.equal(layer.base_layer.weight, stored), "nothing is taken from the base"
+
+
+def test_each_of_several_lora_xs_adapters_has_an_r_of_its_own():
+    model = adapt(bert, "lora_xs", method={"adapters": ("default", "local")})
+    assert {(key.factor, key.adapter) for key in model.keys if key.factor is not Factor.HEAD} == {
+        (Factor.MIDDLE, "default"),
+        (Factor.MIDDLE, "local"),
+    }
+    state = model.model.state_dict()
+    for name, value in state.items():
+        if ".lora_" in name and ".local." in name and "original" not in name:
+            assert value.any()
+            assert torch.equal(value, state[name.replace(".local.", ".default.")]), "of one weight, the same A and B"
 
 
 # -- tensors in and out -----------------------------------------------------------------------------------------------

@@ -44,8 +44,9 @@ VARIANTS: dict[str, Variant] = {
     "olora": Variant(_PAIR, is_product=True, zero_side=None),
     "loha": Variant(_HADAMARD, is_product=False, zero_side=Side.A),
     "ia3": Variant((Factor.SCALE, Factor.HEAD), is_product=False, zero_side=Side.WHOLE),
+    "lora_xs": Variant((Factor.MIDDLE, Factor.HEAD), is_product=False, zero_side=Side.WHOLE),
 }
-"""The adapter variants. VeRA's own A and B are frozen buffers and belong to the base."""
+"""The adapter variants. VeRA's and LoRA-XS's own A and B are frozen buffers and belong to the base."""
 
 _PREFIX = "base_model.model."
 _NAMES: tuple[tuple[re.Pattern[str], Factor], ...] = tuple(
@@ -53,6 +54,7 @@ _NAMES: tuple[tuple[re.Pattern[str], Factor], ...] = tuple(
     for pattern, factor in (
         (r"(?P<module>.+)\.lora_(?:embedding_)?A\.(?P<adapter>[^.]+)(?:\.weight)?", Factor.A),
         (r"(?P<module>.+)\.lora_(?:embedding_)?B\.(?P<adapter>[^.]+)(?:\.weight)?", Factor.B),
+        (r"(?P<module>.+)\.lora_B\.(?P<adapter>[^.]+)\.parametrizations\.weight\.original", Factor.MIDDLE),
         (r"(?P<module>.+)\.vera_lambda_d\.(?P<adapter>[^.]+)", Factor.LAMBDA_D),
         (r"(?P<module>.+)\.vera_lambda_b\.(?P<adapter>[^.]+)", Factor.LAMBDA_B),
         (r"(?P<module>.+)\.lora_magnitude_vector\.(?P<adapter>[^.]+)(?:\.weight)?", Factor.MAGNITUDE),

@@ -12,6 +12,7 @@ from fedsa.models.base import (
     resolve_compute,
 )
 from fedsa.models.empty import EmptyModel, empty_model
+from fedsa.models.middle import plain_state
 
 __all__ = [
     "HEADS",
@@ -23,6 +24,7 @@ __all__ = [
     "load_base",
     "load_tokenizer",
     "peft_config_of",
+    "plain_state",
     "position_limit",
     "quiet",
     "resolve_compute",

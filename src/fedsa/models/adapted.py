@@ -26,6 +26,7 @@ from fedsa.models.dropout import AdapterDropout, Streams
 from fedsa.models.gates import with_gates
 from fedsa.models.layout import Layout
 from fedsa.models.loha import without_coins
+from fedsa.models.middle import with_middles
 from fedsa.models.packing import LayerStack
 from fedsa.models.stacked import Stack, obstacles
 from fedsa.models.starting import STARTS, start_from_base
@@ -129,8 +130,8 @@ def variant_of(config: PeftConfig) -> str:
     else:
         raise ModelError(
             f"adapter type {getattr(config.peft_type, 'value', config.peft_type)!r} is not supported; "
-            "supported: LORA (also with use_rslora, use_dora or init_lora_weights 'pissa' or 'olora'), VERA, LOHA and "
-            "IA3"
+            "supported: LORA (also with use_rslora, use_dora or init_lora_weights 'pissa', 'olora' or 'lora_xs'), "
+            "VERA, LOHA and IA3"
         )
     bias = getattr(config, "bias", "none")
     if bias != "none":
@@ -197,10 +198,11 @@ class AdaptedModel:
         self.adapters = adapters
         torch.manual_seed(seed)
         self.model: PeftModel = with_adapter(base, _scaled(config, scaling), adapters[0])
-        if self.variant in STARTS:
-            start_from_base(self.model, self.variant)
         self.config: Any = self.model.peft_config[adapters[0]]
         with_further_adapters(self.model, adapters, seed)
+        if self.variant in STARTS:  # what is taken out of the base goes to the first adapter
+            for adapter in adapters if self.variant == "lora_xs" else adapters[:1]:
+                start_from_base(self.model, self.variant, adapter)
         self.model.config.use_cache = False
         self.device, self.precision = device, precision
         self.streams = Streams()
@@ -461,6 +463,8 @@ def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default
         raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
     if start in STARTS:
         plain.init_lora_weights = start
+    if start == "lora_xs":
+        with_middles(model, name)
     without_coins(model)
     return model
 
@@ -476,11 +480,14 @@ def with_further_adapters(model: PeftModel, names: Sequence[str], seed: int) -> 
     for name in names[1:]:
         config: Any = copy.deepcopy(model.peft_config[names[0]])
         config.modules_to_save = None
-        if getattr(config, "init_lora_weights", True) in STARTS:  # the base is taken apart once
+        start = getattr(config, "init_lora_weights", True)
+        if start in STARTS:  # the base is taken apart once
             config.init_lora_weights = True
         torch.manual_seed(derive_seed(seed, "adapter", name))
         with quiet():
             PeftModel.add_adapter(model, name, config)  # the class's own: that of a classifier gives each a head
+        if start == "lora_xs":
+            with_middles(model, name)
     if len(names) > 1:
         model.base_model.set_adapter(list(names))  # type: ignore[operator]
 

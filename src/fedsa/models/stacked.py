@@ -29,6 +29,7 @@ from fedsa.models.deltas import StackedDeltas
 from fedsa.models.dropout import Streams
 from fedsa.models.layout import Place
 from fedsa.models.loha import SteadyLoha
+from fedsa.models.middle import frozen_directions
 from fedsa.types import Factor, Key
 
 __all__ = ["Stack", "obstacles"]
@@ -92,6 +93,23 @@ class _Lora(_Adapted):
         own = down * (place.selector(rank, down.dtype) * self._scaling) if clients > 1 else down * self._scaling
         up = self._b.transpose(1, 2).reshape(clients * rank, -1)
         return torch.addmm(result, own.to(result.dtype), up.to(result.dtype))
+
+
+@final
+class _LoraXs(_Adapted):
+    """LoRA-XS: s·B·R·A, with A and B frozen and the same for all."""
+
+    def __init__(self, streams: Streams, layer: LoraLinear, adapter: str, middle: Tensor) -> None:
+        super().__init__(streams, layer.base_layer, layer.lora_dropout[adapter])
+        self._middle, self._scaling = middle, float(layer.scaling[adapter])
+        self._a, self._b = frozen_directions(layer, adapter)
+
+    def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
+        clients, rank, _ = self._middle.shape
+        down = F.linear(values.to(self._middle.dtype), self._a.to(self._middle.dtype))
+        own = down.repeat(1, clients) * (place.selector(rank, down.dtype) * self._scaling)
+        turned = own @ self._middle.transpose(1, 2).reshape(clients * rank, rank)
+        return torch.addmm(result, turned.to(result.dtype), self._b.T.to(result.dtype))
 
 
 @final
@@ -406,6 +424,8 @@ def _stacked(module: nn.Module, path: str, streams: Streams, values: Values) -> 
         return _Loha(streams, module, adapter, by_factor)
     if isinstance(module, Ia3Linear):
         return _Ia3(streams, module, by_factor[Factor.SCALE])
+    if isinstance(module, LoraLinear) and Factor.MIDDLE in by_factor:
+        return _LoraXs(streams, module, adapter, by_factor[Factor.MIDDLE])
     if isinstance(module, LoraLinear):
         return _Lora(streams, module, adapter, by_factor[Factor.A], by_factor[Factor.B])
     if isinstance(module, VeraLinear):

@@ -1,4 +1,8 @@
-"""Adapters that start from the base weights: PiSSA and OLoRA take s·B·A out of a weight and give it to the adapter."""
+"""Adapters whose first values come from the base weights.
+
+PiSSA and OLoRA take s·B·A out of a weight and give it to the adapter. LoRA-XS takes nothing out: B and A are frozen at
+the weight's largest singular directions, and the R that is trained between them starts at zero.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from fedsa.errors import ModelError
+from fedsa.models.middle import set_directions
 
 __all__ = ["STARTS", "start_from_base"]
 
@@ -32,19 +37,26 @@ def _olora(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
     return triangular[:rank], orthogonal[:, :rank]
 
 
-STARTS: dict[str, Start] = {"pissa": _pissa, "olora": _olora}
-"""By the adapter variant's name, which is PEFT's ``init_lora_weights`` too."""
+def _lora_xs(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
+    """Return A = Σ·Vᵀ and B = U of the r largest singular directions (arXiv:2405.17604; its code too puts Σ into A)."""
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    return values[:rank, None] * right[:rank], left[:, :rank]
+
+
+STARTS: dict[str, Start] = {"pissa": _pissa, "olora": _olora, "lora_xs": _lora_xs}
+"""By the variant's name, which is ``init_lora_weights`` in PEFT's config too; PEFT itself does not know ``lora_xs``."""
 
 
 @torch.no_grad()
 def start_from_base(model: nn.Module, variant: str, adapter: str = "default") -> None:
-    """Give an adapter its first values out of the base weights, which lose s·B·A by it.
+    """Give an adapter its first values out of the base weights, which lose s·B·A by it, but for LoRA-XS.
 
     The model gives then what it gave without the adapter. The values are those of PEFT, but for rounding: they are
     computed in fp32 on the CPU by one thread, because LAPACK's results hang on the number of threads.
 
     Args:
-        model: PEFT's model with a plain LoRA adapter, before its weights are rounded.
+        model: PEFT's model with a plain LoRA adapter (for LoRA-XS one with a middle factor), before its weights are
+            rounded.
         variant: a name in `STARTS`.
         adapter: the adapter's name.
 
@@ -74,6 +86,9 @@ def _start(layer: LoraLayer, path: str, variant: str, adapter: str) -> None:
             f"adapter.variant = {variant!r} it can be {min(weight.shape)} at most"
         )
     a, b = (part.contiguous() for part in STARTS[variant](weight, rank, scaling))
+    if variant == "lora_xs":
+        set_directions(layer, adapter, a, b)
+        return
     rest = weight - scaling * (b @ a)
     base.weight.data = (rest.T if layer.fan_in_fan_out else rest).contiguous().to(stored.device, stored.dtype)
     own: Any = layer
