@@ -178,6 +178,7 @@ _GOES_WITH: dict[str, set[str]] = {
     "metric": {"generation"},
     "extract": {"generation"},
     "max_new_tokens": {"generation"},
+    "image_size": {"image_classification"},
 }
 """Settings of the task, and the kinds that they go with; the others go with all."""
 
@@ -197,7 +198,7 @@ class TaskSettings(_Settings):
         ["text"],
         min_length=1,
         max_length=2,
-        description="one column, or two for pairs; image_classification: the column of the image",
+        description="one column, or two for pairs; image_classification: the column of the image, image by default",
     )
     label_column: str | None = Field(
         None,
@@ -230,14 +231,18 @@ class TaskSettings(_Settings):
         "none", description="what of a text is compared: all; the number behind ####; the last number"
     )
     max_new_tokens: int = Field(64, gt=0, description="written at most, where the metric is of what the model writes")
-    max_length: int = Field(128, gt=0, description="tokens kept of one example")
+    max_length: int = Field(128, gt=0, description="tokens kept of one example; not for images")
+    image_size: int | None = Field(
+        None, gt=0, description="pixels of an image's side; empty: what the base model's image processor says"
+    )
     options: dict[str, Any] = Field({}, description="of a task of your own")
 
     @model_validator(mode="before")
     @classmethod
     def _has_classes(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("kind", "classification") in _CLASSES:
-            return {"label_column": "label", **data}
+            images = data.get("kind") == "image_classification"
+            return {"label_column": "label", **({"text_columns": ["image"]} if images else {}), **data}
         return data
 
     @field_validator("labels")
@@ -276,6 +281,8 @@ class TaskSettings(_Settings):
         for name, goes_with in _GOES_WITH.items():
             if self.kind not in goes_with and getattr(self, name) != type(self).model_fields[name].default:
                 problems.append(f"`{name}` does not go with kind = {self.kind!r}")
+        if self.kind == "image_classification" and len(self.text_columns) > 1:
+            problems.append("kind = 'image_classification' has one column in `text_columns`, that of the image")
         if self.options:
             problems.append("`options` are for a task of your own (kind = package.module:Class)")
         if self.kind == "multiple_choice" and (self.choices is None) == (self.labels is None):

@@ -188,6 +188,8 @@ def _require_values(table: datasets.Dataset, columns: Sequence[str], where: str)
     """
     problems = []
     for column in columns:
+        if not table.data.column(column).null_count:
+            continue
         empty = [number for number, text in enumerate(table[column][:]) if text is None]
         if empty:
             shown = ", ".join(map(str, empty[:5]))

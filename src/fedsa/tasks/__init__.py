@@ -15,6 +15,7 @@ __all__ = ["make_task"]
 
 _TASKS = {
     "classification": "fedsa.tasks.classification:Classification",
+    "image_classification": "fedsa.tasks.images:ImageClassification",
     "generation": "fedsa.tasks.generation:Generation",
     "language_modeling": "fedsa.tasks.generation:LanguageModeling",
     "multiple_choice": "fedsa.tasks.multiple_choice:MultipleChoice",
