@@ -326,16 +326,20 @@ def _fields_of(*templates: str) -> list[str]:
 class PartitionSettings(_Settings):
     """How rows are split over clients, and each client's rows into train, validation and test."""
 
-    kind: Literal["column", "files", "iid", "dirichlet", "shards", "size", "saved"] = Field(
+    kind: Literal["column", "files", "iid", "dirichlet", "client_dirichlet", "shards", "size", "saved"] = Field(
         "iid",
-        description="column: natural clients; files: one file or folder each; iid; dirichlet: label skew; "
-        "shards: few labels each; size: uneven sizes, equal label mix; saved: a partition file",
+        description="column: natural clients; files: one file or folder each; iid; dirichlet: label skew, each label's "
+        "shares over clients drawn; client_dirichlet: label skew, each client's label mix drawn, equal sizes; shards: "
+        "few labels each; size: uneven sizes, equal label mix; saved: a partition file",
     )
     clients: int | dict[str, int] | None = Field(
         None, description="number of clients; with `within`, per value (one number for all, or a table)"
     )
     column: str | None = Field(None, description="kind = column: the column that names the client")
     within: str | None = Field(None, description="split inside each value of this column separately")
+    label_column: str | None = Field(
+        None, description="the column whose values are shared out as labels (superclasses, say); empty: the task's"
+    )
     group: str | None = Field(None, description="rows with one value here stay in one client and one split")
     dirichlet_alpha: float = Field(
         0.5, gt=0, description="concentration of the label mix (or of sizes): lower is more uneven"
@@ -354,7 +358,7 @@ class PartitionSettings(_Settings):
             problems.append("kind = 'column' needs `column`, the column that names the client")
         if self.kind == "saved" and not self.file:
             problems.append("kind = 'saved' needs `file`, written by `fedsa data RECIPE --save FILE`")
-        if self.kind in ("iid", "dirichlet", "shards", "size"):
+        if self.kind in ("iid", "dirichlet", "client_dirichlet", "shards", "size"):
             if self.clients is None:
                 problems.append(f"kind = {self.kind!r} needs `clients`, their number")
             elif isinstance(self.clients, dict) and not self.within:
@@ -363,7 +367,8 @@ class PartitionSettings(_Settings):
             if any(count < 1 for count in counts):
                 problems.append("`clients` must be at least 1")
         else:
-            for key, value in (("within", self.within), ("clients", self.clients)):
+            made_only = ("within", self.within), ("clients", self.clients), ("label_column", self.label_column)
+            for key, value in made_only:
                 if value is not None:
                     problems.append(f"`{key}` does not go with kind = {self.kind!r}")
         if self.column and self.kind != "column":

@@ -19,12 +19,12 @@ from fedsa.evaluation import evaluate
 from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.plan import plan_run
-from fedsa.recipe import TrainingSettings, parse_recipe
+from fedsa.recipe import TrainingSettings, parse_recipe, read_recipe
 from fedsa.store import RunFolder, recipe_of
 from fedsa.tasks.images import ImageClassification
 from fedsa.training import cohort, sequential
 from fedsa.training.jobs import Job
-from tiny_vision import CLASSES, SIDE, write_dinov2, write_pictures, write_swin, write_vit
+from tiny_vision import CLASSES, SIDE, picture, write_dinov2, write_pictures, write_swin, write_vit
 
 MODELS = {"vit": write_vit, "dinov2": write_dinov2}
 TOKENS = (SIDE // 4) ** 2 + 1
@@ -284,3 +284,77 @@ def test_the_run_folder_tells_the_recipe_again(recipe, tmp_path):
     again = recipe_of(RunFolder.open(tmp_path / "run"))
     assert again.task.image_size == 24
     assert again.task.text_columns == ["image"]
+
+
+def write_parquet(folder, columns, count):
+    """Write train and test as the hub has them: images in Parquet, numbers with the names of their classes.
+
+    Args:
+        folder: of the data set.
+        columns: the image's name, then of every column of classes its name and the names of its classes.
+        count: of rows of each class of the first such column, for training.
+    """
+    image, *classes = columns
+    rng = np.random.default_rng(0)
+    names = classes[0][1]
+    for split, each in (("train", count), ("test", max(1, count // 4))):
+        numbers = np.tile(np.arange(len(names)), each)
+        data = {image: [picture(rng, int(number), (1.0, 0.6, 0.2), 12) for number in numbers]}
+        features = {image: datasets.Image()}
+        for column, (name, own) in enumerate(classes):
+            data[name] = numbers if not column else rng.permutation(np.arange(len(numbers)) % len(own))
+            if name == "coarse_label":
+                data[name] = numbers // 5
+            features[name] = datasets.ClassLabel(names=list(own))
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        table = datasets.Dataset.from_dict(data, features=datasets.Features(features))
+        table.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def write_stand_in(name, folder):
+    """Write a small data set in the place of a recipe's, as its source has it; return how many clients it is for."""
+    labels = read_recipe(name)[0]["task"].get("labels")
+    if name == "pacs-small":
+        domains = ["art_painting", "cartoon", "photo", "sketch"]
+        write_pictures(folder / "pacs_128", domains, labels, each=6)
+        return None
+    if name == "domainnet":
+        domains = ["clipart", "infograph", "painting", "quickdraw", "real", "sketch"]
+        write_parquet(folder / "DomainNet", ["image", ("label", list("abcd")), ("domain", domains)], 60)
+        return None
+    coarse = [f"group {number}" for number in range(20)]
+    write_parquet(folder / "cifar100", ["img", ("fine_label", labels), ("coarse_label", coarse)], 8)
+    return 5
+
+
+RECIPES = {"pacs-small": 4, "domainnet": 6, "cifar100-gl-dir": 100, "cifar100-sc-dir": 100, "cifar100-patho": 100}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_on_a_small_model_and_a_stand_in_of_its_data(places, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("FEDSA_DATA", str(tmp_path / "data"))
+    clients = write_stand_in(name, tmp_path / "data")
+    wanted = read_recipe(name)[0]
+    wanted["rounds"] = 2
+    wanted["model"] = {"path": str(places[0]["dinov2"])}
+    wanted["compute"] = {"threads": 1, "device": "cpu"}
+    wanted["training"] |= {"local_steps": 2, "batch_size": 4}
+    wanted["training"].pop("local_epochs", None)
+    wanted["adaptation"] = {"steps": 2}
+    wanted["task"].pop("image_size", None)
+    if clients:
+        wanted["data"]["partition"]["clients"] = clients
+    summary = fedsa.run(Federation.from_recipe(parse_recipe(wanted)), tmp_path / "run").summary
+    everyone = clients or RECIPES[name]
+    unseen = round(everyone * wanted.get("holdout_clients", 0))
+    assert summary["clients"] == everyone - unseen
+    assert summary.get("unseen", {"clients": 0})["clients"] == unseen
+    assert 0 <= summary["test"]["weighted_mean"] <= 1
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "pacs-small"])
+def test_a_recipe_is_planned_without_model_and_data(name):
+    plan = plan_run(parse_recipe(read_recipe(name)[0]), clients=RECIPES[name])
+    assert plan["tokens_per_row"] == 197
+    assert plan["clients"] == RECIPES[name] * (4 if "cifar" in name else 5) // 5
+    assert plan["sharing_plan"][0]["sent"]
