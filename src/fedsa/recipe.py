@@ -170,7 +170,7 @@ _CLASSES = {"classification", "image_classification"}
 _GOES_WITH: dict[str, set[str]] = {
     "labels": {"classification", "image_classification", "multiple_choice"},
     "prompt": {"generation", "multiple_choice"},
-    "answer": {"generation", "multiple_choice"},
+    "answer": {"generation", "multiple_choice", "regression"},
     "chat": {"generation", "multiple_choice"},
     "choices": {"multiple_choice"},
     "choice_template": {"multiple_choice"},
@@ -182,7 +182,11 @@ _GOES_WITH: dict[str, set[str]] = {
 }
 """Settings of the task, and the kinds that they go with; the others go with all."""
 
-_NEEDED: dict[str, tuple[str, ...]] = {"generation": ("prompt", "answer"), "multiple_choice": ("prompt", "answer")}
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "generation": ("prompt", "answer"),
+    "multiple_choice": ("prompt", "answer"),
+    "regression": ("answer",),
+}
 """What a kind cannot do without."""
 
 
@@ -191,8 +195,8 @@ class TaskSettings(_Settings):
 
     kind: str = Field(
         "classification",
-        description="classification, image_classification, generation, language_modeling, multiple_choice, or "
-        "package.module:Class",
+        description="classification, image_classification, regression, generation, language_modeling, "
+        "multiple_choice, or package.module:Class",
     )
     text_columns: list[str] = Field(
         ["text"],
@@ -214,7 +218,7 @@ class TaskSettings(_Settings):
     answer: str | None = Field(
         None,
         description="generation: what it is to say, with {column}; multiple_choice: the column that tells the right "
-        "choice (its number, its letter, its text, or true and false)",
+        "choice (its number, its letter, its text, or true and false); regression: the column of the number",
     )
     chat: bool = Field(False, description="prompt and answer are a turn each in the tokenizer's chat template")
     choices: list[str] | None = Field(
@@ -310,7 +314,7 @@ class TaskSettings(_Settings):
             return _fields_of(self.prompt or "", self.answer or "")
         if self.kind == "multiple_choice":
             return list(dict.fromkeys([*_fields_of(self.prompt or ""), *(self.choices or ()), self.answer or ""]))
-        return list(self.text_columns)
+        return [*self.text_columns, *([self.answer] if self.kind == "regression" and self.answer else [])]
 
 
 def _fields_of(*templates: str) -> list[str]:

@@ -18,6 +18,7 @@ _TASKS = {
     "image_classification": "fedsa.tasks.images:ImageClassification",
     "generation": "fedsa.tasks.generation:Generation",
     "language_modeling": "fedsa.tasks.generation:LanguageModeling",
+    "regression": "fedsa.tasks.regression:Regression",
     "multiple_choice": "fedsa.tasks.multiple_choice:MultipleChoice",
 }
 
