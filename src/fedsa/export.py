@@ -488,6 +488,7 @@ def card_of(
     if recipe.task.has_classes:
         named = ", ".join(f"{index} = {name}" for index, name in enumerate(labels))
         classes = f"- Classes, in order of their number: {named}\n"
+    outputs = task.model_options().get("num_labels")
     auto, what = ("AutoImageProcessor", "processor") if task.takes_images else ("AutoTokenizer", "tokenizer")
     load = (
         f"""from transformers import {task.auto_model}, {auto}
@@ -498,7 +499,7 @@ model = {task.auto_model}.from_pretrained("FOLDER")
         else f"""from peft import PeftModel
 from transformers import {task.auto_model}, {auto}
 
-base = {task.auto_model}.from_pretrained("BASE"{f", num_labels={len(labels)}" if task.has_head else ""})
+base = {task.auto_model}.from_pretrained("BASE"{f", num_labels={outputs}" if task.has_head else ""})
 model = PeftModel.from_pretrained(base, "FOLDER").eval()
 {what} = {auto}.from_pretrained("FOLDER")"""
     )

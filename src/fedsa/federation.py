@@ -185,10 +185,11 @@ class Federation:
             (base, drawn), tokenizer = _base(recipe, the_task, tell), tokenizer or load_processor(recipe, the_task)
         elif tokenizer is None:
             raise DataError("give tokenizer=... with a loaded model, or give the model as a name")
-        elif the_task.has_head and model.config.num_labels != len(rows.label_names):
+        elif the_task.has_head and model.config.num_labels != the_task.model_options()["num_labels"]:
+            names = the_task.model_options().get("id2label", {}).values()
             raise DataError(
                 f"the model's head has {model.config.num_labels} classes, the clients' rows have "
-                f"{len(rows.label_names)} ({', '.join(rows.label_names)}): load the model with that num_labels"
+                f"{the_task.model_options()['num_labels']} ({', '.join(names)}): load the model with that num_labels"
             )
         else:
             base, drawn = fresh_base(model), layers_outside_the_base(model)

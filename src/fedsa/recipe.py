@@ -168,9 +168,9 @@ _CLASSES = {"classification", "image_classification"}
 """The kinds of task whose rows have a class each."""
 
 _GOES_WITH: dict[str, set[str]] = {
-    "labels": {"classification", "image_classification", "multiple_choice"},
+    "labels": {"classification", "image_classification", "multiple_choice", "token_classification"},
     "prompt": {"generation", "multiple_choice"},
-    "answer": {"generation", "multiple_choice", "regression"},
+    "answer": {"generation", "multiple_choice", "regression", "token_classification"},
     "chat": {"generation", "multiple_choice"},
     "choices": {"multiple_choice"},
     "choice_template": {"multiple_choice"},
@@ -186,6 +186,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "generation": ("prompt", "answer"),
     "multiple_choice": ("prompt", "answer"),
     "regression": ("answer",),
+    "token_classification": ("answer", "labels"),
 }
 """What a kind cannot do without."""
 
@@ -195,14 +196,15 @@ class TaskSettings(_Settings):
 
     kind: str = Field(
         "classification",
-        description="classification, image_classification, regression, generation, language_modeling, "
-        "multiple_choice, or package.module:Class",
+        description="classification, image_classification, token_classification, regression, generation, "
+        "language_modeling, multiple_choice, or package.module:Class",
     )
     text_columns: list[str] = Field(
         ["text"],
         min_length=1,
         max_length=2,
-        description="one column, or two for pairs; image_classification: the column of the image, image by default",
+        description="one column, or two for pairs; image_classification: the column of the image, image by default; "
+        "token_classification: the column of the list of words",
     )
     label_column: str | None = Field(
         None,
@@ -212,13 +214,14 @@ class TaskSettings(_Settings):
     labels: list[str] | None = Field(
         None,
         description="class names in order of their number; empty: found in the data. multiple_choice: the choices, "
-        "where every row has the same",
+        "where every row has the same; token_classification: O, B-KIND and I-KIND of each kind",
     )
     prompt: str | None = Field(None, description="what the model is given; {column} stands for a row's value")
     answer: str | None = Field(
         None,
         description="generation: what it is to say, with {column}; multiple_choice: the column that tells the right "
-        "choice (its number, its letter, its text, or true and false); regression: the column of the number",
+        "choice (its number, its letter, its text, or true and false); regression: the column of the number; "
+        "token_classification: the column of the list of tags",
     )
     chat: bool = Field(False, description="prompt and answer are a turn each in the tokenizer's chat template")
     choices: list[str] | None = Field(
@@ -285,8 +288,12 @@ class TaskSettings(_Settings):
         for name, goes_with in _GOES_WITH.items():
             if self.kind not in goes_with and getattr(self, name) != type(self).model_fields[name].default:
                 problems.append(f"`{name}` does not go with kind = {self.kind!r}")
-        if self.kind == "image_classification" and len(self.text_columns) > 1:
-            problems.append("kind = 'image_classification' has one column in `text_columns`, that of the image")
+        if self.kind in ("image_classification", "token_classification") and len(self.text_columns) > 1:
+            problems.append(f"kind = {self.kind!r} has one column in `text_columns`")
+        if self.kind == "token_classification":
+            strange = [tag for tag in self.labels or () if tag != "O" and tag[:2] not in ("B-", "I-")]
+            if strange:
+                problems.append(f"`labels`: a tag is O, B-KIND or I-KIND (got {strange[0]!r})")
         if self.options:
             problems.append("`options` are for a task of your own (kind = package.module:Class)")
         if self.kind == "multiple_choice" and (self.choices is None) == (self.labels is None):
@@ -314,7 +321,7 @@ class TaskSettings(_Settings):
             return _fields_of(self.prompt or "", self.answer or "")
         if self.kind == "multiple_choice":
             return list(dict.fromkeys([*_fields_of(self.prompt or ""), *(self.choices or ()), self.answer or ""]))
-        return [*self.text_columns, *([self.answer] if self.kind == "regression" and self.answer else [])]
+        return [*self.text_columns, *([self.answer] if self.answer else [])]
 
 
 def _fields_of(*templates: str) -> list[str]:

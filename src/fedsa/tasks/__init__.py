@@ -19,6 +19,7 @@ _TASKS = {
     "generation": "fedsa.tasks.generation:Generation",
     "language_modeling": "fedsa.tasks.generation:LanguageModeling",
     "regression": "fedsa.tasks.regression:Regression",
+    "token_classification": "fedsa.tasks.tagging:TokenClassification",
     "multiple_choice": "fedsa.tasks.multiple_choice:MultipleChoice",
 }
 
