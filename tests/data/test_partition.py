@@ -14,7 +14,7 @@ from fedsa.data.partition import draw_partition, label_counts, partition_columns
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
 
-KINDS = ["column", "files", "iid", "dirichlet", "shards", "size"]
+KINDS = ["column", "files", "iid", "dirichlet", "client_dirichlet", "shards", "size"]
 SPLITS = ("train", "validation", "test")
 
 
@@ -117,6 +117,24 @@ def test_lower_alpha_is_more_uneven() -> None:
     for kind in ("dirichlet", "size"):
         uneven = [spread(kind, alpha) for alpha in (0.3, 2.0, 100.0)]
         assert uneven[0] > uneven[1] > uneven[2]
+
+
+def test_a_clients_own_label_mix() -> None:
+    """Equal sizes; the lower the concentration, the fewer labels hold most of a client's rows. CIFAR-100's numbers."""
+    labels = np.repeat(np.arange(20), 2500)
+
+    def labels_of_most_rows(alpha: float) -> float:
+        chosen = options("client_dirichlet", clients=100, dirichlet_alpha=alpha)
+        partition = partition_rows(chosen, labels=labels, columns={}, seed=0)
+        rows = [np.concatenate(list(parts)) for parts in partition.clients.values()]
+        counts = np.array([np.bincount(labels[own], minlength=20) for own in rows])
+        assert (counts.sum(axis=1) == 500).all()
+        assert (counts.sum(axis=0) == 2500).all()
+        largest = np.sort(counts, axis=1)[:, ::-1].cumsum(axis=1)
+        return float(np.median((largest < 450).sum(axis=1) + 1))
+
+    assert labels_of_most_rows(0.05) == 2
+    assert 6 < labels_of_most_rows(0.3) < labels_of_most_rows(100.0)
 
 
 def test_kinds_are_what_they_say() -> None:

@@ -93,17 +93,20 @@ def allot(
     """Return a client number for each of some units, by one draw of the partition's kind.
 
     iid: shuffled and cut into equal parts. dirichlet: each class's shares over clients ~ Dirichlet(α), α small: few
-    clients have it. size: one share for all classes ~ Dirichlet(α). shards: units sorted by class, cut into
+    clients have it. client_dirichlet: equal sizes; each client in turn draws its label mix ~ Dirichlet(α), and its rows
+    by it from what is left (a class that is used up drops out of the mix). size: one share for all classes ~
+    Dirichlet(α). shards: units sorted by class, cut into
     ``clients · shards_per_client`` equal shards, dealt at random.
 
     Args:
-        settings: of kind iid, dirichlet, shards or size.
+        settings: of a kind that makes clients.
         units: all units.
         members: the units to deal, as numbers of ``units``.
         clients: the number of clients.
         rng: the source of randomness.
 
-    Source: dirichlet: Hsu et al., arXiv:1909.06335, per class as in NIID-Bench, arXiv:2102.02079; shards: McMahan et
+    Source: client_dirichlet: Hsu et al., arXiv:1909.06335; dirichlet: per class, as in NIID-Bench, arXiv:2102.02079;
+    shards: McMahan et
     al., arXiv:1602.05629, section 3.
     """
     order = members[rng.permutation(len(members))]
@@ -116,6 +119,9 @@ def allot(
             shards = clients * settings.shards_per_client
             shard = deal(units.size[order], _equal(units.size[order].sum(), shards))
             client = (rng.permutation(shards) // settings.shards_per_client)[shard]
+        case "client_dirichlet":
+            rows = np.bincount(units.label[order], weights=units.size[order]).astype(np.int64)
+            order, client = _by_label(units, order, _mixes(rows, clients, settings.dirichlet_alpha, rng).T)
         case "size":
             rows = np.bincount(units.label[order], weights=units.size[order]).astype(np.int64)
             shares = _dirichlet(rng, concentration)
@@ -157,6 +163,27 @@ def _by_label(units: Units, order: IntArray, targets: IntArray) -> tuple[IntArra
     order = order[np.argsort(units.label[order], kind="stable")]
     place = deal(units.size[order], targets.ravel())
     return order, place % targets.shape[1]
+
+
+def _mixes(rows: IntArray, clients: int, alpha: float, rng: np.random.Generator) -> IntArray:
+    """Return how many rows of each label every client draws, shape (clients, labels).
+
+    Args:
+        rows: of each label.
+        clients: the number of clients.
+        alpha: the concentration of a client's label mix.
+        rng: the source of randomness.
+    """
+    left, taken = rows.copy(), np.zeros((clients, len(rows)), np.int64)
+    for client, size in zip(rng.permutation(clients), _equal(int(rows.sum()), clients), strict=True):
+        mix = _dirichlet(rng, np.full(len(rows), alpha))
+        while wanted := int(size - taken[client].sum()):
+            still = np.where(left > 0, mix, 0)
+            chances = still if still.sum() > 0 else left.astype(np.float64)
+            drawn = np.minimum(rng.multinomial(wanted, chances / chances.sum()), left)
+            taken[client] += drawn
+            left -= drawn
+    return taken
 
 
 def _equal(rows: int, parts: int) -> IntArray:

@@ -235,7 +235,7 @@ def _draw(
         enough = np.bincount(client, weights=units.size[members], minlength=clients) >= settings.min_examples
         if (enough & (np.bincount(client, minlength=clients) >= splits)).all():
             return client
-    mend = "a higher dirichlet_alpha, " if settings.kind in ("dirichlet", "size") else ""
+    mend = "a higher dirichlet_alpha, " if settings.kind in ("dirichlet", "client_dirichlet", "size") else ""
     raise DataError(
         f"{where}in {_TRIES} draws of kind {settings.kind!r} some client was always left with fewer than "
         f"{settings.min_examples} rows ({rows} rows, {clients} clients); "

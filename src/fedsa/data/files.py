@@ -1,6 +1,6 @@
 """Read tables with the ``datasets`` library: a file, a folder, a folder per client, the hub.
 
-Only CSV, TSV, JSON, Parquet and Arrow are read: no format here can carry code.
+Only CSV, TSV, JSON, Parquet, Arrow and folders of images are read: no format here can carry code.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CLIENT", "expanded", "is_local", "load_client_files", "load_hub", "load_local"]
 
+DOMAIN = "domain"
+"""The column that names the domain of images that lie in folders DOMAIN/CLASS."""
+
 CLIENT = "client"
 """The column that names the client where each client has a file of its own."""
 
@@ -37,8 +40,8 @@ _FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     ".parquet": ("parquet", {}),
     ".arrow": ("arrow", {}),
 }
-_ENDINGS = ", ".join(_FORMATS) + ", each also with .gz"
-_SAFE_BUILDERS = {"csv", "json", "parquet", "arrow"}
+_ENDINGS = ", ".join(_FORMATS) + ", each also with .gz; or a folder of images"
+_SAFE_BUILDERS = {"csv", "json", "parquet", "arrow", "imagefolder"}
 
 
 def expanded(path: str) -> Path:
@@ -93,7 +96,10 @@ def load_local(place: Path, splits: Sequence[str], *, name: str | None = None) -
                 f"{place} was written by save_to_disk, which is not the hub's format; write it with "
                 "Dataset.to_parquet('train.parquet') into a folder and give that folder"
             )
-        return _build(str(place), str(place), splits, name=name)
+        return {
+            split: _with_domains(table, place)
+            for split, table in _build(str(place), str(place), splits, name=name).items()
+        }
     if name is not None:
         raise DataError(f"data.name goes with a folder or hub data; {place} is one file: leave data.name out")
     if _ending(place) not in _FORMATS:
@@ -197,6 +203,29 @@ def _without_client_column(table: datasets.Dataset, client: str, entry: Path) ->
             "rename that column, or use partition.kind = 'column'"
         )
     return table.remove_columns(CLIENT)
+
+
+def _with_domains(table: datasets.Dataset, folder: Path) -> datasets.Dataset:
+    """Return a folder's rows; of images that lie in DOMAIN/CLASS/, with a column ``domain``.
+
+    Args:
+        table: what ``datasets`` makes of the folder: for images, ``label`` is the name of the innermost folder.
+        folder: where it is; images of a split may lie in a folder of its name.
+    """
+    import datasets
+
+    image = next((name for name, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
+    if image is None or DOMAIN in table.column_names or "label" not in table.column_names:
+        return table
+    plain = table.cast_column(image, datasets.Image(decode=False))
+    if plain[0][image]["bytes"] is not None:
+        return table
+    root, split = folder.resolve(), str(table.split)
+    places = [Path(cell["path"]).resolve().relative_to(root).parts[:-2] for cell in plain[image][:]]
+    domains = [place[1:] if place[:1] == (split,) else place for place in places]
+    if {len(each) for each in domains} != {1}:
+        return table
+    return table.add_column(DOMAIN, [each[0] for each in domains])
 
 
 def _ending(place: Path) -> str:

@@ -117,17 +117,19 @@ def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> SharedRows:
     present = {name: table for name, table in tables.items() if table is not None}
     for split, table in present.items():
         where = f"{recipe.data.path} ({split} rows)"
-        require_columns(table, [*_needed(task), *(extra if split == "train" else [])], where)
+        needed = [*_needed(task), *([settings.label_column] if settings.label_column else [])]
+        require_columns(table, [*needed, *(extra if split == "train" else [])], where)
         _require_values(table, task.columns, where)
     numbers, names = _classes(task, present, recipe.data.path, min_classes)
+    dealt = numbers if settings.label_column is None else _numbered(present, settings.label_column)[0]
     partition = partition_rows(
         settings,
-        labels=numbers["train"],
+        labels=dealt["train"],
         columns=_columns(rows.table, extra),
         seed=derive_seed(recipe.seed, "partition"),
-        validation_labels=numbers.get("validation"),
+        validation_labels=dealt.get("validation"),
         validation_columns=None if rows.validation is None else _columns(rows.validation, extra),
-        test_labels=numbers.get("test"),
+        test_labels=dealt.get("test"),
         test_columns=None if rows.test is None else _columns(rows.test, extra),
     )
     starts = dict(zip(present, np.cumsum([0, *(len(table) for table in present.values())]), strict=False))
@@ -161,12 +163,7 @@ def _classes(
         return {split: np.zeros(len(table), dtype=np.int64) for split, table in tables.items()}, (NO_CLASS,)
     names: Sequence[str] | None = task.labels if task.has_classes else None
     if not task.has_classes:  # values that only tell how rows are shared out: no split need have them all
-        values = {split: list(map(str, table[task.label_column][:])) for split, table in tables.items()}
-        known = sorted(set().union(*values.values()))
-        place = {value: number for number, value in enumerate(known)}
-        return {
-            split: np.array([place[value] for value in own], dtype=np.int64) for split, own in values.items()
-        }, tuple(known)
+        return _numbered(tables, task.label_column)
     numbers: dict[str, IntArray] = {}
     for split, table in tables.items():
         where = f"{path} ({split} rows)"
@@ -180,6 +177,16 @@ def _classes(
     return numbers, tuple(names or ())
 
 
+def _numbered(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[dict[str, IntArray], tuple[str, ...]]:
+    """Return each split's values of a column as numbers, and the values as texts in order of their number."""
+    values = {split: list(map(str, table[column][:])) for split, table in tables.items()}
+    known = sorted(set().union(*values.values()))
+    place = {value: number for number, value in enumerate(known)}
+    return {split: np.array([place[value] for value in own], dtype=np.int64) for split, own in values.items()}, tuple(
+        known
+    )
+
+
 def _require_values(table: datasets.Dataset, columns: Sequence[str], where: str) -> None:
     """Refuse rows without a value in a column.
 
@@ -188,6 +195,8 @@ def _require_values(table: datasets.Dataset, columns: Sequence[str], where: str)
     """
     problems = []
     for column in columns:
+        if not table.data.column(column).null_count:
+            continue
         empty = [number for number, text in enumerate(table[column][:]) if text is None]
         if empty:
             shown = ", ".join(map(str, empty[:5]))

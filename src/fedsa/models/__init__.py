@@ -12,6 +12,7 @@ from fedsa.models.base import (
     resolve_compute,
 )
 from fedsa.models.empty import EmptyModel, empty_model
+from fedsa.models.images import image_side, image_tokens, load_image_processor, with_image_size
 from fedsa.models.middle import plain_state
 
 __all__ = [
@@ -20,8 +21,11 @@ __all__ = [
     "EmptyModel",
     "empty_model",
     "fit_padding",
+    "image_side",
+    "image_tokens",
     "layers_outside_the_base",
     "load_base",
+    "load_image_processor",
     "load_tokenizer",
     "peft_config_of",
     "plain_state",
@@ -30,5 +34,6 @@ __all__ = [
     "resolve_compute",
     "variant_of",
     "with_drawn_layers",
+    "with_image_size",
     "with_sorted_names",
 ]

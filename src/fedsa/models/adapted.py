@@ -52,8 +52,13 @@ __all__ = [
 
 
 def with_drawn_layers(config: PeftConfig, drawn: set[str]) -> PeftConfig:
-    """Return a copy of the config that also trains the layers which the checkpoint did not have."""
+    """Return a copy of the config that also trains the layers which the checkpoint did not have.
+
+    PEFT finds a head by the kind of task. For one that it has no name for (images), the head is named here.
+    """
     copied: Any = copy.deepcopy(config)
+    if copied.task_type is None:
+        drawn = {*drawn, "classifier"}
     if drawn:
         copied.modules_to_save = sorted({*(copied.modules_to_save or ()), *drawn})
     result: PeftConfig = copied
@@ -68,12 +73,12 @@ def with_sorted_names(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def peft_config_of(settings: AdapterSettings, *, task_type: str, seed: int) -> PeftConfig:
+def peft_config_of(settings: AdapterSettings, *, task_type: str | None, seed: int) -> PeftConfig:
     """Return the PEFT config that a recipe's adapter section describes.
 
     Args:
         settings: the section.
-        task_type: PEFT's, e.g. ``SEQ_CLS``.
+        task_type: PEFT's, e.g. ``SEQ_CLS``; None: it has none for the task.
         seed: VeRA's frozen projections are drawn from it.
     """
     common: dict[str, Any] = {"target_modules": settings.target_modules, "task_type": task_type}
@@ -269,7 +274,8 @@ class AdaptedModel:
         Raises:
             ModelError: the model has no hidden state to tell.
         """
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        unused = {"labels", *(("attention_mask",) if "pixel_values" in batch else ())}
+        inputs = {name: value for name, value in batch.items() if name not in unused}
         base: Any = self.model.get_base_model()
         hidden = getattr(base.base_model(**inputs), "last_hidden_state", None)
         mask = batch["attention_mask"][:, :, None]

@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fedsa.errors import ModelError
 from fedsa.models.adapted import by_key, peft_config_of, with_adapter, with_drawn_layers, with_further_adapters
 from fedsa.models.base import (
     bad_config,
@@ -28,13 +29,14 @@ from fedsa.models.base import (
 from fedsa.models.deltas import empty_deltas
 from fedsa.models.dropout import Streams
 from fedsa.models.gates import with_gates
+from fedsa.models.images import image_tokens
 from fedsa.recipe import AdapterSettings, ModelSettings
 from fedsa.types import Key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = ["EmptyModel", "empty_model"]
 
@@ -47,12 +49,15 @@ class EmptyModel:
     Attributes:
         model: the PEFT model.
         parameters: those of the adapters and the head, in the model's order, and what is added to the frozen weights.
-        longest: the most tokens that the model takes in one row; None: its config names no limit.
+        longest: the most tokens that the model takes in one row; None: its config names no limit. Of a model that takes
+            images, the tokens of each.
+        side: of the images in pixels; None: it takes none.
     """
 
     model: PeftModel
     parameters: Mapping[Key, Tensor]
     longest: int | None
+    side: int | None = None
 
 
 def empty_model(
@@ -61,10 +66,12 @@ def empty_model(
     *,
     auto_model: str,
     options: Mapping[str, Any],
-    task_type: str,
+    task_type: str | None,
     adapters: Sequence[str] = ("default",),
     folds: bool = False,
     gated: bool = False,
+    takes_images: bool = False,
+    image_size: int | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> EmptyModel:
     """Return an adapted model without its weights, for counting.
@@ -82,12 +89,16 @@ def empty_model(
         adapters: their names.
         folds: the server adds to the frozen weights.
         gated: each layer has a gate that weighs the adapters.
+        takes_images: the task's rows are images.
+        image_size: of them, pixels of the side; None: what the model's config says.
         on_progress: told what is fetched.
 
     Raises:
         ModelError: there is no such model, transformers cannot make one of its config, or the adapter does not fit.
     """
     base, drawn = _empty_base(settings, auto_model, options, on_progress)
+    side = (image_size or _side_of(base.config)) if takes_images else None
+    longest = positions_of(base) if side is None else image_tokens(base, side)
     config = with_drawn_layers(peft_config_of(adapter, task_type=task_type, seed=0), drawn)
     with torch.device("meta"):
         model = with_adapter(base, config, adapters[0])
@@ -95,7 +106,21 @@ def empty_model(
         if gated:
             with_gates(model, tuple(adapters), Streams(), seed=0)
     deltas = empty_deltas(model) if folds else {}
-    return EmptyModel(model, {**by_key(model), **deltas}, positions_of(base))
+    return EmptyModel(model, {**by_key(model), **deltas}, longest, side)
+
+
+def _side_of(config: PretrainedConfig) -> int:
+    """Return the side of the images that a model's config names.
+
+    Raises:
+        ModelError: it names none, or they are not square.
+    """
+    size = getattr(config, "image_size", None)
+    sides = set(size) if isinstance(size, list | tuple) else {size}
+    side = sides.pop()
+    if sides or not isinstance(side, int):
+        raise ModelError(f"the model's config says image_size = {size!r}, no side of a square: set task.image_size")
+    return side
 
 
 def _empty_base(
@@ -131,7 +156,8 @@ def _empty_base(
                     missing = drawn_layers(settings, base, report["missing_keys"])
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise not_loadable(settings, error) from error
-    if base.config.pad_token_id is None:  # fit_padding would take it from the tokenizer; any number does for counting
+    # fit_padding would take it from the tokenizer; any number does for counting
+    if getattr(base.config, "pad_token_id", None) is None:
         base.config.pad_token_id = 0
     return base, missing
 

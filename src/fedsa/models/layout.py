@@ -19,7 +19,7 @@ __all__ = ["Layout", "Packed", "Place"]
 
 # Kernels are compiled, and kept, for every shape that occurs: few shapes save over a hundred MiB.
 _WIDTH = 32  # packed rows are as wide as a multiple of this
-_ROWS = 8  # and as many as a multiple of an eighth or less of their number
+_ROWS = 4  # and as many as 4 to 8 times a power of two
 
 Ints = npt.NDArray[np.int64]
 
@@ -214,5 +214,5 @@ def _firsts(lengths: Ints) -> tuple[Ints, tuple[int, int]]:
             rows += 1
         firsts[sentence] = row * width + width - free
         insort(room, (free - length, row))
-    step = max(1, rows // _ROWS)
+    step = 2 ** max(0, (rows - 1).bit_length() - _ROWS.bit_length())
     return firsts, (-(-rows // step) * step, width)

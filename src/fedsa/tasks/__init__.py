@@ -15,8 +15,11 @@ __all__ = ["make_task"]
 
 _TASKS = {
     "classification": "fedsa.tasks.classification:Classification",
+    "image_classification": "fedsa.tasks.images:ImageClassification",
     "generation": "fedsa.tasks.generation:Generation",
     "language_modeling": "fedsa.tasks.generation:LanguageModeling",
+    "regression": "fedsa.tasks.regression:Regression",
+    "token_classification": "fedsa.tasks.tagging:TokenClassification",
     "multiple_choice": "fedsa.tasks.multiple_choice:MultipleChoice",
 }
 

@@ -54,11 +54,14 @@ class Task(ABC):
     """The name of the number that rounds are chosen by; higher is better."""
     auto_model: ClassVar[str]
     """The transformers class that loads the base model."""
-    peft_task_type: ClassVar[str]
+    peft_task_type: ClassVar[str | None]
+    """PEFT's name for such a task, by which it finds the head; None: it has none, and the head is ``classifier``."""
     pipeline_tag: ClassVar[str]
     """What the hub calls such a model, for the model card."""
     has_head: ClassVar[bool] = True
     """The model has a head of the task's own, which is trained in full."""
+    takes_images: ClassVar[bool] = False
+    """Rows are images: the base model comes with an image processor, and not with a tokenizer."""
     generates: bool = False
     """Part of the figures is of what the model writes."""
 
@@ -85,8 +88,8 @@ class Task(ABC):
         Args:
             table: all rows.
             rows: the row numbers that are used; the others need not be encoded.
-            tokenizer: the base model's.
-            limit: the most tokens that the model takes in a row.
+            tokenizer: the base model's; its image processor where the task `takes_images`.
+            limit: the most tokens that the model takes in a row; of images, the tokens of each.
         """
 
     @abstractmethod
@@ -129,7 +132,12 @@ class Task(ABC):
             generated: on the rows' `prompts`, where the task `generates`.
         """
 
-    def example(self, rows: int, tokens: int) -> dict[str, Tensor]:
-        """Return a batch of a size that means nothing, to count what a model does with one."""
-        ids = torch.ones(rows, tokens, dtype=torch.int64)
+    def example(self, rows: int, size: int) -> dict[str, Tensor]:
+        """Return a batch of a size that means nothing, to count what a model does with one.
+
+        Args:
+            rows: of the batch.
+            size: tokens of a row; pixels of an image's side where the task `takes_images`.
+        """
+        ids = torch.ones(rows, size, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
-from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.base import IntArray
 from fedsa.tasks.cache import cached_arrays
+from fedsa.tasks.classes import ClassTask
 from fedsa.tasks.padding import filled, width_of
 from fedsa.types import CLASS_NUMBER
 
@@ -85,7 +85,7 @@ class TokenRows:
 
 @final
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(ClassTask):
     """Cross-entropy on class logits; the metric is accuracy.
 
     Attributes:
@@ -98,7 +98,6 @@ class Classification(Task):
     label_names: tuple[str, ...]
     max_length: int = 128
 
-    metric: str = field(init=False, default="accuracy")
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task_type: ClassVar[str] = "SEQ_CLS"
     pipeline_tag: ClassVar[str] = "text-classification"
@@ -107,14 +106,6 @@ class Classification(Task):
     def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> Classification:
         """Return the task of a recipe's ``[task]``."""
         return cls(tuple(settings.text_columns), tuple(label_names), settings.max_length)
-
-    def model_options(self) -> dict[str, Any]:
-        """Return the classes for the model's config."""
-        return {
-            "num_labels": len(self.label_names),
-            "id2label": dict(enumerate(self.label_names)),
-            "label2id": {name: number for number, name in enumerate(self.label_names)},
-        }
 
     def encode(
         self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
@@ -165,24 +156,8 @@ class Classification(Task):
         arrays = {"tokens": np.concatenate(tokens), "offsets": np.concatenate([[0], np.cumsum(lengths)])}
         return arrays | ({"segments": np.concatenate(segments)} if has_segments else {})
 
-    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return each row's cross-entropy, and ones."""
-        each = F.cross_entropy(self.outputs(model, batch), batch["labels"], reduction="none")
-        return each, torch.ones_like(each)
-
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Return logits in fp32 at least, shape (rows, classes)."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits: Tensor = model(**inputs).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def score(
-        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
-    ) -> dict[str, float]:
-        """Return accuracy and mean cross-entropy."""
-        labels = encoded.labels[rows]
-        predicted = outputs.argmax(dim=1).numpy()
-        return {
-            "accuracy": float((predicted == labels).mean()),
-            "loss": float(F.cross_entropy(outputs, torch.from_numpy(labels))),
-        }

@@ -46,9 +46,9 @@ class _Decoding(Task):
         """Return the summed cross-entropy of each answer in nats, shape (rows,)."""
         return answer_losses(model, batch)[0]
 
-    def example(self, rows: int, tokens: int) -> dict[str, Tensor]:
+    def example(self, rows: int, size: int) -> dict[str, Tensor]:
         """Return a batch of a size, to count with."""
-        return sequence_example(rows, tokens)
+        return sequence_example(rows, size)
 
     def score(
         self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None

@@ -151,9 +151,9 @@ class MultipleChoice(Task):
         """Return the summed cross-entropy of each choice in nats, shape (items,)."""
         return answer_losses(model, batch)[0]
 
-    def example(self, rows: int, tokens: int) -> dict[str, Tensor]:
+    def example(self, rows: int, size: int) -> dict[str, Tensor]:
         """Return a batch of a size, to count with."""
-        return sequence_example(rows, tokens)
+        return sequence_example(rows, size)
 
     def questions(self, encoded: Encoded, rows: IntArray) -> IntArray:
         """Return every choice of every row."""

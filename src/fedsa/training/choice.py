@@ -34,9 +34,9 @@ __all__ = [
     "stacking_obstacle",
 ]
 
-_SATURATED = {"cpu": 1024}
-"""Tokens in one pass from which on more clients make it hardly faster: chosen by a first look; benchmarks/cohorts.py
-is there to measure it."""
+_SATURATED = {"cpu": 600}
+"""Tokens in one pass from which on more clients make it hardly faster, by benchmarks/cohorts.py on one CPU: twice as
+many made it 5 % faster and took 130 MiB more."""
 _SATURATED_ELSEWHERE = 16384
 """The same for accelerators: an assumption, not measured."""
 

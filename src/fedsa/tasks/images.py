@@ -1,0 +1,208 @@
+"""Classification of images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedsa.errors import DataError, ModelError
+from fedsa.tasks.base import IntArray
+from fedsa.tasks.cache import cached_arrays
+from fedsa.tasks.classes import ClassTask
+from fedsa.types import CLASS_NUMBER
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor, nn
+
+    from fedsa.recipe import TaskSettings
+
+__all__ = ["ImageClassification", "ImageRows"]
+
+_READ_ROWS = 64  # images read at once
+_HASHED_BYTES = 1 << 24
+
+
+@final
+@dataclass(frozen=True)
+class ImageRows:
+    """Images of one size, as the bytes that they are resized to; a batch is normalised when it is asked for.
+
+    Attributes:
+        pixels: shape (used rows, 3, side, side), uint8.
+        places: shape (rows,): where a row's image is in ``pixels``; -1: it is not used.
+        labels: shape (rows,): class numbers.
+        tokens: of each image.
+        factor: what a pixel's byte is multiplied by, shape (3, 1, 1).
+        shift: what is added after that, the same shape.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    places: IntArray
+    labels: IntArray
+    tokens: int
+    factor: npt.NDArray[np.float32]
+    shift: npt.NDArray[np.float32]
+
+    @property
+    def lengths(self) -> IntArray:
+        """Tokens of each row."""
+        return np.where(self.places < 0, 0, self.tokens)
+
+    def fingerprint(self) -> str:
+        """Return a hash of pixels, their normalisation and labels."""
+        digest = hashlib.sha256()
+        for array in (self.places.astype("<i8"), self.labels.astype("<i8"), self.factor, self.shift):
+            digest.update(array.tobytes())
+        flat = self.pixels.reshape(-1)
+        for start in range(0, len(flat), _HASHED_BYTES):
+            digest.update(flat[start : start + _HASHED_BYTES].tobytes())
+        return digest.hexdigest()
+
+    def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
+        """Return ``pixel_values``, ``labels``, and an ``attention_mask`` of ones: that many tokens there are."""
+        rows = np.asarray(rows)
+        return {
+            "pixel_values": torch.from_numpy(self.pixels[self.places[rows]] * self.factor + self.shift),
+            "attention_mask": torch.ones(len(rows), self.tokens, dtype=torch.int64),
+            "labels": torch.from_numpy(self.labels[rows]),
+        }
+
+
+@final
+@dataclass(frozen=True)
+class ImageClassification(ClassTask):
+    """Cross-entropy on class logits; the metric is accuracy. Images are not augmented.
+
+    Attributes:
+        image_column: the column of the image.
+        label_names: class names in order of their number.
+    """
+
+    image_column: str
+    label_names: tuple[str, ...]
+
+    auto_model: ClassVar[str] = "AutoModelForImageClassification"
+    peft_task_type: ClassVar[str | None] = None
+    pipeline_tag: ClassVar[str] = "image-classification"
+    takes_images: ClassVar[bool] = True
+
+    @classmethod
+    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> ImageClassification:
+        """Return the task of a recipe's ``[task]``."""
+        return cls(settings.text_columns[0], tuple(label_names))
+
+    def encode(self, table: Dataset, rows: IntArray, tokenizer: Any, *, limit: int | None = None) -> ImageRows:
+        """Return ``rows`` of ``table`` as pixels of the size that the image processor makes.
+
+        What an image is resized to is kept on disk, under a hash of the files' bytes and of the processor's settings.
+
+        Args:
+            table: all rows.
+            rows: the row numbers that are used.
+            tokenizer: an image processor.
+            limit: the tokens that the model makes of an image.
+
+        Raises:
+            DataError: the column has no images, or one that cannot be read.
+            ModelError: the processor does more than resize, cut, rescale and normalise.
+        """
+        import datasets
+
+        if not isinstance(table.features[self.image_column], datasets.Image):
+            raise DataError(
+                f"column {self.image_column!r} holds {table.features[self.image_column]}, not images: name the column "
+                "of the image in task.text_columns, or store the rows with the feature datasets.Image"
+            )
+        rows = np.unique(rows)
+        table = table.cast_column(self.image_column, datasets.Image(decode=False))
+        digest = hashlib.sha256(tokenizer.to_json_string().encode())
+        for _, images in self._images(table, rows):
+            for image in images:
+                digest.update(hashlib.sha256(image).digest())
+        arrays = cached_arrays(digest.hexdigest(), partial(self._resize, table, rows, tokenizer))
+        factor, shift = _normalisation(tokenizer)
+        first = next(self._images(table, rows[:1]))[1][0]
+        whole = tokenizer(_opened(first), return_tensors="np")["pixel_values"][0]
+        if not np.allclose(arrays["pixels"][0] * factor + shift, whole, atol=1e-5):
+            raise ModelError(
+                f"{type(tokenizer).__name__} does more to an image than to resize, cut, rescale and normalise it, "
+                "which is all that is done here: use another model"
+            )
+        places = np.full(len(table), -1, dtype=np.int64)
+        places[rows] = np.arange(len(rows))
+        labels = np.asarray(table[CLASS_NUMBER][:], dtype=np.int64)
+        return ImageRows(arrays["pixels"], places, labels, limit or 1, factor, shift)
+
+    def _images(self, table: Dataset, rows: IntArray) -> Iterator[tuple[IntArray, list[bytes]]]:
+        """Yield some row numbers at a time, and the bytes of their images' files."""
+        for start in range(0, len(rows), _READ_ROWS):
+            part = rows[start : start + _READ_ROWS]
+            cells = table[part][self.image_column]
+            try:
+                yield part, [cell["bytes"] or Path(cell["path"]).read_bytes() for cell in cells]
+            except OSError as error:
+                raise DataError(f"an image of column {self.image_column!r} cannot be read: {error}") from error
+
+    def _resize(self, table: Dataset, rows: IntArray, processor: Any) -> dict[str, npt.NDArray[np.uint8]]:
+        """Return ``pixels`` as `ImageRows` has them, in a file: there may be more than fits into memory."""
+        pixels: npt.NDArray[np.uint8] = np.empty((0, 3, 0, 0), dtype=np.uint8)
+        with TemporaryFile() as file:
+            for part, images in self._images(table, rows):
+                opened = [self._open(row, image) for row, image in zip(part.tolist(), images, strict=True)]
+                made = processor(opened, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+                if not len(pixels):
+                    pixels = np.memmap(file, dtype=np.uint8, mode="w+", shape=(len(rows), *made.shape[1:]))
+                start = int(np.searchsorted(rows, part[0]))
+                pixels[start : start + len(part)] = made
+        return {"pixels": pixels}
+
+    def _open(self, row: int, image: bytes) -> Any:
+        """Return the picture of a row's file.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        try:
+            return _opened(image)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"row {row}: column {self.image_column!r} holds no image that can be read ({error}): mend the row or "
+                "drop it"
+            ) from error
+
+    def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return logits in fp32 at least, shape (rows, classes)."""
+        logits: Tensor = model(pixel_values=batch["pixel_values"]).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def example(self, rows: int, size: int) -> dict[str, Tensor]:
+        """Return a batch of black images."""
+        return {"pixel_values": torch.zeros(rows, 3, size, size)}
+
+
+def _opened(image: bytes) -> Any:
+    """Return a file's picture with three colours."""
+    from PIL import Image
+
+    return Image.open(BytesIO(image)).convert("RGB")
+
+
+def _normalisation(processor: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return what a processor multiplies bytes by and what it adds, each of shape (3, 1, 1)."""
+    scale = processor.rescale_factor if processor.do_rescale else 1.0
+    means, deviations = (
+        (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    )
+    mean, deviation = (np.asarray(each, dtype=np.float64).reshape(-1, 1, 1) for each in (means, deviations))
+    return (scale / deviation).astype(np.float32), (-mean / deviation).astype(np.float32)

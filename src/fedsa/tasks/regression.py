@@ -1,0 +1,136 @@
+"""Regression: a number for a text or a pair of texts, as in STS-B."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, cast, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedsa.errors import DataError
+from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.classification import Classification, TokenRows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from fedsa.recipe import TaskSettings
+
+__all__ = ["NumberRows", "Regression"]
+
+
+@final
+@dataclass(frozen=True)
+class NumberRows:
+    """Texts with a number each.
+
+    Attributes:
+        texts: the rows' tokens.
+        numbers: shape (rows,); NaN for a row that is not used.
+    """
+
+    texts: TokenRows
+    numbers: npt.NDArray[np.float64]
+
+    @property
+    def labels(self) -> IntArray:
+        """By what rows are shared out."""
+        return self.texts.labels
+
+    @property
+    def lengths(self) -> IntArray:
+        """Tokens of each row."""
+        return self.texts.lengths
+
+    def fingerprint(self) -> str:
+        """Return a hash of tokens and numbers."""
+        return hashlib.sha256(self.texts.fingerprint().encode() + self.numbers.astype("<f8").tobytes()).hexdigest()
+
+    def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
+        """Return what `TokenRows` gives, with the numbers as ``labels``, float32."""
+        return {**self.texts.batch(rows), "labels": torch.from_numpy(self.numbers[np.asarray(rows)]).float()}
+
+
+@final
+@dataclass(frozen=True)
+class Regression(Task):
+    """Squared error of one output; the metric is Spearman's correlation, as GLUE has it for STS-B beside Pearson's.
+
+    Attributes:
+        text_columns: one column, or two for a pair of texts.
+        number_column: the column of the number.
+        max_length: tokens kept of a row; a pair is shortened from its longer text.
+    """
+
+    text_columns: tuple[str, ...]
+    number_column: str
+    max_length: int = 128
+
+    metric: str = field(init=False, default="spearman")
+    auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
+    peft_task_type: ClassVar[str | None] = "SEQ_CLS"
+    pipeline_tag: ClassVar[str] = "text-classification"
+
+    @classmethod
+    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> Regression:
+        """Return the task of a recipe's ``[task]``."""
+        return cls(tuple(settings.text_columns), settings.answer or "", settings.max_length)
+
+    def model_options(self) -> dict[str, Any]:
+        """Return that the model has one output."""
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def encode(
+        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+    ) -> NumberRows:
+        """Return ``rows`` of ``table`` as tokens and numbers.
+
+        Raises:
+            DataError: a value is no number.
+        """
+        rows = np.unique(rows)
+        values = table.select_columns([self.number_column])[rows][self.number_column]
+        for row, value in zip(rows.tolist(), values, strict=True):
+            if not isinstance(value, int | float) or not np.isfinite(value):
+                raise DataError(
+                    f"row {row}: column {self.number_column!r} says {value!r}, which is no number to predict: mend the "
+                    "row, or name another column in task.answer"
+                )
+        numbers = np.full(len(table), np.nan)
+        numbers[rows] = values
+        texts = Classification(self.text_columns, (), self.max_length)
+        return NumberRows(texts.encode(table, rows, tokenizer, limit=limit), numbers)
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return each row's squared error, and ones."""
+        each = (self.outputs(model, batch) - batch["labels"]).square()
+        return each, torch.ones_like(each)
+
+    def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the predicted numbers in fp32 at least, shape (rows,)."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        logits: Tensor = model(**inputs).logits[:, 0]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def score(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> dict[str, float]:
+        """Return ``spearman``, ``pearson`` and the mean squared error as ``loss``.
+
+        A correlation with what does not vary (all predictions alike, say, or one row) is counted as 0.
+        """
+        from scipy.stats import pearsonr, spearmanr
+
+        wanted, predicted = cast("NumberRows", encoded).numbers[rows], outputs.double().numpy()
+        varies = min(np.ptp(wanted), np.ptp(predicted)) > 0
+        figures = {
+            name: float(of(predicted, wanted).statistic) if varies else 0.0
+            for name, of in (("spearman", spearmanr), ("pearson", pearsonr))
+        }
+        return figures | {"loss": float(np.square(predicted - wanted).mean())}

@@ -1,0 +1,239 @@
+"""Token classification: a tag for each word, as in named entity recognition."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, cast, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from fedsa.errors import DataError
+from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.classification import TokenRows
+from fedsa.tasks.padding import filled, width_of
+from fedsa.tasks.sequences import IGNORED, parts_of
+from fedsa.types import CLASS_NUMBER
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from fedsa.recipe import TaskSettings
+
+__all__ = ["TaggedRows", "TokenClassification", "entities"]
+
+
+@final
+@dataclass(frozen=True)
+class TaggedRows:
+    """Token ids with a tag where a word begins.
+
+    Attributes:
+        texts: the rows' tokens.
+        tags: shape of ``texts.tokens``: the tag's number at the first token of a word, `IGNORED` elsewhere.
+    """
+
+    texts: TokenRows
+    tags: npt.NDArray[np.int64]
+
+    @property
+    def labels(self) -> IntArray:
+        """By what rows are shared out."""
+        return self.texts.labels
+
+    @property
+    def lengths(self) -> IntArray:
+        """Tokens of each row."""
+        return self.texts.lengths
+
+    def fingerprint(self) -> str:
+        """Return a hash of tokens and tags."""
+        return hashlib.sha256(self.texts.fingerprint().encode() + self.tags.astype("<i8").tobytes()).hexdigest()
+
+    def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
+        """Return what `TokenRows` gives, with each token's tag as ``labels``, shape (rows, tokens)."""
+        batch, rows = self.texts.batch(rows), np.asarray(rows)
+        starts, ends = self.texts.offsets[rows], self.texts.offsets[rows + 1]
+        width = batch["input_ids"].shape[1]
+        return {**batch, "labels": torch.from_numpy(filled(self.tags, starts, ends, width, fill=IGNORED, left=False))}
+
+
+@final
+@dataclass(frozen=True)
+class TokenClassification(Task):
+    """Cross-entropy of the tag at each word's first token; the metric is F1 of whole entities.
+
+    Words that are cut off, because a row is longer than ``max_length``, are neither trained nor counted.
+
+    Attributes:
+        word_column: the column with a row's list of words.
+        tag_column: the column with as many tags: numbers, or names.
+        tag_names: in order of their number: ``O``, and ``B-KIND`` and ``I-KIND`` of each kind of entity.
+        max_length: tokens kept of a row.
+    """
+
+    word_column: str
+    tag_column: str
+    tag_names: tuple[str, ...]
+    max_length: int = 128
+
+    metric: str = field(init=False, default="f1")
+    auto_model: ClassVar[str] = "AutoModelForTokenClassification"
+    peft_task_type: ClassVar[str | None] = "TOKEN_CLS"
+    pipeline_tag: ClassVar[str] = "token-classification"
+
+    @classmethod
+    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> TokenClassification:
+        """Return the task of a recipe's ``[task]``."""
+        return cls(settings.text_columns[0], settings.answer or "", tuple(settings.labels or ()), settings.max_length)
+
+    def model_options(self) -> dict[str, Any]:
+        """Return number and names of the tags."""
+        return {
+            "num_labels": len(self.tag_names),
+            "id2label": dict(enumerate(self.tag_names)),
+            "label2id": {name: number for number, name in enumerate(self.tag_names)},
+        }
+
+    def encode(
+        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+    ) -> TaggedRows:
+        """Return ``rows`` of ``table`` as tokens and tags.
+
+        Raises:
+            DataError: a row has not as many tags as words, or one is unknown; or the tokenizer does not tell where in
+                the text its tokens are.
+        """
+        longest = min(self.max_length, limit or self.max_length)
+        rows = np.unique(rows)
+        tokens, tags = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
+        lengths = np.zeros(len(table), dtype=np.int64)
+        for part, cells in parts_of(table, rows):
+            texts = [" ".join(map(str, cell[self.word_column])) for cell in cells]
+            try:
+                encoded = tokenizer(texts, truncation=True, max_length=longest, return_offsets_mapping=True)
+            except NotImplementedError as error:
+                raise DataError(
+                    f"{type(tokenizer).__name__} does not tell where its tokens are in a text, which a tag for each "
+                    "word needs: take a model with a fast tokenizer"
+                ) from error
+            for row, cell, ids, places in zip(
+                part.tolist(), cells, encoded["input_ids"], encoded["offset_mapping"], strict=True
+            ):
+                tokens.append(np.asarray(ids, dtype=np.int32))
+                tags.append(self._tags(row, cell, places))
+                lengths[row] = len(ids)
+        texts_rows = TokenRows(
+            tokens=np.concatenate(tokens),
+            segments=None,
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            labels=np.asarray(table[CLASS_NUMBER][:], dtype=np.int64),
+            pad=cast(int, tokenizer.pad_token_id),
+            widest=limit,
+        )
+        return TaggedRows(texts_rows, np.concatenate(tags))
+
+    def _tags(self, row: int, cell: Mapping[str, Any], places: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+        """Return the tag's number at the first token of each word, `IGNORED` at the others.
+
+        Args:
+            row: the row's number.
+            cell: its columns.
+            places: where each token begins and ends in the words, which are joined by spaces.
+        """
+        words, given = cell[self.word_column], cell[self.tag_column]
+        if not (isinstance(words, list) and isinstance(given, list) and len(words) == len(given)):
+            raise DataError(
+                f"row {row}: columns {self.word_column!r} and {self.tag_column!r} must be lists, as many words as tags"
+                f" (got {words!r} and {given!r})"
+            )
+        number = {name: index for index, name in enumerate(self.tag_names)}
+        known = [number.get(tag, -1) if isinstance(tag, str) else int(tag) for tag in given]
+        for tag, index in zip(given, known, strict=True):
+            if not 0 <= index < len(self.tag_names):
+                raise DataError(
+                    f"row {row}: column {self.tag_column!r} has the tag {tag!r}; task.labels names "
+                    f"{', '.join(self.tag_names)}"
+                )
+        ends = np.cumsum([len(str(word)) + 1 for word in words])
+        made, seen = np.full(len(places), IGNORED, dtype=np.int64), set()
+        for place, (start, end) in enumerate(places):
+            word = int(np.searchsorted(ends, end - 1, side="right"))  # a token may begin with the space before its word
+            if end > start and word not in seen:
+                made[place] = known[word]
+                seen.add(word)
+        return made
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the summed cross-entropy of each row's words, and their number."""
+        each = F.cross_entropy(
+            self._logits(model, batch).transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="none"
+        )
+        return each.sum(dim=1), (batch["labels"] != IGNORED).sum(dim=1).to(each.dtype)
+
+    def _logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        logits: Tensor = model(**inputs).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return logits in fp32 at least, shape (rows, tokens at most, tags); zeros behind a row's last token."""
+        logits = self._logits(model, batch) * batch["attention_mask"][..., None]
+        return F.pad(logits, (0, 0, 0, width_of(self.max_length, None) - logits.shape[1]))
+
+    def score(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> dict[str, float]:
+        """Return ``f1``, ``precision`` and ``recall`` of entities, ``accuracy`` of tags and the words' mean ``loss``.
+
+        An entity is right if its kind, its first and its last word are. Of rows without any, in truth and prediction,
+        the first three are 0.
+        """
+        own = cast("TaggedRows", encoded)
+        wanted, found, losses = [], [], []
+        for row, logits in zip(rows, outputs, strict=True):
+            tags = torch.from_numpy(own.tags[own.texts.offsets[row] : own.texts.offsets[row + 1]])
+            kept = logits[: len(tags)][tags != IGNORED]
+            tags = tags[tags != IGNORED]
+            losses.append(F.cross_entropy(kept, tags, reduction="none"))
+            wanted.append([self.tag_names[tag] for tag in tags.tolist()])
+            found.append([self.tag_names[tag] for tag in kept.argmax(dim=1).tolist()])
+        pairs = [(entities(right), entities(own)) for right, own in zip(wanted, found, strict=True)]
+        right, given, common = (
+            sum(map(len, part))
+            for part in zip(*((first, second, first & second) for first, second in pairs), strict=True)
+        )
+        same = [a == b for right_, own_ in zip(wanted, found, strict=True) for a, b in zip(right_, own_, strict=True)]
+        return {
+            "f1": 2 * common / (right + given) if right + given else 0.0,
+            "precision": common / given if given else 0.0,
+            "recall": common / right if right else 0.0,
+            "accuracy": float(np.mean(same)),
+            "loss": float(torch.cat(losses).mean()),
+        }
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Return the entities of a row as kind, first word, and the word behind the last.
+
+    As in CoNLL's own script: an entity begins at a ``B-``, and at an ``I-`` that goes on with no entity of its kind.
+
+    >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"]))
+    [('LOC', 3, 4), ('LOC', 4, 5), ('PER', 0, 2)]
+    """
+    found: set[tuple[str, int, int]] = set()
+    kind, start = "", -1
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, own = tag.partition("-")
+        if start >= 0 and not (prefix == "I" and own == kind):
+            found.add((kind, start, place))
+            start = -1
+        if prefix != "O" and start < 0:
+            kind, start = own, place
+    return found

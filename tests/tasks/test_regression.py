@@ -1,0 +1,117 @@
+"""Regression: numbers for texts, in cohorts and alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import rankdata
+from transformers import AutoModel, AutoTokenizer
+
+import fedsa
+from conftest import FILLER, WORDS
+from fedsa.errors import ConfigError, DataError
+from fedsa.federation import Federation
+from fedsa.plan import plan_run
+from fedsa.recipe import TrainingSettings, parse_recipe
+from fedsa.tasks.classification import TokenRows
+from fedsa.tasks.regression import NumberRows, Regression
+from fedsa.training import cohort, sequential
+from fedsa.training.jobs import Job
+
+
+@pytest.fixture
+def recipe(tiny_model_without_dropout, tmp_path):
+    AutoModel.from_pretrained(tiny_model_without_dropout).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model_without_dropout).save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    good, bad = WORDS["good"][0], WORDS["bad"][0]
+    words = [good, bad, *FILLER[:4]]
+    rows = []
+    for number in range(80):
+        said = [words[int(word)] for word in rng.integers(0, len(words), 6)]
+        score = said.count(good) - said.count(bad) + 0.5
+        rows.append({"text": " ".join(said), "score": score, "site": f"site {number % 2}"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+
+    def make(**changes):
+        return parse_recipe(
+            {
+                "rounds": 2,
+                "model": {"path": str(tmp_path / "model"), "attn_implementation": "sdpa"},
+                "adapter": {"r": 2, "target_modules": ["query", "value"]},
+                "task": {"kind": "regression", "answer": "score"},
+                "data": {"path": str(tmp_path / "rows.jsonl"), "partition": {"kind": "column", "column": "site"}},
+                "training": {"local_steps": 10, "batch_size": 8, "learning_rate": 1e-2},
+                "compute": {"device": "cpu", "threads": 1, "precision": "fp32"},
+                **changes,
+            }
+        )
+
+    return make
+
+
+def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe):
+    federation = Federation.from_recipe(recipe())
+    assert federation.recipe.training.trainer == "cohort"
+    federation.model.model.double()
+    generator = torch.Generator().manual_seed(3)
+    jobs = [
+        Job(client, 1, 2, 0, dict(federation.model.initial), tuple(federation.model.keys), (), {}, rows.train)
+        for client, rows in federation.rows.partition.clients.items()
+    ]
+    jobs = [
+        replace(job, tensors={k: v.double() + 0.1 * torch.randn(v.shape, generator=generator, dtype=torch.float64)
+                              for k, v in job.tensors.items()})
+        for job in jobs
+    ]  # fmt: skip
+    settings = TrainingSettings(local_steps=20, batch_size=4, learning_rate=2e-3)
+    common = {
+        "model": federation.model, "task": federation.task, "encoded": federation.encoded, "settings": settings
+    }  # fmt: skip
+    alone = [sequential.train(job, **common) for job in jobs]
+    for pack in (False, True):
+        for job, one, other in zip(jobs, alone, cohort.train(jobs, **common, pack=pack), strict=True):
+            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.trained) > 1e-3
+            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.trained) <= 1e-10
+
+
+def test_a_run_learns_and_is_as_planned_and_exported(recipe, tmp_path):
+    federation = Federation.from_recipe(recipe())
+    result = fedsa.run(federation, tmp_path / "run")
+    assert result.summary["metric"] == "spearman"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    first, last = (np.mean([line["validation"]["loss"] for line in lines if line["round"] == at]) for at in (0, 2))
+    assert last < first
+    plan = plan_run(recipe(), clients=2)
+    for figure in ("trained_parameters", "upload_bytes", "sharing_plan"):
+        assert plan[figure] == result.summary[figure]
+    result.export(tmp_path / "adapter", client="site 0")
+    assert "num_labels=1" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
+
+
+def test_figures(recipe):
+    wanted, predicted = np.array([0.0, 1.5, 1.5, 3.0, 5.0]), np.array([0.2, 0.1, 2.0, 2.0, 9.0])
+
+    def pearson(a, b):
+        a, b = a - a.mean(), b - b.mean()
+        return (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+
+    texts = TokenRows(np.zeros(5, np.int32), None, np.arange(6), np.zeros(5, np.int64), 0)
+    task, encoded = Regression(("text",), "score"), NumberRows(texts, wanted)
+    figures = task.score(encoded, np.arange(5), torch.from_numpy(predicted))
+    assert figures["pearson"] == pytest.approx(pearson(wanted, predicted), abs=1e-9)
+    assert figures["spearman"] == pytest.approx(pearson(rankdata(wanted), rankdata(predicted)), abs=1e-9)
+    assert figures["loss"] == pytest.approx(((wanted - predicted) ** 2).mean(), abs=1e-9)
+    assert task.score(encoded, np.arange(5), torch.ones(5))["spearman"] == 0
+    assert task.score(encoded, np.arange(1), torch.ones(1))["pearson"] == 0
+
+
+def test_what_is_no_number(recipe):
+    with pytest.raises(DataError, match="which is no number to predict"):
+        Federation.from_recipe(recipe(task={"kind": "regression", "answer": "site"}))
+    with pytest.raises(ConfigError, match="needs `answer`"):
+        recipe(task={"kind": "regression"})
