@@ -234,9 +234,10 @@ def _hidden(output: Any) -> Tensor:
 
 def activation_bytes(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray, pack: bool) -> int:
     """Return the bytes that a training pass over one client's rows keeps for its backward pass."""
+    frozen = [*model.model.parameters(), *model.model.buffers()]  # of adapters too, whose layers the stack replaces
     with model.stack(1, model.keys) as stack:
         stack.load(0, model.initial)
-        weights = {value.untyped_storage().data_ptr() for value in (*model.model.parameters(), *stack.values.values())}
+        weights = {value.untyped_storage().data_ptr() for value in (*frozen, *stack.values.values())}
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
