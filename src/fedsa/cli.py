@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedsa.commands import adapt, algorithms, analyze, data, export, plan, recipes, resume, run
+from fedsa.commands import adapt, algorithms, analyze, data, export, plan, recipes, resume, run, sweep
 from fedsa.errors import FedsaError
 
 __all__ = ["app", "main"]
@@ -34,7 +34,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-for module in (run, resume, export, adapt, analyze, data, plan, recipes, algorithms):
+for module in (run, resume, sweep, export, adapt, analyze, data, plan, recipes, algorithms):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

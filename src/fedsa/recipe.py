@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -39,6 +39,7 @@ __all__ = [
     "TrainingSettings",
     "apply_overrides",
     "dump_recipe",
+    "mistakes_of",
     "parse_recipe",
     "read_recipe",
     "recipe_names",
@@ -802,7 +803,7 @@ def parse_recipe(data: Mapping[str, Any], *, source: str = "recipe", checks: Seq
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        mistakes = [_mistake(entry) for entry in error.errors(include_url=False)]
+        mistakes = mistakes_of(error, Recipe)
     else:
         mistakes = _contradictions(recipe)
     for check in checks:
@@ -833,14 +834,19 @@ def dump_recipe(recipe: Recipe) -> str:
     return tomli_w.dumps(data)
 
 
-def _mistake(entry: Mapping[str, Any]) -> Mistake:
+def mistakes_of(error: ValidationError, model: type[BaseModel]) -> list[Mistake]:
+    """Return what pydantic found wrong with data for a model, in a user's words."""
+    return [_mistake(entry, model) for entry in error.errors(include_url=False)]
+
+
+def _mistake(entry: Mapping[str, Any], model: type[BaseModel]) -> Mistake:
     location = [part for part in entry["loc"] if isinstance(part, str | int)]
     where = ".".join(str(part) for part in location)
     match entry["type"]:
         case "extra_forbidden":
-            return Mistake(where, f"unknown key; {near(str(location[-1]), _fields(location[:-1]))}")
+            return Mistake(where, f"unknown key; {near(str(location[-1]), _fields(location[:-1], model))}")
         case "missing":
-            return Mistake(where, "is missing; add it to the recipe")
+            return Mistake(where, "is missing; add it to the recipe" if model is Recipe else "is missing; add it")
         case "value_error":
             return Mistake(where, str(entry["ctx"]["error"]))
         case _:
@@ -849,12 +855,18 @@ def _mistake(entry: Mapping[str, Any]) -> Mistake:
             return Mistake(where, f"{message[0].lower()}{message[1:]} (got {given!r})")
 
 
-def _fields(location: Sequence[str | int]) -> list[str]:
-    """Return the names of the fields of the settings at a location."""
-    model: type[BaseModel] = Recipe
+def _fields(location: Sequence[str | int], model: type[BaseModel]) -> list[str]:
+    """Return the names of the fields of the settings at a location in a model's data."""
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if isinstance(part, int):  # the place in a list, whose entries' model was taken already
+            continue
+        annotation = model.model_fields[part].annotation
+        annotation = next((of for of in (*get_args(annotation), annotation) if _is_model(of)), None)
+        if annotation is None:
             return []
         model = annotation
     return list(model.model_fields)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,257 @@
+"""The runs that a sweep asks for: each one's recipe, its folder, and what does not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedsa.algorithms import algorithm_names, check_algorithm, make_algorithm
+from fedsa.callbacks import check_callbacks
+from fedsa.errors import ConfigError, Mistake, UserError, near
+from fedsa.recipe import Recipe, apply_overrides, parse_recipe, read_recipe, refuse_objects, with_absolute_paths
+from fedsa.sweep.files import (
+    ALL,
+    MethodEntry,
+    SettingEntry,
+    SweepFile,
+    VariantEntry,
+    part_of_a_name,
+    repeated_labels,
+)
+
+__all__ = ["Cell", "Grid", "Group", "differences", "make_grid"]
+
+_RATE, _SEED = "training.learning_rate", "seed"
+
+_OPEN = {
+    "share_head",
+    "model.revision",
+    "model.attn_implementation",
+    "adapter.r",
+    "adapter.target_modules",
+    "adapter.feedforward_modules",
+    "training.local_steps",
+    "training.trainer",
+    "training.cohort_size",
+    "training.packing",
+    "compute.device",
+    "compute.precision",
+}
+"""What a run writes out where its recipe leaves it open: None, 0 or auto."""
+
+_BESIDE = {"description", "callbacks", "keep_rounds", "compute.threads", "compute.memory_budget"}
+"""What changes no figure but time and memory."""
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """What a learning rate is chosen for: a row of a table. The names are labels; empty where there is but one."""
+
+    setting: str
+    variant: str
+    method: str
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One run."""
+
+    group: Group
+    rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        names = [name for name in (self.group.method, self.group.variant, self.group.setting) if name]
+        return f"{', '.join(names)}, rate {self.rate:g}, seed {self.seed}"
+
+    @property
+    def settings(self) -> list[str]:
+        """Its own settings, beside those of its group."""
+        return [f"{_RATE}={self.rate:g}", f"{_SEED}={self.seed}"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All that a sweep asks for.
+
+    Attributes:
+        file: the sweep.
+        groups: each with the recipe that ``fedsa run`` is given and its settings.
+        refused: what does not go together, with the reason.
+    """
+
+    file: SweepFile
+    groups: Mapping[Group, tuple[str, tuple[str, ...]]]
+    refused: Mapping[Group, str]
+
+    @property
+    def rates(self) -> list[float]:
+        """The rates that are tried first, as they stand in folders' names, ascending."""
+        return sorted(float(f"{rate:g}") for rate in self.file.rates)
+
+    def recipe(self, cell: Cell) -> Recipe:
+        """Return what a cell's run is to be, with what only the run itself resolves left open."""
+        source, settings = self.groups[cell.group]
+        data = apply_overrides(read_recipe(source)[0], [*settings, *cell.settings])
+        return with_absolute_paths(parse_recipe(data, source=f"recipe {source}", checks=[check_algorithm]))
+
+    def arguments(self, cell: Cell, folder: Path) -> list[str]:
+        """Return what follows ``fedsa`` to start a cell's run."""
+        source, settings = self.groups[cell.group]
+        words = [word for setting in (*settings, *cell.settings) for word in ("--set", setting)]
+        return ["run", source, "--out", str(folder), *words]
+
+    def folder(self, cell: Cell, out: Path) -> Path:
+        """Return a cell's run folder. Variant and setting are in its name only where the file has several."""
+        group = cell.group
+        names = [group.method]
+        names += [group.variant] if len(self.file.variants) > 1 else []
+        names += [group.setting] if len(self.file.settings) > 1 else []
+        return out / f"{'_'.join(map(part_of_a_name, names))}_lr{cell.rate:g}_seed{cell.seed}"
+
+
+def make_grid(
+    file: SweepFile,
+    source: str,
+    *,
+    recipe: str | None = None,
+    methods: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    small: bool = False,
+    threads: int = 1,
+) -> Grid:
+    """Return the runs that a sweep asks for.
+
+    Args:
+        file: the sweep.
+        source: named in errors.
+        recipe: in place of the sweep's; settings that bring a recipe of their own then go.
+        methods: labels of those that are wanted; empty: all.
+        extra: settings for all runs; they come last.
+        small: add the settings that the sweep has for that.
+        threads: of each run.
+
+    Raises:
+        ConfigError: with every mistake in the sweep, its recipes and settings.
+        UserError: a recipe or a method is not there.
+    """
+    if recipe is not None:
+        own = [entry for entry in file.settings if entry.recipe is None]
+        file = file.model_copy(update={"recipe": recipe, "settings": own})
+    if small and not file.small:
+        raise UserError(f'{source} has no settings for --small: add small = ["KEY=VALUE"] to it')
+    entries = _methods(file.methods)
+    mistakes = _mistakes(file, entries)
+    unknown = [name for name in methods if name not in [entry.label for entry in entries]]
+    if unknown:
+        raise UserError(
+            f"{source} has no method {unknown[0]!r}; {near(unknown[0], [entry.label for entry in entries])}"
+        )
+    groups: dict[Group, tuple[str, tuple[str, ...]]] = {}
+    refused: dict[Group, str] = {}
+    last = (f"compute.threads={threads}", *(file.small if small else ()), *extra)
+    for setting in file.settings or [SettingEntry()]:
+        base = setting.recipe or file.recipe
+        if base is None:
+            continue  # said already
+        data, _ = read_recipe(base)
+        variants: Sequence[VariantEntry | None] = file.variants or [None]
+        for variant in variants:
+            for method in entries:
+                group = Group(setting.label, variant.name if variant else "", method.label)
+                settings = (*file.set, *setting.set, *_variant_settings(variant), *method.set, *last)
+                chosen = apply_overrides(data, [*settings, f"{_RATE}={file.rates[0]:g}", f"{_SEED}={file.seeds[0]}"])
+                found, reason = _check(chosen, f"recipe {base}")
+                mistakes += [each for each in found if each not in mistakes]
+                if reason:
+                    refused[group] = reason
+                else:
+                    groups[group] = (base, settings)
+    if mistakes:
+        raise ConfigError(mistakes, source)
+    wanted = methods or [entry.label for entry in entries]
+    return Grid(
+        file,
+        {group: how for group, how in groups.items() if group.method in wanted},
+        {group: reason for group, reason in refused.items() if group.method in wanted},
+    )
+
+
+def _methods(entries: Sequence[MethodEntry]) -> list[MethodEntry]:
+    """Return the methods, ``all`` replaced by every algorithm."""
+    every = [MethodEntry(label=name, set=[f"algorithm={name}"]) for name in algorithm_names()]
+    return [method for entry in entries for method in (every if entry.label == ALL else [entry])]
+
+
+def _mistakes(file: SweepFile, methods: Sequence[MethodEntry]) -> list[Mistake]:
+    labels = [method.label for method in methods]
+    mistakes = [Mistake("methods", twice) for twice in repeated_labels(labels)]
+    if file.reference is not None and file.reference not in labels:
+        mistakes.append(Mistake("reference", f"no method {file.reference!r}; {near(file.reference, labels)}"))
+    lists = [("set", file.set), ("small", file.small)]
+    for name, entries in (("methods", methods), ("variants", file.variants), ("settings", file.settings)):
+        lists += [(f"{name}.set", entry.set) for entry in entries]
+    for where, settings in lists:
+        for setting in settings:
+            if setting.partition("=")[0].strip() in (_RATE, _SEED):
+                mistakes.append(Mistake(where, f"{setting}: `rates` and `seeds` say that"))
+    return mistakes
+
+
+def _variant_settings(variant: VariantEntry | None) -> list[str]:
+    return [f"adapter.variant={variant.variant}", *variant.set] if variant else []
+
+
+def _check(data: Mapping[str, Any], source: str) -> tuple[list[Mistake], str]:
+    """Return the mistakes in a run's settings, and why the method refuses them where there are none."""
+    name, options, share_head = (
+        data.get("algorithm", "fedsa"),
+        data.get("algorithm_options", {}),
+        data.get("share_head"),
+    )
+    try:
+        refuse_objects(parse_recipe(data, source=source, checks=[check_callbacks]), source)
+        make_algorithm(name, options, share_head)
+    except ConfigError as error:
+        return list(error.mistakes), ""
+    except UserError as error:
+        return [Mistake("algorithm", str(error))], ""
+    return [], "; ".join(mistake.what for mistake in check_algorithm(data))
+
+
+def differences(asked: Recipe, made: Recipe) -> list[str]:
+    """Return in what a run is not what is asked for, each as ``key: asked, made``.
+
+    What is asked may be open where a run resolves it. What changes no figure (threads, say) may differ.
+
+    Args:
+        asked: a recipe as it is given to ``fedsa run``.
+        made: the one in the run folder, resolved or not.
+    """
+    wanted, found = _flat(asked), _flat(made)
+    return [
+        f"{key}: {wanted.get(key)!r} is asked for, {found.get(key)!r} was run"
+        for key in sorted(wanted.keys() | found.keys())
+        if key not in _BESIDE
+        and _sorted(wanted.get(key)) != _sorted(found.get(key))
+        and not (key in _OPEN and wanted.get(key) in (None, 0, "auto"))
+        and not (key == "task.max_length" and found[key] < wanted[key])  # a run cuts it to what the model takes
+    ]
+
+
+def _flat(model: BaseModel) -> dict[str, Any]:
+    """Return a recipe's values by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in model:
+        inner = _flat(value) if isinstance(value, BaseModel) else {"": value}
+        flat |= {f"{name}.{key}".rstrip("."): each for key, each in inner.items()}
+    return flat
+
+
+def _sorted(value: Any) -> Any:
+    """Return a list of names in order: a run sorts the names of layers."""
+    return sorted(value) if isinstance(value, list) and all(isinstance(each, str) for each in value) else value

@@ -1,0 +1,344 @@
+"""A sweep's tables, as Markdown and as LaTeX, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from fedsa.store import write_atomically
+from fedsa.sweep.figures import RESAMPLES, cell_rows, client_rows, paired_difference, spread
+from fedsa.sweep.grid import Cell, Grid, Group
+from fedsa.sweep.running import Result, chosen_rate, scores
+
+__all__ = ["Table", "as_latex", "as_markdown", "tables_of", "write_results"]
+
+Results = Mapping[Cell, Result]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        title: above it.
+        header: names of columns.
+        rows: cells as text.
+        notes: below it: what was measured, and how.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+
+def tables_of(grid: Grid, results: Results, command: str) -> list[Table]:
+    """Return a table per setting and variant, then those of other people's numbers.
+
+    Args:
+        grid: the runs.
+        results: what they came to.
+        command: what makes them.
+    """
+    places = dict.fromkeys((group.setting, group.variant) for group in (*grid.groups, *grid.refused))
+    tables = [_table(setting, variant, grid, results, command) for setting, variant in places]
+    return tables + _printed(grid, results, command)
+
+
+# -- one setting and variant -------------------------------------------------------------------------------------------
+
+
+def _table(setting: str, variant: str, grid: Grid, results: Results, command: str) -> Table:
+    groups = [group for group in grid.groups if (group.setting, group.variant) == (setting, variant)]
+    done = {group: runs for group in groups if (runs := _chosen_runs(group, grid, results))}
+    reference = next((group for group in done if group.method == grid.file.reference), None)
+    optional = {
+        "before aggregation": ("test_after_training", "weighted_mean"),
+        "unseen, before": ("unseen", "before"),
+        "unseen, after": ("unseen", "after"),
+    }
+    optional = {
+        name: where
+        for name, where in optional.items()
+        if any(_figure(run, *where) is not None for runs in done.values() for run in runs.values())
+    }
+    header = ["method", "rate", "test", *optional, "worst client", "final round", "chosen rounds", "upload, B", "cpu s"]
+    header += [f"less {reference.method}"] if reference else []
+    rows = [
+        _row(group, runs, grid, results, list(optional.values()), done.get(reference) if reference else None)
+        for group, runs in done.items()
+    ]
+    notes = [_scale(runs) for runs in done.values()]
+    return Table(
+        ", ".join(name for name in (setting, variant) if name),
+        header,
+        rows,
+        [
+            *dict.fromkeys(notes),
+            *_how(grid, bool(reference), optional),
+            *_tried(groups, grid, results),
+            *_missing(setting, variant, groups, grid, results),
+            f"Made by: {command}",
+        ],
+    )
+
+
+def _chosen_runs(group: Group, grid: Grid, results: Results) -> dict[int, Result]:
+    """Return a row's finished runs at its rate, by seed."""
+    rate = chosen_rate(group, grid, results)
+    if rate is None:
+        return {}
+    cells = {seed: results.get(Cell(group, rate, seed)) for seed in grid.file.seeds}
+    return {seed: run for seed, run in cells.items() if run is not None and run.summary is not None}
+
+
+def _figure(run: Result, which: str, name: str) -> float | None:
+    """Return a figure of a finished run, or None where it has none."""
+    value: Any = (run.summary or {}).get(which, {}).get(name)
+    figure: float | None = value["weighted_mean"] if isinstance(value, Mapping) else value
+    return figure
+
+
+def _spread(runs: Mapping[int, Result], which: str, name: str) -> str:
+    values = [value for run in runs.values() if (value := _figure(run, which, name)) is not None]
+    return spread(values) if values else "–"
+
+
+def _row(
+    group: Group,
+    runs: Mapping[int, Result],
+    grid: Grid,
+    results: Results,
+    optional: Sequence[tuple[str, str]],
+    reference: Mapping[int, Result] | None,
+) -> list[str]:
+    rate = chosen_rate(group, grid, results)
+    summaries = [run.summary or {} for run in runs.values()]
+    seconds = [run.processor_seconds for run in runs.values() if run.processor_seconds is not None]
+    name = group.method if len(runs) == len(grid.file.seeds) else f"{group.method} ({len(runs)} of the seeds)"
+    row = [
+        name,
+        f"{rate:g}",
+        _spread(runs, "test", "weighted_mean"),
+        *(_spread(runs, *where) for where in optional),
+        _spread(runs, "test", "worst"),
+        _spread(runs, "test_final", "weighted_mean"),
+        ", ".join(str(summary["chosen_round"]) for summary in summaries),
+        ", ".join(dict.fromkeys(f"{summary['upload_bytes']:,}" for summary in summaries)),
+        f"{mean(seconds):.0f}" if seconds else "–",
+    ]
+    return row if reference is None else [*row, "" if runs is reference else _difference(runs, reference)]
+
+
+def _difference(runs: Mapping[int, Result], reference: Mapping[int, Result]) -> str:
+    found = paired_difference(_per_client(runs), _per_client(reference))
+    if found is None:
+        return "–"
+    shown = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return shown if found.is_clear else f"{shown} ○"
+
+
+def _per_client(runs: Mapping[int, Result]) -> dict[int, dict[str, float]]:
+    return {
+        seed: {client: entry["test"][run.summary["metric"]] for client, entry in run.summary["per_client"].items()}
+        for seed, run in runs.items()
+        if run.summary is not None
+    }
+
+
+# -- what stands below -------------------------------------------------------------------------------------------------
+
+
+def _scale(runs: Mapping[int, Result]) -> str:
+    """Return what a row's runs trained: model, clients, rounds, rows, arithmetic."""
+    run = next(iter(runs.values()))
+    summary, recipe = run.summary, run.recipe
+    if summary is None or recipe is None:
+        return ""
+    training, compute = recipe.training, recipe.compute
+    steps = f"{training.local_epochs} epochs" if training.local_epochs else f"{training.local_steps} steps"
+    everyone = [entry for each in runs.values() for entry in (each.summary or {})["per_client"].values()]
+    trained, tested = ([entry[f"{split}_examples"] for entry in everyone] for split in ("train", "test"))
+    return (
+        f"Measured on {recipe.model.path}, {summary['clients']} clients, {recipe.rounds} rounds × {steps} × batch "
+        f"{training.batch_size * training.gradient_accumulation_steps}, {training.optimizer}; {_range(trained)} "
+        f"training rows and {_range(tested)} test rows a client ({recipe.data.path}); {compute.device}, "
+        f"{compute.precision}, threads: {compute.threads}."
+    )
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _how(grid: Grid, has_reference: bool, optional: Mapping[str, Any]) -> list[str]:
+    file = grid.file
+    seeds, tuning = ", ".join(map(str, file.seeds)), ", ".join(map(str, file.seeds[: file.tuning_seeds]))
+    choice = (
+        f"every row's rate is chosen by the weighted validation mean at seed {tuning}" if len(file.rates) > 1 else ""
+    )
+    notes = [
+        f"Test figures in %, each client on its own rows, weighted mean at the round chosen on validation: mean ± "
+        f"sample standard deviation over seeds {seeds}" + (f"; {choice}." if choice else ".") + " "
+        "Worst client: of each seed. Upload: bytes of one client in one round. cpu s: processor seconds of a run, "
+        "mean over seeds."
+    ]
+    if "before aggregation" in optional:
+        notes.append("Before aggregation: each client's own model after its local training, at the same round.")
+    if "unseen, before" in optional:
+        notes.append("Unseen: clients that were never in the federation, before and after they are taken in.")
+    if has_reference:
+        notes.append(
+            f"Less {file.reference}: mean difference over pairs of the same client and seed, all clients alike, with a "
+            f"95 % bootstrap interval ({RESAMPLES:,} resamples of seeds, and of clients within each); ○: it contains "
+            "zero. Each seed is one unit, so with few seeds the interval is rough; with one it is over clients alone."
+        )
+    return notes
+
+
+def _tried(groups: Sequence[Group], grid: Grid, results: Results) -> list[str]:
+    if len(grid.file.rates) == 1:
+        return []
+    return [
+        f"Rates tried, with their validation figure: {group.method}: "
+        + ", ".join(
+            f"{rate:g} ({'failed' if score == float('-inf') else f'{100 * score:.1f}'})"
+            for rate, score in tried.items()
+        )
+        + "."
+        for group in groups
+        if (tried := scores(group, grid, results))
+    ]
+
+
+def _missing(setting: str, variant: str, groups: Sequence[Group], grid: Grid, results: Results) -> list[str]:
+    refused = [
+        f"Not run: {group.method}: {reason}."
+        for group, reason in grid.refused.items()
+        if (group.setting, group.variant) == (setting, variant)
+    ]
+    failed = [
+        f"Failed: {cell}: {run.failure}"
+        for cell, run in sorted(results.items())
+        if cell.group in groups and run.summary is None
+    ]
+    unfinished = [
+        f"Not finished: {group.method}."
+        for group in groups
+        if not _chosen_runs(group, grid, results)
+        and not any(cell.group == group for cell in results if results[cell].failure)
+    ]
+    return refused + failed + unfinished
+
+
+# -- other people's numbers --------------------------------------------------------------------------------------------
+
+
+def _printed(grid: Grid, results: Results, command: str) -> list[Table]:
+    """Return, for each source, its numbers with ours beside them."""
+    tables = []
+    for printed in grid.file.printed:
+        settings = list(dict.fromkeys(setting for values in printed.values.values() for setting in values))
+        rows = []
+        for method, values in printed.values.items():
+            rows.append([method, "printed", *(_two_digits(values.get(setting)) for setting in settings)])
+            ours = {
+                group.setting: _chosen_runs(group, grid, results) for group in grid.groups if group.method == method
+            }
+            if any(ours.values()):
+                shown = [
+                    _spread(runs, "test", "weighted_mean") if (runs := ours.get(name)) else "–" for name in settings
+                ]
+                rows.append([method, "ours", *shown])
+        notes = [
+            f"Printed: {printed.source}. {printed.scale}",
+            "Ours: at the scale that stands below the tables above.",
+        ]
+        tables.append(
+            Table(f"Beside {printed.source}", ["method", "", *settings], rows, [*notes, f"Made by: {command}"])
+        )
+    return tables
+
+
+def _two_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+# -- as text -----------------------------------------------------------------------------------------------------------
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    """Return tables as Markdown."""
+    parts = []
+    for table in tables:
+        lines = [f"## {table.title}", ""] if table.title else []
+        if table.rows:
+            lines += [
+                _markdown_row(table.header),
+                f"|{'---|' * len(table.header)}",
+                *map(_markdown_row, table.rows),
+                "",
+            ]
+        parts.append("\n".join([*lines, *(f"- {note}" for note in table.notes)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def as_latex(tables: Sequence[Table]) -> str:
+    """Return tables as LaTeX, without packages."""
+    parts = []
+    for table in tables:
+        lines = [f"% {table.title}"] if table.title else []
+        if table.rows:
+            body = [f"{' & '.join(map(_latex, row))} \\\\" for row in (table.header, *table.rows)]
+            columns = "l" + "r" * (len(table.header) - 1)
+            lines += [f"\\begin{{tabular}}{{{columns}}}", "\\hline", body[0], "\\hline", *body[1:], "\\hline"]
+            lines += ["\\end{tabular}"]
+        parts.append("\n".join([*lines, *(f"% {note}" for note in table.notes)]))
+    return "\n\n".join(parts) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "○": r"$\circ$",
+    "×": r"$\times$",
+    "–": "--",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def write_results(grid: Grid, results: Results, out: Path, command: str) -> list[Path]:
+    """Write ``results`` and ``clients`` as CSV and Parquet, ``table.md`` and ``table.tex``; return the files."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, rows in (("results", cell_rows(grid, results)), ("clients", client_rows(grid, results))):
+        if rows:
+            table = Dataset.from_list(rows)
+            table.to_csv(out / f"{name}.csv", index=False)
+            table.to_parquet(out / f"{name}.parquet")
+            files += [out / f"{name}.csv", out / f"{name}.parquet"]
+    tables = tables_of(grid, results, command)
+    for name, text in (("table.md", as_markdown(tables)), ("table.tex", as_latex(tables))):
+        write_atomically(out / name, text.encode())
+        files.append(out / name)
+    return files

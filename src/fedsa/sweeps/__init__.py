@@ -1,0 +1,1 @@
+"""Sweeps that come with fedsa: TOML files, see `fedsa.sweep.files`."""

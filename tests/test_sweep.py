@@ -1,0 +1,130 @@
+"""Sweeps: mistakes are told together, rates are chosen and extended, finished runs are read, differences are paired."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsa.sweep.figures import paired_difference
+from fedsa.sweep.files import SweepFile
+from fedsa.sweep.grid import Cell, Grid, Group
+from fedsa.sweep.running import Result, next_cells
+from fedsa.sweep.tables import Table, as_latex
+
+GROUP = Group("", "", "fedsa")
+
+
+def test_all_mistakes_are_told_together(
+    tmp_path: Path, recipe_file: Callable[..., Path], fedsa_command: Callable[..., Any]
+) -> None:
+    sweep = tmp_path / "wrong.toml"
+    sweep.write_text(
+        f'recipe = "{recipe_file().as_posix()}"\n'
+        'methods = ["fedsa", "fedsa", "fedit"]\nreference = "fedsaa"\nrates = [1e-2]\nset = ["seed=3", "round=2"]\n',
+        encoding="utf-8",
+    )
+    outcome = fedsa_command("sweep", sweep, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    for told in ("'fedsa' is there twice", "no method 'fedsaa'", "seed=3: `rates` and `seeds` say that", "round"):
+        assert told in outcome.error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("best", "tried", "chosen"),
+    [
+        (0.02, [0.01, 0.02, 0.04], 0.02),  # inside: no more
+        (0.08, [0.01, 0.02, 0.04, 0.08, 0.16], 0.08),  # up, until one is worse
+        (0.005, [0.0025, 0.005, 0.01, 0.02, 0.04], 0.005),  # down
+        (1e9, [0.01, 0.02, 0.04, 0.08, 0.16], 0.16),  # twice at most, as the file says
+    ],
+)
+def test_rates_are_extended_while_the_best_is_at_the_edge(best: float, tried: list[float], chosen: float) -> None:
+    file = SweepFile(recipe="r", methods=["fedsa"], rates=[0.04, 0.01, 0.02], seeds=[5, 6], max_extensions=2)
+    grid = Grid(file, {GROUP: ("r", ())}, {})
+    results: dict[Cell, Result] = {}
+    while cells := next_cells(GROUP, grid, results)[0]:
+        for cell in cells:
+            results[cell] = Result(Path(), {"chosen_score": -abs(np.log2(cell.rate / best))})
+    assert next_cells(GROUP, grid, results) == ([], chosen)
+    assert sorted(cell.rate for cell in results if cell.seed == 5) == tried
+    assert [cell.rate for cell in results if cell.seed == 6] == [chosen]
+
+
+def test_paired_difference_is_the_mean_over_seeds_of_the_mean_over_clients() -> None:
+    rng = np.random.default_rng(3)
+    method = {seed: {f"c{i}": float(rng.uniform()) for i in range(4 + seed)} for seed in range(3)}
+    reference = {seed: {client: float(rng.uniform()) for client in own} for seed, own in method.items()}
+    found = paired_difference(method, reference)
+    assert found is not None
+    by_seed = [np.mean([own[client] - reference[seed][client] for client in own]) for seed, own in method.items()]
+    assert found.mean == pytest.approx(np.mean(by_seed), abs=1e-12)
+    assert found.low < found.mean < found.high
+    assert (found.seeds, found.pairs) == (3, 4 + 5 + 6)
+    # a slow bootstrap of the same kind comes to the same interval, up to its own noise
+    means = []
+    for _ in range(2000):
+        drawn = []
+        for seed in rng.integers(0, 3, 3):
+            values = [method[seed][client] - reference[seed][client] for client in method[seed]]
+            drawn.append(np.mean(rng.choice(values, len(values))))
+        means.append(np.mean(drawn))
+    assert [found.low, found.high] == pytest.approx(list(np.percentile(means, [2.5, 97.5])), abs=0.04)
+
+
+def test_runs_alike_differ_by_nothing_and_shifted_ones_clearly() -> None:
+    runs = {0: {"a": 0.5, "b": 0.75}, 1: {"a": 0.25, "b": 1.0}}
+    same = paired_difference(runs, runs)
+    assert same is not None
+    assert (same.mean, same.low, same.high, same.is_clear) == (0, 0, 0, False)
+    less = {seed: {client: value - 0.125 for client, value in own.items()} for seed, own in runs.items()}
+    shifted = paired_difference(runs, less)
+    assert shifted is not None
+    assert (shifted.mean, shifted.low, shifted.high, shifted.is_clear) == (0.125, 0.125, 0.125, True)
+    assert paired_difference(runs, {7: runs[0]}) is None
+
+
+def test_latex_is_escaped() -> None:
+    text = as_latex([Table("", ["method", "test"], [["a_b & 50% \\x #1", "80.0 ± 1.0"]], [])])
+    assert r"a\_b \& 50\% \textbackslash{}x \#1 & 80.0 $\pm$ 1.0 \\" in text
+
+
+def test_a_finished_sweep_is_read_not_repeated(
+    tmp_path: Path,
+    recipe_file: Callable[..., Path],
+    fedsa_command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sweep, out = tmp_path / "two.toml", tmp_path / "out"
+    sweep.write_text(
+        f'recipe = "{recipe_file().as_posix()}"\nmethods = ["fedsa", "local"]\nreference = "fedsa"\nrates = [1e-2]\n',
+        encoding="utf-8",
+    )
+    first = fedsa_command("sweep", sweep, "--out", out, "--jobs", 2)
+    assert first.code == 0, first.err
+    with (out / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["seed"], row["run_folder"]) for row in rows] == [
+        ("fedsa", "0", "fedsa_lr0.01_seed0"),
+        ("local", "0", "local_lr0.01_seed0"),
+    ]
+    assert int(rows[1]["upload_bytes"]) == 0 < int(rows[0]["upload_bytes"])
+    assert all(float(row["processor_seconds"]) > 0 for row in rows)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    assert fedsa_command("sweep", sweep, "--out", out, "--jobs", 2).out == first.out
+    (out / "table.md").unlink()
+    assert fedsa_command("sweep", sweep, "--out", out, "--tables-only").out == first.out
+    assert (out / "table.md").read_text(encoding="utf-8") in first.out
+
+    wrong = fedsa_command("sweep", sweep, "--out", out, "--set", "rounds=3")
+    assert "is another run than the sweep asks for (rounds: 3 is asked for, 2 was run)" in wrong.error
