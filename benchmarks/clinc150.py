@@ -1,7 +1,7 @@
 """CLINC150 by domain: write the rows and a recipe for them, ten clients with fifteen intents each.
 
     python benchmarks/clinc150.py --out runs/clinc150
-    python benchmarks/compare_methods.py --recipe runs/clinc150/clinc150.toml --out runs/clinc150-compare
+    fedsa sweep quickstart --recipe runs/clinc150/clinc150.toml --out runs/clinc150-compare
 
 Reads ``clinc150/data_full.json`` and ``clinc150/domains.json`` (github.com/clinc/oos-eval, CC BY 3.0) in
 ``$FEDSA_DATA``. Each domain is a client; intents are numbered over all domains, so the clients' label sets do not

@@ -517,7 +517,9 @@ def test_registered_parts_are_well_formed(part):
     assert re.fullmatch("[0-9a-f]{64}", part.sha256)
     files = [member.rsplit("/", 1)[-1] for member in part.members]
     assert len(files) == len(set(files))
-    assert any(file.startswith(("LICENSE", "METADATA")) for file in files)  # what states the licence
+    assert any(
+        file.startswith(("LICENSE", "METADATA", "PKG-INFO")) for file in files
+    )  # what states the licence, or the source
     assert part.version in part.filename
 
 

@@ -21,7 +21,15 @@ CLIENTS = 3
 ENCODERS = ("glue-mnli", "glue-sst2", "glue-qnli", "glue-qqp", "glue-rte")
 DECODERS = ("gsm8k", "gsm8k-33", "gsm8k-small", "hellaswag", "glue-mnli-3b")
 SMALL = ("glue-mnli-small", "glue-sst2-small", "glue-qnli-small", "glue-qqp-small", "glue-rte-small")
-ELSEWHERE = ("quickstart", "pacs-small", "domainnet", "cifar100-gl-dir", "cifar100-sc-dir", "cifar100-patho")
+ELSEWHERE = (
+    "quickstart",
+    "squad-small",
+    "pacs-small",
+    "domainnet",
+    "cifar100-gl-dir",
+    "cifar100-sc-dir",
+    "cifar100-patho",
+)
 
 
 @pytest.fixture(scope="module")

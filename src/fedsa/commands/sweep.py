@@ -25,6 +25,10 @@ def command(
     out: Annotated[Path | None, typer.Option(help="The folder of all runs; default: runs/NAME.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A recipe in place of the sweep's.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method, by its label; may be repeated.")] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option(help="Try this learning rate in place of the sweep's; may be repeated.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="This seed in place of the sweep's; may be repeated.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs.")] = None,
     small: Annotated[bool, typer.Option("--small", help="Add the settings that the sweep has for less work.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once; default: cores / threads.")] = None,
@@ -47,7 +51,7 @@ def command(
 
     from fedsa.sweep.files import read_sweep
 
-    file, name = read_sweep(sweep)
+    file, name = read_sweep(sweep, rate or [], seed or [])
     folder = out or Path("runs") / name
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     from fedsa.commands._display import status
@@ -65,7 +69,14 @@ def command(
             small=small,
             threads=threads,
         )
-    again = _again(sweep, out, recipe, method or [], set_ or [], small, threads)
+    again = _again(
+        sweep,
+        out,
+        recipe,
+        {"--method": method or [], "--rate": rate or [], "--seed": seed or [], "--set": set_ or []},
+        small=small,
+        threads=threads,
+    )
     for group, reason in grid.refused.items():
         names = ", ".join(name for name in (group.method, group.variant, group.setting) if name)
         console.print(f"not run: {names}: {reason}")
@@ -99,8 +110,8 @@ def _again(
     sweep: str,
     out: Path | None,
     recipe: str | None,
-    methods: Sequence[str],
-    settings: Sequence[str],
+    lists: Mapping[str, Sequence[Any]],
+    *,
     small: bool,
     threads: int,
 ) -> str:
@@ -110,8 +121,10 @@ def _again(
     words = ["fedsa", "sweep", sweep]
     words += ["--out", str(out)] if out else []
     words += ["--recipe", recipe] if recipe else []
-    words += [word for method in methods for word in ("--method", method)]
-    words += [word for setting in settings for word in ("--set", setting)]
+    for option, values in lists.items():
+        words += [
+            word for value in values for word in (option, f"{value:g}" if isinstance(value, float) else str(value))
+        ]
     words += ["--small"] if small else []
     words += ["--threads", str(threads)] if threads != 1 else []
     return shlex.join(words)
@@ -199,7 +212,10 @@ class _Live:
 def _outcome(result: Result) -> str:
     if result.summary is None:
         return f"failed: {result.failure}"
-    return f"validation {100 * result.score:.1f} %"
+    from fedsa.sweep.figures import shown
+
+    metric = result.summary["metric"]
+    return f"validation {metric} {shown(result.score, metric)}"
 
 
 def _left(grid: Grid, results: Mapping[Cell, Result]) -> int:

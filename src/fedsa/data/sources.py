@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsa.data.files import CLIENT, expanded, is_local, load_client_files, load_hub, load_local
 from fedsa.data.sentiment import read_sentiment
+from fedsa.data.squad_shifts import read_squad_shifts
 from fedsa.errors import DataError, near
 from fedsa.recipe import DataSettings
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["CLIENT", "Rows", "class_names", "load_rows", "require_columns"]
 
-_PARTS: dict[str, Callable[[Path], datasets.Dataset]] = {"sentiment": read_sentiment}
+_PARTS: dict[str, Callable[[Path], datasets.Dataset]] = {
+    "sentiment": read_sentiment,
+    "squad-shifts": read_squad_shifts,
+}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import numpy as np
 
 from fedsa.sweep.grid import Cell, Grid
 from fedsa.sweep.running import Result, chosen_rate
+from fedsa.types import FRACTIONS
 
-__all__ = ["Difference", "cell_rows", "client_rows", "paired_difference", "spread"]
+__all__ = ["Difference", "cell_rows", "client_rows", "paired_difference", "shown", "spread"]
 
 RESAMPLES = 10_000
 """Of the bootstrap."""
@@ -90,14 +91,23 @@ def _about(cell: Cell, grid: Grid, results: Mapping[Cell, Result]) -> dict[str, 
     }
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return mean ± sample standard deviation in percent; of one value, that.
+def shown(value: float, metric: str, sign: str = "") -> str:
+    """Return a figure as tables have it: fractions in percent; ``sign="+"`` writes a plus too.
 
-    >>> spread([0.8, 0.9, 1.0])
+    >>> shown(0.8349, "accuracy"), shown(-1.2, "log_likelihood"), shown(0.01, "f1", "+")
+    ('83.5', '-1.200', '+1.0')
+    """
+    return f"{100 * value:{sign}.1f}" if metric in FRACTIONS else f"{value:{sign}.3f}"
+
+
+def spread(values: Sequence[float], metric: str) -> str:
+    """Return mean ± sample standard deviation; of one value, that.
+
+    >>> spread([0.8, 0.9, 1.0], "accuracy")
     '90.0 ± 10.0'
     """
-    shown = f"{100 * mean(values):.1f}"
-    return f"{shown} ± {100 * stdev(values):.1f}" if len(values) > 1 else shown
+    middle = shown(mean(values), metric)
+    return f"{middle} ± {shown(stdev(values), metric)}" if len(values) > 1 else middle
 
 
 @dataclass(frozen=True)

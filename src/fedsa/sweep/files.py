@@ -158,11 +158,13 @@ def sweep_names() -> dict[str, str]:
     return {name: texts[name].read_text(encoding="utf-8") for name in sorted(texts)}
 
 
-def read_sweep(sweep: str) -> tuple[SweepFile, str]:
+def read_sweep(sweep: str, rates: Sequence[float] = (), seeds: Sequence[int] = ()) -> tuple[SweepFile, str]:
     """Return a sweep and its short name.
 
     Args:
         sweep: a path to a TOML file, or the name of a sweep that comes with fedsa.
+        rates: in place of its own; empty: its own.
+        seeds: likewise; no more than these are then tuned on.
 
     Raises:
         UserError: there is no such file or sweep, or it is not TOML; a ConfigError lists all mistakes in it.
@@ -178,9 +180,14 @@ def read_sweep(sweep: str) -> tuple[SweepFile, str]:
     else:
         raise UserError(f"no sweep {sweep!r}: {near(sweep, known)} (a file of your own ends in .toml)")
     try:
-        return _parse(tomllib.loads(text), f"sweep {sweep}"), name
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{sweep} is not valid TOML: {error}") from None
+    file = _parse(data, f"sweep {sweep}")
+    own: dict[str, Any] = {"rates": list(rates)} if rates else {}
+    if seeds:
+        own |= {"seeds": list(seeds), "tuning_seeds": min(len(seeds), file.tuning_seeds)}
+    return _parse(file.model_dump() | own, f"sweep {sweep}"), name
 
 
 def _parse(data: Mapping[str, Any], source: str) -> SweepFile:

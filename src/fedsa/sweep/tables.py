@@ -9,9 +9,10 @@ from statistics import mean
 from typing import Any
 
 from fedsa.store import write_atomically
-from fedsa.sweep.figures import RESAMPLES, cell_rows, client_rows, paired_difference, spread
+from fedsa.sweep.figures import RESAMPLES, cell_rows, client_rows, paired_difference, shown, spread
 from fedsa.sweep.grid import Cell, Grid, Group
 from fedsa.sweep.running import Result, chosen_rate, scores
+from fedsa.types import FRACTIONS
 
 __all__ = ["Table", "as_latex", "as_markdown", "tables_of", "write_results"]
 
@@ -78,7 +79,7 @@ def _table(setting: str, variant: str, grid: Grid, results: Results, command: st
         rows,
         [
             *dict.fromkeys(notes),
-            *_how(grid, bool(reference), optional),
+            *_how(grid, bool(reference), optional, list(dict.fromkeys(_metric(runs) for runs in done.values()))),
             *_tried(groups, grid, results),
             *_missing(setting, variant, groups, grid, results),
             f"Made by: {command}",
@@ -104,7 +105,11 @@ def _figure(run: Result, which: str, name: str) -> float | None:
 
 def _spread(runs: Mapping[int, Result], which: str, name: str) -> str:
     values = [value for run in runs.values() if (value := _figure(run, which, name)) is not None]
-    return spread(values) if values else "–"
+    return spread(values, _metric(runs)) if values else "–"
+
+
+def _metric(runs: Mapping[int, Result]) -> str:
+    return str(next((run.summary["metric"] for run in runs.values() if run.summary is not None), ""))
 
 
 def _row(
@@ -137,8 +142,9 @@ def _difference(runs: Mapping[int, Result], reference: Mapping[int, Result]) -> 
     found = paired_difference(_per_client(runs), _per_client(reference))
     if found is None:
         return "–"
-    shown = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    return shown if found.is_clear else f"{shown} ○"
+    mean_, low, high = (shown(value, _metric(runs), "+") for value in (found.mean, found.low, found.high))
+    text = f"{mean_} [{low}, {high}]"
+    return text if found.is_clear else f"{text} ○"
 
 
 def _per_client(runs: Mapping[int, Result]) -> dict[int, dict[str, float]]:
@@ -175,14 +181,15 @@ def _range(counts: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _how(grid: Grid, has_reference: bool, optional: Mapping[str, Any]) -> list[str]:
+def _how(grid: Grid, has_reference: bool, optional: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     file = grid.file
     seeds, tuning = ", ".join(map(str, file.seeds)), ", ".join(map(str, file.seeds[: file.tuning_seeds]))
     choice = (
         f"every row's rate is chosen by the weighted validation mean at seed {tuning}" if len(file.rates) > 1 else ""
     )
+    named = ", ".join(f"{metric} in %" if metric in FRACTIONS else metric for metric in metrics)
     notes = [
-        f"Test figures in %, each client on its own rows, weighted mean at the round chosen on validation: mean ± "
+        f"Test: {named}, each client on its own rows, weighted mean at the round chosen on validation: mean ± "
         f"sample standard deviation over seeds {seeds}" + (f"; {choice}." if choice else ".") + " "
         "Worst client: of each seed. Upload: bytes of one client in one round. cpu s: processor seconds of a run, "
         "mean over seeds."
@@ -203,16 +210,17 @@ def _how(grid: Grid, has_reference: bool, optional: Mapping[str, Any]) -> list[s
 def _tried(groups: Sequence[Group], grid: Grid, results: Results) -> list[str]:
     if len(grid.file.rates) == 1:
         return []
-    return [
-        f"Rates tried, with their validation figure: {group.method}: "
+    metrics = {cell.group: run.summary["metric"] for cell, run in results.items() if run.summary is not None}
+    lines = [
+        f"{group.method}: "
         + ", ".join(
-            f"{rate:g} ({'failed' if score == float('-inf') else f'{100 * score:.1f}'})"
+            f"{rate:g} ({'failed' if score == float('-inf') else shown(score, metrics[group])})"
             for rate, score in tried.items()
         )
-        + "."
         for group in groups
         if (tried := scores(group, grid, results))
     ]
+    return [f"Rates tried, with their validation figure: {'; '.join(lines)}."] if lines else []
 
 
 def _missing(setting: str, variant: str, groups: Sequence[Group], grid: Grid, results: Results) -> list[str]:
@@ -250,10 +258,10 @@ def _printed(grid: Grid, results: Results, command: str) -> list[Table]:
                 group.setting: _chosen_runs(group, grid, results) for group in grid.groups if group.method == method
             }
             if any(ours.values()):
-                shown = [
+                ours_ = [
                     _spread(runs, "test", "weighted_mean") if (runs := ours.get(name)) else "–" for name in settings
                 ]
-                rows.append([method, "ours", *shown])
+                rows.append([method, "ours", *ours_])
         notes = [
             f"Printed: {printed.source}. {printed.scale}",
             "Ours: at the scale that stands below the tables above.",
