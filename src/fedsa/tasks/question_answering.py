@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast, final
@@ -184,6 +185,9 @@ class QuestionAnswering(Task):
     def _answers(self, row: int, cell: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, int]]:
         """Return a row's answers, and the characters of its context, from and to, that the first one is.
 
+        Where it is not at ``answer_start`` (in SQuAD's own files it sometimes begins a character later, in others of
+        its kind it is far away), it is where it stands nearest to that.
+
         Raises:
             DataError: they are not as SQuAD has them.
         """
@@ -193,15 +197,15 @@ class QuestionAnswering(Task):
             raise DataError(f"{where} must have the lists text and answer_start, of one length (got {found!r})")
         if not texts or not texts[0].strip():
             raise DataError(f"{where} has no answer, and every question must have one here: leave such rows out")
-        begin, text = int(starts[0]), texts[0]
-        stands = str(cell[self.context_column])[begin : begin + len(text)]
-        if stands != text:
+        text, context, given = texts[0].strip(), str(cell[self.context_column]), int(starts[0])
+        given += len(texts[0]) - len(texts[0].lstrip())
+        begins = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
+        if not begins:
             raise DataError(
-                f"{where} says that {text!r} begins at character {begin} of column {self.context_column!r}, and there "
-                f"stands {stands!r}: mend answer_start"
+                f"{where}: the first answer, {text!r}, is not in column {self.context_column!r}: mend the row"
             )
-        begin += len(text) - len(text.lstrip())
-        return tuple(texts), (begin, begin + len(text.strip()))
+        begin = min(begins, key=lambda place: abs(place - given))
+        return tuple(texts), (begin, begin + len(text))
 
     def _windows(
         self,
