@@ -19,8 +19,10 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,
     BertForQuestionAnswering,
+    DistilBertConfig,
+    LlamaConfig,
     ModernBertConfig,
-    ModernBertForQuestionAnswering,
+    RobertaConfig,
 )
 
 import fedsa
@@ -30,13 +32,15 @@ from fedsa.errors import ConfigError, DataError
 from fedsa.evaluation import evaluate
 from fedsa.export import export
 from fedsa.federation import Federation
-from fedsa.models import peft_config_of, with_drawn_layers
+from fedsa.models import AdaptedModel, peft_config_of, with_drawn_layers
 from fedsa.models.layout import Layout
 from fedsa.plan import plan_run
 from fedsa.recipe import AdapterSettings, TrainingSettings, parse_recipe
-from fedsa.tasks.question_answering import best_spans
-from fedsa.training import cohort
+from fedsa.tasks.question_answering import QuestionAnswering, best_spans
+from fedsa.training import cohort, sequential
 from fedsa.training.jobs import Job
+from fedsa.types import Factor, Key, Side
+from tiny_models import rows_of
 
 WINDOW = 24
 STRIDE = 6
@@ -362,11 +366,51 @@ def test_a_loaded_model_is_trained_with_its_head(recipe, tmp_path):
     assert federation.model.config.task_type is None
 
 
-def test_heads_by_other_names_are_trained_too():
-    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    base = ModernBertForQuestionAnswering(ModernBertConfig(**sizes, intermediate_size=32, pad_token_id=0))
-    config = peft_config_of(AdapterSettings(target_modules=["Wqkv"]), task_type=None, seed=0)
-    assert with_drawn_layers(config, set(), base).modules_to_save == ["classifier"]
+SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+REST = {"intermediate_size": 32, "max_position_embeddings": 44, "pad_token_id": 0}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+DISTILBERT = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "pad_token_id": 0}
+DISTILBERT |= {"dropout": 0.0, "attention_dropout": 0.0, "qa_dropout": 0.0}
+BASES = {
+    "roberta": (RobertaConfig(**SIZES, **REST, **NO_DROPOUT), ["query"], "qa_outputs"),
+    "modernbert": (ModernBertConfig(**SIZES, **REST, local_attention=128), ["Wqkv"], "classifier"),
+    "distilbert": (DistilBertConfig(**DISTILBERT), ["q_lin"], "qa_outputs"),
+    "llama": (LlamaConfig(**SIZES, **REST, num_key_value_heads=1), ["q_proj"], "qa_outputs"),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_other_models_have_their_head_and_take_cohorts(name):
+    """Whatever the head is called; llama, which looks back only, has no use for this task but must not be wrong."""
+    config, targets, head = BASES[name]
+    torch.manual_seed(0)
+    base = AutoModelForQuestionAnswering.from_config(config, attn_implementation="sdpa").eval()
+    plain = peft_config_of(AdapterSettings(r=2, target_modules=targets, dropout=0.0), task_type=None, seed=0)
+    model = AdaptedModel(base, with_drawn_layers(plain, set(), base), seed=0)
+    assert {key.module for key in model.keys if key.factor.side is Side.HEAD} == {f"{head}.weight", f"{head}.bias"}
+    model.model.double()
+    rng = np.random.default_rng(0)
+    rows = rows_of(rng.integers(3, 23, 60).tolist())
+    windows = replace(rows, labels=rng.integers(0, 3, (60, 2)))
+    own = tuple(model.keys)
+    generator = torch.Generator().manual_seed(3)
+    jobs = [
+        Job(f"c{number}", 1, 2, 0, {key: value.double() + 0.3 * torch.randn(value.shape, generator=generator)
+                                    for key, value in model.initial.items()},
+            own, (), {}, np.arange(20 * number, 20 * number + 20))
+        for number in range(3)
+    ]  # fmt: skip
+    settings = TrainingSettings(local_steps=10, batch_size=4, learning_rate=0.5, optimizer="sgd")
+    task = QuestionAnswering("question", "context", "answers")
+    common = {"model": model, "task": task, "encoded": windows, "settings": settings}
+    ones = [sequential.train(job, **common) for job in jobs]
+    for pack in (False, True):
+        for job, one, other in zip(jobs, ones, cohort.train(jobs, **common, pack=pack), strict=True):
+            moved = {key: float((one.tensors[key] - job.tensors[key]).abs().max()) for key in own}
+            # The bias shifts all tokens' logits alike: its gradient is zero.
+            assert moved.pop(Key(f"{head}.bias", Factor.HEAD, "default")) < 1e-12
+            assert min(moved.values()) > 1e-4
+            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in own) <= 1e-10
 
 
 @pytest.mark.parametrize(
