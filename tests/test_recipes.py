@@ -18,7 +18,7 @@ from tiny_decoder import NUMBERS, write_decoder
 
 COUNTS = {"train": 240, "validation": 24, "validation_matched": 24, "test": 24}
 CLIENTS = 3
-ENCODERS = ("glue-mnli", "glue-sst2", "glue-qnli", "glue-qqp", "glue-rte")
+ENCODERS = ("glue-mnli", "glue-sst2", "glue-qnli", "glue-qqp", "glue-rte", "squad")
 DECODERS = ("gsm8k", "gsm8k-33", "gsm8k-small", "hellaswag", "glue-mnli-3b")
 SMALL = ("glue-mnli-small", "glue-sst2-small", "glue-qnli-small", "glue-qqp-small", "glue-rte-small")
 ELSEWHERE = (
@@ -66,6 +66,21 @@ def write_stand_in(recipe, folder):
             sums = [f"so it equals #### {number}" for number in rng.integers(0, 19, count)]
             rows = {"question": [text() for _ in range(count)], "answer": sums}
             features = dict.fromkeys(rows, datasets.Value("string"))
+        elif task["kind"] == "question_answering":
+            contexts = [" ".join([text() for _ in range(9)]) for _ in range(count)]
+            starts = [context.index(" ", 20) + 1 for context in contexts]
+            texts = [context[start:].split()[0] for context, start in zip(contexts, starts, strict=True)]
+            lists = {
+                "text": datasets.List(datasets.Value("string")),
+                "answer_start": datasets.List(datasets.Value("int32")),
+            }
+            rows = {
+                "title": [f"article {number % 24}" for number in range(count)],
+                "context": contexts,
+                "question": [text() for _ in range(count)],
+                "answers": [{"text": [own], "answer_start": [start]} for own, start in zip(texts, starts, strict=True)],
+            }
+            features = dict.fromkeys(rows, datasets.Value("string")) | {"answers": lists}
         else:
             rows = {
                 "activity_label": [text() for _ in range(count)],

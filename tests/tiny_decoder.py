@@ -62,6 +62,7 @@ def write_sums(path: Path, count: int = 60) -> Path:
                 "right": right + 1,
                 "letter": "AB"[right],
                 "is_second": bool(right),
+                "nothing": [],
                 "site": f"site {number % 2}",
             }
             file.write(json.dumps(row) + "\n")

@@ -276,10 +276,13 @@ def train_jobs(
 ) -> Sequence[Trained]:
     """Return what jobs of one round come to, by the trainer that the settings name.
 
+    Trained are the items that the task makes of their rows.
+
     Raises:
         TrainingError: a loss is not finite, or memory ran out.
     """
     common: Any = {"model": model, "task": task, "encoded": encoded, "settings": settings}
+    jobs = [replace(job, rows=task.training_items(encoded, job.rows)) for job in jobs]
     try:
         if settings.trainer == "cohort":
             return cohort.train(jobs, **common, pack=bool(settings.packing))

@@ -130,7 +130,8 @@ class Federation:
         tell("loading the model")
         base, drawn = _base(recipe, task, tell)
         seed = derive_seed(recipe.seed, "init")
-        config = with_drawn_layers(peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed), drawn)
+        config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed)
+        config = with_drawn_layers(config, drawn, base)
         return cls._build(recipe, base, load_processor(recipe, task), config, task, rows, tell)
 
     @classmethod
@@ -195,7 +196,7 @@ class Federation:
             base, drawn = fresh_base(model), layers_outside_the_base(model)
         config = copy.deepcopy(peft_config)
         config.task_type = the_task.peft_task_type
-        config = with_drawn_layers(config, drawn)
+        config = with_drawn_layers(config, drawn, base)
         return cls._build(recipe, base, tokenizer, config, the_task, rows, tell)
 
     @classmethod
@@ -294,7 +295,11 @@ class Federation:
             update={"compute": compute, "share_head": algorithm.share_head}
         )
         encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
-        trained = [rows.partition.clients[client].train for client in everyone if client not in outside]
+        trained = [
+            task.training_items(encoded, rows.partition.clients[client].train)
+            for client in everyone
+            if client not in outside
+        ]
         chosen = _chosen(resolved, model, task, encoded, trained, tell)
         measured = _measured(resolved, chosen)
         return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks, outside)

@@ -39,6 +39,7 @@ __all__ = [
     "TrainingSettings",
     "apply_overrides",
     "dump_recipe",
+    "fields_of",
     "mistakes_of",
     "parse_recipe",
     "read_recipe",
@@ -168,10 +169,17 @@ class AdapterSettings(_Settings):
 _CLASSES = {"classification", "image_classification"}
 """The kinds of task whose rows have a class each."""
 
+_OWN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "classification": {"label_column": "label"},
+    "image_classification": {"label_column": "label", "text_columns": ["image"]},
+    "question_answering": {"text_columns": ["question", "context"], "answer": "answers", "max_length": 384},
+}
+"""Defaults that a kind has for itself."""
+
 _GOES_WITH: dict[str, set[str]] = {
     "labels": {"classification", "image_classification", "multiple_choice", "token_classification"},
     "prompt": {"generation", "multiple_choice"},
-    "answer": {"generation", "multiple_choice", "regression", "token_classification"},
+    "answer": {"generation", "multiple_choice", "question_answering", "regression", "token_classification"},
     "chat": {"generation", "multiple_choice"},
     "choices": {"multiple_choice"},
     "choice_template": {"multiple_choice"},
@@ -179,6 +187,8 @@ _GOES_WITH: dict[str, set[str]] = {
     "metric": {"generation"},
     "extract": {"generation"},
     "max_new_tokens": {"generation"},
+    "doc_stride": {"question_answering"},
+    "max_answer_length": {"question_answering"},
     "image_size": {"image_classification"},
 }
 """Settings of the task, and the kinds that they go with; the others go with all."""
@@ -186,6 +196,7 @@ _GOES_WITH: dict[str, set[str]] = {
 _NEEDED: dict[str, tuple[str, ...]] = {
     "generation": ("prompt", "answer"),
     "multiple_choice": ("prompt", "answer"),
+    "question_answering": ("answer",),
     "regression": ("answer",),
     "token_classification": ("answer", "labels"),
 }
@@ -197,15 +208,15 @@ class TaskSettings(_Settings):
 
     kind: str = Field(
         "classification",
-        description="classification, image_classification, token_classification, regression, generation, "
-        "language_modeling, multiple_choice, or package.module:Class",
+        description="classification, image_classification, token_classification, question_answering, regression, "
+        "generation, language_modeling, multiple_choice, or package.module:Class",
     )
     text_columns: list[str] = Field(
         ["text"],
         min_length=1,
         max_length=2,
         description="one column, or two for pairs; image_classification: the column of the image, image by default; "
-        "token_classification: the column of the list of words",
+        "token_classification: the column of the list of words; question_answering: question and context, the default",
     )
     label_column: str | None = Field(
         None,
@@ -222,7 +233,8 @@ class TaskSettings(_Settings):
         None,
         description="generation: what it is to say, with {column}; multiple_choice: the column that tells the right "
         "choice (its number, its letter, its text, or true and false); regression: the column of the number; "
-        "token_classification: the column of the list of tags",
+        "token_classification: the column of the list of tags; question_answering: the column with the lists text and "
+        "answer_start, answers by default",
     )
     chat: bool = Field(False, description="prompt and answer are a turn each in the tokenizer's chat template")
     choices: list[str] | None = Field(
@@ -239,7 +251,17 @@ class TaskSettings(_Settings):
         "none", description="what of a text is compared: all; the number behind ####; the last number"
     )
     max_new_tokens: int = Field(64, gt=0, description="written at most, where the metric is of what the model writes")
-    max_length: int = Field(128, gt=0, description="tokens kept of one example; not for images")
+    max_length: int = Field(
+        128,
+        gt=0,
+        description="tokens kept of one example; not for images; question_answering: of a window, 384 by default",
+    )
+    doc_stride: int = Field(
+        128,
+        gt=0,
+        description="question_answering: tokens that neighbouring windows share, a third of a window's at most",
+    )
+    max_answer_length: int = Field(30, gt=0, description="question_answering: tokens of a predicted answer at most")
     image_size: int | None = Field(
         None, gt=0, description="pixels of an image's side; empty: what the base model's image processor says"
     )
@@ -247,11 +269,9 @@ class TaskSettings(_Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _has_classes(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("kind", "classification") in _CLASSES:
-            images = data.get("kind") == "image_classification"
-            return {"label_column": "label", **({"text_columns": ["image"]} if images else {}), **data}
-        return data
+    def _has_own_defaults(cls, data: Any) -> Any:
+        kind = data.get("kind", "classification") if isinstance(data, Mapping) else None
+        return {**_OWN_DEFAULTS[kind], **data} if kind in _OWN_DEFAULTS else data
 
     @field_validator("labels")
     @classmethod
@@ -269,7 +289,7 @@ class TaskSettings(_Settings):
     @classmethod
     def _is_a_template(cls, text: str | None) -> str | None:
         try:
-            _fields_of(text or "")
+            fields_of(text or "")
         except ValueError as error:
             raise ValueError(f"{error}; write a brace that is no column as {{{{ or }}}} (got {text!r})") from None
         return text
@@ -291,6 +311,8 @@ class TaskSettings(_Settings):
                 problems.append(f"`{name}` does not go with kind = {self.kind!r}")
         if self.kind in ("image_classification", "token_classification") and len(self.text_columns) > 1:
             problems.append(f"kind = {self.kind!r} has one column in `text_columns`")
+        if self.kind == "question_answering" and len(self.text_columns) != 2:
+            problems.append("kind = 'question_answering' has two columns in `text_columns`: question and context")
         if self.kind == "token_classification":
             strange = [tag for tag in self.labels or () if tag != "O" and tag[:2] not in ("B-", "I-")]
             if strange:
@@ -319,16 +341,16 @@ class TaskSettings(_Settings):
     def columns(self) -> list[str]:
         """The columns that it reads, but for the label's."""
         if self.kind == "generation":
-            return _fields_of(self.prompt or "", self.answer or "")
+            return fields_of(self.prompt or "", self.answer or "")
         if self.kind == "multiple_choice":
-            return list(dict.fromkeys([*_fields_of(self.prompt or ""), *(self.choices or ()), self.answer or ""]))
+            return list(dict.fromkeys([*fields_of(self.prompt or ""), *(self.choices or ()), self.answer or ""]))
         return [*self.text_columns, *([self.answer] if self.answer else [])]
 
 
-def _fields_of(*templates: str) -> list[str]:
+def fields_of(*templates: str) -> list[str]:
     """Return the columns that templates name.
 
-    >>> _fields_of("{question} {hint}", "{answer}")
+    >>> fields_of("{question} {hint}", "{answer}")
     ['question', 'hint', 'answer']
     """
     parsed = [field for template in templates for _, field, _, _ in string.Formatter().parse(template)]

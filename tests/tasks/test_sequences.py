@@ -169,6 +169,40 @@ def test_what_is_written_is_what_the_model_writes_alone(recipe):
             assert found.tolist() == [*ids[start:], *[0] * (6 - len(ids) + start)]
 
 
+@pytest.mark.parametrize("form", [list, lambda texts: {"text": texts, "answer_start": [0] * len(texts)}])
+def test_of_several_answers_the_first_is_trained_and_the_best_counts(recipe, tmp_path, form):
+    lines = [
+        json.dumps(
+            {"question": "what is 1 plus 1 ?", "answers": form(["it is 2", "2", "so"]), "site": f"s {number % 2}"}
+        )
+        for number in range(30)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), "utf-8")
+    data = {"path": str(tmp_path / "rows.jsonl"), "partition": {"kind": "column", "column": "site"}}
+    federation = Federation.from_recipe(
+        recipe({**TASKS["written"], "answer": "{answers}", "extract": "none"}, data=data)
+    )
+    task, encoded, tokenizer = federation.task, federation.encoded, federation.tokenizer
+    assert encoded.references[7] == ("it is 2", "2", "so")
+    trained = encoded.batch([7])["labels"][0]
+    assert tokenizer.decode(trained[trained != IGNORED], skip_special_tokens=True) == "it is 2"
+    rows, said = np.array([3, 4, 5, 6]), ["2", "it is 2", "2 red", "blue"]
+    ends = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in said]
+    written = torch.tensor([[*ids, *[0] * (4 - len(ids))] for ids in ends])
+    figures = task.score(encoded, rows, torch.zeros(4), written)
+    assert figures["exact_match"] == pytest.approx(2 / 4)
+    assert figures["f1"] == pytest.approx((1 + 1 + 2 / 3 + 0) / 4)
+
+
+def test_an_answer_that_is_cut_off_is_compared_whole(recipe):
+    """Else no number would be found in either text, and they would be taken for equal."""
+    federation = Federation.from_recipe(recipe({**TASKS["written"], "max_length": 8}))
+    encoded, row = federation.encoded, 2
+    assert encoded.references[row] == (federation.rows.table[row]["answer"],)
+    figures = federation.task.score(encoded, np.array([row]), torch.zeros(1), torch.tensor([[3]]))
+    assert figures["exact_match"] == 0
+
+
 def test_a_batch_stands_at_the_right_with_the_answers_last(recipe):
     federation = Federation.from_recipe(recipe(GENERATION))
     encoded = federation.encoded
@@ -231,6 +265,7 @@ def test_every_choice_is_asked_and_the_likeliest_counts(recipe):
         ({**TASKS["columns"], "first_choice": 0}, "which is none of its 2 choices"),
         ({**TASKS["labelled"], "answer": "question"}, "mend the row, task.answer"),
         ({**GENERATION, "prompt": "{query}"}, "'query'"),
+        ({**GENERATION, "answer": "{nothing}"}, r"row 0: column 'nothing' has no answer \(got \[\]\)"),
     ],
 )
 def test_rows_that_do_not_fit(recipe, task, message):

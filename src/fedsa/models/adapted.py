@@ -51,14 +51,14 @@ __all__ = [
 ]
 
 
-def with_drawn_layers(config: PeftConfig, drawn: set[str]) -> PeftConfig:
+def with_drawn_layers(config: PeftConfig, drawn: set[str], base: nn.Module) -> PeftConfig:
     """Return a copy of the config that also trains the layers which the checkpoint did not have.
 
-    PEFT finds a head by the kind of task. For one that it has no name for (images), the head is named here.
+    PEFT finds a head by the kind of task. Where the config names none, the base's head is named here.
     """
     copied: Any = copy.deepcopy(config)
     if copied.task_type is None:
-        drawn = {*drawn, "classifier"}
+        drawn = drawn | HEADS & {name for name, _ in base.named_children()}
     if drawn:
         copied.modules_to_save = sorted({*(copied.modules_to_save or ()), *drawn})
     result: PeftConfig = copied

@@ -42,8 +42,8 @@ __all__ = [
     "resolve_compute",
 ]
 
-HEADS = {"classifier", "score"}
-"""The names under which PEFT finds a classification head by itself."""
+HEADS = {"classifier", "score", "qa_outputs"}
+"""The names of heads: PEFT finds them by itself, but for those of the kinds of task that it has no name for."""
 
 
 def resolve_compute(settings: ComputeSettings) -> ComputeSettings:

@@ -99,7 +99,7 @@ def empty_model(
     base, drawn = _empty_base(settings, auto_model, options, on_progress)
     side = (image_size or _side_of(base.config)) if takes_images else None
     longest = positions_of(base) if side is None else image_tokens(base, side)
-    config = with_drawn_layers(peft_config_of(adapter, task_type=task_type, seed=0), drawn)
+    config = with_drawn_layers(peft_config_of(adapter, task_type=task_type, seed=0), drawn, base)
     with torch.device("meta"):
         model = with_adapter(base, config, adapters[0])
         with_further_adapters(model, adapters, seed=0)

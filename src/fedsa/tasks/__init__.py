@@ -20,6 +20,7 @@ _TASKS = {
     "language_modeling": "fedsa.tasks.generation:LanguageModeling",
     "regression": "fedsa.tasks.regression:Regression",
     "token_classification": "fedsa.tasks.tagging:TokenClassification",
+    "question_answering": "fedsa.tasks.question_answering:QuestionAnswering",
     "multiple_choice": "fedsa.tasks.multiple_choice:MultipleChoice",
 }
 

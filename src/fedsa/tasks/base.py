@@ -25,7 +25,7 @@ IntArray = npt.NDArray[np.int64]
 class Encoded(Protocol):
     """Rows ready for the model, kept compactly; a batch is made when it is asked for.
 
-    Items are what goes into a batch. The first are the rows, as they are trained; a task may have more.
+    Items are what goes into a batch. The first are the rows; a task may have more.
     """
 
     @property
@@ -55,7 +55,7 @@ class Task(ABC):
     auto_model: ClassVar[str]
     """The transformers class that loads the base model."""
     peft_task_type: ClassVar[str | None]
-    """PEFT's name for such a task, by which it finds the head; None: it has none, and the head is ``classifier``."""
+    """PEFT's name for such a task, by which it finds the head; None: fedsa names the head itself."""
     pipeline_tag: ClassVar[str]
     """What the hub calls such a model, for the model card."""
     has_head: ClassVar[bool] = True
@@ -103,6 +103,13 @@ class Task(ABC):
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Return what the model says of each row of a batch, first dimension the row, float32."""
+
+    def training_items(self, encoded: Encoded, rows: IntArray) -> IntArray:
+        """Return the items that are trained of ``rows``, row by row: the rows themselves.
+
+        A task may train more than one of a row: batches are drawn from the items.
+        """
+        return rows
 
     def questions(self, encoded: Encoded, rows: IntArray) -> IntArray:
         """Return the items whose outputs the figures of ``rows`` are made of, row by row: the rows themselves.

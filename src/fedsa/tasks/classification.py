@@ -41,7 +41,7 @@ class TokenRows:
         tokens: shape (sum of lengths,), int32.
         segments: the same shape, uint8: 0 for the first text and 1 for the second; None where the model has none.
         offsets: shape (rows + 1,): row i is ``tokens[offsets[i]:offsets[i + 1]]``; an unused row is empty.
-        labels: shape (rows,): class numbers.
+        labels: what a batch has as ``labels``: class numbers, shape (rows,).
         pad: the padding token.
         widest: the most tokens that the model takes; None: no limit.
         left: pad on the left.

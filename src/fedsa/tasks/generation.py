@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
 import torch
 
+from fedsa.errors import DataError
+from fedsa.recipe import fields_of
 from fedsa.tasks.base import IntArray, Task
 from fedsa.tasks.sequences import SequenceRows, Writer, answer_losses, parts_of, sequence_example
-from fedsa.tasks.written import METRICS, extract
+from fedsa.tasks.written import METRICS, best_of, extract
 from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
@@ -70,7 +72,8 @@ class Generation(_Decoding):
 
     Attributes:
         prompt: a template: ``{column}`` stands for a row's value.
-        answer: likewise.
+        answer: likewise. Where a column has several values, a list or SQuAD's ``text`` in a dict, there is an answer
+            with each: trained is the first, and what is written is compared with the one that it is most like.
         metric: ``log_likelihood``, ``exact_match`` or ``f1``; the latter two of what the model writes, greedily.
         extract: what of a text is compared; see `fedsa.tasks.written.extract`.
         chat: prompt and answer are turns in the tokenizer's chat template.
@@ -101,15 +104,35 @@ class Generation(_Decoding):
     ) -> SequenceRows:
         """Return ``rows`` of ``table`` as tokens: prompts with their answers, then the prompts alone if needed."""
         rows, count = np.unique(rows), len(table)
+        references: list[tuple[str, ...]] = [()] * count
         writer = Writer(tokenizer, min(self.max_length, limit or self.max_length), chat=self.chat)
         for part, cells in parts_of(table, rows):
-            answers = [self.answer.format_map(cell) for cell in cells]
-            writer.add(part, [self.prompt.format_map(cell) for cell in cells], answers)
+            own = [self._answers(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
+            writer.add(part, [self.prompt.format_map(cell) for cell in cells], [first for first, *_ in own])
+            for row, answers in zip(part.tolist(), own, strict=True):
+                references[row] = answers
         if self.generates:
             for part, cells in parts_of(table, rows):
                 writer.add(part + count, [self.prompt.format_map(cell) for cell in cells], None)
         labels = np.asarray(table[CLASS_NUMBER][:], dtype=np.int64)
-        return writer.rows(labels, count * (1 + self.generates), limit=limit)
+        encoded = writer.rows(labels, count * (1 + self.generates), limit=limit)
+        return replace(encoded, references=tuple(references)) if self.generates else encoded
+
+    def _answers(self, row: int, cell: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return a row's answers: one, or one for each value of a column that has several.
+
+        Raises:
+            DataError: that column has none.
+        """
+        for name in fields_of(self.answer):
+            values = cell[name].get("text") if isinstance(cell[name], Mapping) else cell[name]
+            if isinstance(values, list):
+                if not values:
+                    raise DataError(
+                        f"row {row}: column {name!r} has no answer (got {cell[name]!r}): leave such rows out"
+                    )
+                return tuple(self.answer.format_map({**cell, name: value}) for value in values)
+        return (self.answer.format_map(cell),)
 
     def prompts(self, encoded: Encoded, rows: IntArray) -> IntArray:
         """Return the items of the prompts alone, which stand behind the rows."""
@@ -141,15 +164,11 @@ class Generation(_Decoding):
         if generated is None:
             return figures
         own = cast("SequenceRows", encoded)
-        wanted = [own.tokens[own.offsets[row + 1] - own.answers[row] : own.offsets[row + 1]] for row in rows]
-        texts = [
-            [
-                extract(text.strip(), self.extract)
-                for text in own.tokenizer.batch_decode([_until(ids, own.end) for ids in each], skip_special_tokens=True)
-            ]
-            for each in (generated.tolist(), [ids.tolist() for ids in wanted])
-        ]
-        return figures | {name: float(np.mean(list(map(of, *texts)))) for name, of in METRICS.items()}
+        ids = [_until(each, own.end) for each in generated.tolist()]
+        texts = own.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        written = [extract(text.strip(), self.extract) for text in texts]
+        wanted = [[extract(text.strip(), self.extract) for text in own.references[row]] for row in rows]
+        return figures | {name: best_of(of, written, wanted) for name, of in METRICS.items()}
 
 
 def _until(ids: Sequence[int], end: int) -> list[int]:

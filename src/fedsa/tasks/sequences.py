@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,17 @@ from fedsa.tasks.padding import filled, width_of
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-__all__ = ["IGNORED", "SequenceRows", "Writer", "answer_losses", "parts_of", "sequence_example"]
+__all__ = [
+    "IGNORED",
+    "SequenceRows",
+    "Writer",
+    "answer_losses",
+    "parts_of",
+    "sequence_example",
+    "tokens_with_places",
+]
 
 IGNORED = -100
 """The label of a position whose token is not predicted."""
@@ -47,6 +56,7 @@ class SequenceRows:
         tokenizer: to read what a model writes.
         right: shape (rows,): which of a row's asked items is the right one.
         weights: shape (items,): bytes of an asked item's text.
+        references: of each row the texts that what a model writes is compared with; empty where none are needed.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -60,6 +70,7 @@ class SequenceRows:
     tokenizer: PreTrainedTokenizerBase
     right: IntArray
     weights: IntArray
+    references: tuple[tuple[str, ...], ...] = ()
 
     @property
     def lengths(self) -> IntArray:
@@ -71,6 +82,8 @@ class SequenceRows:
         digest = hashlib.sha256()
         for array in (self.tokens, self.offsets, self.answers, self.labels, self.first, self.right):
             digest.update(array.astype("<i8").tobytes())
+        if self.references:
+            digest.update(json.dumps(self.references).encode())
         return digest.hexdigest()
 
     def asked(self, rows: IntArray) -> IntArray:
@@ -199,6 +212,27 @@ def parts_of(table: Dataset, rows: IntArray) -> Iterator[tuple[IntArray, list[di
         part = rows[start : start + _TOKENIZE_ROWS]
         columns = table[part]
         yield part, [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def tokens_with_places(tokenizer: PreTrainedTokenizerBase, *texts: list[str], **options: Any) -> BatchEncoding:
+    """Return what a tokenizer makes of texts, with ``offset_mapping``: where in its text each token is.
+
+    Args:
+        tokenizer: the base model's.
+        texts: one list, or two for pairs.
+        options: of the tokenizer.
+
+    Raises:
+        DataError: it does not tell.
+    """
+    try:
+        encoded: BatchEncoding = tokenizer(*texts, return_offsets_mapping=True, **options)
+    except NotImplementedError as error:
+        raise DataError(
+            f"{type(tokenizer).__name__} does not tell where its tokens are in a text, which this kind of task needs: "
+            "take a model with a fast tokenizer"
+        ) from error
+    return encoded
 
 
 def answer_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from fedsa.errors import DataError
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.tasks.classification import TokenRows
 from fedsa.tasks.padding import filled, width_of
-from fedsa.tasks.sequences import IGNORED, parts_of
+from fedsa.tasks.sequences import IGNORED, parts_of, tokens_with_places
 from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
@@ -116,13 +116,7 @@ class TokenClassification(Task):
         lengths = np.zeros(len(table), dtype=np.int64)
         for part, cells in parts_of(table, rows):
             texts = [" ".join(map(str, cell[self.word_column])) for cell in cells]
-            try:
-                encoded = tokenizer(texts, truncation=True, max_length=longest, return_offsets_mapping=True)
-            except NotImplementedError as error:
-                raise DataError(
-                    f"{type(tokenizer).__name__} does not tell where its tokens are in a text, which a tag for each "
-                    "word needs: take a model with a fast tokenizer"
-                ) from error
+            encoded = tokens_with_places(tokenizer, texts, truncation=True, max_length=longest)
             for row, cell, ids, places in zip(
                 part.tolist(), cells, encoded["input_ids"], encoded["offset_mapping"], strict=True
             ):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
-__all__ = ["METRICS", "extract", "squad_exact_match", "squad_f1"]
+__all__ = ["METRICS", "best_of", "extract", "squad_exact_match", "squad_f1"]
 
 _INVALID = "[invalid]"
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -74,3 +75,17 @@ def squad_f1(written: str, wanted: str) -> float:
 
 METRICS: dict[str, Callable[[str, str], float]] = {"exact_match": squad_exact_match, "f1": squad_f1}
 """The metrics of written text, by name: each of what was written and what was wanted."""
+
+
+def best_of(metric: Callable[[str, str], float], written: Sequence[str], wanted: Sequence[Sequence[str]]) -> float:
+    """Return the mean of a metric over texts, each compared with the reference that it is most like.
+
+    Args:
+        metric: of what was written and what was wanted.
+        written: a text for each row.
+        wanted: the references of each row, at least one.
+
+    >>> best_of(squad_f1, ["Denver Broncos", "Carolina"], [["Broncos", "the Denver Broncos"], ["Denver"]])
+    0.5
+    """
+    return fmean(max(metric(text, each) for each in own) for text, own in zip(written, wanted, strict=True))

@@ -42,7 +42,7 @@ class Job:
         trained: the keys that are trained; the others stay as they are.
         received: the server's values that the proximal term pulls towards.
         optimizer_state: from the client's last round, named ``slot|key``, or empty.
-        rows: the client's training rows.
+        rows: the client's training rows; for a trainer, the items that the task makes of them.
         stored: the keys that its state held before.
         penalty: of the trained tensors and of the same as they began; what it returns is added to the loss.
     """
