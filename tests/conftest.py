@@ -133,15 +133,15 @@ class TinyRun:
 
     def personal(self, client: str) -> State:
         """Return what a client would use after the last round."""
-        from fedsa.adapters.algebra import ranked
-        from fedsa.client import personal_tensors
+        from fedsa.client import personal_tensors, starting_tensors
         from fedsa.server import load_state
 
         last, federation = self.federation.recipe.rounds, self.federation
         server = load_state(self.folder, last)
         state = self.folder.load_client(client, last)
         wire_dtype = federation.recipe.wire_dtype
-        initial = ranked(federation.model.initial, federation.ranks.get(client))
+        rank, recipe = federation.ranks.get(client), federation.recipe
+        initial = starting_tensors(federation.model.initial, federation.algorithm, recipe, client, rank)
         return personal_tensors(federation.algorithm, initial, server, client, state, last, wire_dtype)
 
 

@@ -17,6 +17,7 @@ from fedsa.errors import UserError
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
 from fedsa.store import RunFolder
+from fedsa.types import Factor
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def test_every_round_is_compared_where_all_are_kept(finished):
     found = analyze(finished("keep_rounds=all"))
     assert found.rounds == [1, 2, 3]
     assert found.clients == ("site 0", "site 1", "site 2")
-    assert {measure for _, measure, *_ in found.matrices} == {"raw", "moved", "within", "span"}
-    assert {factor for _, _, factor, _ in found.matrices} == {"A", "B", "head"}
+    assert {measure for _, measure, *_ in found.matrices} == {"raw", "moved", "within", "span", "update"}
+    assert {factor for _, _, factor, _ in found.matrices} == {"A", "B", "head", "BA"}
     for matrix in found.matrices.values():
         assert matrix.shape == (3, 3)
         assert np.array_equal(matrix, matrix.T)
@@ -61,6 +62,9 @@ def test_the_figures_are_those_of_the_clients_tensors(finished):
     averaged = folder.load_server(1)[0][key]
     within = [state[key] - averaged for state in states]
     assert found.matrices[2, "within", "A", key.module][1, 2] == cosine(within[1], within[2])
+    products = [state[key._replace(factor=Factor.B)] @ state[key] for state in states]
+    similarity = cosine(products[0], products[1])
+    assert found.matrices[2, "update", "BA", key.module][0, 1] == pytest.approx(similarity, rel=1e-5)
     distance = (states[1][key] - initial[key]).norm() / initial[key].norm()
     assert found.distances[2, "A", key.module][1] == pytest.approx(float(distance), rel=1e-6)
 
@@ -112,7 +116,7 @@ def test_only_what_is_kept_can_be_compared(finished):
 @pytest.mark.parametrize("variant", ["rslora", "vera"])
 def test_other_variants(finished, variant):
     found = analyze(finished("keep_rounds=all", f"adapter.variant={variant}", "adapter.r=4"))
-    factors = {"A", "B", "head"} if variant == "rslora" else {"lambda_d", "lambda_b", "head"}
+    factors = {"A", "B", "head", "BA"} if variant == "rslora" else {"lambda_d", "lambda_b", "head"}
     assert {factor for _, _, factor, _ in found.matrices} == factors
     spanning = {factor for _, measure, factor, _ in found.matrices if measure == "span"}
     assert spanning == factors & {"A", "B"}

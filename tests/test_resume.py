@@ -58,6 +58,11 @@ VARIANTS = {
         "rounds=2",
         "adapter={variant='pissa', r=2, target_modules=['query', 'output.dense']}",
     ],
+    "an initial A of each client's own": [
+        "rounds=2",
+        "algorithm=local",
+        "adapter={r=2, target_modules=['query'], own_initial_a=true}",
+    ],
     "nothing kept at clients, one held out, a global model": [
         "rounds=2",
         "personal_state=reconstruct",

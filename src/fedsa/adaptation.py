@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsa.adapters.algebra import padded, pairs, rank_of, ranked
 from fedsa.adapters.similarity import clusters
 from fedsa.algorithms.base import Algorithm, weighted_mean
-from fedsa.client import own_tensors, personal_tensors, sent_to, train_jobs
+from fedsa.client import own_tensors, personal_tensors, sent_to, starting_tensors, train_jobs
 from fedsa.data.clients import SplitName
 from fedsa.errors import RunFolderError, TrainingError, UserError
 from fedsa.evaluation import Personal, evaluate
@@ -128,7 +128,7 @@ class PersonalStates:
                     yield client, tensors
 
     def _initial(self, client: str) -> State:
-        return ranked(self.initial, self._ranks.get(client))
+        return starting_tensors(self.initial, self._algorithm, self.recipe, client, self._ranks.get(client))
 
     def _weight(self, client: str) -> int:
         return int(self._about[client]["train_examples"]) if self.recipe.weighting == "num_examples" else 1
@@ -250,9 +250,9 @@ class Onboarding:
     def _begin(self, client: str, start: Start) -> tuple[State, int]:
         """Return what a client begins with, and from how many candidates it was chosen."""
         federation, states = self._federation, self._states
-        initial = ranked(states.initial, federation.ranks.get(client))
-        rank = rank_of(initial)
         algorithm, wire_dtype = federation.algorithm, federation.recipe.wire_dtype
+        initial = starting_tensors(states.initial, algorithm, federation.recipe, client, federation.ranks.get(client))
+        rank = rank_of(initial)
         payload = sent_to(algorithm, states.server, client, federation.recipe.rounds + 1, 0, wire_dtype, rank=rank)
         received = algorithm.absorb(initial, payload, initial)
         candidates = [{**received, **ranked(personal, rank)} for personal in self._starts(start)]

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fedsa.adapters.algebra import ranked
-from fedsa.adapters.similarity import cosine, span_similarity
+from fedsa.adapters.algebra import cropped, pairs
+from fedsa.adapters.factors import VARIANTS
+from fedsa.adapters.similarity import cosine, product_cosine, span_similarity
 from fedsa.algorithms import make_algorithm
-from fedsa.client import own_tensors, personal_tensors
+from fedsa.client import own_tensors, personal_tensors, starting_tensors
 from fedsa.errors import UserError
 from fedsa.federation import client_ranks
 from fedsa.server import load_state
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MEASURES", "Analysis", "analyze", "label_similarity"]
 
-Measure: TypeAlias = Literal["raw", "moved", "within", "span"]
+Measure: TypeAlias = Literal["raw", "moved", "within", "span", "update"]
 Matrix = npt.NDArray[np.float64]
 
 MEASURES: dict[Measure, str] = {
@@ -34,9 +35,10 @@ MEASURES: dict[Measure, str] = {
     "moved": "cosine of their movement since the start of the run",
     "within": "cosine of their movement within the round, from what the client began it with",
     "span": "mean squared cosine of the principal angles (row space of A, column space of B)",
+    "update": "cosine of B·A, which the two come to together",
 }
 """Averaging makes tensors alike, whatever was learned: ``raw`` and ``moved`` show that too, ``within`` does not.
-``span`` does not depend on the basis that a client's factors happen to have."""
+``span`` and ``update`` do not depend on the basis that a client's factors happen to have."""
 
 _SPANNING = {Factor.A, Factor.B}
 
@@ -49,8 +51,8 @@ class Analysis:
         clients: that trained in all of the rounds, sorted: rows and columns of the matrices.
         matrices: (round, measure, factor, module) to the similarity of each two clients, shape (clients, clients); not
             a number where one of the two is zero.
-        distances: (round, factor, module) to each client's distance from the initial tensor over that one's norm (not
-            divided where that is zero), shape (clients,).
+        distances: (round, factor, module) to each client's distance from its own initial tensor over that one's norm
+            (not divided where that is zero), shape (clients,).
         labels: the similarity of the clients' label counts, shape (clients, clients).
     """
 
@@ -125,19 +127,18 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
             f"{run} does not keep round {missing[0]}: it has {', '.join(map(str, kept))} of {summary['rounds']}; run "
             "again with --set keep_rounds=all"
         )
+    variant = VARIANTS[recipe_of(folder).adapter.variant]
     states = {round: dict(_trained(folder, round, kept)) for round in wanted}
     clients = sorted(set.intersection(*(set(found) for found in states.values())))
     if len(clients) < 2:
         raise UserError(f"{run}: fewer than two clients trained in round {' and '.join(map(str, wanted))}")
     matrices: dict[tuple[int, str, str, str], Matrix] = {}
     distances: dict[tuple[int, str, str], Matrix] = {}
-    initial = folder.load_initial()
     for round, by_client in states.items():
-        ends = [by_client[client][1] for client in clients]
-        starts = [by_client[client][0] for client in clients]
+        firsts, starts, ends = zip(*(by_client[client] for client in clients), strict=True)
         for key in _compared(ends):
-            first = [ranked({key: initial[key]}, _rank(key, end[key]))[key] for end in ends]
             values = [end[key] for end in ends]
+            first = [cropped(state[key], value.shape) for state, value in zip(firsts, values, strict=True)]
             names = (key.factor.value, _named(key))
             moved = [value - start for value, start in zip(values, first, strict=True)]
             distances[round, *names] = np.array(
@@ -145,6 +146,12 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
             )
             for measure, matrix in _matrices(key, values, moved, starts):
                 matrices[round, measure, *names] = matrix
+        if variant.is_product and variant.starts_at_zero:
+            for adapter in dict.fromkeys(key.adapter for key in ends[0]):
+                products = [pairs(end, adapter) for end in ends]
+                for module in products[0]:
+                    name = _named(Key(module, Factor.B, adapter))
+                    matrices[round, "update", "BA", name] = _pairs([own[module] for own in products], product_cosine)
     return Analysis(tuple(clients), matrices, distances, label_similarity([about[client] for client in clients]))
 
 
@@ -160,8 +167,13 @@ def label_similarity(about: Sequence[Mapping[str, Any]]) -> Matrix:
     return matrix
 
 
-def _trained(folder: RunFolder, round: int, kept: Sequence[int]) -> Iterator[tuple[str, tuple[State | None, State]]]:
-    """Yield each client that trained in a round: its id, its tensors as it began (None: not kept) and as it ended."""
+def _trained(
+    folder: RunFolder, round: int, kept: Sequence[int]
+) -> Iterator[tuple[str, tuple[State, State | None, State]]]:
+    """Yield each client that trained in a round: its id, and its tensors.
+
+    They are those that it started the run from, those it began the round with (None: not kept), and ended it with.
+    """
     recipe, initial = recipe_of(folder), folder.load_initial()
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
     clients = list(folder.read_json("clients.json"))
@@ -176,12 +188,12 @@ def _trained(folder: RunFolder, round: int, kept: Sequence[int]) -> Iterator[tup
         state = folder.load_client(client, round)
         if state is None or state.held != round - 1:  # it did not train in this very round
             continue
-        own = ranked(initial, ranks.get(client))
+        own = starting_tensors(initial, algorithm, recipe, client, ranks.get(client))
         start = None
         if server is not None:
             earlier = folder.load_client(client, before) if before else None
             start = personal_tensors(algorithm, own, server, client, earlier, before, recipe.wire_dtype)
-        yield client, (start, own_tensors(own, state))
+        yield client, (own, start, own_tensors(own, state))
 
 
 def _compared(ends: Sequence[State]) -> Iterator[Key]:
@@ -200,22 +212,18 @@ def _matrices(
     if len({value.shape for value in values}) == 1:
         yield "raw", _pairs(values, cosine)
         yield "moved", _pairs(moved, cosine)
-        began = [start[key] for start in starts if start is not None]
+        began = [cropped(start[key], values[0].shape) for start in starts if start is not None]
         if len(began) == len(values):
             yield "within", _pairs([value - start for value, start in zip(values, began, strict=True)], cosine)
     if key.factor in _SPANNING:
         yield "span", _pairs(values, lambda x, y: span_similarity(x, y, key.factor.side))
 
 
-def _pairs(values: Sequence[Tensor], similarity: Any) -> Matrix:
+def _pairs(values: Sequence[Any], similarity: Any) -> Matrix:
     matrix = np.eye(len(values))
     for i, j in combinations(range(len(values)), 2):
         matrix[i, j] = matrix[j, i] = similarity(values[i], values[j])
     return matrix
-
-
-def _rank(key: Key, value: Tensor) -> int | None:
-    return {Factor.A: value.shape[0], Factor.B: value.shape[-1]}.get(key.factor)
 
 
 def _named(key: Key) -> str:

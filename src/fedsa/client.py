@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
+from torch import nn
 
 from fedsa.adapters.algebra import cropped, ranked
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
@@ -19,7 +21,7 @@ from fedsa.store import ClientState
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.training import cohort, sequential
 from fedsa.training.jobs import Job, Trained
-from fedsa.types import Key, Payload, Side, State, Update
+from fedsa.types import Factor, Key, Payload, Side, State, Update
 from fedsa.wire import WireDtype, on_wire
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ __all__ = [
     "personal_tensors",
     "reconstructed",
     "sent_to",
+    "starting_tensors",
     "train_clients",
     "train_jobs",
 ]
@@ -49,6 +52,32 @@ class Memory(Protocol):
     def save_client(self, client: str, round: int, state: ClientState) -> None:
         """Keep the state that ``round`` left; it may be changed afterwards."""
         ...
+
+
+def starting_tensors(
+    initial: State, algorithm: Algorithm, recipe: Recipe, client: str, rank: int | None = None
+) -> State:
+    """Return what a client starts the run from: the common initial tensors, or, by the recipe, an A of its own.
+
+    Its own A is drawn as PEFT draws LoRA's, from U(-1/√in, 1/√in), by the run's seed, the client and the layer. An A
+    that is zero at the start (of an adapted embedding, whose B is not) stays so.
+
+    Args:
+        initial: the common ones, of the full rank.
+        algorithm: the method: where it sends or receives A, A is the common one.
+        recipe: the run's.
+        client: its id.
+        rank: the client's; None: the full one.
+    """
+    if not recipe.adapter.own_initial_a:
+        return ranked(initial, rank)
+    drawn = {}
+    for key, value in initial.items():
+        if key.factor is Factor.A and algorithm.keeps(key) and value.any():
+            seed = derive_seed(recipe.seed, "initial A", client, str(key))
+            drawn[key] = torch.empty_like(value)
+            nn.init.kaiming_uniform_(drawn[key], a=math.sqrt(5), generator=torch.Generator().manual_seed(seed))
+    return ranked({**initial, **drawn}, rank)
 
 
 def own_tensors(initial: State, state: ClientState | None) -> State:
@@ -133,7 +162,7 @@ class Client:
         round = payload.round
         state = self.memory.load_client(self.id, round - 1)
         plans = self._plans(round)
-        initial = ranked(self.model.initial, self.rank)
+        initial = starting_tensors(self.model.initial, self.algorithm, self.recipe, self.id, self.rank)
         return Job(
             client=self.id,
             round=round,

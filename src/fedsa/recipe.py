@@ -114,6 +114,11 @@ class AdapterSettings(_Settings):
     ranks: dict[str, int] | list[int] | None = Field(
         None, description="clients' own ranks, up to r: by client id (others r), or a list that is dealt in turn"
     )
+    own_initial_a: bool = Field(
+        False,
+        description="every client draws an initial A of its own, where A stays at the client (local, alora); false: "
+        "all start from one A",
+    )
     lora_alpha: int = Field(16, gt=0, description="LoRA scale: lora_alpha/r, or lora_alpha/sqrt(r) for rslora")
     dropout: float = Field(0.05, ge=0, lt=1, description="dropout in front of the adapter; loha and ia3 have none")
     target_modules: list[str] | str | None = Field(
@@ -687,6 +692,11 @@ class Recipe(_Settings):
             problems.append(
                 f"evaluation.global_model = {self.evaluation.global_model!r} puts clients' personal tensors together, "
                 "which then leave the client: set adaptation.share_personal = true if they agree"
+            )
+        if self.adapter.own_initial_a and self.adaptation.share_personal:
+            problems.append(
+                "adaptation.share_personal puts clients' A's together, which with adapter.own_initial_a start apart: "
+                "their mean says nothing: leave one of the two out"
             )
         if problems:
             raise ValueError("; ".join(problems))

@@ -22,6 +22,7 @@ from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.client import Client, personal_tensors
 from fedsa.errors import ProtocolError
+from fedsa.recipe import AdapterSettings
 from fedsa.seeds import derive_seed
 from fedsa.server import Server, load_state, save_state
 from fedsa.store import ClientState
@@ -210,7 +211,9 @@ class _World:
     def client(self, client: str) -> Client:
         rows = np.arange(self.case.weights[self.case.clients.index(client)])
         model: Any = SimpleNamespace(initial=self.initial, keys=tuple(self.initial))
-        recipe: Any = SimpleNamespace(rounds=ROUNDS, seed=self.case.seed, wire_dtype="fp32", personal_state="store")
+        recipe: Any = SimpleNamespace(
+            rounds=ROUNDS, seed=self.case.seed, wire_dtype="fp32", personal_state="store", adapter=AdapterSettings()
+        )
         nothing = cast(Any, None)
         rank = self.case.ranks.get(client)
         return Client(client, rows, self.algorithm, model, nothing, nothing, recipe, self.memory, rank)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedsa.adapters.similarity import clusters, cosine, pairwise, principal_angles, span_similarity
+from fedsa.adapters.similarity import clusters, cosine, pairwise, principal_angles, product_cosine, span_similarity
 from fedsa.types import Side
 
 E = torch.eye(6, dtype=torch.float64)
@@ -25,6 +25,19 @@ def test_the_cosine_of_flattened_matrices():
     assert cosine(first, 3 * first) == pytest.approx(1, abs=1e-15)
     assert cosine(first, -first) == pytest.approx(-1, abs=1e-15)
     assert math.isnan(cosine(first, torch.zeros(2, 2)))
+
+
+def test_the_cosine_of_products_is_that_of_their_entries():
+    generator = torch.Generator().manual_seed(0)
+    b, d = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    a, c = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
+    mix = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    expected = cosine(b @ a, d @ c)
+    assert product_cosine((b, a), (d, c)) == pytest.approx(expected, abs=1e-12)
+    assert product_cosine((b @ mix, mix.inverse() @ a), (d, c)) == pytest.approx(expected, abs=1e-10)
+    assert product_cosine((b, a), (d[:, :1], c[:1])) == pytest.approx(cosine(b @ a, d[:, :1] @ c[:1]), abs=1e-12)
+    assert product_cosine((b, a), (b, a)) == pytest.approx(1, abs=1e-12)
+    assert math.isnan(product_cosine((b, a), (0 * d, c)))
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-4, 0.3, 1.0, math.pi / 2])

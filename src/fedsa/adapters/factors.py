@@ -20,11 +20,13 @@ class Variant(NamedTuple):
         zero_side: the side whose initial values make the initial ΔW zero. None: it is not zero, and s·B·A of the
             initial tensors has been taken from the frozen weights, so that the adapted model starts from what the base
             gives all the same.
+        fixed_start: why a client cannot draw an initial A of its own; empty: it can, as A is drawn at random.
     """
 
     factors: tuple[Factor, ...]
     is_product: bool
     zero_side: Side | None = Side.B
+    fixed_start: str = ""
 
     @property
     def starts_at_zero(self) -> bool:
@@ -32,19 +34,22 @@ class Variant(NamedTuple):
         return self.zero_side is not None
 
 
+_OF_THE_BASE = "its A starts from the base weights"
+_CONSTANT = "its vectors start from constants, and its random A and B are frozen and one for all clients"
+_NO_A = "it trains no A"
 _PAIR = (Factor.A, Factor.B, Factor.HEAD)
 _HADAMARD = (Factor.HADAMARD_A1, Factor.HADAMARD_A2, Factor.HADAMARD_B1, Factor.HADAMARD_B2, Factor.HEAD)
 
 VARIANTS: dict[str, Variant] = {
     "lora": Variant(_PAIR, is_product=True),
     "rslora": Variant(_PAIR, is_product=True),
-    "vera": Variant((Factor.LAMBDA_D, Factor.LAMBDA_B, Factor.HEAD), is_product=False),
+    "vera": Variant((Factor.LAMBDA_D, Factor.LAMBDA_B, Factor.HEAD), is_product=False, fixed_start=_CONSTANT),
     "dora": Variant((Factor.A, Factor.B, Factor.MAGNITUDE, Factor.HEAD), is_product=False),
-    "pissa": Variant(_PAIR, is_product=True, zero_side=None),
-    "olora": Variant(_PAIR, is_product=True, zero_side=None),
-    "loha": Variant(_HADAMARD, is_product=False, zero_side=Side.A),
-    "ia3": Variant((Factor.SCALE, Factor.HEAD), is_product=False, zero_side=Side.WHOLE),
-    "lora_xs": Variant((Factor.MIDDLE, Factor.HEAD), is_product=False, zero_side=Side.WHOLE),
+    "pissa": Variant(_PAIR, is_product=True, zero_side=None, fixed_start=_OF_THE_BASE),
+    "olora": Variant(_PAIR, is_product=True, zero_side=None, fixed_start=_OF_THE_BASE),
+    "loha": Variant(_HADAMARD, is_product=False, zero_side=Side.A, fixed_start="it has two A's, one of them zero"),
+    "ia3": Variant((Factor.SCALE, Factor.HEAD), is_product=False, zero_side=Side.WHOLE, fixed_start=_NO_A),
+    "lora_xs": Variant((Factor.MIDDLE, Factor.HEAD), is_product=False, zero_side=Side.WHOLE, fixed_start=_NO_A),
 }
 """The adapter variants. VeRA's and LoRA-XS's own A and B are frozen buffers and belong to the base."""
 

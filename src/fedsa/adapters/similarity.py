@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from fedsa.types import Side
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["clusters", "cosine", "pairwise", "principal_angles", "span_similarity"]
+__all__ = ["clusters", "cosine", "pairwise", "principal_angles", "product_cosine", "span_similarity"]
 
 
 def cosine(first: Tensor, second: Tensor) -> float:
@@ -24,6 +25,29 @@ def cosine(first: Tensor, second: Tensor) -> float:
     """
     x, y = first.double().flatten(), second.double().flatten()
     return float(x @ y / (x.norm() * y.norm()))
+
+
+def product_cosine(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
+    """Return the cosine of two products B·A, each given as (B, A), which are never made.
+
+    ⟨B₁A₁, B₂A₂⟩ is the sum of (B₁ᵀB₂) ⊙ (A₁A₂ᵀ), which are r × r. It does not depend on how a product is factored.
+    Not a number where one is zero.
+
+    Args:
+        first: B of shape (out, r) and A of shape (r, in).
+        second: of the same out and in; ranks may differ.
+
+    >>> b, a = torch.tensor([[2.0], [0.0]]), torch.tensor([[0.0, 3.0]])
+    >>> product_cosine((b, a), (-b, 5 * a))
+    -1.0
+    """
+
+    def inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+        (b, a), (d, c) = ([factor.double().flatten(1) for factor in pair] for pair in (one, other))
+        return float(((b.T @ d) * (a @ c.T)).sum())
+
+    norms = inner(first, first) * inner(second, second)
+    return inner(first, second) / math.sqrt(norms) if norms else math.nan
 
 
 def principal_angles(first: Tensor, second: Tensor, side: Side) -> Tensor:

@@ -157,7 +157,11 @@ def check_algorithm(data: Mapping[str, Any]) -> list[Mistake]:
         return list(error.mistakes)
     except UserError as error:
         return [Mistake("algorithm", str(error))]
-    return [*_adapter_mistakes(name, algorithm, data), *_server_mistakes(name, algorithm, data)]
+    return [
+        *_adapter_mistakes(name, algorithm, data),
+        *_start_mistakes(name, algorithm, data),
+        *_server_mistakes(name, algorithm, data),
+    ]
 
 
 def _adapter_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) -> list[Mistake]:
@@ -167,6 +171,15 @@ def _adapter_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) 
         return []
     reason = algorithm.refusal(variant, mixed_ranks=bool(adapter.get("ranks")))
     return [Mistake("algorithm", f"{name} does not go with adapter.variant = {variant!r}: {reason}")] if reason else []
+
+
+def _start_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) -> list[Mistake]:
+    adapter = data.get("adapter", {})
+    if not isinstance(adapter, Mapping) or adapter.get("own_initial_a") is not True:
+        return []
+    variant = adapter.get("variant", "lora")
+    reason = algorithm.own_start_refusal(variant) if variant in VARIANTS else None
+    return [Mistake("adapter.own_initial_a", f"does not go with {name}: {reason}")] if reason else []
 
 
 def _server_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) -> list[Mistake]:

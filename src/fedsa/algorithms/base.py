@@ -138,6 +138,11 @@ class Algorithm(ABC):
         """
         return self.plan(key, round).sent or key.factor.side is Side.BASE
 
+    def keeps(self, key: Key) -> bool:
+        """Return whether a tensor is each client's own: trained there, and never sent or received."""
+        plans = [self.plan(key, round) for round in (1, 2)]  # methods that alternate do so from round to round
+        return any(plan.trained for plan in plans) and not any(plan.sent or plan.received for plan in plans)
+
     def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
         """Return why the method does not go with an adapter variant, or None if it does.
 
@@ -178,6 +183,18 @@ class Algorithm(ABC):
         keys = [Key("layer", factor, adapter) for factor in factors for adapter in self.adapters]
         if not any(self.plan(key, round).sent for key in keys for round in (1, 2)):
             return "it sends nothing"
+        return None
+
+    def own_start_refusal(self, variant: str) -> str | None:
+        """Return why clients cannot draw initial A's of their own, or None if they can.
+
+        Args:
+            variant: a name in `fedsa.adapters.factors.VARIANTS`.
+        """
+        if VARIANTS[variant].fixed_start:
+            return f"{variant} has no A to draw: {VARIANTS[variant].fixed_start}"
+        if not any(self.keeps(Key("layer", Factor.A, adapter)) for adapter in self.adapters):
+            return "no A stays at the client: sent, received or frozen, it is one for all (use local or alora)"
         return None
 
     def scaling(self, scaling: float, rank: int, clients: int) -> float:

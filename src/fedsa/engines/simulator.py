@@ -14,10 +14,17 @@ import numpy as np
 import torch
 
 from fedsa.adaptation import Onboarding, PersonalStates, global_model, trained_keys
-from fedsa.adapters.algebra import ranked
 from fedsa.algorithms.base import ServerState
 from fedsa.callbacks import Callback
-from fedsa.client import Client, own_tensors, personal_tensors, reconstructed, sent_to, train_clients
+from fedsa.client import (
+    Client,
+    own_tensors,
+    personal_tensors,
+    reconstructed,
+    sent_to,
+    starting_tensors,
+    train_clients,
+)
 from fedsa.data.clients import ClientRows, SplitName
 from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.errors import TrainingError
@@ -239,7 +246,7 @@ class _Run:
         self.folder.load_ahead(clients, round)
         for client in clients:
             state = self.folder.load_client(client, round)
-            initial = ranked(self.initial, self.federation.ranks.get(client))
+            initial = starting_tensors(self.initial, algorithm, self.recipe, client, self.federation.ranks.get(client))
             tensors = (
                 own_tensors(initial, state)
                 if mode == "training"

@@ -43,16 +43,18 @@ def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
     return paths
 
 
-def draw_heat_maps(matrices: Mapping[str, Mapping[str, Matrix]], labels: Matrix, clients: Sequence[str]) -> Figure:
+def draw_heat_maps(
+    matrices: Mapping[str, Mapping[str, Matrix]], labels: Matrix | None, clients: Sequence[str]
+) -> Figure:
     """Return clients × clients maps: a row for each measure, a column for each factor, and the label mix.
 
     Args:
         matrices: by measure and factor.
-        labels: the similarity of the label mixes.
+        labels: the similarity of the label mixes; None: not shown.
         clients: their names.
     """
     factors = list(dict.fromkeys(factor for row in matrices.values() for factor in row))
-    columns = len(factors) + 1
+    columns = len(factors) + (labels is not None)
     with style.context(_DRAWING):
         figure = Figure(figsize=(1.9 * columns + 0.6, 1.9 * len(matrices) + 0.3), layout="constrained")
         axes = figure.subplots(len(matrices), columns, squeeze=False)
@@ -64,10 +66,12 @@ def draw_heat_maps(matrices: Mapping[str, Mapping[str, Matrix]], labels: Matrix,
                     place.set_title(f"{factor}, {measure}")
                 else:
                     place.set_axis_off()
-            row[-1].set_axis_off()
-        axes[0][-1].set_axis_on()
-        _map(axes[0][-1], labels, clients)
-        axes[0][-1].set_title("label mix")
+            if labels is not None:
+                row[-1].set_axis_off()
+        if labels is not None:
+            axes[0][-1].set_axis_on()
+            _map(axes[0][-1], labels, clients)
+            axes[0][-1].set_title("label mix")
         for row in axes:
             _name(row[0].yaxis, clients)
         for place in axes[-1][: len(factors)]:
@@ -120,7 +124,8 @@ def draw_layers(profile: Mapping[tuple[str, str], Mapping[str, float]]) -> Figur
             place.grid(alpha=0.25)
         first = figure.axes[0]
         first.set_ylabel("similarity, mean over pairs")
-        figure.axes[-1].legend(fontsize=6)
+        for place in (figure.axes[0], figure.axes[-1]):  # the last may have what no other has
+            place.legend(fontsize=6)
     return figure
 
 
@@ -151,7 +156,8 @@ def draw_trend(means: Iterable[Mapping[str, Any]]) -> Figure:
             place.set_xlabel("round")
             place.grid(alpha=0.25)
         figure.axes[0].set_ylabel("similarity, mean over pairs")
-        figure.axes[-1].legend(fontsize=6)
+        for place in (figure.axes[0], figure.axes[-1]):  # the last may have what no other has
+            place.legend(fontsize=6)
     return figure
 
 

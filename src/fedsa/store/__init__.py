@@ -5,7 +5,7 @@
     clients.json                client id -> folder, rows per split, label counts
     partition.json              client id -> row numbers
     adapter_config.json         PEFT's
-    initial.safetensors         the tensors that every client started from
+    initial.safetensors         the tensors that every client started from (own A's: from the seed)
     server/round-000005.safetensors
     clients/00003-amazon-1/round-000005.safetensors
     metrics.jsonl               one line per round and client that took part in it
