@@ -13,23 +13,19 @@ from transformers import BertModel
 import fedsa
 from fedsa import Federation
 from fedsa.plan import plan_run
-from fedsa.recipe import parse_recipe, read_recipe, recipe_names
+from fedsa.recipe import TaskSettings, parse_recipe, read_recipe, recipe_names
 from tiny_decoder import NUMBERS, write_decoder
 
 COUNTS = {"train": 240, "validation": 24, "validation_matched": 24, "test": 24}
 CLIENTS = 3
 ENCODERS = ("glue-mnli", "glue-sst2", "glue-qnli", "glue-qqp", "glue-rte", "squad")
-DECODERS = ("gsm8k", "gsm8k-33", "gsm8k-small", "hellaswag", "glue-mnli-3b")
-SMALL = ("glue-mnli-small", "glue-sst2-small", "glue-qnli-small", "glue-qqp-small", "glue-rte-small")
-ELSEWHERE = (
-    "quickstart",
-    "squad-small",
-    "pacs-small",
-    "domainnet",
-    "cifar100-gl-dir",
-    "cifar100-sc-dir",
-    "cifar100-patho",
+DECODERS = (
+    *("gsm8k", "gsm8k-33", "gsm8k-small", "glue-mnli-3b", "commonsense", "codesearchnet"),
+    *("hellaswag", "boolq", "piqa", "siqa", "arc-easy", "arc-challenge", "openbookqa", "winogrande"),
 )
+SMALL_DECODERS = ("arc-small", "boolq-small", "shakespeare-small", "squad-small")  # of gsm8k-small's model
+SMALL = ("glue-mnli-small", "glue-sst2-small", "glue-qnli-small", "glue-qqp-small", "glue-rte-small")
+ELSEWHERE = ("quickstart", "pacs-small", "domainnet", "cifar100-gl-dir", "cifar100-sc-dir", "cifar100-patho")
 
 
 @pytest.fixture(scope="module")
@@ -49,73 +45,70 @@ def tiny_encoder(tiny_model, tmp_path_factory):
 def write_stand_in(recipe, folder):
     """Write a small data set that has the columns and splits of a recipe's, in the hub's format: Parquet by split."""
     rng = np.random.default_rng(0)
-    task = recipe["task"]
+    task = TaskSettings(**recipe["task"])
     place = folder / recipe["data"]["path"].rpartition("/")[2] / recipe["data"].get("name", "") / "data"
     place.mkdir(parents=True)
 
-    def text():
+    def text(_=None):
         return " ".join(rng.choice(NUMBERS, int(rng.integers(2, 6))))
 
     for split, count in COUNTS.items():
-        rows = {name: [text() for _ in range(count)] for name in task.get("text_columns", [])}
-        features = {name: datasets.Value("string") for name in rows}
-        if task["kind"] == "classification":
-            labels = np.arange(count) % len(task["labels"])
-            rows["label"], features["label"] = labels.tolist(), datasets.ClassLabel(names=task["labels"])
-        elif task["kind"] == "generation":
-            sums = [f"so it equals #### {number}" for number in rng.integers(0, 19, count)]
-            rows = {"question": [text() for _ in range(count)], "answer": sums}
-            features = dict.fromkeys(rows, datasets.Value("string"))
-        elif task["kind"] == "question_answering":
-            contexts = [" ".join([text() for _ in range(9)]) for _ in range(count)]
-            starts = [context.index(" ", 20) + 1 for context in contexts]
-            texts = [context[start:].split()[0] for context, start in zip(contexts, starts, strict=True)]
-            lists = {
-                "text": datasets.List(datasets.Value("string")),
-                "answer_start": datasets.List(datasets.Value("int32")),
-            }
-            rows = {
-                "title": [f"article {number % 24}" for number in range(count)],
-                "context": contexts,
-                "question": [text() for _ in range(count)],
-                "answers": [{"text": [own], "answer_start": [start]} for own, start in zip(texts, starts, strict=True)],
-            }
-            features = dict.fromkeys(rows, datasets.Value("string")) | {"answers": lists}
-        else:
-            rows = {
-                "activity_label": [text() for _ in range(count)],
-                "ctx": [text() for _ in range(count)],
-                "endings": [[text() for _ in range(4)] for _ in range(count)],
-                "label": [str(number) for number in rng.integers(0, 4, count)],
-            }
-            features = dict.fromkeys(rows, datasets.Value("string")) | {
-                "endings": datasets.List(datasets.Value("string"))
-            }
-        table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        rows = {name: [text() for _ in range(count)] for name in task.columns}
+        if task.has_classes:
+            rows["label"] = (np.arange(count) % len(task.labels)).tolist()
+        if task.kind == "multiple_choice":
+            rows |= choices_of(task, rng, count, text)
+        if task.extract != "none":
+            rows["answer"] = [f"so it equals #### {number}" for number in rng.integers(0, 19, count)]
+        if "answers" in rows:
+            rows["answers"] = [{"text": [row.split()[0]], "answer_start": [0]} for row in rows["context"]]
+        for key, parts in (("column", CLIENTS), ("group", 24)):
+            if key in recipe["data"]["partition"]:
+                rows[recipe["data"]["partition"][key]] = [f"{key} {row % parts}" for row in range(count)]
+        table = datasets.Dataset.from_dict(rows)
+        if task.has_classes:
+            table = table.cast_column("label", datasets.ClassLabel(names=task.labels))
         table.to_parquet(place / f"{split}-00000-of-00001.parquet")
 
 
+def choices_of(task, rng, count, text):
+    """Return the columns of the right answer, and of the choices where they are lists, in the hub's several forms."""
+    columns = task.choices or []
+    right = rng.integers(0, 4 if len(columns) == 1 else len(columns or task.labels), count).tolist()
+    if task.labels:  # yes or no, in BoolQ
+        return {task.answer: [bool(number) for number in right]}
+    if columns == ["choices"]:  # ARC and OpenBookQA
+        lists = [{"text": list(map(text, "ABCD")), "label": list("ABCD")} for _ in right]
+        return {"choices": lists, task.answer: ["ABCD"[number] for number in right]}
+    lists = {columns[0]: [list(map(text, range(4))) for _ in right]} if len(columns) == 1 else {}  # HellaSwag
+    return {**lists, task.answer: [str(number + task.first_choice) for number in right]}
+
+
 def test_every_recipe_is_checked():
-    assert {*ENCODERS, *DECODERS, *SMALL, *ELSEWHERE} == {*recipe_names()}
+    assert {*ENCODERS, *DECODERS, *SMALL, *SMALL_DECODERS, *ELSEWHERE} == {*recipe_names()}
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, *DECODERS, *SMALL])
+@pytest.mark.parametrize("name", [*ENCODERS, *DECODERS, *SMALL, *SMALL_DECODERS])
 def test_a_recipe_runs_on_a_tiny_model_and_a_stand_in_of_its_data(
     tiny_encoder, tiny_llama, tmp_path, monkeypatch, name
 ):
     monkeypatch.setenv("FEDSA_DATA", str(tmp_path / "data"))
     wanted, _ = read_recipe(name)
+    wanted["data"]["path"] = wanted["data"]["path"].replace("part:", "hub/")
     write_stand_in(wanted, tmp_path / "data")
     wanted["rounds"] = 2
-    wanted["model"] = {"path": str(tiny_llama if name in DECODERS else tiny_encoder)}
+    wanted["model"] = {"path": str(tiny_llama if name in DECODERS + SMALL_DECODERS else tiny_encoder)}
     wanted["compute"] = {"threads": 1, "device": "cpu"}
     wanted["task"]["max_length"] = 30
     if wanted["task"]["kind"] == "generation":
         wanted["task"]["max_new_tokens"] = 4
     wanted["training"] |= {"local_steps": 2, "batch_size": 4}
-    wanted["data"]["partition"] |= {"clients": CLIENTS, "validation_fraction": 0.15}
-    wanted["data"]["partition"].pop("max_examples", None)
-    wanted["data"]["test_split"] = wanted["data"]["test_split"].partition("[")[0]
+    partition = wanted["data"]["partition"]
+    partition |= {"validation_fraction": 0.15, "test_fraction": 0.2}
+    partition |= {} if partition["kind"] == "column" else {"clients": CLIENTS}
+    partition.pop("max_examples", None)
+    for name in {"split", "test_split"} & {*wanted["data"]}:
+        wanted["data"][name] = wanted["data"][name].partition("[")[0]
     wanted["evaluation"]["evaluate_every"] = 1
     summary = fedsa.run(Federation.from_recipe(parse_recipe(wanted)), tmp_path / "run").summary
     assert summary["clients"] == CLIENTS
@@ -125,7 +118,9 @@ def test_a_recipe_runs_on_a_tiny_model_and_a_stand_in_of_its_data(
 @pytest.mark.parametrize("name", [*ENCODERS, *DECODERS])
 def test_a_recipe_is_planned_without_model_and_data(name, monkeypatch):
     monkeypatch.delenv("FEDSA_DATA", raising=False)
-    recipe = parse_recipe(read_recipe(name)[0])
+    wanted, _ = read_recipe(name)
+    wanted["model"].get("config", {})["num_hidden_layers"] = 2  # all are alike: the rest would only take time
+    recipe = parse_recipe(wanted)
     plan = plan_run(recipe)
     assert plan["clients"] == recipe.data.partition.clients
     (shared,) = {row["factor"] for row in plan["sharing_plan"] if row["sent"]}
