@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.errors import ModelError
 from fedsa.models import AdaptedModel, peft_config_of, plain_state, variant_of
-from fedsa.models.dropout import AdapterDropout
+from fedsa.models.dropout import AdapterDropout, FastDropout
 from fedsa.recipe import AdapterSettings
 from fedsa.training.choice import activation_bytes
 from fedsa.types import Factor, Key, Side
@@ -558,7 +558,7 @@ def test_attention_is_switched_if_the_model_has_it():
 def gradients(model: AdaptedModel, *, pack: bool) -> dict:
     """Return the gradients of two clients' tensors with all dropout on."""
     rows, clients = token_rows(), client_tensors(model, 2)
-    with model.stack(2, model.keys) as stack, model.training():
+    with model.stack(2, model.keys) as stack, model.training(), FastDropout.on(model.device):
         for place, tensors in enumerate(clients):
             stack.load(place, tensors)
         batch = begin(model, rows, [range(9), range(9, 12)], pack=pack)

@@ -22,7 +22,7 @@ from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.errors import ModelError, near
 from fedsa.models.base import HEADS, quiet
 from fedsa.models.deltas import Deltas
-from fedsa.models.dropout import AdapterDropout, Streams
+from fedsa.models.dropout import AdapterDropout, FastDropout, Streams
 from fedsa.models.gates import with_gates
 from fedsa.models.layout import Layout
 from fedsa.models.loha import without_coins
@@ -291,7 +291,8 @@ class AdaptedModel:
             ModelError: the model cannot.
         """
         try:
-            self.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            base: Any = self.model.get_base_model()
+            base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": FastDropout.again})
         except ValueError as error:
             raise ModelError(f"compute.gradient_checkpointing = true cannot be used with this model: {error}") from None
 

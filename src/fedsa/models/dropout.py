@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, final
+from typing import Any, Self, final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,18 +74,23 @@ class Streams:
             raise RuntimeError("no pass has begun: Streams.begin says whose rows come")
         place = self.layout.place(values)
         keep = place.scatter(self._keep(place, values.shape[-1], p, layer, values.device))
-        return values * _noise(keep.view(values.shape), p, values.dtype)
+        return _dropped(values, keep.view(values.shape), p)
 
     def _keep(self, place: Place, width: int, p: float, layer: int, device: torch.device) -> Tensor:
-        raw = torch.empty(sum(place.counts), -(-width // 4), dtype=torch.int64, device=device)
+        columns = -(-width // 4)
+        drawn = [
+            self._random(count * columns, (seed + batch * self.layers + layer) % 2**63, device)
+            for count, seed, batch in zip(place.counts, self._seeds, self._batches, strict=True)
+            if count
+        ]
+        return _is_kept(torch.cat(drawn).view(-1, columns), p)[:, :width]
+
+    def _random(self, count: int, seed: int, device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            return _random(count, seed)
         generator = self._generators.setdefault(device, torch.Generator(device))
-        start = 0
-        for count, seed, batch in zip(place.counts, self._seeds, self._batches, strict=True):
-            if count:
-                generator.manual_seed((seed + batch * self.layers + layer) % 2**63)
-                raw[start : start + count].random_(-(2**63), None, generator=generator)
-            start += count
-        return _is_kept(raw, p)[:, :width]
+        raw = torch.empty(count, dtype=torch.int64, device=device)
+        return raw.random_(-(2**63), None, generator=generator.manual_seed(seed))
 
 
 @final
@@ -120,8 +126,27 @@ class FastDropout(TorchFunctionMode):
     """A context in which ``torch.nn.functional.dropout`` on the CPU draws 16 bits an element, four at a time.
 
     torch draws them one by one there, which takes a third of a small model's training step. The distribution is the
-    same but for p, which is rounded to a multiple of 1/65536; the stream is the global generator's.
+    same but for p, which is rounded to a multiple of 1/65536; each call's stream is seeded by the global generator.
     """
+
+    _entered = 0
+
+    def __enter__(self) -> Self:
+        FastDropout._entered += 1
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        FastDropout._entered -= 1
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def again(cls) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """Return the contexts of a layer's pass and of its repetition in the backward pass, where torch suspends modes.
+
+        What is dropped the second time must be what was dropped the first time.
+        """
+        return nullcontext(), cls() if cls._entered else nullcontext()
 
     @classmethod
     def on(cls, device: str) -> AbstractContextManager[Any]:
@@ -141,10 +166,15 @@ class FastDropout(TorchFunctionMode):
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    if not training or p in (0, 1) or not input.is_cpu or inplace:
+    if not training or p in (0, 1) or not input.is_cpu or inplace or not input.numel():
         return F.dropout(input, p, training, inplace)
-    raw = torch.randint(-(2**63), 2**63 - 1, (-(-input.numel() // 4),))
-    return input * _noise(_is_kept(raw, p)[: input.numel()].view(input.shape), p, input.dtype)
+    raw = _random(-(-input.numel() // 4), int(torch.randint(2**63 - 1, ())))
+    return _dropped(input, _is_kept(raw, p)[: input.numel()].view(input.shape), p)
+
+
+def _random(count: int, seed: int) -> Tensor:
+    """Return random int64: numpy's fastest generator takes half of the time that torch's takes."""
+    return torch.from_numpy(np.random.SFC64(seed).random_raw(count).view(np.int64))
 
 
 def _is_kept(raw: Tensor, p: float) -> Tensor:
@@ -152,8 +182,24 @@ def _is_kept(raw: Tensor, p: float) -> Tensor:
     return raw.view(torch.int16) >= _threshold(p) - _LEVELS // 2
 
 
-def _noise(keep: Tensor, p: float, dtype: torch.dtype) -> Tensor:
-    return keep.to(dtype).mul_(_LEVELS / (_LEVELS - _threshold(p)))
+def _dropped(values: Tensor, keep: Tensor, p: float) -> Tensor:
+    dropped: Tensor = _Drop.apply(values, keep, _LEVELS / (_LEVELS - _threshold(p)))  # type: ignore[no-untyped-call]
+    return dropped
+
+
+class _Drop(torch.autograd.Function):
+    """``values * keep * scale``, of which one byte an element is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.scale = scale
+        return (values * keep).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (keep,) = ctx.saved_tensors
+        return (gradient * keep).mul_(ctx.scale), None, None
 
 
 def _threshold(p: float) -> int:
