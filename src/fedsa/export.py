@@ -363,7 +363,7 @@ def _adapted(
     if isinstance(base, AdaptedModel):
         if not merge:
             return base
-        if base.precision == "fp32":
+        if base.precision == "fp32" and not recipe.model.quantization:
             return copy.deepcopy(base)
         if recipe.model.path == OBJECTS:
             return _in_fp32(base)

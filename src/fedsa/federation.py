@@ -566,6 +566,7 @@ def _base(recipe: Recipe, task: Task, tell: Progress) -> tuple[PreTrainedModel, 
         auto_model=task.auto_model,
         options=task.model_options(),
         seed=derive_seed(recipe.seed, "init"),
+        compute=resolve_compute(recipe.compute),
         on_progress=tell,
     )
 

@@ -21,7 +21,7 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.data.dealing import client_ids
 from fedsa.errors import ModelError, UserError
 from fedsa.federation import client_ranks, first_round
-from fedsa.models import EmptyModel, empty_model, resolve_compute
+from fedsa.models import EmptyModel, bits_of_a_weight, empty_model, quantized_layers, resolve_compute
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
 from fedsa.server import Server, held_out, sample_size
 from fedsa.tasks import make_task
@@ -272,7 +272,7 @@ def _computation(
         counted |= {"flops_per_client": flops, "flops_per_round": flops * clients}
         counted["total_flops"] = counted["flops_per_round"] * recipe.rounds
     memory = memory_of(
-        weights=sum(tensor.nbytes for tensor in _frozen(model).values()),
+        weights=_frozen_bytes(model, recipe.model.quantization),
         tensors={key: parameter.detach() for key, parameter in model.parameters.items()},
         algorithm=algorithm,
         training=training,
@@ -460,6 +460,18 @@ def _frozen(model: EmptyModel) -> dict[str, Tensor]:
     own = {id(parameter) for parameter in model.parameters.values()}
     named = chain(model.model.named_parameters(), model.model.named_buffers())
     return {name: tensor for name, tensor in named if id(tensor) not in own}
+
+
+def _frozen_bytes(model: EmptyModel, quantization: str | None) -> int:
+    """Return the bytes of the parameters and buffers that no client has of its own."""
+    frozen = _frozen(model)
+    whole = sum(tensor.nbytes for tensor in frozen.values())
+    if quantization is None:
+        return whole
+    ids = {id(tensor) for tensor in frozen.values()}
+    few = [layer.weight for _, layer in quantized_layers(model.model) if id(layer.weight) in ids]
+    saved = sum(weight.nbytes - weight.numel() * bits_of_a_weight(quantization) / 8 for weight in few)
+    return whole - int(saved)
 
 
 def _frozen_parameters(model: EmptyModel) -> int:

@@ -76,6 +76,11 @@ class ModelSettings(_Settings):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention kernel; empty: eager or sdpa, whichever trains faster here"
     )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="frozen linear layers in 4 or 8 bits as in QLoRA (extra bnb); for lora, rslora and dora; empty: in "
+        "compute.precision",
+    )
     config: dict[str, Any] | None = Field(
         None,
         description="architecture in transformers' words (model_type, hidden_size, ...): `fedsa plan` then needs no "
@@ -848,14 +853,23 @@ def parse_recipe(data: Mapping[str, Any], *, source: str = "recipe", checks: Seq
 def _contradictions(recipe: Recipe) -> list[Mistake]:
     """Return the mistakes that only two sections together make."""
     variant = recipe.adapter.variant
+    mistakes = []
     if variant in ("ia3", "lora_xs") and recipe.training.b_learning_rate_ratio != 1:
-        return [
+        mistakes.append(
             Mistake(
                 "training.b_learning_rate_ratio",
                 f"does not go with adapter.variant = {variant!r}, which has no A side and B side: remove it",
             )
-        ]
-    return []
+        )
+    if recipe.model.quantization and variant not in ("lora", "rslora", "dora"):
+        mistakes.append(
+            Mistake(
+                "model.quantization",
+                f"does not go with adapter.variant = {variant!r}, which needs the weights in full: use lora, rslora or "
+                "dora, or remove it",
+            )
+        )
+    return mistakes
 
 
 def dump_recipe(recipe: Recipe) -> str:

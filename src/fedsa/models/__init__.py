@@ -14,11 +14,13 @@ from fedsa.models.base import (
 from fedsa.models.empty import EmptyModel, empty_model
 from fedsa.models.images import image_side, image_tokens, load_image_processor, with_image_size
 from fedsa.models.middle import plain_state
+from fedsa.models.quantized import bits_of_a_weight, quantized_layers
 
 __all__ = [
     "HEADS",
     "AdaptedModel",
     "EmptyModel",
+    "bits_of_a_weight",
     "empty_model",
     "fit_padding",
     "image_side",
@@ -30,6 +32,7 @@ __all__ = [
     "peft_config_of",
     "plain_state",
     "position_limit",
+    "quantized_layers",
     "quiet",
     "resolve_compute",
     "variant_of",

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from fedsa.errors import ModelError
 from fedsa.models.converted import converted
+from fedsa.models.quantized import HEADS, quantized, settle
 from fedsa.parts import PREFIX, part_folder
 from fedsa.recipe import ComputeSettings, ModelSettings
 
@@ -41,9 +42,6 @@ __all__ = [
     "quiet",
     "resolve_compute",
 ]
-
-HEADS = {"classifier", "score", "qa_outputs"}
-"""The names of heads: PEFT finds them by itself, but for those of the kinds of task that it has no name for."""
 
 
 def resolve_compute(settings: ComputeSettings) -> ComputeSettings:
@@ -131,9 +129,12 @@ def load_base(
     auto_model: str,
     options: Mapping[str, Any],
     seed: int,
+    compute: ComputeSettings | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> tuple[PreTrainedModel, set[str]]:
     """Return the base model in fp32 on the CPU, in evaluation mode, and its layers that the checkpoint does not have.
+
+    With ``settings.quantization`` its linear layers are of 4 or 8 bits, and it is where it computes.
 
     Such layers (a new head, a pooler) have random values, so they must be trained and go with the adapter.
 
@@ -142,14 +143,20 @@ def load_base(
         auto_model: the transformers class that loads it.
         options: what its config must know of the task.
         seed: of the head's initial values, where the checkpoint has no head.
+        compute: without ``auto``; needed for ``settings.quantization``. None: the base in full.
         on_progress: told what is fetched.
 
     Raises:
         ModelError: there is no such model, or transformers cannot load it for this task.
+        MissingExtraError: what quantises is not installed.
     """
     expected = None if settings.config is None else described(settings.config, options)
     location = location_of(settings.path, on_progress)
-    extra = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    extra: dict[str, Any] = (
+        {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    )
+    if settings.quantization and compute is not None:
+        extra |= quantized(settings.quantization, compute)
     torch.manual_seed(seed)
     try:
         with quiet():
@@ -168,7 +175,10 @@ def load_base(
     if expected is not None:
         _check_sizes(settings, expected, model.config)
     model.eval()
-    return model, drawn_layers(settings, model, report["missing_keys"])
+    settle(model)
+    drawn = drawn_layers(settings, model, report["missing_keys"])
+    _refuse_few_bits(settings, model, drawn)
+    return model, drawn
 
 
 def drawn_layers(settings: ModelSettings, model: PreTrainedModel, missing: Iterable[str]) -> set[str]:
@@ -185,6 +195,21 @@ def drawn_layers(settings: ModelSettings, model: PreTrainedModel, missing: Itera
             f"pooler ({', '.join(sorted(missing)[:3])}, ...): take one of this architecture"
         )
     return {name for name in drawn if not HEADS & set(name.split("."))}
+
+
+def _refuse_few_bits(settings: ModelSettings, model: PreTrainedModel, drawn: Iterable[str]) -> None:
+    """Refuse a model whose layers that are to be trained in full have been quantised.
+
+    Raises:
+        ModelError: with their names.
+    """
+    names = [name for name in sorted(drawn) if not next(model.get_submodule(name).parameters()).is_floating_point()]
+    if names:
+        raise ModelError(
+            f"model.quantization = {settings.quantization!r}: the checkpoint of {settings.path!r} lacks "
+            f"{', '.join(names)}, which would be trained in 4 or 8 bits: use a checkpoint that has them, or remove "
+            "model.quantization"
+        )
 
 
 def layers_outside_the_base(model: PreTrainedModel) -> set[str]:

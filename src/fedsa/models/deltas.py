@@ -215,8 +215,10 @@ def _product(values: Tensor, delta: Tensor) -> Tensor:
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:
     """Return (out, in) of a linear layer."""
+    if isinstance(layer, nn.Linear):  # one of few bits holds its weight in another shape
+        return layer.out_features, layer.in_features
     weight: Any = layer.weight
-    return tuple(reversed(weight.shape)) if isinstance(layer, Conv1D) else tuple(weight.shape)
+    return tuple(reversed(weight.shape))
 
 
 def _adapted_linears(model: nn.Module) -> Iterator[tuple[Key, nn.Module]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.ia3.layer import Linear as Ia3Linear
 from peft.tuners.loha.layer import Linear as LohaLinear
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.tuners.vera.layer import Linear as VeraLinear
@@ -83,7 +84,7 @@ class _Adapted(_Layer):
 class _Lora(_Adapted):
     """LoRA and rsLoRA: s·B·A of each position's own client."""
 
-    def __init__(self, streams: Streams, layer: LoraLinear, adapter: str, a: Tensor, b: Tensor) -> None:
+    def __init__(self, streams: Streams, layer: LoraLayer, adapter: str, a: Tensor, b: Tensor) -> None:
         super().__init__(streams, layer.base_layer, layer.lora_dropout[adapter])
         self._a, self._b, self._scaling = a, b, float(layer.scaling[adapter])
 
@@ -388,11 +389,19 @@ def obstacles(model: nn.Module) -> list[str]:
     for _, _, module, path in _adapted_modules(model):
         if isinstance(module, ModulesToSaveWrapper):
             continue
-        if type(module) not in (LoraLinear, VeraLinear, LohaLinear, SteadyLoha, Ia3Linear):
+        if _is_quantized(module):
+            if module.lora_variant:
+                found.add(f"{path}: a LoRA variant on a quantised layer")
+        elif type(module) not in (LoraLinear, VeraLinear, LohaLinear, SteadyLoha, Ia3Linear):
             found.add(f"{path}: a {type(module).__module__.rpartition('.')[0]} {type(module).__name__} layer")
         elif isinstance(module, LoraLinear) and (_other_variant(module) or any(module.lora_bias.values())):
             found.add(f"{path}: a LoRA variant")
     return sorted(found)
+
+
+def _is_quantized(module: nn.Module) -> TypeGuard[LoraLayer]:
+    """Say whether a module is PEFT's LoRA on a layer of few bits, whose classes need bitsandbytes to be imported."""
+    return isinstance(module, LoraLayer) and type(module).__module__ == "peft.tuners.lora.bnb"
 
 
 def _other_variant(module: LoraLinear) -> bool:
@@ -426,7 +435,7 @@ def _stacked(module: nn.Module, path: str, streams: Streams, values: Values) -> 
         return _Ia3(streams, module, by_factor[Factor.SCALE])
     if isinstance(module, LoraLinear) and Factor.MIDDLE in by_factor:
         return _LoraXs(streams, module, adapter, by_factor[Factor.MIDDLE])
-    if isinstance(module, LoraLinear):
+    if isinstance(module, LoraLinear) or _is_quantized(module):
         return _Lora(streams, module, adapter, by_factor[Factor.A], by_factor[Factor.B])
     if isinstance(module, VeraLinear):
         return _Vera(streams, module, adapter, by_factor[Factor.LAMBDA_D], by_factor[Factor.LAMBDA_B])
