@@ -22,6 +22,7 @@ from fedsa import Callback, Federation, run
 from fedsa.data.sentiment import read_sentiment
 from fedsa.parts import PREFIX, part_folder
 from fedsa.recipe import Recipe, parse_recipe
+from fedsa.training import cohort
 from fedsa.training.jobs import Job, local_batches
 
 LABELS = ("negative", "positive")
@@ -176,8 +177,9 @@ def _batches(federation: Federation, client: str, round: int) -> list[list[Any]]
 
 
 class Computing:
-    """Sums up the seconds inside the model's forward pass, ``backward`` and AdamW's step.
+    """Sums up the seconds inside the model's forward pass, ``backward`` and the optimiser's step.
 
+    A cohort's step begins with gathering its clients' gradients and ends with putting their new values into the layers.
     A trainer that does one of these otherwise has it counted as time between them.
     """
 
@@ -186,6 +188,8 @@ class Computing:
         model.forward = self._timed(model.forward)
         torch.Tensor.backward = self._timed(torch.Tensor.backward)
         torch.optim.AdamW.step = self._timed(torch.optim.AdamW.step)
+        for name in ("add_gradients", "step"):
+            setattr(cohort.Optimizers, name, self._timed(getattr(cohort.Optimizers, name)))
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:

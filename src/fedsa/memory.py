@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["give_back"]
 
-_SECONDS = 1.0  # the pages that are given back must be taken again, which costs a few milliseconds
+_SECONDS = 3.0  # the pages that are given back must be taken again, which costs a few milliseconds
 _last = 0.0
 
 

@@ -28,7 +28,7 @@ from fedsa.models.layout import Layout
 from fedsa.models.loha import without_coins
 from fedsa.models.middle import with_middles
 from fedsa.models.packing import LayerStack
-from fedsa.models.stacked import Stack, obstacles
+from fedsa.models.stacked import AdaptedLayer, Stack, adapted_layers, obstacles
 from fedsa.models.starting import STARTS, start_from_base
 from fedsa.recipe import AdapterSettings
 from fedsa.seeds import derive_seed
@@ -220,6 +220,7 @@ class AdaptedModel:
         self.initial: State = self.read(self.keys)
         _own_dropout(self.model, self.streams, adapters)
         self.model.eval()
+        self._stackable: list[AdaptedLayer] | None = None
         self.layers = LayerStack(self.model.get_base_model(), self.streams)
 
     @contextlib.contextmanager
@@ -334,7 +335,18 @@ class AdaptedModel:
         if self._deltas is not None:
             deltas = self._deltas.stacked(clients, device=next(self.model.parameters()).device, dtype=self.dtype)
         wanted = tuple(trained)
-        return Stack(self.model, self.streams, tensors, clients, dtype=self.dtype, trained=wanted, deltas=deltas)
+        if self._stackable is None:  # looked for once: it takes longer than all else that a stack needs
+            self._stackable = adapted_layers(self.model)
+        return Stack(
+            self.model,
+            self.streams,
+            tensors,
+            clients,
+            dtype=self.dtype,
+            trained=wanted,
+            deltas=deltas,
+            layers=self._stackable,
+        )
 
     @property
     def attention(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeGuard, final
+from typing import Any, TypeAlias, TypeGuard, final
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,10 @@ from fedsa.models.loha import SteadyLoha
 from fedsa.models.middle import frozen_directions
 from fedsa.types import Factor, Key
 
-__all__ = ["Stack", "obstacles"]
+__all__ = ["AdaptedLayer", "Stack", "adapted_layers", "obstacles"]
+
+AdaptedLayer: TypeAlias = "tuple[nn.Module, str, Any, str]"
+"""A module with an adapter, or one trained in full: its parent, its name there, itself, its path as keys name it."""
 
 Values = Mapping[Key, Tensor]
 """Tensors of several clients under one key: shape (clients, *shape of the key's tensor)."""
@@ -282,6 +285,7 @@ class Stack:
         dtype: what the adapters compute in; None: as they are.
         trained: keys whose gradients are wanted.
         deltas: what is added to the frozen weights.
+        layers: the model's `adapted_layers`; None: they are looked for.
 
     Attributes:
         values: the stacked tensors; leaves of autograd for the trained keys.
@@ -300,6 +304,7 @@ class Stack:
         dtype: torch.dtype | None = None,
         trained: Sequence[Key] = (),
         deltas: StackedDeltas | None = None,
+        layers: Sequence[AdaptedLayer] | None = None,
     ) -> None:
         self._deltas = deltas
         wanted = set(trained)
@@ -310,13 +315,14 @@ class Stack:
             ).requires_grad_(key in wanted)
             for key, tensor in tensors.items()
         }
+        adapted = adapted_layers(model) if layers is None else layers
         self._places = [
             (parent, name, module, _stacked(module, path, streams, self.values))
-            for parent, name, module, path in _adapted_modules(model)
+            for parent, name, module, path in adapted
         ]
         self._gates = [
             (module.fedsa_gate, value)
-            for _, _, module, path in _adapted_modules(model)
+            for _, _, module, path in adapted
             for key, value in self.values.items()
             if key.factor is Factor.GATE and key.module == path
         ]
@@ -386,7 +392,7 @@ def _whole_rank(key: Key, tensor: Tensor, place: Tensor) -> Tensor:
 def obstacles(model: nn.Module) -> list[str]:
     """Return why the model's adapters cannot be stacked: one line for each layer that is in the way."""
     found = set()
-    for _, _, module, path in _adapted_modules(model):
+    for _, _, module, path in adapted_layers(model):
         if isinstance(module, ModulesToSaveWrapper):
             continue
         if _is_quantized(module):
@@ -408,7 +414,7 @@ def _other_variant(module: LoraLinear) -> bool:
     return any(type(variant) is not DoraLinearVariant for variant in module.lora_variant.values())
 
 
-def _adapted_modules(model: nn.Module) -> list[tuple[nn.Module, str, Any, str]]:
+def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
     """Return every adapted module: its parent, its name there, itself, and its path as keys name it."""
     found = []
     for path, module in model.named_modules():

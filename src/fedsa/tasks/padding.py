@@ -38,7 +38,9 @@ def filled(
         fill: where a row has no value.
         left: the row stands at the right, the filling at its left.
     """
-    made = np.full((len(starts), width), fill, dtype=np.int64)
-    for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        made[place, slice(width - (end - start), width) if left else slice(0, end - start)] = values[start:end]
+    lengths, columns = ends - starts, np.arange(width)
+    taken = columns >= width - lengths[:, None] if left else columns < lengths[:, None]
+    before = np.cumsum(lengths) - lengths
+    made = np.full(taken.shape, fill, dtype=np.int64)
+    made[taken] = values[np.arange(lengths.sum()) + np.repeat(starts - before, lengths)]
     return made

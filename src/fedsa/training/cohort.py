@@ -32,7 +32,7 @@ from fedsa.training.jobs import (
 )
 from fedsa.types import Key, Side
 
-__all__ = ["train"]
+__all__ = ["Optimizers", "train"]
 
 Steps = Sequence[Sequence[IntArray]]
 """Of each optimiser step its batches, of each batch its row numbers."""
@@ -70,13 +70,13 @@ def train(
     # Clients whose optimisers step alike stand side by side: one tensor serves them all.
     ordered = sorted(given, key=lambda each: (len(each[2]), _history(each[1])))
     clients, steps = [job for _, job, _ in ordered], [steps for _, _, steps in ordered]
-    with model.stack(len(clients), clients[0].trained) as stack, model.training(), FastDropout.on(model.device):
+    with model.stack(len(clients), clients[0].trained) as stack, model.training():
         for number, job in enumerate(clients):
             stack.load(number, job.tensors)
-        optimizers = _Optimizers(stack, clients, steps, settings)
+        optimizers = Optimizers(stack, clients, steps, settings)
         torch.manual_seed(derive_seed(clients[0].seed, "base dropout", clients[0].round, *[job.client for job in jobs]))
         losses = _train_steps(clients, steps, optimizers, stack, model, task, encoded, settings, pack)
-        states = optimizers.states()
+        states = optimizers.states() if settings.optimizer_state == "keep" else [{} for _ in clients]
     tensors = optimizers.tensors()
     seconds = (time.perf_counter() - started) / len(jobs)
     results = {}
@@ -92,7 +92,7 @@ def train(
 def _train_steps(
     clients: Sequence[Job],
     steps: Sequence[Steps],
-    optimizers: _Optimizers,
+    optimizers: Optimizers,
     stack: Stack,
     model: AdaptedModel,
     task: Task,
@@ -110,7 +110,8 @@ def _train_steps(
             batch = model.begin(
                 encoded.batch(np.concatenate(rows)), sizes, pack=pack, seeds=seeds, batches=batches_seen
             )
-            sums, counts = task.losses(model.model, batch)
+            with FastDropout.on(model.device):  # around nothing else: every operation inside takes a detour
+                sums, counts = task.losses(model.model, batch)
             with_rows = [place for place, size in enumerate(sizes) if size]
             none = sums.new_zeros(len(rows))
             owners = torch.from_numpy(np.repeat(np.arange(len(rows)), sizes)).to(sums.device)
@@ -158,6 +159,7 @@ class _Block:
         columns: where each key's flattened tensor is in a row.
         values: shape (clients, all columns): what the optimiser changes, in full precision.
         gradients: the same shape.
+        parts: of ``values``, of ``gradients`` and of the stack's values: what belongs to each key, as views.
         steps: that its clients train.
         pulled: shape (all columns,): one where the proximal term pulls, or None.
         anchor: what it pulls towards: the values at the start.
@@ -167,13 +169,14 @@ class _Block:
     columns: dict[Key, slice]
     values: nn.Parameter
     gradients: Tensor
+    parts: tuple[list[Tensor], list[Tensor], list[Tensor]]
     steps: int
     pulled: Tensor | None
     anchor: Tensor | None
 
 
 @final
-class _Optimizers:
+class Optimizers:
     """The optimisers of a cohort's clients; each is what one client alone would have.
 
     Args:
@@ -217,7 +220,13 @@ class _Optimizers:
             for key in set(keys) & set(jobs[0].received):
                 pulled[columns[key]] = 1
         anchor = None if pulled is None else values.detach().clone()
-        return _Block(clients, columns, values, torch.zeros_like(values), steps, pulled, anchor)
+        gradients = torch.zeros_like(values)
+        own, summed = (
+            [whole.detach()[:, part].unflatten(1, shapes[key]) for key, part in columns.items()]
+            for whole in (values, gradients)
+        )
+        used = [self._stack.values[key].detach()[clients] for key in keys]
+        return _Block(clients, columns, values, gradients, (own, summed, used), steps, pulled, anchor)
 
     def _made(self) -> torch.optim.Optimizer:
         settings = self._settings
@@ -234,10 +243,13 @@ class _Optimizers:
         """Take over the gradients that a backward pass left at the stack's values."""
         for blocks in self._blocks:
             for block in blocks:
-                for key, columns in block.columns.items():
-                    gradient = self._stack.values[key].grad
-                    if gradient is not None:
-                        block.gradients[:, columns] += gradient[block.clients].flatten(1)
+                came = [
+                    (part, gradient[block.clients])
+                    for key, part in zip(block.columns, block.parts[1], strict=True)
+                    if (gradient := self._stack.values[key].grad) is not None
+                ]
+                if came:
+                    torch._foreach_add_([part for part, _ in came], [gradient for _, gradient in came])
         for key in self._keys:
             self._stack.values[key].grad = None
 
@@ -255,9 +267,7 @@ class _Optimizers:
             for block in blocks:
                 block.gradients.zero_()
                 if number < block.steps:
-                    for key, columns in block.columns.items():
-                        target = self._stack.values[key][block.clients]
-                        target.copy_(block.values[:, columns].view_as(target))
+                    torch._foreach_copy_(block.parts[2], block.parts[0])
 
     def _prepare(self, blocks: Sequence[_Block], number: int) -> None:
         settings, job = self._settings, self._clients[blocks[0].clients.start]
