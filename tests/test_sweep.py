@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 
 from fedsa.sweep.figures import paired_difference
 from fedsa.sweep.files import SweepFile
 from fedsa.sweep.grid import Cell, Grid, Group
 from fedsa.sweep.running import Result, next_cells
 from fedsa.sweep.tables import Table, as_latex
+from tiny_decoder import write_decoder, write_sums
 
 GROUP = Group("", "", "fedsa")
 
@@ -93,6 +95,32 @@ def test_runs_alike_differ_by_nothing_and_shifted_ones_clearly() -> None:
 def test_latex_is_escaped() -> None:
     text = as_latex([Table("", ["method", "test"], [["a_b & 50% \\x #1", "80.0 ± 1.0"]], [])])
     assert r"a\_b \& 50\% \textbackslash{}x \#1 & 80.0 $\pm$ 1.0 \\" in text
+
+
+def test_a_sweep_of_a_task_without_classes(tmp_path: Path, fedsa_command: Callable[..., Any]) -> None:
+    model, rows = write_decoder(tmp_path / "model"), write_sums(tmp_path / "rows.jsonl")
+    recipe = {
+        "rounds": 1,
+        "model": {"path": str(model)},
+        "adapter": {"r": 2, "target_modules": ["q_proj", "v_proj"]},
+        "task": {"kind": "generation", "prompt": "{question}", "answer": "{answer}"},
+        "data": {"path": str(rows), "partition": {"kind": "column", "column": "site"}},
+        "training": {"local_steps": 1, "batch_size": 4},
+        "compute": {"device": "cpu", "threads": 1, "precision": "fp32"},
+    }
+    (tmp_path / "sums.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text(
+        f'recipe = "{(tmp_path / "sums.toml").as_posix()}"\nmethods = ["fedsa", "local"]\nreference = "fedsa"\n'
+        "rates = [1e-2]\n",
+        encoding="utf-8",
+    )
+    outcome = fedsa_command("sweep", sweep, "--out", tmp_path / "out", "--jobs", 1)
+    assert outcome.code == 0, outcome.err
+    with (tmp_path / "out" / "clients.csv").open(encoding="utf-8") as file:
+        clients = list(csv.DictReader(file))
+    assert {row["majority"] for row in clients} == {""}
+    assert all(float(row["before"]) < 0 and float(row["test"]) < 0 for row in clients)  # log-likelihoods
 
 
 def test_a_finished_sweep_is_read_not_repeated(

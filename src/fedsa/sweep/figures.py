@@ -65,7 +65,7 @@ def client_rows(grid: Grid, results: Mapping[Cell, Result]) -> list[dict[str, An
                         "client": client,
                         "is_unseen": unseen,
                         **{name: entry[name] for name in ("train_examples", "validation_examples", "test_examples")},
-                        "majority": entry["majority"],
+                        "majority": entry.get("majority"),  # where rows have classes
                         "before": before[metric] if unseen else before,
                         **{test: entry.get(test, {}).get(metric) for test in (*_TESTS, "after")},
                     }
