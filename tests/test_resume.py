@@ -503,6 +503,7 @@ def test_a_process_that_is_stopped(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's job ignores it
     )
     with process:
         deadline = time.monotonic() + 60
