@@ -3,16 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+import fedsa
+from fedsa import Federation
 from fedsa.errors import MissingExtraError
 from fedsa.models import AdaptedModel, bits_of_a_weight, load_base
 from fedsa.models.quantized import quantized_layers
+from fedsa.plan import plan_run
 from fedsa.recipe import ComputeSettings, ModelSettings, TrainingSettings, parse_recipe
 from fedsa.training import cohort, sequential
 from fedsa.training.jobs import Job
+from tiny_decoder import write_decoder, write_sums
 from tiny_models import TASK, WORDS, token_rows
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -20,6 +24,14 @@ bitsandbytes = pytest.importorskip("bitsandbytes")
 KINDS = {"nf4": bitsandbytes.nn.Linear4bit, "int8": bitsandbytes.nn.Linear8bitLt}
 SIZES = {"vocab_size": WORDS, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40}
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
+
+
+RECIPE = {
+    "rounds": 2,
+    "adapter": {"r": 2, "target_modules": ["q_proj", "v_proj"]},
+    "task": {"kind": "generation", "prompt": "{question}", "answer": "{answer}"},
+    "data": {"path": "rows.jsonl", "partition": {"kind": "column", "column": "site"}},
+}
 
 
 def write(folder, kind=LlamaForSequenceClassification, *, width=64):
@@ -92,6 +104,18 @@ def test_bits_of_a_weight_are_those_of_the_file(tmp_path):
         assert taken == bits_of_a_weight(kind) / 8 * 256 * 256
 
 
+def test_a_plan_counts_the_bits(tmp_path):
+    write_decoder(tmp_path)
+    plans = {}
+    for kind in (None, *KINDS):
+        model = {"path": str(tmp_path)} | ({"quantization": kind} if kind else {})
+        recipe = parse_recipe({**RECIPE, "model": model, "compute": {"device": "cpu", "precision": "fp32"}})
+        plans[kind] = plan_run(recipe, clients=2)["memory"]["weights"]
+    numbers = sum(layer.weight.numel() for _, layer in quantized_layers(LlamaForCausalLM.from_pretrained(tmp_path)))
+    for kind in KINDS:
+        assert plans[None] - plans[kind] == pytest.approx(numbers * (32 - bits_of_a_weight(kind)) / 8, abs=1)
+
+
 def gradients(model):
     """Gradients of all of the adapter's tensors, after an evaluation as a run begins with."""
     batch = {"input_ids": torch.arange(2, 22).reshape(2, 10), "attention_mask": torch.ones(2, 10, dtype=torch.long)}
@@ -138,6 +162,39 @@ def test_a_cohort_comes_to_what_one_client_at_a_time_comes_to(checkpoint, kind, 
         assert any(not torch.equal(one.tensors[key], job.tensors[key]) for key in job.trained)
         for key, value in one.tensors.items():
             torch.testing.assert_close(other.tensors[key], value, rtol=0, atol=1e-5 if kind == "nf4" else 1e-3)
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["fedsa", "fedex"])  # fedex adds to the frozen weights
+def test_a_run_trains_and_exports_what_plain_libraries_load(tmp_path, algorithm):
+    model, rows = write_decoder(tmp_path / "model"), write_sums(tmp_path / "rows.jsonl")
+    recipe = parse_recipe(
+        {
+            **RECIPE,
+            "algorithm": algorithm,
+            "model": {"path": str(model), "quantization": "nf4"},
+            "data": {**RECIPE["data"], "path": str(rows)},
+            "training": {"local_steps": 5, "batch_size": 4, "learning_rate": 3e-2},
+            "compute": {"device": "cpu", "threads": 1, "precision": "fp32"},
+        }
+    )
+    result = fedsa.run(Federation.from_recipe(recipe), tmp_path / "run")
+    assert result.summary["chosen_round"] > 0  # better on validation than before
+    (merged, *_) = result.export(tmp_path / "models", merge=True)
+    base, tuned = (LlamaForCausalLM.from_pretrained(folder) for folder in (model, merged))
+    changed = {
+        name
+        for (name, before), after in zip(base.named_parameters(), tuned.parameters(), strict=True)
+        if not torch.equal(before, after)
+    }
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in changed} == {"q_proj", "v_proj"}
+    if algorithm == "fedsa":
+        (adapter, *_) = result.export(tmp_path / "adapters")
+        again = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+        for one, other in zip(again.parameters(), tuned.parameters(), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 # -- where it does not go ---------------------------------------------------------------------------------------------
