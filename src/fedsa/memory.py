@@ -14,7 +14,7 @@ _last = 0.0
 
 
 def give_back() -> None:
-    """Give freed memory back to the operating system, at most once a second; nothing where only glibc can do it.
+    """Give freed memory back to the operating system, at most every few seconds; nothing where only glibc can do it.
 
     Passes of ever other widths leave gaps that glibc keeps: a fifth of a run's peak, where nobody asks for them.
     """

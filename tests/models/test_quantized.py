@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import fedsa
 from fedsa import Federation
-from fedsa.errors import MissingExtraError
+from fedsa.errors import MissingExtraError, ModelError
 from fedsa.models import AdaptedModel, bits_of_a_weight, load_base
 from fedsa.models.quantized import quantized_layers
 from fedsa.plan import plan_run
@@ -218,6 +219,16 @@ def test_variants_that_need_the_weights_in_full_are_refused(variant):
 @pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
 def test_variants_that_do_not_are_taken(variant):
     assert parse_recipe(recipe(variant=variant)).model.quantization == "nf4"
+
+
+def test_a_layer_that_the_checkpoint_lacks_is_not_drawn_in_few_bits(tmp_path):
+    file = write(tmp_path) / "model.safetensors"
+    name = "model.layers.1.mlp.up_proj"
+    save_file(
+        {key: value for key, value in load_file(file).items() if not key.startswith(name)}, file, {"format": "pt"}
+    )
+    with pytest.raises(ModelError, match=rf"lacks {name}, which would be trained in 4 or 8 bits"):
+        base_of(tmp_path, "nf4")
 
 
 def test_without_bitsandbytes_the_install_command_is_named(checkpoint, monkeypatch):

@@ -134,9 +134,9 @@ def load_base(
 ) -> tuple[PreTrainedModel, set[str]]:
     """Return the base model in fp32 on the CPU, in evaluation mode, and its layers that the checkpoint does not have.
 
-    With ``settings.quantization`` its linear layers are of 4 or 8 bits, and it is where it computes.
-
     Such layers (a new head, a pooler) have random values, so they must be trained and go with the adapter.
+
+    With ``settings.quantization`` and ``compute`` its linear layers are of 4 or 8 bits, and it is where it computes.
 
     Args:
         settings: where it is.
@@ -198,12 +198,12 @@ def drawn_layers(settings: ModelSettings, model: PreTrainedModel, missing: Itera
 
 
 def _refuse_few_bits(settings: ModelSettings, model: PreTrainedModel, drawn: Iterable[str]) -> None:
-    """Refuse a model whose layers that are to be trained in full have been quantised.
+    """Refuse a model whose layers that are to be trained in full are of few bits.
 
     Raises:
         ModelError: with their names.
     """
-    names = [name for name in sorted(drawn) if not next(model.get_submodule(name).parameters()).is_floating_point()]
+    names = [name for name in sorted(drawn) if type(model.get_submodule(name)).__module__.startswith("bitsandbytes.")]
     if names:
         raise ModelError(
             f"model.quantization = {settings.quantization!r}: the checkpoint of {settings.path!r} lacks "
