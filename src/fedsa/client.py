@@ -19,7 +19,7 @@ from fedsa.models import AdaptedModel
 from fedsa.seeds import derive_seed
 from fedsa.store import ClientState
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.training import cohort, sequential
+from fedsa.training import cohort, heads, sequential
 from fedsa.training.jobs import Job, Trained
 from fedsa.types import Factor, Key, Payload, Side, State, Update
 from fedsa.wire import WireDtype, on_wire
@@ -236,29 +236,42 @@ def _trained(client: Client, jobs: Sequence[Job]) -> tuple[Sequence[Job], Sequen
     recipe, settings = client.recipe, client.recipe.training
     model, task, encoded = client.model, client.task, client.encoded
     if recipe.personal_state == "store":
-        return jobs, train_jobs(jobs, model, task, encoded, settings)
-    refits = reconstructed(jobs, recipe, model, task, encoded)
-    shared = {key for job in jobs[:1] for key in job.trained if key in job.received}
+        first, what = head_warmed(jobs, model, task, encoded, settings), "head_warmup_loss"
+        trained_keys = [job.trained for job in jobs]
+    else:
+        first, what = reconstructed(jobs, recipe, model, task, encoded), "reconstruction_loss"
+        shared = {key for job in jobs[:1] for key in job.trained if key in job.received}
+        every = not recipe.reconstruction.freeze_personal
+        trained_keys = [tuple(key for key in job.trained if key in shared or every) for job in jobs]
     jobs = [
-        replace(
-            job,
-            tensors=refit.tensors,
-            trained=tuple(key for key in job.trained if key in shared or not recipe.reconstruction.freeze_personal),
-        )
-        for job, refit in zip(jobs, refits, strict=True)
+        replace(job, tensors=begun.tensors, trained=keys)
+        for job, begun, keys in zip(jobs, first, trained_keys, strict=True)
     ]
     results = [
         replace(
             trained,
             metrics={
                 **trained.metrics,
-                "seconds": trained.metrics["seconds"] + refit.metrics.get("seconds", 0.0),
-                **({"reconstruction_loss": refit.metrics["loss"]} if refit.metrics else {}),
+                "seconds": trained.metrics["seconds"] + begun.metrics.get("seconds", 0.0),
+                **({what: begun.metrics["loss"]} if begun.metrics else {}),
             },
         )
-        for trained, refit in zip(train_jobs(jobs, model, task, encoded, settings), refits, strict=True)
+        for trained, begun in zip(train_jobs(jobs, model, task, encoded, settings), first, strict=True)
     ]
     return jobs, results
+
+
+def head_warmed(
+    jobs: Sequence[Job], model: AdaptedModel, task: Task, encoded: Encoded, settings: TrainingSettings
+) -> Sequence[Trained]:
+    """Return clients' tensors with the head fitted alone, of those whose training begins (`fedsa.training.heads`).
+
+    Raises:
+        ModelError: the model's head cannot be told from the rest.
+        TrainingError: the training went wrong.
+    """
+    items = [replace(job, rows=task.training_items(encoded, job.rows)) for job in jobs]
+    return heads.warm_up(items, model=model, task=task, encoded=encoded, settings=settings)
 
 
 def reconstructed(

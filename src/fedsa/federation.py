@@ -274,6 +274,11 @@ class Federation:
             scaling=scaling,
         )
         check_personal(recipe, algorithm, model.keys, model.variant)
+        if recipe.training.head_warmup_epochs and not task.has_head:
+            raise ModelError(
+                f"training.head_warmup_epochs = {recipe.training.head_warmup_epochs} does not go with task.kind = "
+                f"{recipe.task.kind!r}, which has no head of its own: set it to 0"
+            )
         if algorithm.references:
             model.require_weighable()
             if not task.has_head:

@@ -466,6 +466,12 @@ class TrainingSettings(_Settings):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate")
     head_learning_rate: float | None = Field(None, gt=0, description="peak rate of the head; empty: learning_rate")
+    head_warmup_epochs: int = Field(
+        0,
+        ge=0,
+        description="passes over a client's rows, before its first training, in which its head alone is fitted to what "
+        "the frozen model makes of them; one pass through the model",
+    )
     b_learning_rate_ratio: float = Field(
         1.0, gt=0, description="LoRA+: peak rate of the B side over learning_rate, which the A side keeps"
     )
@@ -859,6 +865,13 @@ def _contradictions(recipe: Recipe) -> list[Mistake]:
             Mistake(
                 "training.b_learning_rate_ratio",
                 f"does not go with adapter.variant = {variant!r}, which has no A side and B side: remove it",
+            )
+        )
+    if recipe.training.head_warmup_epochs and recipe.personal_state == "reconstruct":
+        mistakes.append(
+            Mistake(
+                "training.head_warmup_epochs",
+                "does not go with personal_state = 'reconstruct', which fits heads anew in every round: set it to 0",
             )
         )
     if recipe.model.quantization and variant not in ("lora", "rslora", "dora"):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fedsa.engines.simulator import simulate
-from fedsa.errors import DataError
+from fedsa.errors import DataError, ModelError
 from fedsa.evaluation import evaluate
 from fedsa.federation import Federation
 from fedsa.models.layout import Layout
@@ -92,6 +92,16 @@ def jobs_of(federation) -> list[Job]:
         )
         for client in federation.clients
     ]
+
+
+def test_a_task_without_a_head_has_none_to_warm_up(recipe):
+    chosen = {"local_steps": 3, "batch_size": 4, "learning_rate": 1e-2, "head_warmup_epochs": 2}
+    with pytest.raises(
+        ModelError, match=r"training\.head_warmup_epochs = 2 does not go with task\.kind = 'generation'"
+    ):
+        Federation.from_recipe(
+            recipe(next(task for task in TASKS.values() if task["kind"] == "generation"), training=chosen)
+        )
 
 
 @pytest.mark.parametrize("name", TASKS)

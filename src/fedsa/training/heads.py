@@ -1,0 +1,158 @@
+"""Warm-up of a head: fit it alone to what the frozen model makes of a client's rows, before they train together.
+
+A head that is drawn at random sends the adapter gradients that mean nothing, so the first rounds are spent on the head
+(Kumar et al., ICLR 2022, on the order of the two). Each row goes through the model once; what the base makes of it is
+kept for every pass of the warm-up, which costs next to nothing then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsa.errors import ModelError
+from fedsa.models import AdaptedModel
+from fedsa.recipe import TrainingSettings
+from fedsa.seeds import derive_seed
+from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.training.jobs import Job, Trained, check_finite, learning_rate_factor, local_batches, peak_rate
+from fedsa.types import Key, Side
+
+__all__ = ["warm_up"]
+
+_MOST_ROWS = 2048
+"""Of a client, that a head is fitted to: what is kept of them is in memory."""
+
+
+def warm_up(
+    jobs: Sequence[Job], *, model: AdaptedModel, task: Task, encoded: Encoded, settings: TrainingSettings
+) -> list[Trained]:
+    """Return clients' tensors with the head fitted, of those whose training begins; the others' as they are.
+
+    Training begins for a client that has never trained. A head that the server sends is fitted in the first round
+    alone: later it is everyone's, and one client is not to begin it anew.
+
+    AdamW with the head's own peak rate, falling linearly, in batches of ``settings.batch_size`` rows of like length,
+    without dropout. Gradients are not clipped.
+
+    Args:
+        jobs: of one round; rows are the items that are trained.
+        model: the base with its adapter.
+        task: gives losses.
+        encoded: every row, as tokens.
+        settings: say for how many passes over a client's rows.
+
+    Returns:
+        For each job its tensors; without metrics where nothing was fitted.
+
+    Raises:
+        ModelError: the model's head cannot be told from the rest.
+        TrainingError: the loss is not finite.
+    """
+    if not settings.head_warmup_epochs:
+        return [Trained(job.tensors, job.optimizer_state, {}) for job in jobs]
+    return [_fitted(job, _heads(job), model, task, encoded, settings) for job in jobs]
+
+
+def _heads(job: Job) -> tuple[Key, ...]:
+    """Return the tensors of the head that are to be fitted now."""
+    if job.stored:
+        return ()
+    received = set(job.received) if job.round > 1 else set()
+    return tuple(key for key in job.trained if key.factor.side is Side.HEAD and key not in received)
+
+
+def _fitted(
+    job: Job, heads: tuple[Key, ...], model: AdaptedModel, task: Task, encoded: Encoded, settings: TrainingSettings
+) -> Trained:
+    """Return a client's tensors with its head fitted."""
+    if not heads:
+        return Trained(job.tensors, job.optimizer_state, {})
+    started = time.perf_counter()
+    seed = derive_seed(job.seed, "head warm-up", job.client)
+    random = np.random.default_rng(seed)
+    rows = random.permutation(job.rows)[:_MOST_ROWS]
+    alone = settings.model_copy(
+        update={
+            "local_epochs": 1,
+            "local_steps": None,
+            "gradient_accumulation_steps": 1,
+            "group_by_length": True,
+            "schedule": "linear",
+            "warmup_fraction": 0.0,
+        }
+    )
+    batches = [rows for (rows,) in local_batches(replace(job, round=1, seed=seed, rows=rows), alone, encoded.lengths)]
+    model.write(job.tensors)
+    parameters = model.train_only(heads)
+    optimizer = torch.optim.AdamW(
+        [{"params": [value], "lr": peak_rate(key, settings)} for key, value in parameters.items()],
+        weight_decay=settings.weight_decay,
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    steps = [place for _ in range(settings.head_warmup_epochs) for place in random.permutation(len(batches))]
+    losses = []
+    with _remembering(model, task, encoded, batches) as loss_of:
+        for number, place in enumerate(steps):
+            factor = learning_rate_factor(alone, number / len(steps))
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            loss = loss_of(place)
+            loss.backward()
+            losses.append(loss.detach())
+            optimizer.step()
+            optimizer.zero_grad()
+    last = float(torch.stack(losses[-len(batches) :]).mean())
+    fitted = {key: value.contiguous() for key, value in model.read(heads).items()}
+    check_finite(job, last, fitted, settings)
+    metrics = {"loss": last, "seconds": time.perf_counter() - started}
+    return Trained({**job.tensors, **fitted}, job.optimizer_state, metrics)
+
+
+@contextmanager
+def _remembering(model: AdaptedModel, task: Task, encoded: Encoded, batches: Sequence[IntArray]) -> Iterator[Any]:
+    """A context that gives the loss of each batch, for which what is under the head is computed once.
+
+    Raises:
+        ModelError: nothing is under the head.
+    """
+    base: Any = model.model.get_base_model()
+    under = base.base_model
+    if under is base:
+        raise ModelError(
+            f"training.head_warmup_epochs: {type(base).__name__} does not tell its head from the rest: set it to 0"
+        )
+    own, compute = vars(under).get("forward"), under.forward
+    kept: dict[int, Any] = {}
+    now = 0
+
+    def remember(*args: Any, **inputs: Any) -> Any:
+        if now not in kept:
+            with torch.no_grad():
+                kept[now] = compute(*args, **inputs)
+        return kept[now]
+
+    def loss_of(place: int) -> torch.Tensor:
+        nonlocal now
+        now = place
+        rows = batches[place]
+        batch = model.begin(encoded.batch(rows), [len(rows)])
+        with model.autocast():
+            sums, counts = task.losses(model.model, batch)
+        return sums.sum() / counts.sum()
+
+    under.forward = remember
+    model.model.eval()
+    try:
+        yield loss_of
+    finally:
+        del under.forward
+        if own is not None:
+            under.forward = own
+        model.streams.end()

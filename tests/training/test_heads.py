@@ -1,0 +1,140 @@
+"""The head's warm-up: the head alone is fitted, by one pass through what is under it, when a client begins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from fedsa.errors import ConfigError, ModelError
+from fedsa.federation import Federation
+from fedsa.recipe import TrainingSettings
+from fedsa.training.heads import warm_up
+from fedsa.training.jobs import Job
+from fedsa.types import Side
+
+
+@pytest.fixture(scope="module")
+def federation(tiny_recipe: Callable[..., Any]) -> Federation:
+    return Federation.from_recipe(tiny_recipe())
+
+
+def heads_of(federation: Federation) -> list[Any]:
+    return [key for key in federation.model.keys if key.factor.side is Side.HEAD]
+
+
+def job_of(federation: Federation, **changes: Any) -> Job:
+    client = federation.clients[0]
+    rows = federation.rows.partition.clients[client].train
+    tensors = federation.model.initial
+    job = Job(client, 1, 4, 0, tensors, federation.model.keys, (), {}, rows)
+    return replace(job, **changes)
+
+
+def fitted(federation: Federation, job: Job, **settings: Any) -> Any:
+    chosen = TrainingSettings(**{"head_warmup_epochs": 3, "batch_size": 4, "learning_rate": 0.02, **settings})
+    common = {"model": federation.model, "task": federation.task, "encoded": federation.encoded}
+    (result,) = warm_up([job], **common, settings=chosen)
+    return result
+
+
+def pooled(federation: Federation, rows: Any) -> Any:
+    """Return what the head gets of rows, by a hook on it."""
+    seen: list[torch.Tensor] = []
+    model = federation.model
+    model.write(model.initial)
+    with (
+        model.model.get_base_model().classifier.register_forward_pre_hook(lambda _, args: seen.append(args[0])),
+        torch.no_grad(),
+    ):
+        federation.task.outputs(model.model, federation.encoded.batch(rows))
+    return seen[0].float()
+
+
+def loss_of_head(tensors: Any, features: torch.Tensor, labels: Any) -> float:
+    weight, bias = (
+        next(value for key, value in tensors.items() if key.factor.side is Side.HEAD and value.dim() == dim)
+        for dim in (2, 1)
+    )
+    return float(torch.nn.functional.cross_entropy(features @ weight.T + bias, torch.from_numpy(labels)))
+
+
+def test_the_head_alone_is_fitted(federation: Federation) -> None:
+    job = job_of(federation)
+    result = fitted(federation, job)
+    changed = {key for key, value in result.tensors.items() if not torch.equal(value, job.tensors[key])}
+    assert changed == set(heads_of(federation))
+    assert set(result.metrics) == {"loss", "seconds"}
+
+
+def test_a_long_warm_up_comes_to_the_regression_on_what_the_base_makes_of_the_rows(federation: Federation) -> None:
+    """The oracle is scikit-learn's, with hardly any penalty, on the rows' features that a hook on the head saw."""
+    job = job_of(federation)
+    features, labels = pooled(federation, job.rows), federation.encoded.labels[job.rows]
+    expected = LogisticRegression(C=1e4, max_iter=10_000).fit(features.numpy(), labels)
+    best = -torch.tensor(expected.predict_log_proba(features.numpy()))[torch.arange(len(labels)), labels].mean()
+    result = fitted(federation, job, head_warmup_epochs=300, learning_rate=0.1)
+    before, after = (loss_of_head(tensors, features, labels) for tensors in (job.tensors, result.tensors))
+    assert after == pytest.approx(float(best), abs=0.02)
+    assert before > float(best) + 0.05
+
+
+def test_what_is_under_the_head_is_computed_once(federation: Federation) -> None:
+    under = federation.model.model.get_base_model().base_model
+    calls = []
+    with under.encoder.register_forward_pre_hook(lambda *_: calls.append(1)):
+        fitted(federation, job_of(federation), head_warmup_epochs=5, batch_size=4)
+    rows = len(job_of(federation).rows)
+    assert len(calls) == -(-rows // 4)
+    assert "forward" not in vars(under)
+    again = []
+    with under.encoder.register_forward_pre_hook(lambda *_: again.append(1)):
+        for _ in range(2):
+            federation.task.outputs(federation.model.model, federation.encoded.batch(job_of(federation).rows[:2]))
+    assert len(again) == 2  # nothing is remembered any more
+
+
+def test_who_has_trained_before_keeps_its_head_and_what_the_server_sends_is_fitted_once(federation: Federation) -> None:
+    heads = tuple(heads_of(federation))
+    for changes, expected in (
+        ({"stored": federation.model.keys}, False),
+        ({"round": 3}, True),  # a client's own, of one that comes late
+        ({"round": 3, "received": heads}, False),
+        ({"received": heads}, True),
+        ({"trained": tuple(key for key in federation.model.keys if key not in heads)}, False),
+    ):
+        job = job_of(federation, **changes)
+        result = fitted(federation, job)
+        assert any(not torch.equal(result.tensors[key], job.tensors[key]) for key in heads) is expected, changes
+        assert bool(result.metrics) is expected
+
+
+@pytest.mark.parametrize("trainer", ["sequential", "cohort"])
+def test_a_run_warms_up_in_its_first_round_alone(tiny_run: Callable[..., Any], trainer: str) -> None:
+    run = tiny_run("training.head_warmup_epochs=2", f"training.trainer={trainer}", "rounds=2")
+    lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()]
+    by_round = {
+        round: ["head_warmup_loss" in line["train"] for line in lines if line["round"] == round] for round in (1, 2)
+    }
+    assert by_round[1]
+    assert all(by_round[1])
+    assert by_round[2]
+    assert not any(by_round[2])
+
+
+def test_heads_that_are_fitted_anew_in_every_round_are_not_warmed_up(tiny_recipe: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"training\.head_warmup_epochs.*reconstruct"):
+        tiny_recipe("training.head_warmup_epochs=1", "personal_state=reconstruct")
+
+
+def test_a_model_that_does_not_tell_its_head_is_refused(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(federation.model.model.get_base_model()), "base_model_prefix", "nothing")
+    with pytest.raises(ModelError, match="does not tell its head"):
+        fitted(federation, job_of(federation))
