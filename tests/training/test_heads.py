@@ -37,7 +37,9 @@ def job_of(federation: Federation, **changes: Any) -> Job:
 
 
 def fitted(federation: Federation, job: Job, **settings: Any) -> Any:
-    chosen = TrainingSettings(**{"head_warmup_epochs": 3, "batch_size": 4, "learning_rate": 0.02, **settings})
+    chosen = TrainingSettings(
+        **{"head_warmup_epochs": 3, "batch_size": 4, "head_warmup_learning_rate": 0.02, **settings}
+    )
     common = {"model": federation.model, "task": federation.task, "encoded": federation.encoded}
     (result,) = warm_up([job], **common, settings=chosen)
     return result
@@ -78,7 +80,7 @@ def test_a_long_warm_up_comes_to_the_regression_on_what_the_base_makes_of_the_ro
     features, labels = pooled(federation, job.rows), federation.encoded.labels[job.rows]
     expected = LogisticRegression(C=1e4, max_iter=10_000).fit(features.numpy(), labels)
     best = -torch.tensor(expected.predict_log_proba(features.numpy()))[torch.arange(len(labels)), labels].mean()
-    result = fitted(federation, job, head_warmup_epochs=300, learning_rate=0.1)
+    result = fitted(federation, job, head_warmup_epochs=300, head_warmup_learning_rate=0.1)
     before, after = (loss_of_head(tensors, features, labels) for tensors in (job.tensors, result.tensors))
     assert after == pytest.approx(float(best), abs=0.02)
     assert before > float(best) + 0.05

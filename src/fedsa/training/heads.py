@@ -21,7 +21,7 @@ from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.training.jobs import Job, Trained, check_finite, learning_rate_factor, local_batches, peak_rate
+from fedsa.training.jobs import Job, Trained, check_finite, learning_rate_factor, local_batches
 from fedsa.types import Key, Side
 
 __all__ = ["warm_up"]
@@ -38,7 +38,7 @@ def warm_up(
     Training begins for a client that has never trained. A head that the server sends is fitted in the first round
     alone: later it is everyone's, and one client is not to begin it anew.
 
-    AdamW with the head's own peak rate, falling linearly, in batches of ``settings.batch_size`` rows of like length,
+    AdamW with a peak rate of its own, falling linearly, in batches of ``settings.batch_size`` rows of like length,
     without dropout. Gradients are not clipped.
 
     Args:
@@ -91,18 +91,14 @@ def _fitted(
     batches = [rows for (rows,) in local_batches(replace(job, round=1, seed=seed, rows=rows), alone, encoded.lengths)]
     model.write(job.tensors)
     parameters = model.train_only(heads)
-    optimizer = torch.optim.AdamW(
-        [{"params": [value], "lr": peak_rate(key, settings)} for key, value in parameters.items()],
-        weight_decay=settings.weight_decay,
-    )
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    peak = settings.head_warmup_learning_rate
+    optimizer = torch.optim.AdamW(parameters.values(), lr=peak, weight_decay=settings.weight_decay)
     steps = [place for _ in range(settings.head_warmup_epochs) for place in random.permutation(len(batches))]
     losses = []
     with _remembering(model, task, encoded, batches) as loss_of:
         for number, place in enumerate(steps):
-            factor = learning_rate_factor(alone, number / len(steps))
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+            for group in optimizer.param_groups:
+                group["lr"] = peak * learning_rate_factor(alone, number / len(steps))
             loss = loss_of(place)
             loss.backward()
             losses.append(loss.detach())
