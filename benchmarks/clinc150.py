@@ -40,8 +40,10 @@ def recipe(folder: Path, intents: list[str], rounds: int, max_examples: int) -> 
             "local_steps": 10,
             "batch_size": 8,
             "learning_rate": 5e-3,
+            "optimizer_state": "keep",
             "schedule": "linear",
-            "warmup_fraction": 0.1,
+            "head_warmup_epochs": 20,
+            "head_warmup_learning_rate": 1e-2,
         },
         "evaluation": {"evaluate_every": 2},
     }

@@ -44,6 +44,7 @@ def measure(batch_size: int, size: int, clients: int, threads: int, repeat: int,
     data, _ = read_recipe("quickstart")
     trainer = ["training.trainer=cohort", f"training.cohort_size={size}"] if size else ["training.trainer=sequential"]
     settings = [f"training.batch_size={batch_size}", f"training.local_steps={STEPS}", f"compute.threads={threads}"]
+    settings += ["training.optimizer_state=reset", "training.warmup_fraction=0.1"]
     recipe = parse_recipe(apply_overrides(data, [*trainer, *settings, "data.partition.max_examples=600"]))
     federation = Federation.from_recipe(recipe)
     torch.set_num_threads(threads)

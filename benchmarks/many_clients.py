@@ -122,6 +122,8 @@ def run_one(options: argparse.Namespace, clients: int, trained: int, out: Path) 
         f"evaluation.fraction_evaluate={trained / clients}",
         f"rounds={options.rounds}",
         "compute.threads=1",
+        "training.head_warmup_epochs=0",
+        "training.optimizer_state=reset",
         *options.set,
     ]
     recipe = parse_recipe(apply_overrides(data, settings))
