@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -17,6 +18,7 @@ from fedsa.recipe import TrainingSettings
 from fedsa.training.heads import warm_up
 from fedsa.training.jobs import Job
 from fedsa.types import Side
+from tiny_models import BASES, TASK, adapt, token_rows
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,31 @@ def test_who_has_trained_before_keeps_its_head_and_what_the_server_sends_is_fitt
         result = fitted(federation, job)
         assert any(not torch.equal(result.tensors[key], job.tensors[key]) for key in heads) is expected, changes
         assert bool(result.metrics) is expected
+
+
+@pytest.mark.parametrize("make", BASES.values(), ids=BASES)
+def test_every_kind_of_model_gives_the_loss_that_it_gives_without_the_memory(make: Callable[..., Any]) -> None:
+    model, encoded = adapt(make, dtype=torch.float32), token_rows(40)
+    heads = tuple(key for key in model.keys if key.factor.side is Side.HEAD)
+    start = {key: value.float() for key, value in model.initial.items()}
+    rows = np.arange(40)
+
+    def whole(tensors: Any) -> float:
+        model.write(tensors)
+        with model.evaluating():
+            sums, _ = TASK.losses(model.model, model.begin(encoded.batch(rows), [len(rows)]))
+        return float(sums.mean())
+
+    def warmed(rate: float, epochs: int) -> Any:
+        settings = TrainingSettings(head_warmup_epochs=epochs, head_warmup_learning_rate=rate, batch_size=8)
+        job = Job("one", 1, 4, 0, start, model.keys, (), {}, rows)
+        return warm_up([job], model=model, task=TASK, encoded=encoded, settings=settings)[0]
+
+    assert heads
+    still, moved = warmed(1e-12, 1), warmed(1e-2, 10)
+    assert still.metrics["loss"] == pytest.approx(whole(start), rel=1e-4)
+    assert whole(moved.tensors) < whole(start) - 0.05
+    assert all(torch.equal(moved.tensors[key], start[key]) is (key not in heads) for key in start)
 
 
 @pytest.mark.parametrize("trainer", ["sequential", "cohort"])
