@@ -35,7 +35,7 @@ def curve(recipe: str, settings: list[str], out: Path) -> list[float]:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
-        out.with_suffix(".log").write_text(done.stdout + done.stderr, encoding="utf-8")
+        (out.parent / f"{out.name}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode:
             print(f"{out.name}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             return []
