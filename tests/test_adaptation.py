@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,30 @@ def measured(federation: Federation, client: str, tensors: State) -> dict[str, f
         federation.model, federation.task, federation.encoded, [(client, tensors, rows)], batch_size=64
     )
     return metrics
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "start", "warmed"),
+    [("fedsa", "initial", True), ("fedsa", "mean", False), ("fedit", "initial", False)],
+)
+def test_a_head_that_begins_anew_is_warmed_up(
+    tiny_run: Callable[..., Any], algorithm: str, start: str, warmed: bool
+) -> None:
+    """With a training that changes nothing: a head of the client's own is fitted, that of the federation is not."""
+    more = [f"algorithm={algorithm}", "training.head_warmup_epochs=3", "rounds=1", "adaptation.share_personal=true"]
+    run = tiny_run(*HELD, *more)
+    federation = run.federation
+    settings = federation.recipe.training.model_copy(update={"learning_rate": 1e-12})
+    still = replace(federation, recipe=federation.recipe.model_copy(update={"training": settings}))
+    states = PersonalStates(run.folder, federation.algorithm, 1)
+    client = federation.held_out[0]
+    onboarding = Onboarding(still, states, federation.recipe.adaptation)
+    (adapted,) = onboarding.take_in([client], start, freeze_shared=False)
+    before, _ = onboarding._begin(client, start)
+    head = [key for key in before if key.factor.side is Side.HEAD]
+    moved = max(float((adapted.tensors[key] - before[key]).abs().max()) for key in head)
+    assert (moved > 1e-3) is warmed
+    assert all(torch.allclose(adapted.tensors[key], before[key], atol=1e-9) for key in before if key not in head)
 
 
 # -- held out --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, Literal, final
@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsa.adapters.algebra import padded, pairs, rank_of, ranked
 from fedsa.adapters.similarity import clusters
 from fedsa.algorithms.base import Algorithm, weighted_mean
-from fedsa.client import own_tensors, personal_tensors, sent_to, starting_tensors, train_jobs
+from fedsa.client import head_warmed, own_tensors, personal_tensors, sent_to, starting_tensors, train_jobs
 from fedsa.data.clients import SplitName
 from fedsa.errors import RunFolderError, TrainingError, UserError
 from fedsa.evaluation import Personal, evaluate
@@ -214,8 +214,14 @@ class Onboarding:
             begun = [self._begin(client, start) for client in group]
             tensors = [own for own, _ in begun]
             before = self._measured(group, tensors, splits)
-            jobs = [self._job(client, own, keys) for client, own in zip(group, tensors, strict=True)]
             federation = self._federation
+            jobs = [self._job(client, own, self._personal) for client, own in zip(group, tensors, strict=True)]
+            if (
+                start == "initial"
+            ):  # a personal head is what the run's clients began with: it is warmed up as theirs were
+                warmed = head_warmed(jobs, federation.model, federation.task, federation.encoded, training)
+                tensors = [each.tensors for each in warmed]
+            jobs = [replace(job, tensors=own, trained=keys) for job, own in zip(jobs, tensors, strict=True)]
             results = train_jobs(jobs, federation.model, federation.task, federation.encoded, training)
             ended = [result.tensors for result in results]
             after = self._measured(group, ended, splits)

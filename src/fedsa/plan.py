@@ -260,7 +260,7 @@ def _computation(
         batches = training.gradient_accumulation_steps * steps
     if training.head_warmup_epochs:
         notes.append(
-            "training.head_warmup_epochs: one pass over a client's rows before its first training, not counted"
+            "training.head_warmup_epochs: the pass over a client's rows before its first training is not counted"
         )
     counted: dict[str, Any] = {"tokens_per_row": tokens, "batches_per_round": batches}
     counted |= dict.fromkeys(["flops_per_client", "flops_per_round", "total_flops", "memory_bytes", "memory"])
