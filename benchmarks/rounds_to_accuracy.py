@@ -73,6 +73,8 @@ def compare(recipe: str, name: str, options: argparse.Namespace) -> None:
         return mean([curve(recipe, [*always, *settings, f"seed={seed}"], Path(f"{out}-{seed}")) for seed in seeds])
 
     ours = runs("recipe", seeds, [])
+    if not ours:
+        raise SystemExit(f"{name}: a run of the recipe failed")
     mark, first = options.share * ours[-1], options.share * runs("recipe", seeds[:1], [])[-1]
     needed = rounds_to(mark, ours)
     if needed is None:
@@ -83,16 +85,19 @@ def compare(recipe: str, name: str, options: argparse.Namespace) -> None:
         rates = [f"training.learning_rate={rate:g}", f"training.head_learning_rate={rate:g}"]
         plain = ["training.optimizer=sgd", "training.schedule=constant", "training.warmup_fraction=0.0"]
         plain += ["training.optimizer_state=reset", f"rounds={rounds}"]
-        return runs(f"{what}{rate:g}", seeds, [*plain, *rates, *more])
+        return runs(f"{what}{rate:g}-{rounds}rounds", seeds, [*plain, *rates, *more])
 
     cold = "training.head_warmup_epochs=0"
     tried = {rate: sgd("sgd", seeds[:1], rate, cold) for rate in options.rates}
+    if not any(tried.values()):
+        raise SystemExit(f"{name}: SGD failed at every rate")
     best = min(
         (rate for rate, values in tried.items() if values),
         key=lambda rate: (rounds_to(first, tried[rate]) or rounds + 1, -max(tried[rate])),
     )
-    found = rounds_to(mark, sgd("sgd", seeds, best, cold))
-    ratio = f"{needed / found:.2f}" if found else f"< {needed / rounds:.2f}"
+    slow = sgd("sgd", seeds, best, cold)
+    found = rounds_to(mark, slow)
+    ratio = f"{needed / found:.2f}" if found else f"< {needed / rounds:.2f}" if slow else "a run failed"
     cells = [name, f"{100 * ours[-1]:.1f}", f"{100 * mark:.1f}", str(needed)]
     cells += [str(found) if found else f"> {rounds}", ratio]
     if options.warm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -267,11 +268,11 @@ def head_warmed(
     """Return clients' tensors with the head fitted alone, of those whose training begins (`fedsa.training.heads`).
 
     Raises:
-        ModelError: the model's head cannot be told from the rest.
         TrainingError: the training went wrong.
     """
     items = [replace(job, rows=task.training_items(encoded, job.rows)) for job in jobs]
-    return heads.warm_up(items, model=model, task=task, encoded=encoded, settings=settings)
+    with _memory_told(jobs, model):
+        return heads.warm_up(items, model=model, task=task, encoded=encoded, settings=settings)
 
 
 def reconstructed(
@@ -325,10 +326,21 @@ def train_jobs(
     """
     common: Any = {"model": model, "task": task, "encoded": encoded, "settings": settings}
     jobs = [replace(job, rows=task.training_items(encoded, job.rows)) for job in jobs]
-    try:
+    with _memory_told(jobs, model):
         if settings.trainer == "cohort":
             return cohort.train(jobs, **common, pack=bool(settings.packing))
         return [sequential.train(job, **common) for job in jobs]
+
+
+@contextmanager
+def _memory_told(jobs: Sequence[Job], model: AdaptedModel) -> Iterator[None]:
+    """A context in which it is told whose training ran out of memory, and what to lower.
+
+    Raises:
+        TrainingError: memory ran out.
+    """
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         whose = f"client {jobs[0].client!r}" if len(jobs) == 1 else f"{len(jobs)} clients from {jobs[0].client!r} on"
         raise TrainingError(

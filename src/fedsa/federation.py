@@ -57,7 +57,8 @@ from fedsa.server import held_out, sample_size
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.training.choice import choose_attention, choose_training, compile_model
-from fedsa.types import Factor, Key, State, total_bytes, total_elements
+from fedsa.training.heads import obstacle
+from fedsa.types import Factor, Key, Side, State, total_bytes, total_elements
 from fedsa.wire import WireDtype, on_wire
 
 if TYPE_CHECKING:
@@ -274,11 +275,7 @@ class Federation:
             scaling=scaling,
         )
         check_personal(recipe, algorithm, model.keys, model.variant)
-        if recipe.training.head_warmup_epochs and not task.has_head:
-            raise ModelError(
-                f"training.head_warmup_epochs = {recipe.training.head_warmup_epochs} does not go with task.kind = "
-                f"{recipe.task.kind!r}, which has no head of its own: set it to 0"
-            )
+        _check_head_warmup(recipe, algorithm, model, task)
         if algorithm.references:
             model.require_weighable()
             if not task.has_head:
@@ -366,6 +363,29 @@ def _usable(settings: ComputeSettings) -> ComputeSettings:
         return resolve_compute(settings)
     except ModelError:
         return resolve_compute(ComputeSettings(gradient_checkpointing=settings.gradient_checkpointing))
+
+
+def _check_head_warmup(recipe: Recipe, algorithm: Algorithm, model: AdaptedModel, task: Task) -> None:
+    """Refuse a warm-up of heads that goes with the rest as little.
+
+    Raises:
+        ModelError: there is no head to fit alone, or the server would take the warm-up for a step of the training.
+    """
+    if not recipe.training.head_warmup_epochs:
+        return
+    why = obstacle(model, task)
+    if why:
+        raise ModelError(
+            f"training.head_warmup_epochs = {recipe.training.head_warmup_epochs} does not go with task.kind = "
+            f"{recipe.task.kind!r} and this model ({why}): set it to 0"
+        )
+    sent = any(key.factor.side is Side.HEAD and algorithm.plan(key, 1).sent for key in model.keys)
+    if sent and recipe.server.optimizer != "none":
+        raise ModelError(
+            f"training.head_warmup_epochs = {recipe.training.head_warmup_epochs} does not go with server.optimizer = "
+            f"{recipe.server.optimizer!r} where the head is sent, which would carry the warm-up on like a step of "
+            "the training: set it to 0, or share_head = false"
+        )
 
 
 def client_ranks(settings: AdapterSettings, clients: Sequence[str]) -> dict[str, int]:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from fedsa.errors import ConfigError, ModelError
+from fedsa.client import head_warmed
+from fedsa.errors import ConfigError, ModelError, TrainingError
 from fedsa.federation import Federation
 from fedsa.recipe import TrainingSettings
 from fedsa.training.heads import warm_up
@@ -161,9 +162,67 @@ def test_heads_that_are_fitted_anew_in_every_round_are_not_warmed_up(tiny_recipe
         tiny_recipe("training.head_warmup_epochs=1", "personal_state=reconstruct")
 
 
-def test_a_model_that_does_not_tell_its_head_is_refused(
+def test_a_model_that_does_not_tell_its_head_is_refused_before_anything_is_trained(
+    tiny_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.BertForSequenceClassification.base_model_prefix", "nothing")
+    with pytest.raises(ModelError, match="BertForSequenceClassification does not tell its head"):
+        Federation.from_recipe(tiny_recipe("training.head_warmup_epochs=1"))
+
+
+@pytest.mark.parametrize(("share", "refused"), [("true", True), ("false", False)])
+def test_a_server_optimizer_is_not_to_carry_the_warm_up_on(
+    tiny_recipe: Callable[..., Any], share: str, refused: bool
+) -> None:
+    settings = ("algorithm=fedit", f"share_head={share}", "server.optimizer=fedavgm", "training.head_warmup_epochs=1")
+    if refused:
+        with pytest.raises(ModelError, match=r"server\.optimizer = 'fedavgm' where the head is sent"):
+            Federation.from_recipe(tiny_recipe(*settings))
+    else:
+        Federation.from_recipe(tiny_recipe(*settings))
+
+
+def test_what_is_not_finite_names_the_warm_up(federation: Federation) -> None:
+    infinite = {
+        key: value + (torch.inf if key.factor.side is Side.HEAD else 0)
+        for key, value in federation.model.initial.items()
+    }
+    with pytest.raises(TrainingError, match=r"warm-up of its head is not finite.*head_warmup_learning_rate"):
+        fitted(federation, job_of(federation, tensors=infinite))
+
+
+def test_memory_that_runs_out_is_told(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(type(federation.task), "losses", none_left)
+    settings = TrainingSettings(head_warmup_epochs=1)
+    with pytest.raises(TrainingError, match="out of memory on cpu"):
+        head_warmed([job_of(federation)], federation.model, federation.task, federation.encoded, settings)
+
+
+def test_only_as_many_rows_are_kept_as_memory_is_meant_for(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(federation.model.model.get_base_model()), "base_model_prefix", "nothing")
-    with pytest.raises(ModelError, match="does not tell its head"):
-        fitted(federation, job_of(federation))
+    under = federation.model.model.get_base_model().base_model
+    rows, lengths = job_of(federation).rows, federation.encoded.lengths
+    width = federation.model.model.get_base_model().config.hidden_size
+    monkeypatch.setattr("fedsa.training.heads._MOST_BYTES", int(lengths[rows].mean()) * width * 4 * 8)
+    seen = []
+    with under.register_forward_pre_hook(
+        lambda _, args, inputs: seen.append(len((args or list(inputs.values()))[0])), with_kwargs=True
+    ):
+        fitted(federation, job_of(federation), head_warmup_epochs=1)
+    assert 4 <= sum(seen) <= 12 < len(rows)
+
+
+def test_a_batch_without_a_single_term_is_no_loss(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tagging, say, where rows without words are of like length and meet in one batch."""
+    losses = type(federation.task).losses
+
+    def none(task: Any, model: Any, batch: Any) -> Any:
+        sums, counts = losses(task, model, batch)
+        return sums * 0, counts * 0
+
+    monkeypatch.setattr(type(federation.task), "losses", none)
+    assert fitted(federation, job_of(federation)).metrics["loss"] == 0.0

@@ -7,6 +7,7 @@ kept for every pass of the warm-up, which costs next to nothing then.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,18 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedsa.errors import ModelError
+from fedsa.errors import TrainingError
 from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.training.jobs import Job, Trained, check_finite, learning_rate_factor, local_batches
+from fedsa.training.jobs import Job, Trained, learning_rate_factor, local_batches
 from fedsa.types import Key, Side
 
-__all__ = ["warm_up"]
+__all__ = ["obstacle", "warm_up"]
 
-_MOST_ROWS = 2048
-"""Of a client, that a head is fitted to: what is kept of them is in memory."""
+_MOST_BYTES = 2**29
+"""Of what is kept of one client's rows: a head is fitted to as many of them as that takes."""
+
+_READ = ("last_hidden_state", "pooler_output")
+"""What heads read of what is under them; the rest (states of every layer, of an encoder) is not kept."""
 
 
 def warm_up(
@@ -39,7 +43,8 @@ def warm_up(
     alone: later it is everyone's, and one client is not to begin it anew.
 
     AdamW with a peak rate of its own, falling linearly, in batches of ``settings.batch_size`` rows of like length,
-    without dropout. Gradients are not clipped.
+    without dropout. Gradients are not clipped. The proximal term of the training that follows pulls a head to where it
+    was fitted to.
 
     Args:
         jobs: of one round; rows are the items that are trained.
@@ -52,12 +57,19 @@ def warm_up(
         For each job its tensors; without metrics where nothing was fitted.
 
     Raises:
-        ModelError: the model's head cannot be told from the rest.
         TrainingError: the loss is not finite.
     """
     if not settings.head_warmup_epochs:
         return [Trained(job.tensors, job.optimizer_state, {}) for job in jobs]
     return [_fitted(job, _heads(job), model, task, encoded, settings) for job in jobs]
+
+
+def obstacle(model: AdaptedModel, task: Task) -> str | None:
+    """Return why the model's head cannot be fitted alone, or None."""
+    base: Any = model.model.get_base_model()
+    if not task.has_head:
+        return "the task has no head of its own"
+    return f"{type(base).__name__} does not tell its head from the rest" if base.base_model is base else None
 
 
 def _heads(job: Job) -> tuple[Key, ...]:
@@ -77,7 +89,7 @@ def _fitted(
     started = time.perf_counter()
     seed = derive_seed(job.seed, "head warm-up", job.client)
     random = np.random.default_rng(seed)
-    rows = random.permutation(job.rows)[:_MOST_ROWS]
+    rows = _kept(random.permutation(job.rows), model, encoded, settings.batch_size)
     alone = settings.model_copy(
         update={
             "local_epochs": 1,
@@ -106,24 +118,28 @@ def _fitted(
             optimizer.zero_grad()
     last = float(torch.stack(losses[-len(batches) :]).mean())
     fitted = {key: value.contiguous() for key, value in model.read(heads).items()}
-    check_finite(job, last, fitted, settings)
+    if not math.isfinite(last) or not all(bool(value.isfinite().all()) for value in fitted.values()):
+        raise TrainingError(
+            f"client {job.client!r}: the warm-up of its head is not finite (loss: {last}); lower "
+            f"training.head_warmup_learning_rate (now {settings.head_warmup_learning_rate:g})"
+        )
     metrics = {"loss": last, "seconds": time.perf_counter() - started}
     return Trained({**job.tensors, **fitted}, job.optimizer_state, metrics)
 
 
+def _kept(rows: IntArray, model: AdaptedModel, encoded: Encoded, batch_size: int) -> IntArray:
+    """Return the first rows, as many as are kept: a batch at least."""
+    base: Any = model.model.get_base_model()
+    width = getattr(base.config, "hidden_size", None) or 1024
+    taken = np.cumsum(encoded.lengths[rows]) * int(width) * 4
+    return rows[: max(batch_size, int(np.searchsorted(taken, _MOST_BYTES)))]
+
+
 @contextmanager
 def _remembering(model: AdaptedModel, task: Task, encoded: Encoded, batches: Sequence[IntArray]) -> Iterator[Any]:
-    """A context that gives the loss of each batch, for which what is under the head is computed once.
-
-    Raises:
-        ModelError: nothing is under the head.
-    """
+    """A context that gives the loss of each batch, for which what is under the head is computed once."""
     base: Any = model.model.get_base_model()
     under = base.base_model
-    if under is base:
-        raise ModelError(
-            f"training.head_warmup_epochs: {type(base).__name__} does not tell its head from the rest: set it to 0"
-        )
     own, compute = vars(under).get("forward"), under.forward
     kept: dict[int, Any] = {}
     now = 0
@@ -131,7 +147,10 @@ def _remembering(model: AdaptedModel, task: Task, encoded: Encoded, batches: Seq
     def remember(*args: Any, **inputs: Any) -> Any:
         if now not in kept:
             with torch.no_grad():
-                kept[now] = compute(*args, **inputs)
+                made = compute(*args, **inputs)
+            if isinstance(made, dict):  # transformers' outputs are
+                made = type(made)(**{name: value for name, value in made.items() if name in _READ})
+            kept[now] = made
         return kept[now]
 
     def loss_of(place: int) -> torch.Tensor:
@@ -141,7 +160,7 @@ def _remembering(model: AdaptedModel, task: Task, encoded: Encoded, batches: Seq
         batch = model.begin(encoded.batch(rows), [len(rows)])
         with model.autocast():
             sums, counts = task.losses(model.model, batch)
-        return sums.sum() / counts.sum()
+        return sums.sum() / counts.sum().clamp(min=1)  # rows of like length may all be empty
 
     under.forward = remember
     model.model.eval()
