@@ -43,7 +43,7 @@ def recipe(folder: Path, intents: list[str], rounds: int, max_examples: int) -> 
             "optimizer_state": "keep",
             "schedule": "linear",
             "head_warmup_epochs": 20,
-            "head_warmup_learning_rate": 1e-2,
+            "head_warmup_learning_rate": 2e-2,
         },
         "evaluation": {"evaluate_every": 2},
     }

@@ -472,7 +472,7 @@ class TrainingSettings(_Settings):
         description="passes over a client's rows, before its first training, in which its head alone is fitted to what "
         "the frozen model makes of them; one pass through the model",
     )
-    head_warmup_learning_rate: float = Field(5e-3, gt=0, description="of the warm-up, AdamW's whatever the optimizer")
+    head_warmup_learning_rate: float = Field(1e-2, gt=0, description="of the warm-up, AdamW's whatever the optimizer")
     b_learning_rate_ratio: float = Field(
         1.0, gt=0, description="LoRA+: peak rate of the B side over learning_rate, which the A side keeps"
     )

@@ -22,6 +22,11 @@ from fedsa.types import Side
 from tiny_models import BASES, TASK, adapt, token_rows
 
 
+@pytest.fixture(autouse=True)
+def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsa.training.heads._BATCH", 4)
+
+
 @pytest.fixture(scope="module")
 def federation(tiny_recipe: Callable[..., Any]) -> Federation:
     return Federation.from_recipe(tiny_recipe())
@@ -40,9 +45,7 @@ def job_of(federation: Federation, **changes: Any) -> Job:
 
 
 def fitted(federation: Federation, job: Job, **settings: Any) -> Any:
-    chosen = TrainingSettings(
-        **{"head_warmup_epochs": 3, "batch_size": 4, "head_warmup_learning_rate": 0.02, **settings}
-    )
+    chosen = TrainingSettings(**{"head_warmup_epochs": 3, "head_warmup_learning_rate": 0.02, **settings})
     common = {"model": federation.model, "task": federation.task, "encoded": federation.encoded}
     (result,) = warm_up([job], **common, settings=chosen)
     return result
@@ -93,7 +96,7 @@ def test_what_is_under_the_head_is_computed_once(federation: Federation) -> None
     under = federation.model.model.get_base_model().base_model
     calls = []
     with under.encoder.register_forward_pre_hook(lambda *_: calls.append(1)):
-        fitted(federation, job_of(federation), head_warmup_epochs=5, batch_size=4)
+        fitted(federation, job_of(federation), head_warmup_epochs=5)
     rows = len(job_of(federation).rows)
     assert len(calls) == -(-rows // 4)
     assert "forward" not in vars(under)
@@ -133,7 +136,7 @@ def test_every_kind_of_model_gives_the_loss_that_it_gives_without_the_memory(mak
         return float(sums.mean())
 
     def warmed(rate: float, epochs: int) -> Any:
-        settings = TrainingSettings(head_warmup_epochs=epochs, head_warmup_learning_rate=rate, batch_size=8)
+        settings = TrainingSettings(head_warmup_epochs=epochs, head_warmup_learning_rate=rate)
         job = Job("one", 1, 4, 0, start, model.keys, (), {}, rows)
         return warm_up([job], model=model, task=TASK, encoded=encoded, settings=settings)[0]
 

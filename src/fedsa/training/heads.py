@@ -27,6 +27,9 @@ from fedsa.types import Key, Side
 
 __all__ = ["obstacle", "warm_up"]
 
+_BATCH = 32
+"""Rows of a step: with as few as training takes, the steps would take longer than what they are made for."""
+
 _MOST_BYTES = 2**29
 """Of what is kept of one client's rows: a head is fitted to as many of them as that takes."""
 
@@ -42,7 +45,7 @@ def warm_up(
     Training begins for a client that has never trained. A head that the server sends is fitted in the first round
     alone: later it is everyone's, and one client is not to begin it anew.
 
-    AdamW with a peak rate of its own, falling linearly, in batches of ``settings.batch_size`` rows of like length,
+    AdamW with a peak rate of its own, falling linearly, in batches of 32 rows of like length,
     without dropout. Gradients are not clipped. The proximal term of the training that follows pulls a head to where it
     was fitted to.
 
@@ -89,9 +92,10 @@ def _fitted(
     started = time.perf_counter()
     seed = derive_seed(job.seed, "head warm-up", job.client)
     random = np.random.default_rng(seed)
-    rows = _kept(random.permutation(job.rows), model, encoded, settings.batch_size)
+    rows = _kept(random.permutation(job.rows), model, encoded)
     alone = settings.model_copy(
         update={
+            "batch_size": _BATCH,
             "local_epochs": 1,
             "local_steps": None,
             "gradient_accumulation_steps": 1,
@@ -127,12 +131,12 @@ def _fitted(
     return Trained({**job.tensors, **fitted}, job.optimizer_state, metrics)
 
 
-def _kept(rows: IntArray, model: AdaptedModel, encoded: Encoded, batch_size: int) -> IntArray:
+def _kept(rows: IntArray, model: AdaptedModel, encoded: Encoded) -> IntArray:
     """Return the first rows, as many as are kept: a batch at least."""
     base: Any = model.model.get_base_model()
     width = getattr(base.config, "hidden_size", None) or 1024
     taken = np.cumsum(encoded.lengths[rows]) * int(width) * 4
-    return rows[: max(batch_size, int(np.searchsorted(taken, _MOST_BYTES)))]
+    return rows[: max(_BATCH, int(np.searchsorted(taken, _MOST_BYTES)))]
 
 
 @contextmanager
