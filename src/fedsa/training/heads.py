@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fedsa.errors import TrainingError
+from fedsa.memory import give_back
 from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
 from fedsa.seeds import derive_seed
@@ -127,6 +128,7 @@ def _fitted(
             f"client {job.client!r}: the warm-up of its head is not finite (loss: {last}); lower "
             f"training.head_warmup_learning_rate (now {settings.head_warmup_learning_rate:g})"
         )
+    give_back()
     metrics = {"loss": last, "seconds": time.perf_counter() - started}
     return Trained({**job.tensors, **fitted}, job.optimizer_state, metrics)
 
