@@ -216,9 +216,7 @@ class Onboarding:
             before = self._measured(group, tensors, splits)
             federation = self._federation
             jobs = [self._job(client, own, self._personal) for client, own in zip(group, tensors, strict=True)]
-            if (
-                start == "initial"
-            ):  # a personal head is what the run's clients began with: it is warmed up as theirs were
+            if start == "initial":  # what the run's clients began with: a head of its own is warmed up as theirs were
                 warmed = head_warmed(jobs, federation.model, federation.task, federation.encoded, training)
                 tensors = [each.tensors for each in warmed]
             jobs = [replace(job, tensors=own, trained=keys) for job, own in zip(jobs, tensors, strict=True)]
