@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "Memory",
+    "head_warmed",
     "own_tensors",
     "personal_tensors",
     "reconstructed",
