@@ -2,7 +2,7 @@
 
 A head that is drawn at random sends the adapter gradients that mean nothing, so the first rounds are spent on the head
 (Kumar et al., ICLR 2022, on the order of the two). Each row goes through the model once; what the base makes of it is
-kept for every pass of the warm-up, which costs next to nothing then.
+kept for every pass of the warm-up, which then take less time than that one.
 """
 
 from __future__ import annotations
