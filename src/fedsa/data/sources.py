@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsa.data.files import CLIENT, expanded, is_local, load_client_files, load_hub, load_local
+from fedsa.data.newsgroups import read_newsgroups
 from fedsa.data.sentiment import read_sentiment
 from fedsa.data.squad_shifts import read_squad_shifts
 from fedsa.errors import DataError, near
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CLIENT", "Rows", "class_names", "load_rows", "require_columns"]
 
-_PARTS: dict[str, Callable[[Path], datasets.Dataset]] = {
-    "sentiment": read_sentiment,
-    "squad-shifts": read_squad_shifts,
+_PARTS: dict[str, tuple[Callable[[Path], dict[str, datasets.Dataset]], tuple[str, ...]]] = {
+    "newsgroups": (read_newsgroups, ("train", "test")),
+    "sentiment": (lambda folder: {"train": read_sentiment(folder)}, ("train",)),
+    "squad-shifts": (lambda folder: {"train": read_squad_shifts(folder)}, ("train",)),
 }
+"""What reads a packaged data set, and its splits."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def _load(
     if part:
         if settings.name is not None:
             raise DataError(f"data.name goes with hub data and its local copies; {path} has none: leave data.name out")
-        return {_only_train(path, splits): _load_part(path.removeprefix(PREFIX), on_progress)}
+        return _load_part(path.removeprefix(PREFIX), splits, on_progress)
     if by_file:
         return load_client_files(expanded(path), splits, name=settings.name)
     if local:
@@ -124,19 +127,18 @@ def _folder(parent: Path, name: str) -> Path | None:
     return next(iter(same + smaller), None)
 
 
-def _only_train(path: str, splits: Collection[str]) -> str:
-    unknown = sorted(set(splits) - {"train"})
-    if unknown:
-        raise DataError(f"{path}: no split {', '.join(map(repr, unknown))}; the splits are: train")
-    return "train"
-
-
-def _load_part(name: str, on_progress: Callable[..., None] | None) -> datasets.Dataset:
-    from fedsa.parts import part_folder
+def _load_part(
+    name: str, splits: Collection[str], on_progress: Callable[..., None] | None
+) -> dict[str, datasets.Dataset]:
+    from fedsa.parts import PREFIX, part_folder
 
     if name not in _PARTS:
         raise DataError(f"no packaged data set {name!r}: {near(name, _PARTS)}")
-    return _PARTS[name](part_folder(name, on_progress=on_progress))
+    read, known = _PARTS[name]
+    unknown = sorted(set(splits) - {*known})
+    if unknown:
+        raise DataError(f"{PREFIX}{name}: no split {', '.join(map(repr, unknown))}; the splits are: {', '.join(known)}")
+    return read(part_folder(name, on_progress=on_progress))
 
 
 def require_columns(table: datasets.Dataset, names: Sequence[str], where: str) -> None:
