@@ -17,10 +17,11 @@ each of them once.
 
 All rows of a table have the same clients, batches of the same rows in the same order, the same initial tensors and the
 same way of averaging (A over the clients; B and the head stay), so that their losses can be compared; what the dropout
-draws differs. They have the same number of threads and the same GOMP_SPINCOUNT (that of the ``fedsa`` command; see
-docs/decisions/0004). Loading and tokenising are done before the first round and not counted. Padding is counted.
-Evaluation is in batches of 64, the loops' in the order of the rows; fedsa sorts them by length. Only fedsa writes to
-disk, and that is counted: its round ends when it is safe there. Its measurement on test after the last round is not.
+draws differs. They have the same number of threads, and the GOMP_SPINCOUNT and GLIBC_TUNABLES of the ``fedsa`` command
+(see docs/decisions/0004 and 0013). Loading and tokenising are done before the first round and not counted. Padding is
+counted. Evaluation is in batches of 64, the loops' in the order of the rows; fedsa sorts them by length. Only fedsa
+writes to disk, and that is counted: its round ends when it is safe there. Its measurement on test after the last round
+is not.
 
 Each run is a process of its own, all are repeated in turn (``--repeat``). The first round of each run is a warm-up and
 left out; a run's figure is the mean of its other rounds, a table's the median over runs with the range. Peak memory is
@@ -89,6 +90,7 @@ TITLES = {
 }
 SHOW_FASTEST = (("bf16-eager", "bf16-sdpa"), FLOWER)  # of each group the table has one row
 SPIN_COUNT = "20000"
+TUNABLES = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 SAMPLE_SECONDS = 0.5
 
 
@@ -127,6 +129,7 @@ def start_row(name: str, part: str, work: Path, options: argparse.Namespace) -> 
     environment = {
         **os.environ,
         "GOMP_SPINCOUNT": SPIN_COUNT,
+        "GLIBC_TUNABLES": TUNABLES,
         "OMP_NUM_THREADS": str(options.threads),
         "HF_DATASETS_CACHE": str(work / "datasets"),
         "FLWR_HOME": str(work / "flower"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 import shutil
 import statistics
@@ -17,6 +19,7 @@ import pytest
 
 import fedsa.api
 import fedsa.commands._display as display
+from fedsa.memory import MALLOC_TUNABLES
 
 FEDSA = str(Path(sys.executable).with_name("fedsa"))
 
@@ -53,6 +56,24 @@ def test_help_and_version_answer_at_once_and_without_torch() -> None:
         subprocess.run([FEDSA, "--help"], capture_output=True, check=True)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.4, statistics.median(seconds)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the tunables")
+def test_the_command_starts_anew_with_its_allocators_settings() -> None:
+    code = (
+        "import os, sys\nfrom fedsa.memory import restart_with_tunables\nprint(os.getpid(), flush=True)\n"
+        "restart_with_tunables()\nprint(os.environ['GLIBC_TUNABLES'], *sys.argv[1:], sep='|')\n"
+    )
+    bare = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+
+    def lines(environment: dict[str, str]) -> list[str]:
+        command = [sys.executable, "-W", "error", "-c", code, "a b", "--set"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
+
+    before, after, said = lines(bare)
+    assert before == after
+    assert said == f"{MALLOC_TUNABLES}|a b|--set"
+    assert lines({**bare, "GLIBC_TUNABLES": "glibc.malloc.perturb=0"})[1:] == ["glibc.malloc.perturb=0|a b|--set"]
 
 
 def test_help_of_every_verb(fedsa_command: Callable[..., Any]) -> None:

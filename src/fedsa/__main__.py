@@ -1,5 +1,15 @@
-"""``python -m fedsa``."""
+"""``fedsa`` and ``python -m fedsa``."""
 
-from fedsa.cli import main
+from fedsa.memory import restart_with_tunables
 
-main()
+
+def main() -> None:
+    """Run the command line, in a process that has its allocator's settings; see `fedsa.cli.main`."""
+    restart_with_tunables()  # before what takes time to import
+    from fedsa.cli import main as command_line
+
+    command_line()
+
+
+if __name__ == "__main__":
+    main()
