@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,3 +160,35 @@ def test_a_finished_sweep_is_read_not_repeated(
 
     wrong = fedsa_command("sweep", sweep, "--out", out, "--set", "rounds=3")
     assert "is another run than the sweep asks for (rounds: 3 is asked for, 2 was run)" in wrong.error
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_background_sweep_that_is_stopped_takes_its_runs_along(
+    tmp_path: Path, recipe_file: Callable[..., Path]
+) -> None:
+    sweep, out = tmp_path / "one.toml", tmp_path / "out"
+    sweep.write_text(
+        f'recipe = "{recipe_file("rounds=5000").as_posix()}"\nmethods = ["fedsa"]\n'
+        'reference = "fedsa"\nrates = [1e-2]\n',
+        encoding="utf-8",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedsa", "sweep", str(sweep), "--out", str(out), "--jobs", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell's background job has it
+    )
+    with process:
+        deadline = time.monotonic() + 120
+        while not any(out.glob("*/server/round-00000[2-9].safetensors")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    log = next(out.glob("*.log")).read_text(encoding="utf-8")
+    assert "finished rounds are saved" in log
+    assert "exit code: 130" in log

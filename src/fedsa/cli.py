@@ -40,7 +40,7 @@ for module in (run, resume, sweep, export, adapt, analyze, data, plan, recipes, 
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
+    """Run the command line: exit code 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C and SIGTERM."""
     # Read when torch is loaded. Threads that spin for long while they wait cost a busy machine many times the run's own
     # work; threads that sleep at once wake too slowly on an idle one.
     if "OMP_WAIT_POLICY" not in os.environ:

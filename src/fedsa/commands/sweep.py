@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -145,7 +144,6 @@ def _run(
     from fedsa.sweep.running import run_sweep
 
     live = _Live(grid, console, jobs)
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that runs are stopped for it too
     try:
         return run_sweep(grid, folder, jobs=jobs, threads=threads, retry=retry, run=run, tell=live.show)
     except KeyboardInterrupt:
@@ -154,7 +152,6 @@ def _run(
         raise
     finally:
         live.close()
-        signal.signal(signal.SIGTERM, earlier)
 
 
 class _Live:

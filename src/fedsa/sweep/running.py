@@ -207,8 +207,8 @@ class Child:
         """Ask it to stop; what it has finished is saved."""
         if sys.platform == "win32":
             self._process.terminate()
-        else:
-            os.kill(self._process.pid, signal.SIGINT)  # it is not waited for yet, so the number is still its own
+        else:  # not SIGINT, which a shell's background jobs ignore, and their children with them
+            os.kill(self._process.pid, signal.SIGTERM)  # it is not waited for yet, so the number is still its own
 
     def kill(self) -> None:
         """Stop it at once; finished rounds are safe all the same."""
