@@ -129,7 +129,7 @@ def start_row(name: str, part: str, work: Path, options: argparse.Namespace) -> 
     environment = {
         **os.environ,
         "GOMP_SPINCOUNT": SPIN_COUNT,
-        "GLIBC_TUNABLES": TUNABLES,
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", TUNABLES),
         "OMP_NUM_THREADS": str(options.threads),
         "HF_DATASETS_CACHE": str(work / "datasets"),
         "FLWR_HOME": str(work / "flower"),

@@ -15,6 +15,7 @@ __all__ = ["MALLOC_TUNABLES", "give_back", "restart_with_tunables"]
 MALLOC_TUNABLES = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 """For ``GLIBC_TUNABLES``: small freed blocks are not kept at hand, where they keep large ones from growing together."""
 
+_RESTARTED = "FEDSA_RESTARTED"  # some systems take tunables out of the environment: this ends what would be a loop
 _SECONDS = 3.0  # the pages that are given back must be taken again, which costs a few milliseconds
 _last = 0.0
 
@@ -33,15 +34,20 @@ def give_back() -> None:
 
 
 def restart_with_tunables() -> None:
-    """Start this process anew with ``MALLOC_TUNABLES``; not without glibc, nor where ``GLIBC_TUNABLES`` is set.
+    """Start this process anew with ``MALLOC_TUNABLES``, once, where the C library is glibc.
 
-    They are read when a process starts, and without them a run's peak is 5 % higher
-    (docs/decisions/0013). The process keeps its number, its arguments and its files.
+    They are read when a process starts, and without them a run's peak is 5 % higher (docs/decisions/0013). The process
+    keeps its number, its arguments and its files. A ``GLIBC_TUNABLES`` that is set, be it to nothing, is left as it is.
     """
-    if "GLIBC_TUNABLES" in os.environ or not sys.executable or platform.libc_ver()[0] != "glibc":
+    named = sys.executable and sys.orig_argv[1:2] not in ([], ["-"])  # else there is no program to name
+    done = {"GLIBC_TUNABLES", _RESTARTED} & {*os.environ}
+    if sys.platform != "linux" or done or not named or platform.libc_ver()[0] != "glibc":
         return
-    environment = {**os.environ, "GLIBC_TUNABLES": MALLOC_TUNABLES}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - the same program, no shell
+    environment = {**os.environ, "GLIBC_TUNABLES": MALLOC_TUNABLES, _RESTARTED: "1"}
+    try:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - no shell
+    except OSError:
+        return  # it goes on as it is: all that is lost is some memory
 
 
 @cache

