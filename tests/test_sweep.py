@@ -162,6 +162,23 @@ def test_a_finished_sweep_is_read_not_repeated(
     assert "is another run than the sweep asks for (rounds: 3 is asked for, 2 was run)" in wrong.error
 
 
+def test_the_whole_reason_of_a_failure_is_told(
+    tmp_path: Path, recipe_file: Callable[..., Path], fedsa_command: Callable[..., Any]
+) -> None:
+    sweep = tmp_path / "one.toml"
+    sweep.write_text(
+        f'recipe = "{recipe_file("data.partition.min_examples=1000000").as_posix()}"\nmethods = ["fedsa"]\n'
+        'reference = "fedsa"\nrates = [1e-2]\n',
+        encoding="utf-8",
+    )
+    outcome = fedsa_command("sweep", sweep, "--out", tmp_path / "out", "--jobs", "1")
+    (told,) = [line for line in outcome.out.splitlines() if line.startswith("- Failed: ")]
+    log = next((tmp_path / "out").glob("*.log")).read_text(encoding="utf-8")
+    reason = log.partition("error: ")[2].partition("\n\nexit code")[0]
+    assert len(reason.splitlines()) > 1
+    assert all(line.strip() in told for line in reason.splitlines())
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_background_sweep_that_is_stopped_takes_its_runs_along(
     tmp_path: Path, recipe_file: Callable[..., Path]

@@ -126,9 +126,11 @@ def _last_end(text: str) -> tuple[int | None, str]:
     if f"\n{_EXIT}" not in text:
         return None, ""
     code = int(end.partition("\n")[0])
-    errors = re.findall(r"^error: (.+)$", last, re.MULTILINE)
-    lines = last.strip().splitlines()
-    return code, errors[-1] if errors else (lines[-1] if lines else f"its process ended with code {code}")
+    lines = [line.strip() for line in last.strip().splitlines()]
+    begun = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    if begun:
+        return code, " ".join(lines[begun[-1] :]).removeprefix("error: ")  # a message may have several lines
+    return code, lines[-1] if lines else f"its process ended with code {code}"
 
 
 def read_result(cell: Cell, grid: Grid, out: Path) -> Result | None:
