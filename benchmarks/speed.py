@@ -90,7 +90,6 @@ TITLES = {
 }
 SHOW_FASTEST = (("bf16-eager", "bf16-sdpa"), FLOWER)  # of each group the table has one row
 SPIN_COUNT = "20000"
-TUNABLES = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 SAMPLE_SECONDS = 0.5
 
 
@@ -120,6 +119,8 @@ def run_row(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
 
 def start_row(name: str, part: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run a row in a process of its own and return its figures."""
+    from fedsa.memory import MALLOC_TUNABLES
+
     folder = Path(tempfile.mkdtemp(dir=work))
     python = options.flower_python if name in FLOWER else sys.executable
     command = [python, __file__, "--row", name, "--parts", part]
@@ -129,7 +130,7 @@ def start_row(name: str, part: str, work: Path, options: argparse.Namespace) -> 
     environment = {
         **os.environ,
         "GOMP_SPINCOUNT": SPIN_COUNT,
-        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", TUNABLES),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC_TUNABLES),
         "OMP_NUM_THREADS": str(options.threads),
         "HF_DATASETS_CACHE": str(work / "datasets"),
         "FLWR_HOME": str(work / "flower"),
