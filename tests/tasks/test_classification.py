@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sklearn.metrics import accuracy_score, log_loss
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from fedsa.tasks.classification import Classification, TokenRows
@@ -87,3 +88,15 @@ def test_score_by_hand(table: Dataset, tokenizer: PreTrainedTokenizerBase) -> No
     score = task.score(encoded, np.array([0, 1, 3]), outputs)
     assert score["accuracy"] == pytest.approx(2 / 3)
     assert score["loss"] == pytest.approx((np.log1p(np.exp(-2)) + np.log1p(np.exp(1)) + np.log1p(np.exp(-3))) / 3)
+
+
+def test_scores_are_scikit_learns(table: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    rng = np.random.default_rng(0)
+    task = Classification(("text",), ("bad", "good"))
+    encoded = task.encode(table, np.arange(5), tokenizer)
+    rows = rng.integers(0, 5, 80)
+    outputs = torch.from_numpy(rng.normal(size=(len(rows), 2)))
+    score = task.score(encoded, rows, outputs)
+    labels = encoded.labels[rows]
+    assert score["accuracy"] == pytest.approx(accuracy_score(labels, outputs.argmax(dim=1).numpy()), abs=1e-9)
+    assert score["loss"] == pytest.approx(log_loss(labels, outputs.softmax(dim=1).numpy(), labels=[0, 1]), abs=1e-9)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from seqeval.metrics.sequence_labeling import get_entities
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer
 
 import fedsa
@@ -133,11 +134,10 @@ def test_a_run_learns_and_is_as_planned_and_exported(recipe, tmp_path):
 
 
 def test_entities_are_those_of_seqeval():
-    seqeval = pytest.importorskip("seqeval.metrics.sequence_labeling")
     rng = np.random.default_rng(0)
     for _ in range(300):
         tags = [str(tag) for tag in rng.choice(["O", "B-A", "I-A", "B-B", "I-B"], 12)]
-        assert entities(tags) == {(kind, start, end + 1) for kind, start, end in seqeval.get_entities(tags)}
+        assert entities(tags) == {(kind, start, end + 1) for kind, start, end in get_entities(tags)}
 
 
 def test_figures_of_entities(recipe):
