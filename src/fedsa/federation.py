@@ -99,6 +99,7 @@ class Federation:
         measured: settings that were open, and were chosen by measuring: (section, name).
         ranks: client id to its rank, of those whose rank is less than the adapter's.
         held_out: ids of clients whose rows are there, but that are never in the federation, sorted.
+        notes: whole sentences on rows and model that a user should know; the run and the report show them.
     """
 
     recipe: Recipe
@@ -111,6 +112,7 @@ class Federation:
     measured: tuple[tuple[str, str], ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
     held_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, on_progress: Progress | None = None) -> Federation:
@@ -304,7 +306,7 @@ class Federation:
         ]
         chosen = _chosen(resolved, model, task, encoded, trained, tell)
         measured = _measured(resolved, chosen)
-        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks, outside)
+        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks, outside, rows.notes)
 
     def measured_as_in(self, recipe: Recipe) -> Federation:
         """Return this federation with what it chose by measuring as in a run's recipe: clocks and memory differ.

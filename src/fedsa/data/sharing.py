@@ -37,6 +37,7 @@ class SharedRows:
         label_names: in order of their number; `NO_CLASS` alone where there are none.
         partition: client id to its rows in ``table``.
         as_saved: the same partition with each split's own row numbers, and the fingerprint of the data it belongs to.
+        notes: whole sentences on the rows that a user should know; `fedsa data`, the run and the report show them.
     """
 
     table: datasets.Dataset
@@ -44,6 +45,7 @@ class SharedRows:
     label_names: tuple[str, ...]
     partition: Partition
     as_saved: tuple[Partition, str]
+    notes: tuple[str, ...] = ()
 
 
 def share_rows(recipe: Recipe, *, on_progress: Callable[[str], None] | None = None) -> SharedRows:
@@ -147,7 +149,7 @@ def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> SharedRows:
     )
     labels = np.concatenate([numbers[split] for split in present])
     fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
-    return SharedRows(table, labels, names, Partition(moved), (partition, fingerprint))
+    return SharedRows(table, labels, names, Partition(moved), (partition, fingerprint), rows.notes)
 
 
 def _needed(task: TaskSettings) -> list[str]:

@@ -37,11 +37,13 @@ class Rows:
         table: the rows that are shared out over the clients.
         validation: a split of its own for validation, where the recipe names one.
         test: a split of its own for test, where the recipe names one.
+        notes: whole sentences on how the rows were read that a user should know.
     """
 
     table: datasets.Dataset
     validation: datasets.Dataset | None
     test: datasets.Dataset | None
+    notes: tuple[str, ...] = ()
 
 
 def load_rows(settings: DataSettings, *, on_progress: Callable[..., None] | None = None) -> Rows:
