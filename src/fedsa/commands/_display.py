@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fedsa.recipe import Recipe
     from fedsa.store import RunFolder
 
-__all__ = ["print_json", "print_table", "score", "show_run", "status"]
+__all__ = ["print_json", "print_notes", "print_table", "score", "show_run", "status"]
 
 
 def print_json(data: Any) -> None:
@@ -60,6 +60,12 @@ def print_table(
     narrow = console or Console()
     wide = Console(file=narrow.file, width=max(narrow.width, needed), highlight=False, emoji=False)
     wide.print(table)
+
+
+def print_notes(notes: Sequence[str], console: Console) -> None:
+    """Print sentences on the data that a user should know, a line each."""
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager
@@ -177,6 +183,7 @@ def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
                 from fedsa.federation import Federation
 
                 federation = Federation.from_recipe(recipe, on_progress=tell)
+            print_notes(federation.notes, console)
             result = finish(federation, folder, [live])
         except KeyboardInterrupt:
             live.close()

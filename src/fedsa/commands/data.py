@@ -15,11 +15,13 @@ def command(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the label mix into this file (.png, .svg, .pdf).")] = None,
     save: Annotated[Path | None, typer.Option(help="Save the partition, for data.partition.kind = 'saved'.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print counts as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print counts as JSON; notes go to standard error.")] = False,
 ) -> None:
     """Show how a recipe's rows are shared out over clients and splits."""
+    from rich.console import Console
+
     from fedsa.algorithms import check_algorithm
-    from fedsa.commands._display import print_json, print_table, status
+    from fedsa.commands._display import print_json, print_notes, print_table, status
     from fedsa.data.clients import SPLITS, label_counts, label_totals
     from fedsa.data.partition import save_partition
     from fedsa.data.sharing import share_rows
@@ -45,6 +47,7 @@ def command(
         except (OSError, ValueError) as error:
             raise UserError(f"--plot {plot}: {error}") from None
     if json:
+        print_notes(rows.notes, Console(stderr=True))  # standard output has the counts alone
         print_json(
             {
                 client: {
@@ -77,6 +80,7 @@ def command(
 
         outside = held_out(clients, parsed.holdout_clients, parsed.seed)
         print(f"held out of the federation: {', '.join(outside)}")
+    print_notes(rows.notes, Console())
     for what, path in (("partition", save), ("drawing", plot)):
         if path:
             print(f"{what}: {path}")

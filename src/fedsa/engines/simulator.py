@@ -325,6 +325,7 @@ class _Run:
             "server_optimizer": recipe.server.optimizer,
             "model": recipe.model.path,
             "data": recipe.data.path,
+            "notes": list(federation.notes),
             "metric": metric,
             "evaluated_after": self._modes[0],
             "chosen_round": progress.chosen_round or 0,
