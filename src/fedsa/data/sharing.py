@@ -106,10 +106,10 @@ def share_client(client: str, path: str, recipe: Recipe, label_names: Sequence[s
     fractions = recipe.data.partition.model_dump(include={"validation_fraction", "test_fraction"})
     partition = PartitionSettings(kind="files", min_examples=3, group=group, **fractions)
     table = _stack({client: rows.table})
-    others = [None if own is None else _stack({client: own}) for own in (rows.validation, rows.test)]
+    validation, test = (None if own is None else _stack({client: own}) for own in (rows.validation, rows.test))
     task = recipe.task.model_copy(update={"labels": list(label_names)}) if recipe.task.has_classes else recipe.task
     own = recipe.model_copy(update={"task": task, "data": data.model_copy(update={"partition": partition})})
-    return _share(Rows(table, *others), own, min_classes=1), notes
+    return _share(Rows(table, validation, test, rows.notes), own, min_classes=1), notes
 
 
 def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> SharedRows:
