@@ -244,7 +244,7 @@ def test_ctrl_c_says_how_to_go_on(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Interrupting, "at", at)
-        patch.setattr(display, "_Live", _Interrupting)
+        patch.setattr(display, "ProgressDisplay", _Interrupting)
         outcome = fedsa_command("run", recipe_file(), "--out", tmp_path / "run")
     assert outcome.code == 130
     assert text in outcome.out

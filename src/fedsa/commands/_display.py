@@ -1,10 +1,9 @@
-"""What verbs print: tables, a live display of a run, the table of clients at the end."""
+"""What verbs print: tables, what is being done, the table of clients at the end."""
 
 from __future__ import annotations
 
 import json as json_module
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
-from fedsa.callbacks import Callback
+from fedsa.escapes import for_terminal
+from fedsa.progress import ProgressDisplay, print_notes, score
 from fedsa.types import FRACTIONS
 
 if TYPE_CHECKING:
@@ -56,16 +47,10 @@ def print_table(
         needed += least + 2
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right, min_width=least)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))  # as Text: a name may look like markup
+        table.add_row(*(Text(for_terminal(str(cell))) for cell in row))  # as Text: a name may look like markup
     narrow = console or Console()
     wide = Console(file=narrow.file, width=max(narrow.width, needed), highlight=False, emoji=False)
     wide.print(table)
-
-
-def print_notes(notes: Sequence[str], console: Console) -> None:
-    """Print sentences on the data that a user should know, a line each."""
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager
@@ -79,86 +64,6 @@ def status(text: str) -> Iterator[Callable[[str], None]]:
         yield lambda line: spinner.update(f"{line} ...")
 
 
-def score(value: float, metric: str, unit: str = " %") -> str:
-    """Return a metric's value as text: in per cent where it is a part of one.
-
-    >>> score(0.8613, "accuracy"), score(-2.5, "log_likelihood"), score(0.5, "f1", unit="")
-    ('86.1 %', '-2.500', '50.0')
-    """
-    return f"{100 * value:.1f}{unit}" if metric in FRACTIONS else f"{value:.3f}"
-
-
-class _Live(Callback):
-    """A bar over all local trainings, and a line per round."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._task: TaskID | None = None
-        self._bar = Progress(
-            TextColumn("round {task.fields[round]}/{task.fields[rounds]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("local trainings"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[client]}", markup=False),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._round_started = time.perf_counter()
-
-    def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
-        from fedsa.server import sample_size
-        from fedsa.tasks import make_task
-
-        self._metric = make_task(recipe.task, ()).metric
-        each = sample_size(recipe.fraction_train, len(clients))
-        self._rounds = recipe.rounds
-        self._console.print(
-            f"{recipe.algorithm} on {recipe.adapter.variant}, {len(clients)} clients, {recipe.rounds} rounds, "
-            f"{recipe.compute.device} ({recipe.compute.precision}, {recipe.compute.threads} threads)"
-            + (f", going on after round {finished_rounds}" if finished_rounds else "")
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(
-            "",
-            total=each * recipe.rounds,
-            completed=each * finished_rounds,
-            round=finished_rounds,
-            rounds=recipe.rounds,
-            client="",
-        )
-        self._round_started = time.perf_counter()
-
-    def on_client_trained(self, round: int, client: str, metrics: Mapping[str, float]) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, advance=1, round=round, client=client)
-
-    def on_round_end(
-        self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None
-    ) -> None:
-        seconds = time.perf_counter() - self._round_started
-        self._round_started = time.perf_counter()
-        losses = [line["train"]["loss"] for line in lines if line["train"]]
-        parts = ["before training" if round == 0 else f"round {round:>{len(str(self._rounds))}}"]
-        if losses:
-            parts.append(f"train loss {sum(losses) / len(losses):.3f}")
-        if validation:
-            parts.append(
-                f"validation mean {score(validation['weighted_mean'], self._metric)}, "
-                f"worst {score(validation['worst'], self._metric)} "
-                f"({validation['worst_client']})"
-            )
-        parts.append(f"{seconds:.1f} s")
-        self._console.print("  ".join(parts))
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.stop()
-
-
 def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
     """Run a recipe in its folder, from wherever the folder is, and show the way and the result.
 
@@ -167,7 +72,7 @@ def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
         KeyboardInterrupt: after saying how to go on.
     """
     console = Console(stderr=json, highlight=False, soft_wrap=True, markup=False, emoji=False)
-    live = _Live(console)
+    live = ProgressDisplay(console)
     with folder.locked():
         summary = folder.finished(recipe.rounds)
         if summary is not None:

@@ -1,0 +1,100 @@
+r"""Names of strangers (clients, labels, columns, files), made safe where they are shown: one function per medium.
+
+>>> for_terminal("site\x1b[2J\n"), for_markdown("<b>|\n"), for_latex("50 % \\of"), for_csv("=1+1")
+('site\\x1b[2J\\n', '&lt;b&gt;\\|\\\\n', '50 \\% \\textbackslash{}of', "'=1+1")
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+__all__ = ["for_csv", "for_html", "for_latex", "for_markdown", "for_terminal"]
+
+_TURNS_TEXT_AROUND = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters without a shape that change the direction in which the text around them is shown."""
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~#$])")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+}
+
+
+def for_terminal(text: str, *, lines: bool = False) -> str:
+    r"""Return a text without characters that command a terminal: they are spelt out, as in a Python string.
+
+    Args:
+        text: any.
+        lines: keep line breaks and tabs, for a whole message.
+
+    >>> for_terminal("a\x07\u202eb\ud800"), for_terminal("one\ntwo", lines=True)
+    ('a\\x07\\u202eb\\ud800', 'one\ntwo')
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if _is_command(character) and not (lines and character in "\n\t")
+        else character
+        for character in text
+    )
+
+
+def for_html(text: str) -> str:
+    """Return a text for a page whose template escapes ``&``, ``<``, ``>`` and quotes: control characters spelt out."""
+    return for_terminal(text)
+
+
+def for_markdown(text: str) -> str:
+    r"""Return a text as plain words in Markdown: no HTML, no link, no emphasis, no new line, no table cell.
+
+    >>> for_markdown("a_b <img src=x> [x](y)")
+    'a\\_b &lt;img src=x&gt; \\[x\\](y)'
+    """
+    text = _MARKDOWN.sub(r"\\\1", for_terminal(text))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def for_latex(text: str) -> str:
+    r"""Return a text as plain words in LaTeX.
+
+    >>> for_latex("A & B_1\n")
+    'A \\& B\\_1\\textbackslash{}n'
+    """
+    return "".join(_LATEX.get(character, character) for character in for_terminal(text))
+
+
+def for_csv(text: str) -> str:
+    r"""Return a text for a cell of a CSV file (quoted by its writer), which no spreadsheet takes for a formula.
+
+    >>> for_csv("-0.5"), for_csv("@SUM(A1)"), for_csv("plain")
+    ('-0.5', "'@SUM(A1)", 'plain')
+    """
+    text = for_terminal(text)
+    return f"'{text}" if text[:1] in "=+-@" and text and not _is_number(text) else text
+
+
+def _is_command(character: str) -> bool:
+    kind = unicodedata.category(character)
+    return kind in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS_TEXT_AROUND
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
