@@ -291,7 +291,7 @@ def test_layers_of_several_ranks_keep_their_own_scale(tiny_model: Path, tmp_path
     """PEFT's rank_pattern: put together, each layer has twice its own rank, and its own s."""
     from peft import LoraConfig
 
-    from fedsa.export import _save_product
+    from fedsa.export.folders import _save_product
     from fedsa.models import AdaptedModel
 
     config = LoraConfig(
