@@ -250,9 +250,12 @@ def split_of(federation, rows) -> str:
 
 @pytest.fixture
 def run_scripted(tiny_recipe, tmp_path, monkeypatch):
-    """Run four rounds in which validation accuracy is scripted by round, and test accuracy is its opposite."""
+    """Run four rounds in which validation accuracy is scripted by round, and test accuracy is its opposite.
 
-    def run(validation: dict[int, float], *overrides: str):
+    A round's accuracy may be a list, one for each client; ``examples`` are then clients' numbers of rows.
+    """
+
+    def run(validation: dict[int, float | list[float]], *overrides: str, examples: dict[str, int] | None = None):
         federation = Federation.from_recipe(tiny_recipe("rounds=4", *overrides))
         splits: list[str] = []
         rounds = iter(round for round in validation for _ in federation.clients)
@@ -263,7 +266,9 @@ def run_scripted(tiny_recipe, tmp_path, monkeypatch):
                 splits.append(split_of(federation, rows))
                 is_validation = splits[-1] == "validation"
                 score = validation[next(rounds)] if is_validation else 1.0 / (1 + next(accuracy))
-                yield client, {"examples": len(rows), "accuracy": score, "loss": 0.0}
+                if isinstance(score, list):
+                    score = score[federation.clients.index(client)]
+                yield client, {"examples": (examples or {}).get(client, len(rows)), "accuracy": score, "loss": 0.0}
 
         with monkeypatch.context() as patch:
             patch.setattr(simulator, "evaluate", scripted)
@@ -289,6 +294,13 @@ def test_the_round_is_chosen_on_validation(run_scripted, validation, chosen):
     assert summary["chosen_by"] == "weighted mean of validation accuracy"
     assert splits[:15] == ["validation"] * 15, "test rows are seen only when all rounds are over"
     assert set(splits[15:]) == {"test"}
+
+
+def test_the_round_is_chosen_by_the_mean_that_is_weighted_by_rows(run_scripted):
+    """Round 2 is the best for most rows, round 3 for most clients: (8·0.9 + 0 + 0)/10 > (8·0.5 + 1 + 1)/10."""
+    rounds = {0: 0.1, 1: 0.2, 2: [0.9, 0.0, 0.0], 3: [0.5, 1.0, 1.0], 4: 0.3}
+    summary, _ = run_scripted(rounds, examples={"site 0": 8, "site 1": 1, "site 2": 1})
+    assert (summary["chosen_round"], summary["chosen_score"]) == (2, pytest.approx(0.72))
 
 
 def test_evaluate_every_skips_rounds_but_not_the_last(run_scripted, tmp_path):

@@ -38,7 +38,10 @@ def rounded(tensors: State) -> dict[Key, torch.Tensor]:
 
 
 def same(one: State, two: State) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    """Say whether values and types are equal; `torch.equal` looks at values alone."""
+    return one.keys() == two.keys() and all(
+        one[key].dtype == two[key].dtype and torch.equal(one[key], two[key]) for key in one
+    )
 
 
 def of_side(tensors: State, *sides: Side) -> dict[Key, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -105,6 +106,37 @@ def test_a_round_exists_only_when_all_its_files_are_safe(folder: RunFolder, monk
     assert len(list(folder.path.glob("clients/*/round-*"))) < len(CLIENTS), "nobody waited for the disk"
     folder.commit(Progress(round=1))
     assert safe == [len(CLIENTS) + 1]
+
+
+def test_what_a_round_writes_is_safe_on_the_disk_before_the_round_exists(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the commit loses what the disk was not asked to keep: so it is asked for every byte."""
+    fsync, sizes, unsafe = os.fsync, {}, []
+    write_json = RunFolder.write_json
+
+    def asked(descriptor: int) -> None:
+        fsync(descriptor)
+        about = os.fstat(descriptor)
+        sizes[about.st_ino] = about.st_size
+
+    def watched(self: RunFolder, name: str, data: Any) -> None:
+        if name == "state.json":
+            files = [path for path in self.path.rglob("*") if path.is_file() and path.name != ".lock"]
+            assert {"metrics.jsonl", "round-000001.safetensors"} <= {path.name for path in files}
+            unsafe.extend(path for path in files if sizes.get(path.stat().st_ino) != path.stat().st_size)
+        write_json(self, name, data)
+
+    monkeypatch.setattr(os, "fsync", asked)
+    monkeypatch.setattr(RunFolder, "write_json", watched)
+    folder.write_text("recipe.toml", "")  # the fixture's was written before anybody watched
+    folder.register_clients({client: {} for client in CLIENTS})
+    folder.append_metrics([{"round": 0}])
+    save_round(folder, 1, CLIENTS, {})
+    folder.append_metrics([{"round": 1}])
+    folder.commit(Progress(round=1))
+    assert unsafe == []
+    assert sizes[(folder.path / "state.json").stat().st_ino] == (folder.path / "state.json").stat().st_size
 
 
 def test_a_state_that_is_still_being_written_can_be_read(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,792 @@
+"""Plant small faults in the library, one at a time, and see whether the tests find them.
+
+    python benchmarks/planted_faults.py                  # all of them: a table, and how many were caught
+    python benchmarks/planted_faults.py --only absorb    # those whose name has the word in it
+    python benchmarks/planted_faults.py --check          # only whether each fault still fits the source (a second)
+
+A fault is one change of meaning in one file: an average without weights, a seed without the round, a file that is not
+safe on the disk. For each of them ``src`` and ``tests`` are copied to a temporary folder, the old text is replaced by
+the new one, and the tests that should notice are run there (default tier, one process). A fault that they let through
+has survived: a test is missing. The exit code is 0 if every fault was caught, else 1.
+
+Whoever changes a line that a fault changes moves the fault along: `--check` names those whose old text is not in its
+file exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+HOURGLASS = 900  # seconds: a fault that makes the tests run for ever is noticed too
+
+
+class Fault(NamedTuple):
+    """A change that the tests must notice.
+
+    Attributes:
+        name: what is wrong then.
+        file: below ``src/fedsa``.
+        old: a text that is in the file exactly once.
+        new: what takes its place.
+        tests: pytest's names of the tests that should fail, below ``tests`` (or ``src`` for a doctest).
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FAULTS = (
+    # -- the server: weights, sampling, versions, what it takes in ---------------------------------------------------
+    Fault(
+        "weights: every client counts alike",
+        "server.py",
+        'yield update, update.num_examples if self._weighting == "num_examples" else 1',
+        "yield update, 1",
+        ("test_server.py::test_weighting",),
+    ),
+    Fault(
+        "weights: the setting is not looked at",
+        "server.py",
+        'yield update, update.num_examples if self._weighting == "num_examples" else 1',
+        "yield update, update.num_examples",
+        ("test_server.py::test_weighting",),
+    ),
+    Fault(
+        "sampling: the same clients in every round",
+        "server.py",
+        'derive_seed(self._seed, "clients", round)',
+        'derive_seed(self._seed, "clients")',
+        ("test_server.py::test_who_is_sampled_depends_on_seed_and_round_alone",),
+    ),
+    Fault(
+        "sampling: halves are rounded down",
+        "server.py",
+        "math.floor(fraction * clients + 0.5)",
+        "math.floor(fraction * clients + 0.4999)",
+        ("test_server.py::test_how_many_are_sampled",),
+    ),
+    Fault(
+        "sampling: those who are evaluated are those who train",
+        "engines/simulator.py",
+        'derive_seed(self.recipe.seed, "evaluation", round)',
+        'derive_seed(self.recipe.seed, "clients", round)',
+        ("test_evaluation.py::test_a_part_of_the_clients_is_evaluated_anew_each_round",),
+    ),
+    Fault(
+        "versions: a client is taken to hold what it has only helped to make",
+        "server.py",
+        "self.held[client] = round - 1",
+        "self.held[client] = round",
+        ("test_server.py", "algorithms/test_laws.py::test_who_skips_rounds_catches_up"),
+    ),
+    Fault(
+        "versions: what a client holds is sent again",
+        "algorithms/base.py",
+        "if state.versions[key] > held and",
+        "if state.versions[key] >= held and",
+        ("test_server.py::test_a_client_gets_what_it_lacks_and_a_fresh_one_all",),
+    ),
+    Fault(
+        "versions: a round without updates gives no new version",
+        "algorithms/base.py",
+        "newer = [key for key in state.tensors if self.renews(key, round)]",
+        "newer = [key for key in tensors if self.renews(key, round)]",
+        ("algorithms/test_laws.py::test_uploads_are_what_the_plan_declares",),
+    ),
+    Fault(
+        "update: a tensor that was not declared is taken",
+        "server.py",
+        "if planned != set(update.tensors):",
+        "if not planned <= set(update.tensors):",
+        ("algorithms/test_laws.py::test_the_server_refuses_what_is_not_declared",),
+    ),
+    Fault(
+        "update: an infinite value is taken",
+        "server.py",
+        "if not bool(tensor.isfinite().all()):",
+        "if bool(tensor.isnan().any()):",
+        ("algorithms/test_laws.py::test_a_spoilt_tensor_is_refused",),
+    ),
+    Fault(
+        "update: another round's is taken",
+        "server.py",
+        "if update.client not in self._open or update.round != round or update.client in seen:",
+        "if update.client not in self._open or update.client in seen:",
+        ("algorithms/test_laws.py::test_an_update_that_does_not_fit_the_round_is_refused",),
+    ),
+    Fault(
+        "update: clients may come in any order",
+        "server.py",
+        "if update.client < last:",
+        "if update.client < last and not seen:",
+        ("algorithms/test_laws.py::test_updates_come_in_the_order_of_client_ids",),
+    ),
+    Fault(
+        "ranks: a client of a lower rank is sent the whole tensors",
+        "server.py",
+        "own = ranked(payload.tensors, self._ranks.get(client))",
+        "own = ranked(payload.tensors, None)",
+        ("algorithms/test_laws.py::test_uploads_are_what_the_plan_declares",),
+    ),
+    # -- means and methods -------------------------------------------------------------------------------------------
+    Fault(
+        "absorb: what came in bf16 stays bf16",
+        "algorithms/base.py",
+        "key: value.to(torch.promote_types(value.dtype, torch.float32)) for key, value in payload.tensors.items()",
+        "key: value for key, value in payload.tensors.items()",
+        ("test_wire.py::test_a_client_begins_a_round_with_what_it_received",),
+    ),
+    Fault(
+        "absorb: what was received is not taken",
+        "algorithms/base.py",
+        "for key, value in payload.tensors.items()\n            },",
+        "for key, value in payload.tensors.items() if key not in tensors\n            },",
+        ("test_wire.py::test_a_client_begins_a_round_with_what_it_received",),
+    ),
+    Fault(
+        "mean: it is computed in fp32",
+        "algorithms/base.py",
+        "term = tensor.double() * weight",
+        "term = tensor.float() * weight",
+        ("algorithms/test_base.py::test_what_a_mean_in_fp32_would_lose",),
+    ),
+    Fault(
+        "mean: rows that no client has become zero",
+        "algorithms/base.py",
+        "filled = before.double().clone()",
+        "filled = torch.zeros_like(before.double())",
+        ("algorithms/test_base.py", "training/test_ranks_and_penalties.py"),
+    ),
+    Fault(
+        "mean of products: the scale s is left out",
+        "algorithms/base.py",
+        "a[:rank].double() * (weight * state.scaling[module])",
+        "a[:rank].double() * weight",
+        ("algorithms/test_methods.py",),
+    ),
+    Fault(
+        "restart: a client begins from its own A and B",
+        "algorithms/base.py",
+        "        if self.restarts:\n",
+        "        if self.restarts and not begun:\n",
+        ("algorithms/test_methods.py", "algorithms/test_laws.py::test_combine_after_partition_is_the_identity"),
+    ),
+    Fault(
+        "fedsa: B is sent too",
+        "algorithms/fedsa.py",
+        "return LOCAL",
+        "return SHARED",
+        ("algorithms/test_laws.py::test_fedsa_sends_the_a_side_alone",),
+    ),
+    Fault(
+        "ffa: A is trained at the clients",
+        "algorithms/ffa.py",
+        "            case Side.A:\n                return FROZEN",
+        "            case Side.A:\n                return FROZEN._replace(trained=True)",
+        ("test_sharing.py::test_ffa_never_changes_the_a_side",),
+    ),
+    Fault(
+        "rolora: A is first",
+        "algorithms/rolora.py",
+        "return SHARED if round % 2 == 0 else RECEIVED",
+        "return SHARED if round % 2 == 1 else RECEIVED",
+        ("algorithms/test_methods.py::test_rolora_averages_a_alone_in_even_rounds",),
+    ),
+    Fault(
+        "frlora: the initial product is not taken off",
+        "algorithms/frlora.py",
+        "product(state, means, module) - product(state, state.tensors, module)",
+        "product(state, means, module)",
+        ("algorithms/test_methods.py::test_frlora_folds_the_averaged_adapters_change",),
+    ),
+    Fault(
+        "fedex: each round's residual replaces the last one's",
+        "algorithms/fedex.py",
+        "state.tensors[delta].double() + update",
+        "update",
+        ("algorithms/test_laws.py::test_an_exact_method_is_exact",),
+    ),
+    Fault(
+        "fedalt: the others' mean has the client itself in it",
+        "algorithms/fedalt.py",
+        "((mean * whole - own * weight) / (whole - weight))",
+        "mean",
+        ("algorithms/test_methods.py::test_fedalt_sends_each_client_the_mean_of_the_others",),
+    ),
+    Fault(
+        "feddpa: the two adapters' weights are exchanged",
+        "algorithms/feddpa.py",
+        'return {"default": 2 * (1 - local), "local": 2 * local}',
+        'return {"default": 2 * local, "local": 2 * (1 - local)}',
+        ("algorithms/test_methods.py::test_feddpa_weighs_a_row_by_its_likeness_to_the_clients_own",),
+    ),
+    Fault(
+        "sfed: the scale ignores the number of clients",
+        "algorithms/sfed.py",
+        "scaling * (clients * rank) ** 0.5",
+        "scaling * rank**0.5",
+        ("algorithms/test_methods.py::test_sfeds_scale",),
+    ),
+    # -- the client and the wire -------------------------------------------------------------------------------------
+    Fault(
+        "privacy: all that is trained is sent, B too",
+        "client.py",
+        "for key, plan in plans.items() if plan.sent}",
+        "for key, plan in plans.items() if plan.trained}",
+        ("test_client.py::test_what_is_kept_and_sent_is_what_the_plan_says",),
+    ),
+    Fault(
+        "privacy: a tensor that the plan keeps goes along with the update",
+        "client.py",
+        "on_its_way = on_wire(sent, self.recipe.wire_dtype)",
+        "on_its_way = on_wire({**dict(list(tensors.items())[:2]), **sent}, self.recipe.wire_dtype)",
+        ("test_client.py::test_what_is_kept_and_sent_is_what_the_plan_says",),
+    ),
+    Fault(
+        "client: it says that it has one row",
+        "client.py",
+        "Update(self.id, job.round, len(self.rows), on_its_way",
+        "Update(self.id, job.round, 1, on_its_way",
+        ("test_golden.py::test_two_fedsa_rounds_are_the_plain_computation",),
+    ),
+    Fault(
+        "held version: a client keeps that it holds the round it trained in",
+        "client.py",
+        "held=job.round - 1)",
+        "held=job.round)",
+        ("test_wire.py::test_a_client_is_measured_and_exported_with_what_it_would_receive",),
+    ),
+    Fault(
+        "client: its initial tensors cover what it has kept",
+        "client.py",
+        "return {**initial, **(state.tensors if state else {})}",
+        "return {**(state.tensors if state else {}), **initial}",
+        ("test_client.py",),
+    ),
+    Fault(
+        "own start: every client draws the same A",
+        "client.py",
+        'derive_seed(recipe.seed, "initial A", client, str(key))',
+        'derive_seed(recipe.seed, "initial A", str(key))',
+        ("test_own_starts.py::test_each_client_draws_its_own_as_lora_does",),
+    ),
+    Fault(
+        "ranks: what a client of a lower rank receives is not cropped",
+        "client.py",
+        "own = {key: cropped(value, initial[key].shape) for key, value in payload.tensors.items()}",
+        "own = dict(payload.tensors)",
+        ("test_family.py", "algorithms/test_laws.py::test_who_skips_rounds_catches_up"),
+    ),
+    Fault(
+        "wire: bf16 is cut off instead of rounded",
+        "wire.py",
+        "return {key: tensor.to(WIRE_DTYPES[wire_dtype]) for key, tensor in tensors.items()}",
+        "dtype = WIRE_DTYPES[wire_dtype]\n    cut = {\n"
+        "        key: (tensor.contiguous().view(torch.int32) & -65536).view(torch.float32)\n"
+        '        if wire_dtype == "bf16" and tensor.dtype == torch.float32\n        else tensor\n'
+        "        for key, tensor in tensors.items()\n    }\n"
+        "    return {key: tensor.to(dtype) for key, tensor in cut.items()}",
+        ("test_wire.py::test_on_wire_rounds_to_the_nearest_and_copies_nothing_in_fp32",),
+    ),
+    Fault(
+        "wire: what is sent down is not put on it",
+        "server.py",
+        "payload = replace(payload, tensors=on_wire(own, self._wire_dtype))",
+        'payload = replace(payload, tensors=on_wire(own, "fp32"))',
+        ("test_wire.py::test_what_crosses_is_in_bf16_and_half_the_bytes",),
+    ),
+    # -- the server's optimiser --------------------------------------------------------------------------------------
+    Fault(
+        "server optimiser: its moments begin anew in every round",
+        "server_optimizers.py",
+        'kept = slots.get(f"{name}|{key}")',
+        "kept = None",
+        ("test_server_optimizers.py::test_the_papers_formulas",),
+    ),
+    Fault(
+        "server optimiser: FedYogi is FedAdam",
+        "server_optimizers.py",
+        '(v - square).sign() * square if settings.optimizer == "fedyogi" else v - square',
+        "v - square",
+        ("test_server_optimizers.py::test_the_papers_formulas",),
+    ),
+    Fault(
+        "server optimiser: v begins at 0",
+        "server_optimizers.py",
+        'moment("v", tau**2)',
+        'moment("v", 0.0)',
+        ("test_server_optimizers.py::test_the_papers_formulas",),
+    ),
+    # -- training ----------------------------------------------------------------------------------------------------
+    Fault(
+        "schedule: every round begins it anew",
+        "training/sequential.py",
+        "(job.round - 1 + number / len(steps)) / job.rounds",
+        "number / len(steps)",
+        ("training/test_sequential.py::test_the_rate_follows_the_whole_run_and_not_the_round",),
+    ),
+    Fault(
+        "schedule: no warm-up",
+        "training/jobs.py",
+        "return progress / warmup",
+        "return 1.0",
+        ("training/test_jobs.py::test_learning_rate_factor",),
+    ),
+    Fault(
+        "clipping: each tensor's gradient by itself",
+        "training/sequential.py",
+        "nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)",
+        "[nn.utils.clip_grad_norm_([value], settings.max_grad_norm) for value in parameters.values()]",
+        ("training/test_sequential.py::test_clipping_bounds_the_common_norm_of_all_gradients",),
+    ),
+    Fault(
+        "clipping: a cohort's by its first block",
+        "training/cohort.py",
+        "norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)",
+        "norms = parts[0]",
+        ("training/test_cohort.py::test_with_every_setting_of_the_training",),
+    ),
+    Fault(
+        "dropout: the same in every round",
+        "training/jobs.py",
+        'derive_seed(job.seed, "dropout", job.client, job.round)',
+        'derive_seed(job.seed, "dropout", job.client)',
+        ("training/test_jobs.py::test_dropout_depends_on_seed_client_and_round_alone",),
+    ),
+    Fault(
+        "dropout: the same for every client",
+        "training/jobs.py",
+        'derive_seed(job.seed, "dropout", job.client, job.round)',
+        'derive_seed(job.seed, "dropout", job.round)',
+        ("training/test_cohort.py::test_dropout_of_different_clients_differs",),
+    ),
+    Fault(
+        "dropout: the same in every batch of a round",
+        "models/dropout.py",
+        "(seed + batch * self.layers + layer) % 2**63",
+        "(seed + layer) % 2**63",
+        ("models/test_dropout.py::test_every_seed_batch_and_layer_has_a_draw_of_its_own",),
+    ),
+    Fault(
+        "batches: every round begins with the same rows",
+        "training/jobs.py",
+        "rows = _rows(job, (job.round - 1) * span, job.round * span)",
+        "rows = _rows(job, 0, span)",
+        ("training/test_jobs.py::test_with_local_steps_passes_go_on_over_round_boundaries",),
+    ),
+    Fault(
+        "accumulation: gradients are added, not averaged",
+        "training/sequential.py",
+        "(loss / len(batches)).backward()",
+        "loss.backward()",
+        ("training/test_sequential.py::test_gradient_accumulation_is_a_larger_batch",),
+    ),
+    Fault(
+        "cohort: a client's loss is shared out over all clients",
+        "training/cohort.py",
+        "shares = torch.tensor([1 / len(now[place]) for place in with_rows], dtype=losses.dtype)",
+        "shares = torch.tensor([1 / len(with_rows) for place in with_rows], dtype=losses.dtype)",
+        ("training/test_cohort.py::test_with_every_setting_of_the_training",),
+    ),
+    Fault(
+        "cohort: an accumulated step is the sum of its batches",
+        "training/cohort.py",
+        "shares = torch.tensor([1 / len(now[place]) for place in with_rows], dtype=losses.dtype)",
+        "shares = torch.tensor([1.0 for place in with_rows], dtype=losses.dtype)",
+        ("training/test_cohort.py::test_with_every_setting_of_the_training",),
+    ),
+    Fault(
+        "cohort: the loss is a mean over all rows that go through together",
+        "training/cohort.py",
+        "losses = (whole / number_of_terms)[",
+        "losses = (whole / number_of_terms.sum().clamp(min=1))[",
+        ("training/test_cohort.py::test_with_every_setting_of_the_training",),
+    ),
+    Fault(
+        "optimiser: what was kept is not loaded",
+        "training/sequential.py",
+        "        if key in by_key:\n",
+        "        if key in by_key and not slot:\n",
+        ("training/test_sequential.py::test_a_kept_optimiser_is_one_long_optimiser",),
+    ),
+    Fault(
+        "optimiser: a cohort begins with new moments",
+        "training/cohort.py",
+        "rows = [\n                        torch.cat([whole_slots(job, name, shape).reshape(-1)",
+        "rows = [\n                        0 * torch.cat([whole_slots(job, name, shape).reshape(-1)",
+        ("training/test_cohort.py::test_kept_optimiser_states_go_on_from_where_each_client_was",),
+    ),
+    Fault(
+        "optimiser: what a round does not train is forgotten",
+        "training/sequential.py",
+        "kept = {**job.optimizer_state, **_dump_optimizer(optimizer, parameters, job)}",
+        "kept = _dump_optimizer(optimizer, parameters, job)",
+        ("test_client.py::test_what_a_round_does_not_train_keeps_its_value", "training/test_sequential.py"),
+    ),
+    Fault(
+        "proximal term: without its half",
+        "training/sequential.py",
+        "settings.proximal_mu / 2 * _distance",
+        "settings.proximal_mu * _distance",
+        ("training/test_sequential.py::test_the_gradient_of_the_proximal_term",),
+    ),
+    Fault(
+        "LoRA+: the ratio is the A side's",
+        "training/jobs.py",
+        "case Side.B:\n            return settings.learning_rate * settings.b_learning_rate_ratio",
+        "case Side.A:\n            return settings.learning_rate * settings.b_learning_rate_ratio",
+        ("training/test_cohort.py::test_the_b_side_moves_by_the_ratio",),
+    ),
+    Fault(
+        "ranks: a client hands back more than its own rows",
+        "training/sequential.py",
+        "trained = {key: own_part(job, key, value).contiguous()",
+        "trained = {key: value.contiguous()",
+        ("training/test_ranks_and_penalties.py::test_a_lower_rank_trains_as_in_a_model_of_that_rank",),
+    ),
+    # -- rows --------------------------------------------------------------------------------------------------------
+    Fault(
+        "splits: validation rows are counted from where test rows begin",
+        "data/sharing.py",
+        'parts.validation + starts.get("validation", 0)',
+        'parts.validation + starts.get("test", 0)',
+        ("test_api.py", "data"),
+    ),
+    Fault(
+        "splits: groups are taken apart",
+        "data/partition.py",
+        "    if table.groups is None:\n        split = split_rows(",
+        "    if table.groups is None or clients:\n        split = split_rows(",
+        ("data/test_partition.py::test_groups_never_straddle",),
+    ),
+    Fault(
+        "splits: one row of validation is tested",
+        "data/splitting.py",
+        "(place >= ends[:, 1])",
+        "(place >= ends[:, 1] - (ends[:, 1] > ends[:, 0]))",
+        ("data/test_partition.py::test_complete_disjoint_and_mixed_alike",),
+    ),
+    Fault(
+        "splits: what rounding owes is forgotten",
+        "data/allotting.py",
+        "debt -= extra",
+        "debt *= 0",
+        ("data/test_partition.py::test_apportion_rounds_and_carries",),
+    ),
+    Fault(
+        "partition: every seed gives the same",
+        "data/partition.py",
+        "rng = np.random.default_rng(seed)",
+        "rng = np.random.default_rng(0)",
+        ("data/test_partition.py::test_seed_decides",),
+    ),
+    Fault(
+        "held out: whoever is sampled first",
+        "server.py",
+        'derive_seed(seed, "held-out clients")',
+        'derive_seed(0, "held-out clients")',
+        ("test_adaptation.py::test_who_is_held_out_hangs_on_the_seed_alone",),
+    ),
+    Fault(
+        "padding: it is attended to",
+        "tasks/classification.py",
+        "laid(np.broadcast_to(np.int64(1), self.tokens.shape), fill=0)",
+        "laid(np.broadcast_to(np.int64(1), self.tokens.shape), fill=1)",
+        ("tasks/test_classification.py::test_a_batch_is_what_the_tokenizer_gives",),
+    ),
+    Fault(
+        "packing: sentences of one row see each other",
+        "models/layout.py",
+        "seen = self.sentences[:, :, None] == self.sentences[:, None, :]",
+        "seen = (self.sentences[:, :, None] >= 0) == (self.sentences[:, None, :] >= 0)",
+        ("models/test_layout.py::test_a_token_sees_its_own_sentence_alone",),
+    ),
+    Fault(
+        "seeds: a number and its text give one seed",
+        "seeds.py",
+        'f"{type(part).__name__}:{part}"',
+        'f"{part}"',
+        ("test_seeds.py",),
+    ),
+    # -- figures -----------------------------------------------------------------------------------------------------
+    Fault(
+        "figures: the weighted mean is the plain one",
+        "evaluation.py",
+        "(numbers * shares).sum() / shares.sum()",
+        "numbers.mean()",
+        ("test_evaluation.py::test_figures_by_hand",),
+    ),
+    Fault(
+        "figures: the worst client is the best",
+        "evaluation.py",
+        "numbers.argmin()",
+        "numbers.argmax()",
+        ("test_evaluation.py::test_figures_by_hand",),
+    ),
+    Fault(
+        "figures: the deviation of a sample",
+        "evaluation.py",
+        "std=float(numbers.std())",
+        "std=float(numbers.std(ddof=min(1, len(numbers) - 1)))",
+        ("test_evaluation.py::test_figures_by_hand",),
+    ),
+    Fault(
+        "majority: the most frequent label of the test rows",
+        "evaluation.py",
+        "np.bincount(np.asarray(train_labels))",
+        "np.bincount(np.asarray(test_labels))",
+        ("test_evaluation.py::test_majority_accuracy",),
+    ),
+    Fault(
+        "evaluation: outputs stay in the order of their lengths",
+        "evaluation.py",
+        "torch.from_numpy(np.argsort(np.concatenate(places)))",
+        "torch.from_numpy(np.sort(np.concatenate(places)))",
+        ("test_evaluation.py::test_outputs_are_put_back_in_the_order_of_the_rows",),
+    ),
+    Fault(
+        "chosen round: by the plain mean over clients",
+        "engines/simulator.py",
+        "if progress.chosen_score is None or figures.weighted_mean > progress.chosen_score:\n"
+        "                progress.chosen_round, progress.chosen_score = round, figures.weighted_mean",
+        "if progress.chosen_score is None or figures.mean > progress.chosen_score:\n"
+        "                progress.chosen_round, progress.chosen_score = round, figures.mean",
+        ("test_evaluation.py::test_the_round_is_chosen_by_the_mean_that_is_weighted_by_rows",),
+    ),
+    Fault(
+        "chosen round: of equal rounds the last",
+        "engines/simulator.py",
+        "figures.weighted_mean > progress.chosen_score:",
+        "figures.weighted_mean >= progress.chosen_score:",
+        ("test_evaluation.py::test_the_round_is_chosen_on_validation",),
+    ),
+    Fault(
+        "chosen round: by the test rows",
+        "engines/simulator.py",
+        'self._evaluate(mode, "validation", round, clients=clients)',
+        'self._evaluate(mode, "test", round, clients=clients)',
+        ("test_evaluation.py::test_opposite_test_labels_leave_the_chosen_round",),
+    ),
+    Fault(
+        "test: the chosen round's figures are of the last round's server",
+        "engines/simulator.py",
+        'self._evaluate(mode, "test", round, self._server_state(round))',
+        'self._evaluate(mode, "test", round)',
+        ("test_evaluation.py", "test_export.py::test_the_card_states_the_score_of_the_tensors_beside_it"),
+    ),
+    Fault(
+        "evaluation: the last round may be left out",
+        "engines/simulator.py",
+        "is_evaluated = round % self.recipe.evaluation.evaluate_every == 0 or round == self.recipe.rounds",
+        "is_evaluated = round % self.recipe.evaluation.evaluate_every == 0",
+        ("test_evaluation.py::test_evaluate_every_skips_rounds_but_not_the_last",),
+    ),
+    # -- the disk ----------------------------------------------------------------------------------------------------
+    Fault(
+        "disk: metrics.jsonl is written without fsync",
+        "store/folder.py",
+        "                os.fsync(file.fileno())\n",
+        "",
+        ("store/test_folder.py::test_what_a_round_writes_is_safe_on_the_disk_before_the_round_exists",),
+    ),
+    Fault(
+        "disk: other files are written without fsync",
+        "store/files.py",
+        "            os.fsync(file.fileno())\n",
+        "",
+        ("store/test_folder.py::test_what_a_round_writes_is_safe_on_the_disk_before_the_round_exists",),
+    ),
+    Fault(
+        "commit: a round exists before its files are there",
+        "store/folder.py",
+        "        self._writes.settle()\n        self.write_json(",
+        "        self.write_json(",
+        ("store/test_folder.py::test_a_round_exists_only_when_all_its_files_are_safe",),
+    ),
+    Fault(
+        "commit: before the round's lines are in metrics.jsonl",
+        "engines/simulator.py",
+        "        progress.metrics_bytes = self.folder.append_metrics(lines)\n        progress.round = round\n",
+        "        progress.round = round\n        self.folder.commit(progress)\n"
+        "        progress.metrics_bytes = self.folder.append_metrics(lines)\n",
+        ("test_resume.py::test_killed_at_any_write_it_resumes_to_the_same_bytes",),
+    ),
+    Fault(
+        "roll back: lines of a round that does not exist stay",
+        "store/folder.py",
+        "        if length > progress.metrics_bytes:\n",
+        "        if length > progress.metrics_bytes > length:\n",
+        ("test_resume.py::test_killed_at_any_write_it_resumes_to_the_same_bytes",),
+    ),
+    Fault(
+        "roll back: clients' files of a round that does not exist stay",
+        "store/folder.py",
+        "while rounds and rounds[-1] > progress.round:",
+        "while rounds and rounds[-1] > progress.round + 1:",
+        ("store/test_folder.py::test_what_an_interruption_left_is_removed",),
+    ),
+    Fault(
+        "files: the chosen round's go with the next round",
+        "store/folder.py",
+        "keep = {progress.round, progress.chosen_round}",
+        "keep = {progress.round}",
+        ("store/test_folder.py::test_exactly_the_files_of_the_last_and_the_chosen_round_are_kept",),
+    ),
+    Fault(
+        "held version: a resumed server takes clients for older than they are",
+        "store/folder.py",
+        "return {client: trained - 1 for client, trained in",
+        "return {client: max(trained - 2, 0) for client, trained in",
+        ("test_resume.py::test_the_servers_file_says_when_each_client_trained_last",),
+    ),
+    Fault(
+        "resume: another base model is not noticed",
+        "engines/beginning.py",
+        'if "base_model" in changed:',
+        'if "base model" in changed:',
+        ("test_resume.py",),
+    ),
+    # -- what comes after a run --------------------------------------------------------------------------------------
+    Fault(
+        "export: the scale of a stacked adapter is by its rank, rslora or not",
+        "export.py",
+        "model.scaling[module] * (math.sqrt(rank) if config.use_rslora else rank)",
+        "model.scaling[module] * rank",
+        ("test_export.py", "test_family.py"),
+    ),
+    Fault(
+        "export: what was taken out of the base is added once more",
+        "export.py",
+        "parts.append(-model.initial[key] if key.factor is Factor.B else model.initial[key])",
+        "parts.append(model.initial[key])",
+        ("test_export.py::test_peft_alone_gives_the_same_logits",),
+    ),
+    Fault(
+        "newcomers: the mean of personal tensors is not weighted",
+        "adaptation.py",
+        'return int(self._about[client]["train_examples"]) if self.recipe.weighting == "num_examples" else 1',
+        "return 1",
+        ("test_adaptation.py::test_a_start_from_other_clients_is_their_mean",),
+    ),
+    Fault(
+        "mixing: a client's references are among its test rows",
+        "evaluation.py",
+        "self.clients[client].train, np.random",
+        "self.clients[client].test, np.random",
+        ("test_mixing.py",),
+    ),
+    Fault(
+        "plan: bytes are counted as if all clients trained in every round",
+        "plan.py",
+        "server.held[client] = round - 1",
+        "server.held.update(dict.fromkeys(names, round - 1))",
+        ("test_plan.py::test_clients_that_skip_rounds_are_counted_exactly",),
+    ),
+)
+
+
+def stale(fault: Fault) -> str:
+    """Return why a fault cannot be planted, or an empty text."""
+    path = ROOT / "src" / "fedsa" / fault.file
+    if not path.is_file():
+        return f"there is no src/fedsa/{fault.file}"
+    count = path.read_text(encoding="utf-8").count(fault.old)
+    return "" if count == 1 else f"its old text is {count} times in src/fedsa/{fault.file}"
+
+
+def copy(to: Path) -> None:
+    """Copy what the tests need; times of files stay, so compiled modules do too."""
+    for name in ("src", "tests"):
+        shutil.copytree(ROOT / name, to / name)
+    shutil.copy2(ROOT / "pyproject.toml", to)
+
+
+def pytest(place: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Run tests of a copy; return pytest's exit code and what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(place / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    names = [name if name.startswith("src/") else f"tests/{name}" for name in tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *names]
+    try:
+        done = subprocess.run(
+            command, cwd=place, env=environment, capture_output=True, text=True, timeout=HOURGLASS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return 1, f"FAILED it did not come to an end in {HOURGLASS} s"
+    return done.returncode, done.stdout + done.stderr
+
+
+def first_failure(text: str) -> str:
+    """Return the name of the test that failed, as pytest's summary has it."""
+    lines = [line for line in text.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    return lines[0].split(" - ")[0].partition(" ")[2].removeprefix("tests/") if lines else "?"
+
+
+def tried(fault: Fault) -> tuple[str, str]:
+    """Plant a fault; return ``caught`` and by which test, or ``survived``, or ``broken`` and why."""
+    reason = stale(fault)
+    if reason:
+        return "broken", reason
+    with tempfile.TemporaryDirectory(prefix="fedsa-fault-") as folder:
+        place = Path(folder)
+        copy(place)
+        path = place / "src" / "fedsa" / fault.file
+        path.write_text(path.read_text(encoding="utf-8").replace(fault.old, fault.new), encoding="utf-8")
+        code, text = pytest(place, fault.tests)
+    if code == 1:
+        return "caught", first_failure(text)
+    return ("survived", " ".join(fault.tests)) if code == 0 else ("broken", f"pytest says {code}: {text[-300:]}")
+
+
+def sound(faults: Sequence[Fault]) -> None:
+    """Leave with a message if the tests do not pass without a fault: they would catch anything."""
+    names = list(dict.fromkeys(name for fault in faults for name in fault.tests))
+    with tempfile.TemporaryDirectory(prefix="fedsa-fault-") as folder:
+        copy(Path(folder))
+        code, text = pytest(Path(folder), names)
+    if code:
+        raise SystemExit(f"without any fault the tests fail ({code}):\n{text[-3000:]}")
+
+
+def main() -> None:
+    """Plant the faults and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="faults whose name has this in it")
+    parser.add_argument("--jobs", type=int, default=1, help="faults at a time")
+    parser.add_argument("--check", action="store_true", help="only say which faults do not fit the source any more")
+    options = parser.parse_args()
+    faults = [fault for fault in FAULTS if options.only in fault.name]
+    if not faults:
+        raise SystemExit(f"no fault has {options.only!r} in its name")
+    if options.check:
+        wrong = [f"{fault.name}: {reason}" for fault in faults if (reason := stale(fault))]
+        print(*wrong, f"{len(faults) - len(wrong)} of {len(faults)} faults fit the source", sep="\n")
+        raise SystemExit(bool(wrong))
+    started = time.perf_counter()
+    sound(faults)
+    print(f"without a fault the tests pass ({time.perf_counter() - started:.0f} s)", flush=True)
+    counts = {"caught": 0, "survived": 0, "broken": 0}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for fault, (outcome, about) in zip(faults, pool.map(tried, faults), strict=True):
+            counts[outcome] += 1
+            print(f"{outcome:9} {fault.name:76} {about}", flush=True)
+    figures = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    print(f"{len(faults)} faults: {figures} ({time.perf_counter() - started:.0f} s)")
+    raise SystemExit(counts["caught"] != len(faults))
+
+
+if __name__ == "__main__":
+    main()
