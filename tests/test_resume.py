@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe, parse_recipe
 from fedsa.store import Progress, RunFolder
 from fedsa.store.files import load_tensors, save_tensors
+from moments import Moment
 
 VARIANTS = {
     "plain": ["rounds=2"],
@@ -481,12 +481,12 @@ def long_run(tiny_recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize(
-    ("signal_", "sign"),
+    ("signal_", "event", "name"),
     [
-        (signal.SIGKILL, "clients/*/round-00000[2-9].safetensors"),
-        (signal.SIGKILL, "server/.round-*.partial"),
-        (signal.SIGINT, "server/round-00000[2-9].safetensors"),
-        (signal.SIGTERM, "server/round-00000[2-9].safetensors"),
+        (signal.SIGKILL, "os.rename", "*/clients/*/round-000002.safetensors"),
+        (signal.SIGKILL, "open", "*/server/.round-000002.safetensors.partial"),
+        (signal.SIGINT, "os.rename", "*/server/round-000002.safetensors"),
+        (signal.SIGTERM, "os.rename", "*/server/round-000002.safetensors"),
     ],
     ids=["killed while clients train", "killed inside a write", "Ctrl-C", "a service that is stopped"],
 )
@@ -496,22 +496,20 @@ def test_a_process_that_is_stopped(
     long_run: dict[str, Any],
     tmp_path: Path,
     signal_: signal.Signals,
-    sign: str,
+    event: str,
+    name: str,
 ) -> None:
-    path = tmp_path / "run"
+    path, moment = tmp_path / "run", Moment(event, name, tmp_path / "moment")
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("fedsa")), "run", str(recipe_file(*LONG)), "--out", str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=moment.environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's job ignores it
     )
     with process:
-        deadline = time.monotonic() + 60
-        while not any(path.glob(sign)):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.0005)
+        moment.wait(process)
         process.send_signal(signal_)
         out, err = process.communicate(timeout=30)
     assert "Traceback" not in err

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fedsa.sweep.files import SweepFile
 from fedsa.sweep.grid import Cell, Grid, Group
 from fedsa.sweep.running import Result, next_cells
 from fedsa.sweep.tables import Table, as_latex
+from moments import Moment
 from tiny_decoder import write_decoder, write_sums
 
 GROUP = Group("", "", "fedsa")
@@ -189,19 +189,17 @@ def test_a_background_sweep_that_is_stopped_takes_its_runs_along(
         'reference = "fedsa"\nrates = [1e-2]\n',
         encoding="utf-8",
     )
+    moment = Moment("os.rename", "*/server/round-000002.safetensors", tmp_path / "moment")
     process = subprocess.Popen(
         [sys.executable, "-m", "fedsa", "sweep", str(sweep), "--out", str(out), "--jobs", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=moment.environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell's background job has it
     )
     with process:
-        deadline = time.monotonic() + 120
-        while not any(out.glob("*/server/round-00000[2-9].safetensors")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        moment.wait(process)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

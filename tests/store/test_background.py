@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -52,23 +55,48 @@ def test_a_file_that_cannot_be_removed_is_told(writes: WriteBehind, tmp_path: Pa
         writes.settle()
 
 
+class WhenAskedFor:
+    """A pool of threads of which nobody ever gets round to work: a thing is done when its result is asked for."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def submit(self, do: Callable[..., Any], *arguments: Any) -> Any:
+        return SimpleNamespace(done=lambda: False, cancel=lambda: True, result=lambda: do(*arguments))
+
+    def shutdown(self) -> None:
+        pass
+
+
+class AtOnce(WhenAskedFor):
+    """A pool of threads that are infinitely fast: a thing is done when it is begun."""
+
+    def submit(self, do: Callable[..., Any], *arguments: Any) -> Any:
+        result = do(*arguments)
+        return SimpleNamespace(done=lambda: True, cancel=lambda: False, result=lambda: result)
+
+
 def test_the_one_thread_waits_for_slow_disks_only_when_much_is_waiting(
-    writes: WriteBehind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished: list[str] = []
-
-    def slow(path: Path, content: bytes) -> None:
-        time.sleep(0.01)
-        finished.append(path.name)
-
-    monkeypatch.setattr(background, "write_atomically", slow)
-    waiting = []
+    monkeypatch.setattr(background, "ThreadPoolExecutor", WhenAskedFor)
+    monkeypatch.setattr(background, "write_atomically", lambda path, content: finished.append(path.name))
+    writes, waiting = WriteBehind(), []
     for number in range(40):
         writes.write(tmp_path / str(number), b"")
         waiting.append(number + 1 - len(finished))
-    assert 4 < max(waiting) <= 8
+    assert waiting == [min(number + 1, 8) for number in range(40)]
     writes.settle()
-    assert sorted(finished, key=int) == [str(number) for number in range(40)]
+    assert finished == [str(number) for number in range(40)], "the oldest is waited for"
+
+
+def test_what_is_written_already_is_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "ThreadPoolExecutor", AtOnce)
+    writes = WriteBehind()
+    for number in range(20):
+        writes.write(tmp_path / str(number), b"")
+        assert len(writes._writing) == 1
 
 
 def test_an_error_comes_with_a_later_write_or_at_the_latest_when_all_is_settled(
@@ -89,26 +117,33 @@ def test_an_error_comes_with_a_later_write_or_at_the_latest_when_all_is_settled(
 
 
 def test_after_the_end_no_thread_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_go_on, begun, finished = threading.Event(), [], []
+    may_go_on, one_has_begun, begun, finished = threading.Event(), threading.Semaphore(0), [], []
 
     def slow(path: Path, content: bytes) -> None:
         begun.append(path)
+        one_has_begun.release()
         may_go_on.wait()
         finished.append(path)
 
+    class Slow(ThreadPoolExecutor):
+        def shutdown(self, *arguments: Any, **options: Any) -> None:
+            may_go_on.set()  # what is to be given up must be given up by now
+            super().shutdown(*arguments, **options)
+
+    monkeypatch.setattr(background, "ThreadPoolExecutor", Slow)
     monkeypatch.setattr(background, "write_atomically", slow)
     writes = WriteBehind()
     for number in range(8):
         writes.write(tmp_path / str(number), b"")
-    while len(begun) < 4:
-        time.sleep(0.001)
-    threading.Timer(0.02, may_go_on.set).start()
+    assert all(one_has_begun.acquire(timeout=60) for _ in range(4))
     writes.close()
     assert sorted(finished) == sorted(begun)
     assert len(finished) == 4, "what had not begun is given up"
 
 
-def test_what_is_expected_is_read_before_it_is_asked_for_and_in_order(reads: ReadAhead) -> None:
+def test_what_is_expected_is_read_before_it_is_asked_for_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "ThreadPoolExecutor", AtOnce)
+    reads: ReadAhead = ReadAhead()
     begun: list[int] = []
 
     def read(key: int) -> int:
@@ -116,11 +151,20 @@ def test_what_is_expected_is_read_before_it_is_asked_for_and_in_order(reads: Rea
         return key * key
 
     reads.expect(range(100), read)
-    deadline = time.monotonic() + 10
-    while len(begun) < 4 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    time.sleep(0.01)
-    assert sorted(begun) == [0, 1, 2, 3], "a few at a time"
+    assert begun == [0, 1, 2, 3], "a few at a time"
+    for key in range(100):
+        assert reads.get(key, read) == key * key
+        assert begun == list(range(min(key + 5, 100))), "one more for each that is taken, and nothing twice"
+
+
+def test_threads_read_what_is_expected(reads: ReadAhead) -> None:
+    begun: list[int] = []
+
+    def read(key: int) -> int:
+        begun.append(key)
+        return key * key
+
+    reads.expect(range(100), read)
     assert [reads.get(key, read) for key in range(100)] == [key * key for key in range(100)]
     assert sorted(begun) == list(range(100)), "nothing is read twice"
 

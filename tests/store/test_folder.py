@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,18 +81,35 @@ def test_exactly_the_files_of_the_last_and_the_chosen_round_are_kept(folder: Run
     folder.close()
 
 
-def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    write = background.write_atomically
+@pytest.fixture
+def shut(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A disk that writes no tensors until the event is set."""
+    opened, write = threading.Event(), background.write_atomically
 
-    def slow(path: Path, content: bytes) -> None:
-        time.sleep(0.03)
+    def written(path: Path, content: bytes) -> None:
+        opened.wait()
         write(path, content)
 
-    monkeypatch.setattr(background, "write_atomically", slow)
+    monkeypatch.setattr(background, "write_atomically", written)
+    yield opened
+    opened.set()
 
 
-def test_a_round_exists_only_when_all_its_files_are_safe(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowly(monkeypatch)
+def opening(monkeypatch: pytest.MonkeyPatch, name: str, disk: threading.Event) -> None:
+    """Have the disk write as soon as somebody waits for it in a method of `WriteBehind`."""
+    method = getattr(background.WriteBehind, name)
+
+    def waiting(self: background.WriteBehind, *arguments: Any) -> Any:
+        disk.set()
+        return method(self, *arguments)
+
+    monkeypatch.setattr(background.WriteBehind, name, waiting)
+
+
+def test_a_round_exists_only_when_all_its_files_are_safe(
+    folder: RunFolder, shut: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening(monkeypatch, "settle", shut)
     safe: list[int] = []
     write_json = RunFolder.write_json
 
@@ -102,10 +119,10 @@ def test_a_round_exists_only_when_all_its_files_are_safe(folder: RunFolder, monk
         write_json(self, name, data)
 
     monkeypatch.setattr(RunFolder, "write_json", watched)
-    save_round(folder, 1, CLIENTS, {})
-    assert len(list(folder.path.glob("clients/*/round-*"))) < len(CLIENTS), "nobody waited for the disk"
+    save_round(folder, 1, CLIENTS[:7], {})
+    assert not list(folder.path.glob("*/**/round-*")), "nobody waited for the disk"
     folder.commit(Progress(round=1))
-    assert safe == [len(CLIENTS) + 1]
+    assert safe == [7 + 1]
 
 
 def test_what_a_round_writes_is_safe_on_the_disk_before_the_round_exists(
@@ -139,9 +156,12 @@ def test_what_a_round_writes_is_safe_on_the_disk_before_the_round_exists(
     assert sizes[(folder.path / "state.json").stat().st_ino] == (folder.path / "state.json").stat().st_size
 
 
-def test_a_state_that_is_still_being_written_can_be_read(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowly(monkeypatch)
+def test_a_state_that_is_still_being_written_can_be_read(
+    folder: RunFolder, shut: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening(monkeypatch, "wait", shut)
     save_round(folder, 1, CLIENTS[:3], {})
+    assert not list(folder.path.glob("*/**/round-*"))
     folder.load_ahead(CLIENTS, 1)
     for number, client in enumerate(CLIENTS):
         loaded = folder.load_client(client, 1)
