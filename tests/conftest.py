@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsa.permissions import VARIABLE
 from fedsa.recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def fedsa_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     from fedsa.cli import main
 
     def run(*arguments: object) -> Outcome:
+        before = os.environ.get(VARIABLE)  # --allow-code is for one command
         monkeypatch.setattr("sys.argv", ["fedsa", *map(str, arguments)])
         capsys.readouterr()
         code = 0
@@ -191,6 +193,9 @@ def fedsa_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
             main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            os.environ.pop(VARIABLE, None)
+            os.environ |= {VARIABLE: before} if before is not None else {}
         return Outcome(code, *capsys.readouterr())
 
     return run

@@ -55,6 +55,7 @@ def test_method_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "sparing.py").write_text(method, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setenv("FEDSA_ALLOW_CODE", "1")
     sparing = make_algorithm("sparing:Sparing", {"every": 3})
     assert [sparing.plan(Key("layer", Factor.A), round).sent for round in range(1, 7)] == [False, False, True] * 2
     (mistake,) = check_algorithm({"algorithm": "sparing:Sparing", "adapter": {"variant": "vera"}})

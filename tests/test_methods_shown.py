@@ -186,6 +186,7 @@ def test_a_file_beside_the_recipe_is_found(
     with pytest.raises(UserError, match="neither installed nor in the current folder"):
         find_algorithm("mine_here:Sometimes")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDSA_ALLOW_CODE", "1")
     assert find_algorithm("mine_here:Sometimes").__name__ == "Sometimes"
     assert fedsa_command("algorithms", "mine_here:Sometimes").code == 0
     (tmp_path / "mine_callback.py").write_text("from fedsa import Callback\nclass Mine(Callback): pass\n")

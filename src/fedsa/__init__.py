@@ -5,11 +5,17 @@
 (<class ...>, <function ...>, <function ...>)
 """
 
-from __future__ import annotations
+import sys
 
-from typing import TYPE_CHECKING, Any
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m") == "fedsa" and not sys.flags.safe_path:
+    # `python -m fedsa` has put the current folder first, where a json.py beside a recipe would run: like the command
+    # `fedsa`, it does without. So nothing but sys is imported before this line.
+    del sys.path[0]
 
+TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
+    from typing import Any
+
     from fedsa.api import RunResult, resume, run
     from fedsa.callbacks import Callback
     from fedsa.federation import Federation
@@ -28,7 +34,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # Imported when asked for: torch and transformers take seconds, and `fedsa --help` needs neither.
     if name not in _HOMES:
         raise AttributeError(f"module 'fedsa' has no attribute {name!r}")

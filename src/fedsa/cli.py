@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import errno
+import functools
+import inspect
 import logging
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from fedsa.commands import adapt, algorithms, analyze, data, export, plan, recipes, resume, run, sweep
 from fedsa.errors import FedsaError
+from fedsa.escapes import for_terminal
+from fedsa.paths import is_about_files, local_path, told
+from fedsa.permissions import allow_code
+from fedsa.words import shortened
 
 __all__ = ["app", "main"]
 
@@ -25,18 +32,48 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Let code run that a recipe, a run folder or a model folder names and that is not installed.",
+    ),
+]
+
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _before_the_verb(
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
+    allow_code_: _AllowCode = False,
+) -> None:
     if version:
         from importlib.metadata import version as installed
 
         print(f"fedsa {installed('fedsa')}")
         raise typer.Exit
+    if allow_code_:
+        allow_code()
+
+
+def _as_verb(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a verb whose paths are looked at before it begins, and that takes ``--allow-code``."""
+
+    @functools.wraps(command)
+    def verb(*, allow_code_: bool, **arguments: Any) -> None:
+        if allow_code_:
+            allow_code()
+        paths = {name: local_path(value, name) for name, value in arguments.items() if isinstance(value, Path)}
+        command(**{**arguments, **paths})
+
+    signature = inspect.signature(command, eval_str=True)
+    permission = inspect.Parameter("allow_code_", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_AllowCode)
+    verb.__signature__ = signature.replace(parameters=[*signature.parameters.values(), permission])  # type: ignore[attr-defined]
+    verb.__annotations__ = {each.name: each.annotation for each in verb.__signature__.parameters.values()}  # type: ignore[attr-defined]
+    return verb
 
 
 for module in (run, resume, sweep, export, adapt, analyze, data, plan, recipes, algorithms):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+    app.command(module.__name__.rpartition(".")[2])(_as_verb(module.command))
 
 
 def main() -> None:
@@ -48,10 +85,9 @@ def main() -> None:
     # Where it is installed peft imports it, and it then names kernels that the package index does not have.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        app(standalone_mode=True)
+        app(prog_name="fedsa", standalone_mode=True)
     except FedsaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -59,8 +95,11 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_about_files(error):
             raise
-        where = f": {error.filename}" if error.filename else ""
-        print(f"error: the disk is full{where}; free some space, then repeat the command", file=sys.stderr)
-        sys.exit(2)
+        _end(told(error), 2)
+
+
+def _end(message: str, code: int) -> None:
+    print(f"error: {for_terminal(shortened(message), lines=True)}", file=sys.stderr)
+    sys.exit(code)

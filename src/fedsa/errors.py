@@ -18,6 +18,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fedsa.words import counted, cut
+
 __all__ = [
     "ConfigError",
     "DataError",
@@ -58,6 +60,10 @@ class UserError(FedsaError):
     exit_code = 2
 
 
+_SHOWN = 20
+"""Mistakes that one message lists; the others are counted."""
+
+
 @dataclass(frozen=True)
 class Mistake:
     """One mistake in a recipe: where it is (dotted key) and what is wrong, with the mend."""
@@ -66,11 +72,12 @@ class Mistake:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
+        what = cut(self.what, 600)
+        return f"{cut(self.where, 200)}: {what}" if self.where else what
 
 
 class ConfigError(UserError):
-    """One or more mistakes in a recipe.
+    """One or more mistakes in a recipe. The message shows the first twenty.
 
     Args:
         mistakes: every mistake found, in the order they are shown.
@@ -80,9 +87,9 @@ class ConfigError(UserError):
     def __init__(self, mistakes: Sequence[Mistake], source: str = "recipe") -> None:
         self.mistakes = tuple(mistakes)
         self.source = source
-        count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
-        lines = "".join(f"\n  {mistake}" for mistake in self.mistakes)
-        super().__init__(f"{count} in {source}:{lines}")
+        lines = "".join(f"\n  {mistake}" for mistake in self.mistakes[:_SHOWN])
+        more = f"\n  and {len(self.mistakes) - _SHOWN:,} more" if len(self.mistakes) > _SHOWN else ""
+        super().__init__(f"{counted(len(self.mistakes), 'mistake')} in {source}:{lines}{more}")
 
 
 class DataError(UserError):
@@ -118,6 +125,8 @@ def near(name: str, known: Iterable[str]) -> str:
     'known: a, b'
     """
     known = sorted(known)
+    if len(name) > 100:  # nobody misspells that, and to compare it takes long
+        return "known: " + ", ".join(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"

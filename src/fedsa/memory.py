@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import signal
 import sys
 import time
 from functools import cache
@@ -38,16 +39,26 @@ def restart_with_tunables() -> None:
 
     They are read when a process starts, and without them a run's peak is 5 % higher (docs/decisions/0013). The process
     keeps its number, its arguments and its files. A ``GLIBC_TUNABLES`` that is set, be it to nothing, is left as it is.
+    A Ctrl-C or SIGTERM in between waits until the new process is here: Python would answer it with a traceback.
     """
+    if _RESTARTED in os.environ:
+        _deliver(signal.SIG_UNBLOCK)
     named = sys.executable and sys.orig_argv[1:2] not in ([], ["-"])  # else there is no program to name
     done = {"GLIBC_TUNABLES", _RESTARTED} & {*os.environ}
     if sys.platform != "linux" or done or not named or platform.libc_ver()[0] != "glibc":
         return
     environment = {**os.environ, "GLIBC_TUNABLES": MALLOC_TUNABLES, _RESTARTED: "1"}
+    _deliver(signal.SIG_BLOCK)
     try:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - no shell
-    except OSError:
-        return  # it goes on as it is: all that is lost is some memory
+    except OSError:  # it goes on as it is: all that is lost is some memory
+        _deliver(signal.SIG_UNBLOCK)
+
+
+def _deliver(how: int) -> None:
+    """Block Ctrl-C and SIGTERM or let them through; what came in between then comes. It lasts over a restart."""
+    if sys.platform != "win32":
+        signal.pthread_sigmask(how, {signal.SIGINT, signal.SIGTERM})
 
 
 @cache

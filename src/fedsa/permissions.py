@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["HOW_TO_ALLOW", "VARIABLE", "code_allowed"]
+__all__ = ["HOW_TO_ALLOW", "VARIABLE", "allow_code", "code_allowed"]
 
 VARIABLE = "FEDSA_ALLOW_CODE"
 """The environment variable that allows it, where it is ``1``."""
@@ -20,3 +20,8 @@ HOW_TO_ALLOW = f"if you trust that code, repeat the command with --allow-code (i
 def code_allowed() -> bool:
     """Return whether the user allows code from the current folder and from model folders."""
     return os.environ.get(VARIABLE) == "1"
+
+
+def allow_code() -> None:
+    """Allow it in this process, and in those that it starts: the runs of a sweep, say."""
+    os.environ[VARIABLE] = "1"

@@ -1,16 +1,25 @@
-"""Classes that live elsewhere: by ``package.module:Class``, or under a name that an installed package declares."""
+"""Classes that live elsewhere: by ``package.module:Class``, or under a name that an installed package declares.
+
+What is installed, and what is imported already, is used as it is. A module of the current folder runs only where the
+user allows that (`fedsa.permissions`): the recipe that names it may have come with the folder, from somebody else.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import sys
 import traceback
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import EntryPoint, distributions, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fedsa.errors import UserError
+from fedsa.permissions import HOW_TO_ALLOW, code_allowed
 
 __all__ = ["declared", "load_class", "package_of"]
 
@@ -38,12 +47,23 @@ def load_class(what: str, name: str, base: type[Any]) -> type[Any]:
         base: what it has to derive from.
 
     Raises:
-        UserError: it cannot be imported, whatever its code raises; or it is no such class.
+        UserError: it is in the current folder, whose code the user has not allowed; it cannot be imported, whatever its
+            code raises; or it is no such class.
     """
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(_imported(module), attribute)
-    except Exception as error:  # it is somebody's code: anything may come
+        place = _place_here(module.partition(".")[0])
+        if place is not None and not code_allowed():
+            raise UserError(
+                f"{what} {name!r} is code of the current folder ({place}), which does not run unasked: {HOW_TO_ALLOW}"
+            )
+        if place is not None and not _is_current(*sys.path):
+            sys.path.append(str(Path.cwd()))  # it stays there: the module may import its neighbours later
+            importlib.invalidate_caches()
+        found = getattr(importlib.import_module(module), attribute)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # it is somebody's code: anything may come
         raise UserError(f"{what} {name!r} cannot be imported: {_told(error, module)}") from error
     if not (inspect.isclass(found) and issubclass(found, base)) or inspect.isabstract(found):
         raise UserError(
@@ -52,21 +72,50 @@ def load_class(what: str, name: str, base: type[Any]) -> type[Any]:
     return found
 
 
-def _imported(module: str) -> Any:
-    """Import a module; one that is not installed, from the current folder, which then stays on the path."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        here, top = Path.cwd(), module.partition(".")[0]
-        is_here = (here / f"{top}.py").is_file() or (here / top).is_dir()
-        if error.name != top or not is_here or str(here) in sys.path:
-            raise
-    sys.path.append(str(here))
+def _place_here(module: str) -> Path | None:
+    """Return the file or folder in the current folder that a module would be imported from; None: another place.
+
+    Args:
+        module: a name without dots. Nothing is imported to find it.
+    """
+    if module in sys.modules:
+        return None
     importlib.invalidate_caches()
-    return importlib.import_module(module)
+    spec = find_spec(module) or PathFinder.find_spec(module, [str(Path.cwd())])
+    here = [place for place in _places(spec) if _is_current(place.parent)] if spec else []
+    return here[0] if here and not _is_current(*_editable_folders()) else None
 
 
-def _told(error: Exception, module: str) -> str:
+def _places(spec: ModuleSpec) -> list[Path]:
+    """Return where a module lies: its file, or the folders of a package."""
+    if spec.submodule_search_locations is not None:
+        return [Path(place) for place in spec.submodule_search_locations]
+    return [Path(spec.origin)] if spec.has_location and spec.origin else []
+
+
+def _is_current(*folders: str | Path) -> bool:
+    """Return whether the current folder is among folders, however it is written."""
+    here = Path.cwd().resolve()
+    return any(Path(folder or ".").resolve() == here for folder in folders)
+
+
+def _editable_folders() -> Iterator[Path]:
+    """Yield the folders whose packages are installed where they stand (``pip install -e``)."""
+    from urllib.parse import urlparse
+    from urllib.request import url2pathname  # it takes 20 ms, and is seldom needed
+
+    elsewhere = [entry for entry in sys.path if not _is_current(entry)]  # a folder does not vouch for itself
+    for distribution in distributions(path=elsewhere):
+        try:
+            about = json.loads(distribution.read_text("direct_url.json") or "{}")
+            if about["dir_info"]["editable"]:
+                folder = Path(url2pathname(urlparse(about["url"]).path))
+                yield from (folder, folder / "src")
+        except (ValueError, KeyError, TypeError):
+            continue  # installed from an index, as most are
+
+
+def _told(error: BaseException, module: str) -> str:
     """Return what went wrong in one line, with the place in the code that is to be imported."""
     if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
         return f"{error}, neither installed nor in the current folder"

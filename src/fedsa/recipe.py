@@ -17,6 +17,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedsa.errors import ConfigError, Mistake, UserError, near
+from fedsa.paths import local_path
+from fedsa.words import brief, cut
 
 __all__ = [
     "DEFAULT_ADAPTATION_EPOCHS",
@@ -42,7 +44,9 @@ __all__ = [
     "fields_of",
     "mistakes_of",
     "parse_recipe",
+    "parse_toml",
     "read_recipe",
+    "read_toml",
     "recipe_names",
     "refuse_objects",
     "with_absolute_paths",
@@ -281,7 +285,7 @@ class TaskSettings(_Settings):
     @classmethod
     def _has_own_defaults(cls, data: Any) -> Any:
         kind = data.get("kind", "classification") if isinstance(data, Mapping) else None
-        return {**_OWN_DEFAULTS[kind], **data} if kind in _OWN_DEFAULTS else data
+        return {**_OWN_DEFAULTS[kind], **data} if isinstance(kind, str) and kind in _OWN_DEFAULTS else data
 
     @field_validator("labels")
     @classmethod
@@ -731,23 +735,75 @@ def read_recipe(recipe: str) -> tuple[dict[str, Any], str]:
     Raises:
         UserError: there is no such file or recipe, or it is not TOML.
     """
-    path = Path(recipe)
-    known = recipe_names()
-    if path.suffix == ".toml" or path.is_file():
-        try:
-            text, name = path.read_text(encoding="utf-8-sig"), path.stem
-        except FileNotFoundError:
-            raise UserError(f"no recipe file {recipe}; known recipes: {', '.join(known)}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read recipe {recipe}: {error}") from None
-    elif recipe in known:
-        text, name = known[recipe], recipe
-    else:
-        raise UserError(f"no recipe {recipe!r}: {near(recipe, known)} (a file of your own ends in .toml)")
+    path, known = local_path(recipe, "recipe"), recipe_names()
+    if path.suffix != ".toml" and recipe in known and not path.is_file():
+        return parse_toml(known[recipe], f"recipe {recipe}"), recipe
+    if path.suffix != ".toml" and not path.exists():
+        raise UserError(f"no recipe {cut(recipe, 200)!r}: {near(recipe, known)} (a file of your own ends in .toml)")
+    if not path.exists():
+        raise UserError(f"no recipe file {cut(recipe, 200)}; known recipes: {', '.join(known)}")
+    return read_toml(path, "recipe"), path.stem
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Return what a TOML file holds.
+
+    Args:
+        path: the file.
+        what: what it is to be, for messages: ``recipe``.
+
+    Raises:
+        UserError: it cannot be read, or is no text in UTF-8, or no TOML.
+    """
     try:
-        return tomllib.loads(text), name
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{recipe} is not valid TOML: {error}") from None
+        return parse_toml(path.read_text(encoding="utf-8-sig"), str(path))
+    except IsADirectoryError:
+        raise UserError(f"cannot read {what} {path}: it is a folder; give the TOML file in it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"cannot read {what} {path}: it is not text in UTF-8 (byte {error.start} is "
+            f"{error.object[error.start]:#x}); give a TOML file, saved as UTF-8"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from None
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Return what a TOML text holds.
+
+    Args:
+        text: of any origin.
+        source: named in the error.
+
+    Raises:
+        UserError: it is no TOML, or nested deeper than any settings.
+    """
+    try:
+        data = tomllib.loads(text)
+    except RecursionError:
+        data = None
+    except ValueError as error:  # of TOML's grammar, or a number of thousands of digits
+        raise UserError(f"{source} is not valid TOML: {cut(str(error), 300)}") from None
+    if data is None or _is_deep(data):
+        raise UserError(f"{source} has lists or tables within each other more than {_LEVELS} deep: take some out")
+    return data
+
+
+_LEVELS = 32
+"""Of tables and lists within each other. Python's own limit ends a deeper look in a RecursionError."""
+
+
+def _is_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(_LEVELS):
+        level = [each for value in level if isinstance(value, Mapping | list) for each in _inside(value)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Mapping[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, Mapping) else value
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -766,15 +822,18 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     result = _copy(data)
     for override in overrides:
         dotted, equals, text = override.partition("=")
+        given = f"--set {cut(override, 200)}"
         if not equals or not dotted.strip():
-            raise UserError(f"--set {override}: expected key=value, e.g. --set rounds=3 or --set training.batch_size=8")
+            raise UserError(f"{given}: expected key=value, e.g. --set rounds=3 or --set training.batch_size=8")
         *parents, last = dotted.strip().split(".")
+        if len(parents) >= _LEVELS:
+            raise UserError(f"{given}: a key has {_LEVELS} parts at most")
         table = result
         for parent in parents:
             table = table.setdefault(parent, {})
             if not isinstance(table, dict):
-                raise UserError(f"--set {override}: {parent} is not a table of settings")
-        table[last] = _value(text.strip())
+                raise UserError(f"{given}: {cut(parent, 80)} is not a table of settings")
+        table[last] = _value(text.strip(), given)
     return result
 
 
@@ -783,18 +842,22 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
     A path counts as local where it exists; relative ones are taken from the current folder. What stands for Python
     objects is no path.
+
+    Raises:
+        UserError: a path is none that a file can have.
     """
     partition = recipe.data.partition
-    file = str(Path(partition.file).expanduser().absolute()) if partition.file else None
-    data = {"path": _absolute(recipe.data.path), "partition": partition.model_copy(update={"file": file})}
-    model = recipe.model.model_copy(update={"path": _absolute(recipe.model.path)})
+    file = str(local_path(partition.file, "data.partition.file").absolute()) if partition.file else None
+    path = _absolute(recipe.data.path, "data.path")
+    data = {"path": path, "partition": partition.model_copy(update={"file": file})}
+    model = recipe.model.model_copy(update={"path": _absolute(recipe.model.path, "model.path")})
     return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=data)})
 
 
-def _absolute(path: str) -> str:
+def _absolute(path: str, setting: str) -> str:
     if path == OBJECTS:
         return path
-    place = Path(path).expanduser()
+    place = local_path(path, setting)
     return str(place.absolute()) if place.exists() else path
 
 
@@ -824,11 +887,14 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
 
 
-def _value(text: str) -> Any:
+def _value(text: str, given: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        data = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
         return text
+    except (RecursionError, ValueError):  # nested deep, or a number of thousands of digits: refused as in a file
+        data = parse_toml(f"value = {text}", given)
+    return data["value"] if data.keys() == {"value"} else text
 
 
 def parse_recipe(data: Mapping[str, Any], *, source: str = "recipe", checks: Sequence[Check] = ()) -> Recipe:
@@ -844,6 +910,8 @@ def parse_recipe(data: Mapping[str, Any], *, source: str = "recipe", checks: Seq
     """
     mistakes: list[Mistake] = []
     recipe = None
+    if _is_deep(data):
+        raise ConfigError([Mistake("", f"lists or tables lie within each other more than {_LEVELS} deep")], source)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -896,23 +964,44 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def mistakes_of(error: ValidationError, model: type[BaseModel]) -> list[Mistake]:
     """Return what pydantic found wrong with data for a model, in a user's words."""
-    return [_mistake(entry, model) for entry in error.errors(include_url=False)]
+    # A hint for each of a hundred thousand unknown keys takes a minute, and is not shown.
+    return [_mistake(entry, model, hint=number < 100) for number, entry in enumerate(error.errors(include_url=False))]
 
 
-def _mistake(entry: Mapping[str, Any], model: type[BaseModel]) -> Mistake:
+def _mistake(entry: Mapping[str, Any], model: type[BaseModel], *, hint: bool) -> Mistake:
     location = [part for part in entry["loc"] if isinstance(part, str | int)]
-    where = ".".join(str(part) for part in location)
+    where = ".".join(_key(part) for part in location)
     match entry["type"]:
         case "extra_forbidden":
-            return Mistake(where, f"unknown key; {near(str(location[-1]), _fields(location[:-1], model))}")
+            known = _fields(location[:-1], model) if hint else []
+            return Mistake(where, f"unknown key; {_near_key(str(location[-1]), known)}" if known else "unknown key")
         case "missing":
             return Mistake(where, "is missing; add it to the recipe" if model is Recipe else "is missing; add it")
         case "value_error":
             return Mistake(where, str(entry["ctx"]["error"]))
         case _:
             message = str(entry["msg"])
-            given = entry["input"]
-            return Mistake(where, f"{message[0].lower()}{message[1:]} (got {given!r})")
+            return Mistake(where, f"{message[0].lower()}{message[1:]} (got {brief(entry['input'])})")
+
+
+def _key(part: str | int) -> str:
+    """Return a part of a key as TOML would have it."""
+    return cut(part, 80) if isinstance(part, str) and part.replace("-", "_").isidentifier() else brief(part)
+
+
+_OTHER_NAMES = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "lora_dropout": "dropout",
+    "lr": "learning_rate",
+    "epochs": "rounds",
+}
+"""Names that other libraries have for a setting: nothing in their spelling leads from one to the other."""
+
+
+def _near_key(name: str, known: Sequence[str]) -> str:
+    other = _OTHER_NAMES.get(name)
+    return f"did you mean {other!r}?" if other in known else near(name, known)
 
 
 def _fields(location: Sequence[str | int], model: type[BaseModel]) -> list[str]:

@@ -167,7 +167,7 @@ def check_algorithm(data: Mapping[str, Any]) -> list[Mistake]:
 def _adapter_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) -> list[Mistake]:
     adapter = data.get("adapter", {})
     variant = adapter.get("variant", "lora") if isinstance(adapter, Mapping) else None
-    if variant not in VARIANTS:
+    if not isinstance(variant, str) or variant not in VARIANTS:
         return []
     reason = algorithm.refusal(variant, mixed_ranks=bool(adapter.get("ranks")))
     return [Mistake("algorithm", f"{name} does not go with adapter.variant = {variant!r}: {reason}")] if reason else []
@@ -178,14 +178,15 @@ def _start_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) ->
     if not isinstance(adapter, Mapping) or adapter.get("own_initial_a") is not True:
         return []
     variant = adapter.get("variant", "lora")
-    reason = algorithm.own_start_refusal(variant) if variant in VARIANTS else None
+    known = isinstance(variant, str) and variant in VARIANTS
+    reason = algorithm.own_start_refusal(variant) if known else None
     return [Mistake("adapter.own_initial_a", f"does not go with {name}: {reason}")] if reason else []
 
 
 def _server_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) -> list[Mistake]:
     server = data.get("server", {})
     optimizer = server.get("optimizer", "none") if isinstance(server, Mapping) else "none"
-    if optimizer not in SERVER_DEFAULTS or optimizer == "none":
+    if not isinstance(optimizer, str) or optimizer not in SERVER_DEFAULTS or optimizer == "none":
         return []
     reason = algorithm.optimizer_refusal()
     return [Mistake("server.optimizer", f"{optimizer} does not go with {name}: {reason}")] if reason else []
