@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from fedsa.adapters.algebra import pairs
-from fedsa.algorithms.base import LOCAL, SHARED, Algorithm, Plan, ServerState, weighted_mean
+from fedsa.algorithms.base import LOCAL, SHARED, Algorithm, Penalty, Plan, ServerState
 from fedsa.types import Factor, Key, Side, State, Update
 
 
@@ -19,7 +19,6 @@ class Folding(Algorithm):
 
     source: ClassVar[str] = "-"
     folds: ClassVar[bool] = True
-    additive: ClassVar[bool] = False
     needs_product: ClassVar[bool] = True
     mixed_ranks: ClassVar[bool] = True
     export: ClassVar[str] = "merged model"
@@ -80,7 +79,11 @@ class Pulled(Algorithm):
     def plan(self, key: Key, round: int) -> Plan:
         return SHARED if key.factor.side in (Side.A, Side.B) else self.rest_plan(key)
 
-    def penalty(self, tensors: State, before: State) -> torch.Tensor | None:
+    @property
+    def penalty(self) -> Penalty:
+        return self._penalty
+
+    def _penalty(self, tensors: State, before: State) -> torch.Tensor:
         terms = [(tensor - before[key]).square().sum() for key, tensor in tensors.items()]
         for key, tensor in tensors.items():
             if key.factor is Factor.A:
@@ -98,7 +101,7 @@ class Halving(Algorithm):
     def plan(self, key: Key, round: int) -> Plan:
         return SHARED if key.factor.side in (Side.A, Side.B) else self.rest_plan(key)
 
-    def trained(self, before: State, after: State, round: int) -> State:
+    def after_training(self, before: State, after: State, round: int) -> State:
         kept = dict(after)
         for key, tensor in after.items():
             if key.factor is Factor.A:
@@ -106,9 +109,3 @@ class Halving(Algorithm):
             elif key.factor is Factor.B:
                 kept[key] = tensor[:, : max(1, tensor.shape[1] // 2)].clone()
         return kept
-
-    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        means = weighted_mean(((update.tensors, weight) for update, weight in updates), state.tensors)
-        return self.renewed(state, means, round)
-
-    additive: ClassVar[bool] = True

@@ -19,7 +19,7 @@ from fedsa.errors import ConfigError
 from fedsa.recipe import ServerSettings, dump_recipe, parse_recipe
 from fedsa.server import Server, load_state
 from fedsa.store import RunFolder
-from fedsa.types import Factor, Key, Update
+from fedsa.types import Factor, Key, State, Update
 
 A, B = Key("layer", Factor.A), Key("layer", Factor.B)
 MEANS = (3.0, -1.0, 0.5, 0.5)
@@ -198,12 +198,11 @@ class Own(Algorithm):
     """Aggregates in its own way."""
 
     source: ClassVar[str] = "a test"
-    additive: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
         return SHARED
 
-    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+    def combine(self, state: ServerState, mean: State, round: int) -> ServerState:
         return state
 
 
@@ -213,10 +212,12 @@ class Median(Algorithm):
     """Needs all updates."""
 
     source: ClassVar[str] = "a test"
-    additive: ClassVar[bool] = False
 
     def plan(self, key: Key, round: int) -> Plan:
         return SHARED
+
+    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+        return state
 
 
 @pytest.mark.parametrize(

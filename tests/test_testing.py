@@ -67,15 +67,11 @@ class ForgetsVersions(Good):
 
 
 class TakesTheFirstByOrder(Good):
-    additive: ClassVar[bool] = False
-
     def aggregate(self, state: ServerState, updates: Updates, round: int) -> ServerState:
         return self.renewed(state, {} if not (sent := list(updates)) else sent[0][0].tensors, round)
 
 
 class SumsWeights(Good):
-    additive: ClassVar[bool] = False
-
     def aggregate(self, state: ServerState, updates: Updates, round: int) -> ServerState:
         sent = [(update.tensors, weight) for update, weight in updates]
         whole = sum(weight for _, weight in sent)
@@ -83,11 +79,8 @@ class SumsWeights(Good):
 
 
 class GoesHalfWay(Good):
-    additive: ClassVar[bool] = True
-
-    def aggregate(self, state: ServerState, updates: Updates, round: int) -> ServerState:
-        means = weighted_mean((update.tensors, weight) for update, weight in updates)
-        return self.renewed(state, {key: (mean + state.tensors[key]) / 2 for key, mean in means.items()}, round)
+    def combine(self, state: ServerState, mean: State, round: int) -> ServerState:
+        return self.renewed(state, {key: (value + state.tensors[key]) / 2 for key, value in mean.items()}, round)
 
 
 class SaysItIsExact(Good):
@@ -97,7 +90,6 @@ class SaysItIsExact(Good):
 class FoldsTwice(Good):
     """As FedEx, but the server forgets what was folded in earlier rounds."""
 
-    additive: ClassVar[bool] = False
     exact: ClassVar[bool] = True
     folds: ClassVar[bool] = True
     needs_product: ClassVar[bool] = True
@@ -115,8 +107,6 @@ class FoldsTwice(Good):
 
 
 class NumbersGroups(Good):
-    additive: ClassVar[bool] = False
-
     def aggregate(self, state: ServerState, updates: Updates, round: int) -> ServerState:
         sent = list(updates)
         after = super().aggregate(state, sent, round)
@@ -125,16 +115,12 @@ class NumbersGroups(Good):
 
 
 class ShrinksEachRound(Good):
-    additive: ClassVar[bool] = False
-
     def aggregate(self, state: ServerState, updates: Updates, round: int) -> ServerState:
         after = super().aggregate(state, list(updates), round)
         return replace(after, tensors={key: value * 0.5 for key, value in after.tensors.items()})
 
 
 class WritesIntoTheState(Good):
-    additive: ClassVar[bool] = False
-
     def aggregate(self, state: ServerState, updates: Updates, round: int) -> ServerState:
         for value in state.tensors.values():
             value += 0.0
@@ -142,8 +128,19 @@ class WritesIntoTheState(Good):
         return super().aggregate(state, updates, round)
 
 
-class MedianCalledAdditive(Good):
-    additive: ClassVar[bool] = True
+class AsksForTooMuch(Good):
+    """It asks for every update, and the mean would do."""
+
+    def aggregate(self, state: ServerState, updates: Updates, round: int) -> ServerState:
+        return self.renewed(state, weighted_mean((update.tensors, weight) for update, weight in updates), round)
+
+
+class RemembersTheFirst(Good):
+    """It says by `combine` that the mean is enough, and looks at the updates in another place."""
+
+    @classmethod
+    def is_additive(cls) -> bool:
+        return True
 
     def aggregate(self, state: ServerState, updates: Updates, round: int) -> ServerState:
         sent = [update.tensors for update, _ in updates]
@@ -178,7 +175,8 @@ BROKEN = [
     (SendsOnlyTheLastRounds, "who skips rounds catches up"),
     (ShrinksEachRound, "without updates nothing changes"),
     (WritesIntoTheState, "aggregate is pure"),
-    (MedianCalledAdditive, "an additive method needs sums alone"),
+    (AsksForTooMuch, "an additive method needs sums alone"),
+    (RemembersTheFirst, "an additive method needs sums alone"),
 ]
 
 

@@ -176,13 +176,13 @@ class Client:
             optimizer_state=state.optimizer_state if state else {},
             rows=self.rows,
             stored=tuple(state.tensors) if state else (),
-            penalty=self.algorithm.penalty if type(self.algorithm).penalty is not Algorithm.penalty else None,
+            penalty=self.algorithm.penalty,
         )
 
     def finish(self, job: Job, trained: Trained) -> Update:
         """Keep the state that the training left, and return what is sent."""
         plans = self._plans(job.round)
-        tensors = self.algorithm.trained(job.tensors, trained.tensors, job.round)
+        tensors = self.algorithm.after_training(job.tensors, trained.tensors, job.round)
         changed = {
             key: tensors[key] for key, plan in plans.items() if plan.trained or plan.received or key in job.stored
         }

@@ -338,9 +338,8 @@ def uploads_are_what_the_plan_declares(case: Case) -> None:
             )
             own = ranked({key: world.initial[key] for key in sent}, case.ranks.get(update.client))
             size, most = world.record.upload_bytes[update.client], total_bytes(own)
-            _hold(
-                size == most or (_overrides(algorithm, "trained") and size < most), "bytes sent are not bytes planned"
-            )
+            may_be_less = _overrides(algorithm, "after_training")
+            _hold(size == most or (may_be_less and size < most), "bytes sent are not bytes planned")
         for client, payload in payloads.items():
             size = total_bytes(payload.tensors)
             _hold(world.record.download_bytes[client] == size, "bytes received are not the payload's")
@@ -385,13 +384,13 @@ def one_client_keeps_its_own(case: Case) -> None:
     world = _World(one)
     for round in range(1, ROUNDS + 1):
         job = world.job("c0", round)
-        own = case.algorithm.trained(job.tensors, _trained(job), round)
+        own = case.algorithm.after_training(job.tensors, _trained(job), round)
         world.round(round, ["c0"])
         after = world.personal("c0", round)
         _hold(
             _close(world.effects(after), world.effects(own), 1e-4), f"round {round}: one client loses what it learned"
         )
-        plain = not _overrides(case.algorithm, "absorb", "aggregate", "renewed", "broadcast")
+        plain = not _overrides(case.algorithm, "absorb", "aggregate", "combine", "renewed", "broadcast")
         _hold(not plain or _same(after, own), f"round {round}: the mean of one client is not that client, bit for bit")
 
 
@@ -418,7 +417,7 @@ def an_exact_method_is_exact(case: Case) -> None:
             before = received(client, round, own[client])
             trained = tuple(key for key in initial if algorithm.plan(key, round).trained)
             job = Job(client, round, ROUNDS, case.seed, before, trained, (), {}, np.arange(weight))
-            own[client] = dict(algorithm.trained(before, _trained(job), round))
+            own[client] = dict(algorithm.after_training(before, _trained(job), round))
             held[client] = round - 1
             effects.append(layer_effects(case, own[client], scaling))
             sent = {key: value for key, value in own[client].items() if algorithm.plan(key, round).sent}
@@ -522,9 +521,24 @@ def _tensors(updates: Iterable[Update]) -> list[State]:
 
 
 def an_additive_method_needs_sums_alone(case: Case) -> None:
-    """If a method is additive: clients that all send the mean give what clients that send their own give."""
-    if not case.algorithm.additive or case.mixed_ranks:
+    """A method without `aggregate` needs no more than the mean, and one with it needs more, with its default options.
+
+    What is compared: clients that all send the mean, and clients that send their own tensors.
+    """
+    if case.mixed_ranks:
         return
+    if case.algorithm.is_additive():
+        _hold(_needs_sums_alone(case), "it is not additive: the mean of the updates is not all that the server needs")
+        return
+    plain = replace(case, algorithm=type(case.algorithm)(), weights=(1, 3, 2))
+    _hold(
+        not _needs_sums_alone(plain),
+        "it overrides aggregate, and the mean of the updates is all that the server needs: override combine instead",
+    )
+
+
+def _needs_sums_alone(case: Case) -> bool:
+    """Say whether clients that all send the mean give what clients that send their own tensors give."""
     world = _World(case)
     state = world.server.state
     updates = world.round(1, case.clients)
@@ -535,9 +549,11 @@ def an_additive_method_needs_sums_alone(case: Case) -> None:
     }
     alike = [(replace(update, tensors=mean), update.num_examples) for update in updates]
     after = case.algorithm.aggregate(state, iter(alike), 1)
-    for client in case.clients:
-        one, two = (world.effects(world.personal(client, 1, each)) for each in (world.server.state, after))
-        _hold(_close(one, two, 1e-4), "it is not additive: the mean of the updates is not all that the server needs")
+    pairs_of_effects = (
+        [world.effects(world.personal(client, 1, each)) for each in (world.server.state, after)]
+        for client in case.clients
+    )
+    return all(_close(one, two, 1e-4) for one, two in pairs_of_effects)
 
 
 LAWS: dict[str, Callable[[Case], None]] = {

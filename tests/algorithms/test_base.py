@@ -44,7 +44,6 @@ class Median(Algorithm):
     """A method that is not additive."""
 
     source: ClassVar[str] = "a test"
-    additive: ClassVar[bool] = False
 
     def plan(self, key: Key, round: int) -> Plan:
         return SHARED
@@ -61,7 +60,6 @@ class First(Algorithm):
     """Takes the first client's tensors and asks for no more."""
 
     source: ClassVar[str] = "a test"
-    additive: ClassVar[bool] = False
 
     def plan(self, key: Key, round: int) -> Plan:
         return SHARED
@@ -74,7 +72,7 @@ class First(Algorithm):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Unfinished(Algorithm):
-    """Has no plan."""
+    """Does not name its source."""
 
 
 NotAnAlgorithm = dict
@@ -115,9 +113,11 @@ def test_the_methods_are_the_files_of_the_folder():
             for name in (
                 f"{HERE}:NotAnAlgorithm",
                 f"{HERE}:HERE",
-                f"{HERE}:Unfinished",
-                "fedsa.algorithms.base:Algorithm",
             )
+        ),
+        *(
+            (name, f"{name!r} does not say where it is from: give it source: ClassVar[str], or '-' if nowhere")
+            for name in (f"{HERE}:Unfinished", "fedsa.algorithms.base:Algorithm")
         ),
     ],
 )
@@ -216,15 +216,9 @@ def test_what_a_mean_in_fp32_would_lose():
     assert weighted_mean(states)[key].tolist() == [2.0**23 + 0.5]
 
 
-def test_whoever_overrides_aggregate_says_whether_it_is_additive():
-    with pytest.raises(TypeError, match="Silent overrides aggregate, so it must say whether it is additive"):
-
-        class Silent(Algorithm):
-            def aggregate(self, state, updates, round):
-                return state
-
-    assert Alternating.additive
-    assert not Median.additive
+def test_whoever_overrides_aggregate_is_not_additive():
+    assert Alternating.is_additive()
+    assert not Median.is_additive()
 
 
 def test_a_method_that_needs_all_updates_at_once_may_have_them():

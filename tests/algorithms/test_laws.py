@@ -119,14 +119,18 @@ def keys_of(algorithm: Algorithm, variant: str) -> list[Key]:
 
 def averages(algorithm: Algorithm) -> bool:
     """Say whether the server's new value of what is sent is the mean, and nothing else."""
-    return all(getattr(type(algorithm), name) is getattr(Algorithm, name) for name in ("aggregate", "renewed"))
+    return all(
+        getattr(type(algorithm), name) is getattr(Algorithm, name) for name in ("aggregate", "combine", "renewed")
+    )
 
 
 every_algorithm = pytest.mark.parametrize(("algorithm", "variant"), algorithms())
 averaging = pytest.mark.parametrize(
     ("algorithm", "variant"), [case for case in algorithms() if averages(case.values[0])]
 )
-additive = pytest.mark.parametrize(("algorithm", "variant"), [case for case in algorithms() if case.values[0].additive])
+additive = pytest.mark.parametrize(
+    ("algorithm", "variant"), [case for case in algorithms() if case.values[0].is_additive()]
+)
 
 
 def random_state(algorithm: Algorithm, variant: str, seed: int) -> dict[Key, torch.Tensor]:
@@ -389,7 +393,7 @@ def test_fedsa_sends_the_a_side_alone(variant):
 def is_local_with_one_client(case: Case) -> bool:
     """Say whether a method trains all of one adapter in every round, and the server makes nothing but means."""
     algorithm = case.algorithm
-    own = ("aggregate", "renewed", "broadcast", "absorb", "trained", "penalty", "scaling")
+    own = ("aggregate", "combine", "renewed", "broadcast", "absorb", "after_training", "penalty", "scaling")
     plain = all(getattr(type(algorithm), name) is getattr(Algorithm, name) for name in own)
     plans = [algorithm.plan(key, round) for key in initial_tensors(case) for round in (1, 2)]
     return plain and not algorithm.folds and len(algorithm.adapters) == 1 and all(plan.trained for plan in plans)

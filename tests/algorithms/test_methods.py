@@ -250,9 +250,9 @@ def test_hetlora_weighs_by_the_size_of_the_update():
 def test_hetlora_drops_directions_that_shrank():
     method = make("hetlora", decay=0.5, regularization=0.1)
     before, small = tensors(a=A1, b=B1), tensors(a=np.stack([A1[0], 0.1 * A1[1]]), b=B1)
-    assert method.trained(before, small, 1)[A].shape == (1, 4)
-    assert method.trained(before, small, 1)[B].shape == (3, 1)
-    assert method.trained(small, before, 1)[A].shape == (2, 4)
+    assert method.after_training(before, small, 1)[A].shape == (1, 4)
+    assert method.after_training(before, small, 1)[B].shape == (3, 1)
+    assert method.after_training(small, before, 1)[A].shape == (2, 4)
     assert float(method.penalty(before, before)) == pytest.approx(
         0.1 * np.linalg.norm(B1[:, 1:]) * np.linalg.norm(A1[1:])
     )

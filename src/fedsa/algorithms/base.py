@@ -1,15 +1,15 @@
 """The contract of an algorithm: who trains, sends and receives which tensor, and how updates are put together.
 
 An algorithm is one file in this folder: a frozen dataclass whose fields are its options. All of it is pure: state goes
-in, state comes out. What it does not say is FedAvg: the weighted mean of what clients sent, one update at a time.
+in, state comes out. What it does not say is FedAvg: A and B are trained, sent and received, and the server takes the
+weighted mean of what clients sent, one update at a time.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import torch
 
@@ -26,12 +26,16 @@ __all__ = [
     "RECEIVED",
     "SHARED",
     "Algorithm",
+    "Penalty",
     "Plan",
     "ServerState",
     "mean_update",
     "product",
     "weighted_mean",
 ]
+
+Penalty: TypeAlias = "Callable[[State, State], Tensor | None]"
+"""Of a client's trained tensors, and of the same before the training; a scalar."""
 
 
 class Plan(NamedTuple):
@@ -74,7 +78,7 @@ class ServerState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Algorithm(ABC):
+class Algorithm:
     """A federated method. Fields are its options.
 
     Attributes:
@@ -85,9 +89,6 @@ class Algorithm(ABC):
 
     source: ClassVar[str]
     """The paper, e.g. ``arXiv:2410.01463``."""
-    additive: ClassVar[bool] = True
-    """The server needs no more of the updates than Σ wᵢxᵢ and Σ wᵢ. Then its memory does not depend on the number of
-    clients, and a protocol that shows it the sums alone (secure aggregation) does."""
     exact: ClassVar[bool] = False
     """The aggregate's update of the weights is the clients' mean, Σ wᵢ·s·Bᵢ·Aᵢ / Σ wᵢ."""
     export: ClassVar[str] = "adapter"
@@ -119,17 +120,22 @@ class Algorithm(ABC):
         """
         return 0
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "aggregate" in vars(cls) and "additive" not in vars(cls):
-            raise TypeError(f"{cls.__name__} overrides aggregate, so it must say whether it is additive")
+    @classmethod
+    def is_additive(cls) -> bool:
+        """Say whether the server needs no more of the updates than Σ wᵢxᵢ and Σ wᵢ: it has `combine`, no `aggregate`.
 
-    @abstractmethod
-    def plan(self, key: Key, round: int) -> Plan:
-        """Return what happens to the tensor ``key`` in ``round`` (counted from 1). Depends on nothing else.
-
-        ``received`` must be the same in all rounds: the server knows one version of each client, not one a tensor.
+        Then the server's memory does not depend on the number of clients, and a protocol that shows it only the sums
+        (secure aggregation) is enough.
         """
+        return cls.aggregate is Algorithm.aggregate
+
+    def plan(self, key: Key, round: int) -> Plan:
+        """Say what happens to the tensor ``key`` in ``round`` (counted from 1). Depends on nothing else.
+
+        By default A and B are trained, sent and received, as in FedAvg; for the rest see `rest_plan`. ``received`` must
+        be the same in all rounds: the server knows one version of each client, not one of each tensor.
+        """
+        return SHARED if key.factor.side in (Side.A, Side.B) else self.rest_plan(key)
 
     def renews(self, key: Key, round: int) -> bool:
         """Return whether the server gives a tensor a new value at the end of ``round``: what is sent or folded.
@@ -172,12 +178,12 @@ class Algorithm(ABC):
         The optimiser takes the step from a tensor's value to the mean of what was sent as its gradient, so each sent
         tensor's new value must be that mean, and its old value what the clients started from.
         """
-        if not self.additive:
+        if not self.is_additive():
             return "its server needs each client's update, not their mean"
         if self.folds:
             return "its server adds to the frozen weights, so a sent tensor does not start from the mean before"
         own = type(self)
-        if own.aggregate is not Algorithm.aggregate or own.renewed is not Algorithm.renewed:
+        if own.combine is not Algorithm.combine or own.renewed is not Algorithm.renewed:
             return "its server makes other values of what is sent than their mean"
         factors = {factor for about in VARIANTS.values() for factor in about.factors}
         keys = [Key("layer", factor, adapter) for factor in factors for adapter in self.adapters]
@@ -250,7 +256,7 @@ class Algorithm(ABC):
             },
         }
 
-    def trained(self, before: State, after: State, round: int) -> State:
+    def after_training(self, before: State, after: State, round: int) -> State:
         """Return what a client keeps and sends of its local training: ``after``, unless the method changes it.
 
         Args:
@@ -260,12 +266,12 @@ class Algorithm(ABC):
         """
         return after
 
-    def penalty(self, tensors: State, before: State) -> Tensor | None:
-        """Return what is added to a client's loss, or None.
+    @property
+    def penalty(self) -> Penalty | None:
+        """A function whose value is added to a client's loss; None: nothing is added.
 
-        Args:
-            tensors: the client's trained tensors, as autograd sees them.
-            before: the same as it began to train.
+        Its arguments are the client's trained tensors, as autograd sees them, and the same tensors as they were before
+        the training. It may return None: nothing is added then.
         """
         return None
 
@@ -282,7 +288,7 @@ class Algorithm(ABC):
         return {}
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the server's state after a round.
+        """Return the server's state after a round. Override it only where the mean of the updates is not enough.
 
         Args:
             state: the state before.
@@ -291,8 +297,18 @@ class Algorithm(ABC):
                 once calls ``list(updates)``. None at all leaves every value as it was.
             round: the round that ends.
         """
-        means = weighted_mean(((update.tensors, weight) for update, weight in updates), state.tensors)
-        return self.renewed(state, means, round)
+        mean = weighted_mean(((update.tensors, weight) for update, weight in updates), state.tensors)
+        return self.combine(state, mean, round)
+
+    def combine(self, state: ServerState, mean: State, round: int) -> ServerState:
+        """Return the server's state after a round, from the mean of what clients sent: that is each tensor's new value.
+
+        Args:
+            state: the state before.
+            mean: Σ wᵢxᵢ / Σ wᵢ of each tensor that was sent, in float64; empty where no update came.
+            round: the round that ends.
+        """
+        return self.renewed(state, mean, round)
 
     def renewed(self, state: ServerState, tensors: State, round: int) -> ServerState:
         """Return the state with new values of some tensors, in the state's dtypes, as of the end of ``round``.

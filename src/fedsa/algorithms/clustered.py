@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 
 from fedsa.adapters.similarity import clusters
-from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, weighted_mean
+from fedsa.algorithms.base import Algorithm, ServerState, weighted_mean
 from fedsa.types import Key, Payload, Side, State, Update
 
 if TYPE_CHECKING:
@@ -36,19 +36,10 @@ class Clustered(Algorithm):
     group_after: int = 1
 
     source: ClassVar[str] = "arXiv:2603.02785"
-    additive: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.group_after < 1:
             raise ValueError("groups and group_after must be at least 1")
-
-    def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
-        match key.factor.side:
-            case Side.A | Side.B:
-                return SHARED
-            case _:
-                return self.rest_plan(key)
 
     def broadcast(self, state: ServerState, client: str, round: int, held: int) -> Payload:
         """Return what is newer; of B the values of the client's group, and nothing before there are groups."""

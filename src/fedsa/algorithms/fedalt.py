@@ -25,7 +25,6 @@ class FedALT(Algorithm):
     """
 
     source: ClassVar[str] = "arXiv:2503.11880"
-    additive: ClassVar[bool] = False
     adapters: ClassVar[tuple[str, ...]] = ("default", _REST)
     gated: ClassVar[bool] = True
     export: ClassVar[str] = "none"

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, mean_update, product, weighted_mean
-from fedsa.types import Factor, Key, Side, Update
+from fedsa.algorithms.base import Algorithm, ServerState, mean_update, product, weighted_mean
+from fedsa.types import Factor, Key, Update
 
 
 @final
@@ -23,19 +23,10 @@ class FedEx(Algorithm):
     share_head: bool = True
 
     source: ClassVar[str] = "arXiv:2410.09432"
-    additive: ClassVar[bool] = False
     exact: ClassVar[bool] = True
     export: ClassVar[str] = "merged model"
     folds: ClassVar[bool] = True
     needs_product: ClassVar[bool] = True
-
-    def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
-        match key.factor.side:
-            case Side.A | Side.B:
-                return SHARED
-            case _:
-                return self.rest_plan(key)
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the averages, and the residual added to what is folded."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fedsa.algorithms.base import SHARED, Algorithm, Plan
-from fedsa.types import Key, Side
+from fedsa.algorithms.base import Algorithm
 
 
 @final
@@ -22,11 +21,3 @@ class FedIT(Algorithm):
     source: ClassVar[str] = "arXiv:2305.05644"
     needs_sides: ClassVar[bool] = False
     mixed_ranks: ClassVar[bool] = True
-
-    def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
-        match key.factor.side:
-            case Side.A | Side.B:
-                return SHARED
-            case _:
-                return self.rest_plan(key)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from fedsa.adapters.algebra import low_rank, pairs
-from fedsa.algorithms.base import RECEIVED, SHARED, Algorithm, Plan, ServerState, weighted_mean
-from fedsa.types import Factor, Key, Side, Update
+from fedsa.algorithms.base import RECEIVED, SHARED, Algorithm, Plan, ServerState
+from fedsa.types import Factor, Key, Side, State
 
 
 @final
@@ -23,7 +22,6 @@ class FedSVD(Algorithm):
     share_head: bool = True
 
     source: ClassVar[str] = "arXiv:2505.12805"
-    additive: ClassVar[bool] = True
     exact: ClassVar[bool] = True
     needs_product: ClassVar[bool] = True
 
@@ -41,11 +39,11 @@ class FedSVD(Algorithm):
         """Return whether the server gives a tensor a new value: A too, which nobody sends."""
         return key.factor.side is Side.A or super().renews(key, round)
 
-    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+    def combine(self, state: ServerState, mean: State, round: int) -> ServerState:
         """Return the averaged B and A, turned."""
-        means = weighted_mean((update.tensors, weight) for update, weight in updates)
-        if means:
-            for module, (b, a) in pairs({**state.tensors, **means}).items():
+        new = dict(mean)
+        if new:
+            for module, (b, a) in pairs({**state.tensors, **new}).items():
                 factors = low_rank(b.double(), a.double(), a.shape[0])
-                means[Key(module, Factor.B)], means[Key(module, Factor.A)] = factors
-        return self.renewed(state, means, round)
+                new[Key(module, Factor.B)], new[Key(module, Factor.A)] = factors
+        return self.renewed(state, new, round)

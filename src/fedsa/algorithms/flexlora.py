@@ -9,8 +9,8 @@ from typing import ClassVar, final
 import torch
 
 from fedsa.adapters.algebra import low_rank, pairs
-from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, weighted_mean
-from fedsa.types import Factor, Key, Side, Update
+from fedsa.algorithms.base import Algorithm, ServerState, weighted_mean
+from fedsa.types import Factor, Key, Update
 
 
 @final
@@ -25,17 +25,8 @@ class FlexLoRA(Algorithm):
     share_head: bool = True
 
     source: ClassVar[str] = "arXiv:2402.11505"
-    additive: ClassVar[bool] = False
     needs_product: ClassVar[bool] = True
     mixed_ranks: ClassVar[bool] = True
-
-    def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
-        match key.factor.side:
-            case Side.A | Side.B:
-                return SHARED
-            case _:
-                return self.rest_plan(key)
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the factors of the mean update."""

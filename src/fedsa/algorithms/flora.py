@@ -23,7 +23,6 @@ class FLoRA(Algorithm):
     share_head: bool = True
 
     source: ClassVar[str] = "arXiv:2409.05976"
-    additive: ClassVar[bool] = False
     exact: ClassVar[bool] = True
     export: ClassVar[str] = "merged model"
     folds: ClassVar[bool] = True

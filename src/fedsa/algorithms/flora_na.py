@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 
 from fedsa.adapters.algebra import pairs
-from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, weighted_mean
-from fedsa.types import Factor, Key, Side, Update
+from fedsa.algorithms.base import Algorithm, ServerState, weighted_mean
+from fedsa.types import Factor, Key, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,20 +32,11 @@ class FLoRANA(Algorithm):
     turns: int = 20
 
     source: ClassVar[str] = "arXiv:2509.26399"
-    additive: ClassVar[bool] = False
     needs_product: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.turns < 0:
             raise ValueError(f"turns must be at least 0 (got {self.turns})")
-
-    def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
-        match key.factor.side:
-            case Side.A | Side.B:
-                return SHARED
-            case _:
-                return self.rest_plan(key)
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the averages."""

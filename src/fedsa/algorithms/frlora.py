@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fedsa.algorithms.base import Algorithm, Plan, ServerState, product, weighted_mean
-from fedsa.types import Factor, Key, Side, Update
+from fedsa.algorithms.base import Algorithm, Plan, ServerState, product
+from fedsa.types import Factor, Key, Side, State
 
 
 @final
@@ -23,7 +22,6 @@ class FRLoRA(Algorithm):
     share_head: bool = True
 
     source: ClassVar[str] = "openreview:e0rQRMUhs7"
-    additive: ClassVar[bool] = False
     export: ClassVar[str] = "merged model"
     folds: ClassVar[bool] = True
     restarts: ClassVar[bool] = True
@@ -37,13 +35,12 @@ class FRLoRA(Algorithm):
             case _:
                 return self.rest_plan(key)
 
-    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+    def combine(self, state: ServerState, mean: State, round: int) -> ServerState:
         """Return the state with the averaged adapter's change folded."""
-        means = weighted_mean((update.tensors, weight) for update, weight in updates)
-        new = {key: mean for key, mean in means.items() if key.factor is Factor.HEAD}
-        for key in means:
+        new = {key: value for key, value in mean.items() if key.factor is Factor.HEAD}
+        for key in mean:
             if key.factor is Factor.A:
                 delta, module = key._replace(factor=Factor.DELTA), key.module
-                change = product(state, means, module) - product(state, state.tensors, module)
+                change = product(state, mean, module) - product(state, state.tensors, module)
                 new[delta] = state.tensors[delta].double() + change
         return self.renewed(state, new, round)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 
 from fedsa.adapters.algebra import cropped, padded, pairs, rank_of, ranked
-from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, weighted_mean
-from fedsa.types import Factor, Key, Payload, Side, State, Update
+from fedsa.algorithms.base import Algorithm, Penalty, ServerState, weighted_mean
+from fedsa.types import Factor, Key, Payload, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,6 @@ class HetLoRA(Algorithm):
     regularization: float = 0.0
 
     source: ClassVar[str] = "arXiv:2401.06432"
-    additive: ClassVar[bool] = False
     needs_product: ClassVar[bool] = True
     mixed_ranks: ClassVar[bool] = True
 
@@ -44,29 +43,25 @@ class HetLoRA(Algorithm):
         if not 0 < self.decay <= 1 or self.regularization < 0:
             raise ValueError("decay must be above 0 and at most 1, regularization at least 0")
 
-    def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
-        match key.factor.side:
-            case Side.A | Side.B:
-                return SHARED
-            case _:
-                return self.rest_plan(key)
-
     def absorb(self, tensors: State, payload: Payload, initial: State) -> State:
         """Return the client's tensors with what came, cut to the rank that it has by now."""
         taken = super().absorb(tensors, payload, initial)
         return {key: cropped(value, tensors[key].shape) if key in tensors else value for key, value in taken.items()}
 
-    def trained(self, before: State, after: State, round: int) -> State:
+    def after_training(self, before: State, after: State, round: int) -> State:
         """Return what was trained, with the last directions dropped if they have shrunk."""
         rank = rank_of(after) or 1
         kept = max(1, int(self.decay * rank))
         return ranked(after, kept) if _tail(after, kept) < _tail(before, kept) else after
 
-    def penalty(self, tensors: State, before: State) -> Tensor | None:
-        """Return λ·Σ ‖B‖·‖A‖ of the last directions."""
+    @property
+    def penalty(self) -> Penalty | None:
+        """λ·Σ ‖B‖·‖A‖ of the last directions."""
+        return self._penalty if self.regularization and self.decay < 1 else None
+
+    def _penalty(self, tensors: State, before: State) -> Tensor:
         kept = max(1, int(self.decay * (rank_of(tensors) or 1)))
-        return self.regularization * _tail(tensors, kept) if self.regularization and self.decay < 1 else None
+        return self.regularization * _tail(tensors, kept)
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the averages, weighed by the size of the updates."""

@@ -8,8 +8,8 @@ from typing import ClassVar, final
 
 import torch
 
-from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState, mean_update, product, weighted_mean
-from fedsa.types import Factor, Key, Side, Update
+from fedsa.algorithms.base import Algorithm, ServerState, mean_update, product, weighted_mean
+from fedsa.types import Factor, Key, Update
 
 
 @final
@@ -29,20 +29,11 @@ class LoRAFair(Algorithm):
     regularization: float = 0.01
 
     source: ClassVar[str] = "arXiv:2411.14961"
-    additive: ClassVar[bool] = False
     needs_product: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.regularization > 0:
             raise ValueError(f"regularization must be above 0 (got {self.regularization})")
-
-    def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
-        match key.factor.side:
-            case Side.A | Side.B:
-                return SHARED
-            case _:
-                return self.rest_plan(key)
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the averages, with B corrected."""

@@ -56,7 +56,7 @@ def describe(name: str) -> dict[str, Any]:
             "description": _sections(inspect.getdoc(cls) or "")[0],
             "source": cls.source,
             "exact": cls.exact,
-            "additive": cls.additive,
+            "additive": cls.is_additive(),
             "export": cls.export,
             "folds": cls.folds,
             "adapters": list(cls.adapters),
