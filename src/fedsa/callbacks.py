@@ -19,8 +19,17 @@ class Callback:
     def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
         """The run starts, or goes on after ``finished_rounds``."""
 
+    def on_round_begin(self, round: int, clients: Sequence[str]) -> None:
+        """A round begins, in which ``clients`` train; round 0 is the evaluation before any training."""
+
     def on_client_trained(self, round: int, client: str, metrics: Mapping[str, float]) -> None:
         """A client has finished its local training (``loss``, ``steps``, ``seconds``)."""
+
+    def on_client_evaluated(self, round: int, split: str, client: str, metrics: Mapping[str, float]) -> None:
+        """A client was measured with what ``round`` left it, on ``validation`` after the round or ``test`` at the end.
+
+        It may be told more than once for a round, where clients are measured at several moments.
+        """
 
     def on_round_end(
         self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None

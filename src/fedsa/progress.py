@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from fedsa.callbacks import Callback
 from fedsa.escapes import for_terminal
 from fedsa.types import FRACTIONS
 
 if TYPE_CHECKING:
+    from fedsa.pace import Pace
     from fedsa.recipe import Recipe
 
-__all__ = ["ProgressDisplay", "print_notes", "score"]
+__all__ = ["ProgressDisplay", "counted", "print_notes", "score"]
 
 
 def score(value: float, metric: str, unit: str = " %") -> str:
@@ -44,7 +40,7 @@ def print_notes(notes: Sequence[str], console: Console) -> None:
 
 
 class ProgressDisplay(Callback):
-    """A line for each round and, in a terminal, a bar over all local trainings.
+    """A line for each round and, in a terminal, a bar: the round, what is done in it, the time that is left.
 
     Args:
         console: where to.
@@ -52,59 +48,93 @@ class ProgressDisplay(Callback):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._task: TaskID | None = None
-        self._bar = Progress(
-            TextColumn("round {task.fields[round]}/{task.fields[rounds]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("local trainings"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[client]}", markup=False),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._pace: Pace | None = None
+        self._bar: Progress | None = None
+        self._round, self._doing, self._done, self._all = 0, "", 0, 0
         self._round_started = time.perf_counter()
 
     def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
         """Say what starts, and show the bar."""
+        from fedsa.pace import Pace, passes_on_validation  # it loads torch
         from fedsa.server import sample_size
         from fedsa.tasks import make_task
 
         self._metric = make_task(recipe.task, ()).metric
-        each = sample_size(recipe.fraction_train, len(clients))
-        self._rounds = recipe.rounds
+        self._recipe = recipe
+        self._evaluated = sample_size(recipe.evaluation.fraction_evaluate, len(clients)) * passes_on_validation(recipe)
         self._console.print(
-            f"{recipe.algorithm} on {recipe.adapter.variant}, {len(clients)} clients, {recipe.rounds} rounds, "
-            f"{recipe.compute.device} ({recipe.compute.precision}, {recipe.compute.threads} threads)"
+            f"{recipe.algorithm} on {recipe.adapter.variant}, {counted(len(clients), 'client')}, "
+            f"{counted(recipe.rounds, 'round')}, {recipe.compute.device} ({recipe.compute.precision}, "
+            f"{counted(recipe.compute.threads, 'thread')})"
             + (f", going on after round {finished_rounds}" if finished_rounds else "")
         )
-        self._bar.start()
-        self._task = self._bar.add_task(
-            "",
-            total=each * recipe.rounds,
-            completed=each * finished_rounds,
-            round=finished_rounds,
-            rounds=recipe.rounds,
-            client="",
+        about = json.loads((run / "clients.json").read_text(encoding="utf-8"))
+        outside = [entry for entry in about.values() if entry.get("held_out")]
+        self._pace = Pace(recipe, {client: about[client] for client in clients}, finished_rounds, outside=outside)
+        self._round, self._round_started = finished_rounds, time.perf_counter()
+        self._now("testing" if finished_rounds == recipe.rounds else "", self._pace.tests)
+        if self._console.is_terminal:
+            self._show(self._pace)
+
+    def _show(self, pace: Pace) -> None:
+        width = len(f"round {self._recipe.rounds}/{self._recipe.rounds}  evaluating 00/00    0:00:00  left 0:00:00")
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(max(4, min(40, self._console.width - width - 2))),
+            TimeElapsedColumn(),
+            _TimeLeft(pace),
+            console=self._console,
+            transient=True,
+            refresh_per_second=4,
         )
-        self._round_started = time.perf_counter()
+        self._bar.add_task(self._told(), total=1.0)
+        self._bar.start()
+
+    def _told(self) -> str:
+        """Return the round and what is done in it."""
+        where = f"round {self._round}/{self._recipe.rounds}" if self._round else "before training"
+        return f"{where}  {self._doing} {self._done}/{self._all}" if self._doing else where
+
+    def _now(self, doing: str, of: int) -> None:
+        self._doing, self._done, self._all = doing, 0, of
+
+    def _advance(self) -> None:
+        if self._bar is not None and self._pace is not None:
+            self._bar.update(self._bar.task_ids[0], description=self._told(), completed=self._pace.part)
+
+    def on_round_begin(self, round: int, clients: Sequence[str]) -> None:
+        """Name the round that begins."""
+        self._round, self._round_started = round, time.perf_counter()
+        self._now("training" if clients else "evaluating", len(clients) or self._evaluated)
+        if self._pace is not None:
+            self._pace.round_begins(round, clients)
+        self._advance()
 
     def on_client_trained(self, round: int, client: str, metrics: Mapping[str, float]) -> None:
         """Move the bar on."""
-        if self._task is not None:
-            self._bar.update(self._task, advance=1, round=round, client=for_terminal(client))
+        self._done += 1
+        if self._pace is None:
+            return
+        self._pace.trained(client)
+        if self._done == self._all:
+            self._now("evaluating" if self._pace.evaluates else "", self._evaluated)
+        self._advance()
+
+    def on_client_evaluated(self, round: int, split: str, client: str, metrics: Mapping[str, float]) -> None:
+        """Move the bar on."""
+        self._done += 1
+        if self._pace is not None:
+            self._pace.evaluated(client, split, round)
+            self._all = self._pace.tests if split == "test" else self._all
+        self._advance()
 
     def on_round_end(
         self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None
     ) -> None:
         """Print the round's line."""
         seconds = time.perf_counter() - self._round_started
-        self._round_started = time.perf_counter()
         losses = [line["train"]["loss"] for line in lines if line["train"]]
-        parts = ["before training" if round == 0 else f"round {round:>{len(str(self._rounds))}}"]
+        parts = ["before training" if round == 0 else f"round {round:>{len(str(self._recipe.rounds))}}"]
         if losses:
             parts.append(f"train loss {sum(losses) / len(losses):.3f}")
         if validation:
@@ -115,7 +145,35 @@ class ProgressDisplay(Callback):
             )
         parts.append(f"{seconds:.1f} s")
         self._console.print("  ".join(parts))
+        if round == self._recipe.rounds and self._pace is not None:
+            self._now("testing", self._pace.tests)
+            self._advance()
 
     def close(self) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@final
+class _TimeLeft(ProgressColumn):
+    """How long the run still takes; it counts down between its events."""
+
+    max_refresh = 0.5
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        left = self._pace.left
+        return Text("left -:--:--" if left is None else f"left {timedelta(seconds=round(left))}", "progress.remaining")
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun, in the plural where there is not one.
+
+    >>> counted(1, "round"), counted(1000, "round")
+    ('1 round', '1,000 rounds')
+    """
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

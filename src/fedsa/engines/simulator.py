@@ -30,6 +30,7 @@ from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.errors import TrainingError
 from fedsa.evaluation import Personal, evaluate, majority_accuracy, summarize_clients
 from fedsa.federation import Federation, first_round
+from fedsa.pace import is_evaluated
 from fedsa.seeds import derive_seed
 from fedsa.server import Server, load_state, sample_clients, save_state
 from fedsa.store import Progress, RunFolder
@@ -136,6 +137,7 @@ class _Run:
     def _round(self, round: int) -> None:
         """Train (not in round 0), aggregate, evaluate, commit."""
         started, progress = time.perf_counter(), self.progress
+        self._tell("on_round_begin", round, self.server.sample(round) if round else ())
         record = self._train(round) if round else None
         if record:
             progress.train_seconds += sum(metrics["seconds"] for metrics in record.train_metrics.values())
@@ -143,8 +145,7 @@ class _Run:
             progress.download_bytes += sum(record.download_bytes.values())
             save_state(self.folder, round, self.server.state, self.server.held)
         evaluation_started = time.perf_counter()
-        is_evaluated = round % self.recipe.evaluation.evaluate_every == 0 or round == self.recipe.rounds
-        results = self._validate(round) if is_evaluated else {}
+        results = self._validate(round) if is_evaluated(self.recipe, round) else {}
         progress.evaluation_seconds += time.perf_counter() - evaluation_started
         figures = None
         if results:
@@ -229,6 +230,7 @@ class _Run:
                     raise TrainingError(
                         f"client {client!r}, round {round}: the {split} {' and '.join(wrong)} is not finite; {mend}"
                     )
+                self._tell("on_client_evaluated", round, split, client, metrics)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"round {round}: out of memory on {federation.model.device} in the evaluation on {split}, after "

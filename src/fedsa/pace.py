@@ -1,0 +1,242 @@
+"""How long a run still takes: its work counted in rows, its pace measured on what is finished."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, final
+
+from fedsa.recipe import DEFAULT_LOCAL_STEPS, Recipe
+from fedsa.server import sample_size
+
+__all__ = ["Pace", "evaluated_rounds", "is_evaluated", "passes_on_test", "passes_on_validation", "trained_rows"]
+
+Kind: TypeAlias = Literal["training", "evaluation"]
+
+_FORWARD = 1 / 3
+"""Time of an evaluated row over that of a trained one, until it is measured: backward takes twice what forward does."""
+
+
+def is_evaluated(recipe: Recipe, round: int) -> bool:
+    """Return whether clients are measured on validation after a round."""
+    return round % recipe.evaluation.evaluate_every == 0 or round == recipe.rounds
+
+
+def evaluated_rounds(recipe: Recipe, after: int) -> int:
+    """Return how many of the rounds after a round end with an evaluation.
+
+    >>> from fedsa.recipe import parse_recipe
+    >>> data = {"path": "-", "partition": {"kind": "iid", "clients": 2}}
+    >>> recipe = parse_recipe({"rounds": 10, "model": {"path": "-"}, "data": data, "evaluation": {"evaluate_every": 4}})
+    >>> [evaluated_rounds(recipe, after) for after in (-1, 0, 4, 9, 10)]
+    [4, 3, 2, 1, 0]
+    """
+    every, rounds = recipe.evaluation.evaluate_every, recipe.rounds
+    return max(0, rounds // every - after // every + (rounds % every != 0 and after < rounds))
+
+
+def passes_on_validation(recipe: Recipe) -> int:
+    """Return how often a client's validation rows are measured in an evaluated round."""
+    return 2 if recipe.evaluation.evaluate_after == "both" else 1
+
+
+def passes_on_test(recipe: Recipe, rounds: int = 2) -> int:
+    """Return how often a client's test rows are measured with its own model.
+
+    Args:
+        recipe: any.
+        rounds: that are measured after the first evaluation, before training: the chosen and the final one, or 1.
+    """
+    modes = 1 if recipe.evaluation.evaluate_after == "aggregate" else 2
+    return 1 + modes * rounds
+
+
+def trained_rows(recipe: Recipe, rows: int) -> int:
+    """Return how many rows a client goes through in a round's training.
+
+    Args:
+        recipe: any.
+        rows: of its training split.
+    """
+    training = recipe.training
+    if training.local_epochs:
+        return training.local_epochs * rows
+    steps = training.local_steps or DEFAULT_LOCAL_STEPS
+    if recipe.personal_state == "reconstruct":
+        steps += recipe.reconstruction.steps
+    return steps * training.gradient_accumulation_steps * training.batch_size
+
+
+@final
+class Pace:
+    """What is left of a run, as its events come.
+
+    Work is counted in rows that go through the model, and a row's time is measured apart for training and evaluation,
+    on what the last two rounds took. The first pass of each kind, which begins slowly, counts until there is another.
+
+    Args:
+        recipe: the run's, resolved.
+        rows: client id to its ``train_examples``, ``validation_examples`` and ``test_examples``.
+        finished: rounds that are done; -1: not even the evaluation before the first.
+        clock: seconds that only rise.
+        outside: the same numbers of rows, of each client that is held out of the federation.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        rows: Mapping[str, Mapping[str, Any]],
+        finished: int = -1,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        outside: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self._recipe, self._clock, self._round = recipe, clock, finished
+        self._rows = {
+            client: {split: int(about[f"{split}_examples"]) for split in _SPLITS} for client, about in rows.items()
+        }
+        count = max(1, len(self._rows))
+        self._totals = {split: sum(each[split] for each in self._rows.values()) for split in _SPLITS}
+        trained = sum(trained_rows(recipe, each["train"]) for each in self._rows.values())
+        self._training_rows = trained / count * sample_size(recipe.fraction_train, count)
+        part = sample_size(recipe.evaluation.fraction_evaluate, count) / count
+        self._validation_rows = self._totals["validation"] * part * passes_on_validation(recipe)
+        self._training = self._validation = 0.0  # rows that are left in the round
+        self._test = float(self._totals["test"] * passes_on_test(recipe))
+        self._passes, self._tested = passes_on_test(recipe), 0
+        # What is measured of one model for all, and of clients outside, is not told one by one.
+        self._beside = 2.0 * self._totals["test"] * (recipe.evaluation.global_model != "none")
+        self._beside += 2.0 * sum(int(about["test_examples"]) for about in outside)
+        self._adapting = sum(_adapted_rows(recipe, int(about["train_examples"])) for about in outside)
+        together = recipe.training.cohort_size if recipe.training.trainer == "cohort" else 1
+        self._measured = {kind: _Rate(max(1, together), 2 * count) for kind in ("training", "evaluation")}
+        self._since = clock()
+
+    def round_begins(self, round: int, clients: Sequence[str]) -> None:
+        """Take note of a round and of who trains in it."""
+        self._round, self._since = round, self._clock()
+        self._training = float(sum(trained_rows(self._recipe, self._rows[client]["train"]) for client in clients))
+        self._validation = self._validation_rows if is_evaluated(self._recipe, round) else 0.0
+        for rate in self._measured.values():
+            rate.begin()
+
+    def trained(self, client: str) -> None:
+        """Take note of a finished local training."""
+        rows = trained_rows(self._recipe, self._rows[client]["train"])
+        self._training = max(0.0, self._training - rows)
+        self._count("training", rows)
+
+    def evaluated(self, client: str, split: str, round: int) -> None:
+        """Take note of a finished evaluation."""
+        rows = self._rows[client][split]
+        if split == "validation":
+            self._validation = max(0.0, self._validation - rows)
+        else:
+            self._training = self._validation = 0.0
+            if self._tested == len(self._rows) and round == self._recipe.rounds:  # the chosen round is the last
+                self._passes = passes_on_test(self._recipe, 1)
+                self._test = float(self._totals["test"] * (self._passes - 1))
+            self._tested += 1
+            self._test = max(0.0, self._test - rows)
+        self._count("evaluation", rows)
+
+    def _count(self, kind: Kind, rows: int) -> None:
+        now = self._clock()
+        self._measured[kind].add(rows, now - self._since)
+        self._since = now
+
+    @property
+    def evaluates(self) -> bool:
+        """The round ends with an evaluation."""
+        return is_evaluated(self._recipe, self._round)
+
+    @property
+    def tests(self) -> int:
+        """How many tests of a client there are, as far as it is known."""
+        return self._passes * len(self._rows)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the run is complete; None: nothing was trained yet that would tell."""
+        training, evaluation = self._seconds()
+        if training is None or evaluation is None:
+            return None
+        rounds = max(0, self._recipe.rounds - max(self._round, 0))
+        rows = evaluated_rounds(self._recipe, self._round) * self._validation_rows + self._test + self._beside
+        later = (rounds * self._training_rows + self._adapting) * training + rows * evaluation
+        now, then = self._training * training, self._validation * evaluation
+        if not now:  # what is under way counts down by the clock, but not into what comes after it
+            now, then = then, 0.0
+        if not now:
+            now, later = later, 0.0
+        return max(0.0, now - (self._clock() - self._since)) + then + later
+
+    @property
+    def part(self) -> float:
+        """Which part of the run's time is over, from 0 to 1."""
+        left = self.left
+        training, evaluation = self._seconds()
+        if left is None or training is None or evaluation is None:
+            return max(0, self._round - 1) / self._recipe.rounds
+        rows = evaluated_rounds(self._recipe, -1) * self._validation_rows + self._beside
+        rows += self._totals["test"] * self._passes
+        whole = (self._recipe.rounds * self._training_rows + self._adapting) * training + rows * evaluation
+        return min(1.0, max(0.0, 1 - left / whole)) if whole else 0.0
+
+    def _seconds(self) -> tuple[float | None, float | None]:
+        """Return the seconds of a trained and of an evaluated row."""
+        training, evaluation = (self._measured[kind].seconds for kind in ("training", "evaluation"))
+        if evaluation is None and training is not None:
+            evaluation = _FORWARD * training
+        return training, evaluation
+
+
+def _adapted_rows(recipe: Recipe, rows: int) -> int:
+    """Return how many rows a client outside goes through on its way to an adapter of its own."""
+    length = recipe.adaptation.length
+    if "epochs" in length:
+        return length["epochs"] * rows
+    return length["steps"] * recipe.training.gradient_accumulation_steps * recipe.training.batch_size
+
+
+_SPLITS = ("train", "validation", "test")
+
+
+@final
+class _Rate:
+    """Seconds of a row, by what was finished last.
+
+    Args:
+        together: clients whose results come at once, after the time of them all.
+        window: how many clients' results count.
+    """
+
+    def __init__(self, together: int, window: int) -> None:
+        self._together = together
+        self._groups: deque[list[float]] = deque(maxlen=max(2, -(-window // together)))  # rows, seconds, clients
+        self._first = True  # the first group is among them
+
+    def begin(self) -> None:
+        """The next result begins a group of its own."""
+        if self._groups:
+            self._groups[-1][2] = self._together
+
+    def add(self, rows: float, seconds: float) -> None:
+        """Count a client's result, and the time since the one before."""
+        if not self._groups or self._groups[-1][2] >= self._together:
+            if self._first and len(self._groups) > 1:
+                self._groups.popleft()
+                self._first = False
+            self._groups.append([0.0, 0.0, 0])
+        group = self._groups[-1]
+        group[0], group[1], group[2] = group[0] + rows, group[1] + seconds, group[2] + 1
+
+    @property
+    def seconds(self) -> float | None:
+        """Of one row; None: nothing is finished."""
+        groups = list(self._groups)
+        if self._first and len(groups) > 1:
+            groups = groups[1:]
+        rows = sum(group[0] for group in groups)
+        return sum(group[1] for group in groups) / rows if rows else None
