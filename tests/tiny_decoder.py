@@ -14,7 +14,10 @@ SPECIAL = ["<pad>", "<unk>", "<s>", "</s>", "user:", "model:"]
 NAMES = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), SPECIAL, strict=False))
 NUMBERS = [str(number) for number in range(20)]
 WORDS = ["what", "is", "plus", "equals", "####", "?", "so", "it", "red", "green", "blue", "the", "correct", "answer"]
-TURNS = "{% for m in messages %}user: {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}model:{% endif %}"
+TURNS = (
+    "{% for m in messages %}{{ 'user:' if m['role'] == 'user' else 'model:' }} {{ m['content'] }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}model:{% endif %}"
+)
 
 
 def write_decoder(folder: Path) -> Path:

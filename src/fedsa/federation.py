@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import numpy as np
 import torch
@@ -292,6 +292,7 @@ class Federation:
             limit = image_tokens(base, image_side(tokenizer))
         else:
             fit_padding(base, tokenizer)
+            task = task.fitted(base, tokenizer)
             tell("tokenising")
             limit = position_limit(base, tokenizer)
         used = np.unique(np.concatenate([part for parts in rows.partition.clients.values() for part in parts]))
@@ -299,6 +300,8 @@ class Federation:
             update={"compute": compute, "share_head": algorithm.share_head}
         )
         encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
+        _check_tokens(base, tokenizer, encoded)
+        notes = (*rows.notes, *getattr(encoded, "notes", ()))  # a task of one's own need not have any
         trained = [
             task.training_items(encoded, rows.partition.clients[client].train)
             for client in everyone
@@ -306,7 +309,7 @@ class Federation:
         ]
         chosen = _chosen(resolved, model, task, encoded, trained, tell)
         measured = _measured(resolved, chosen)
-        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks, outside, rows.notes)
+        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks, outside, notes)
 
     def measured_as_in(self, recipe: Recipe) -> Federation:
         """Return this federation with what it chose by measuring as in a run's recipe: clocks and memory differ.
@@ -357,6 +360,29 @@ class Federation:
     def label_counts(self, split: SplitName) -> Mapping[str, Sequence[int]]:
         """Return, for each client, its number of rows of each class in a split."""
         return label_counts(self.rows.partition, self.rows.labels, len(self.rows.label_names), split)
+
+
+def _check_tokens(model: PreTrainedModel, tokenizer: Any, encoded: Encoded) -> None:
+    """Refuse rows with a token that the model has no vector for.
+
+    Raises:
+        ModelError: the tokenizer is another model's, or has tokens that the model was not made larger for.
+    """
+    try:
+        vectors = cast(Any, model.get_input_embeddings()).num_embeddings
+    except (NotImplementedError, AttributeError):  # a model without such a table, as of images
+        return
+    if not hasattr(tokenizer, "all_special_ids") or len(tokenizer) <= vectors:
+        return
+    items = np.flatnonzero(encoded.lengths)
+    for start in range(0, len(items), 1000):
+        largest = int(encoded.batch(items[start : start + 1000])["input_ids"].max())
+        if largest >= vectors:
+            raise ModelError(
+                f"the tokenizer has {len(tokenizer):,} tokens and the model vectors for {vectors:,}; the rows have "
+                f"token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}): take the model's own tokenizer, or "
+                "make the model larger with resize_token_embeddings(len(tokenizer)) and save both"
+            )
 
 
 def _usable(settings: ComputeSettings) -> ComputeSettings:

@@ -227,14 +227,14 @@ def test_a_batch_stands_at_the_right_with_the_answers_last(recipe):
         assert positions[-length:].tolist() == list(range(length))
 
 
-def test_a_long_row_loses_the_beginning_of_its_prompt_first(recipe):
+def test_a_long_row_loses_the_middle_of_its_prompt_first(recipe):
     whole = Federation.from_recipe(recipe(GENERATION)).encoded
     short = Federation.from_recipe(recipe({**GENERATION, "max_length": 10})).encoded
     shorter = Federation.from_recipe(recipe({**GENERATION, "max_length": 5})).encoded
     tokens = [encoded.tokens[encoded.offsets[2] : encoded.offsets[3]] for encoded in (whole, short, shorter)]
     assert [len(each) for each in tokens] == [15, 10, 5]
-    assert tokens[1].tolist() == tokens[0][-10:].tolist()
-    assert tokens[2].tolist() == [*tokens[0][5:6], *tokens[0][6:10]]  # one token of the prompt, four of the answer
+    assert tokens[1].tolist() == [tokens[0][0], *tokens[0][-9:]]
+    assert tokens[2].tolist() == [*tokens[0][:1], *tokens[0][6:10]]  # one token of the prompt, four of the answer
     assert [int(encoded.answers[2]) for encoded in (whole, short, shorter)] == [9, 9, 4]
 
 

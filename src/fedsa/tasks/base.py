@@ -25,7 +25,8 @@ IntArray = npt.NDArray[np.int64]
 class Encoded(Protocol):
     """Rows ready for the model, kept compactly; a batch is made when it is asked for.
 
-    Items are what goes into a batch. The first are the rows; a task may have more.
+    Items are what goes into a batch. The first are the rows; a task may have more. It may have ``notes``: whole
+    sentences on the rows that a user should know, what was cut of them, say.
     """
 
     @property
@@ -78,6 +79,10 @@ class Task(ABC):
     @abstractmethod
     def model_options(self) -> dict[str, Any]:
         """Return what the base model's config needs to know of the task (numbers and names of classes, say)."""
+
+    def fitted(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Task:
+        """Return the task as it is with a base model: itself, or a copy that knows what it needs of the model."""
+        return self
 
     @abstractmethod
     def encode(

@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedsa.errors import DataError
 from fedsa.tasks.base import IntArray
 from fedsa.tasks.cache import cached_arrays
 from fedsa.tasks.classes import ClassTask
+from fedsa.tasks.lengths import Reading, raise_length, told, unread_rows, whole_lengths
 from fedsa.tasks.padding import filled, width_of
+from fedsa.tasks.values import text_of
 from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ class TokenRows:
         pad: the padding token.
         widest: the most tokens that the model takes; None: no limit.
         left: pad on the left.
+        notes: sentences on the rows.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -54,6 +59,7 @@ class TokenRows:
     pad: int
     widest: int | None = None
     left: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def lengths(self) -> IntArray:
@@ -92,11 +98,14 @@ class Classification(ClassTask):
         text_columns: one column, or two for a pair of texts.
         label_names: class names in order of their number.
         max_length: tokens kept of a row; a pair is shortened from its longer text.
+        finds_end: the head finds a row by its end token, as those of encoder-decoders do: one inside a text, where
+            somebody wrote ``</s>``, is read as a blank.
     """
 
     text_columns: tuple[str, ...]
     label_names: tuple[str, ...]
     max_length: int = 128
+    finds_end: bool = False
 
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task_type: ClassVar[str] = "SEQ_CLS"
@@ -107,21 +116,37 @@ class Classification(ClassTask):
         """Return the task of a recipe's ``[task]``."""
         return cls(tuple(settings.text_columns), tuple(label_names), settings.max_length)
 
+    def fitted(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Classification:
+        """Return the task as it is with a base model."""
+        return replace(self, finds_end=bool(getattr(cast(Any, model).config, "is_encoder_decoder", False)))
+
     def encode(
         self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
     ) -> TokenRows:
-        """Return ``rows`` of ``table`` as tokens. ``table`` has the class numbers in its column ``CLASS_NUMBER``."""
+        """Return ``rows`` of ``table`` as tokens. ``table`` has the class numbers in its column ``CLASS_NUMBER``.
+
+        Raises:
+            DataError: a cell is no text, a row has no token at all, or the tokenizer knows nothing of most rows.
+        """
         longest = min(self.max_length, limit or self.max_length)
         rows = np.unique(rows)  # ascending: the order of offsets
-        make = partial(self._tokenize, table, rows, tokenizer, longest)
+        ended = tokenizer.eos_token if self.finds_end else None
+        make = partial(self._tokenize, table, rows, tokenizer, longest, ended)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None or len(rows) < _CACHED_ROWS:
             arrays = make()
         else:
-            digest = hashlib.sha256(f"{backend.to_str()}\0{longest}\0{len(table)}".encode() + rows.tobytes())
+            told_by = f"counted\0{backend.to_str()}\0{longest}\0{len(table)}\0{ended}"
+            digest = hashlib.sha256(told_by.encode() + rows.tobytes())
             for _, columns in self._texts(table, rows):
                 digest.update(json.dumps(columns).encode())
             arrays = cached_arrays(digest.hexdigest(), make)
+        empty = rows[np.diff(arrays["offsets"])[rows] == 0]
+        if len(empty):
+            raise DataError(
+                f"row {empty[0]}: the tokenizer makes no token of column {self.text_columns[0]!r} (and so in "
+                f"{len(empty):,} of {len(rows):,} rows): fill it in or leave such rows out"
+            )
         return TokenRows(
             tokens=arrays["tokens"],
             segments=arrays.get("segments"),
@@ -131,29 +156,72 @@ class Classification(ClassTask):
             widest=limit,
             # Decoders that classify look for a row's last token from the right; XLNet alone takes the last place.
             left="xlnet" in type(tokenizer).__name__.lower(),
+            notes=self._notes(arrays, tokenizer, longest, limit),
         )
+
+    def _notes(
+        self,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        longest: int,
+        limit: int | None,
+    ) -> tuple[str, ...]:
+        notes = unread_rows(arrays["content"], arrays["unknown"], tokenizer, self.text_columns)
+        if cut := told(arrays["whole"], longest):
+            notes.insert(0, f"{cut}: what is beyond is not read; {raise_length(longest, limit)}.")
+        if count := int(arrays["ended"][0]):
+            notes.append(
+                f"{count:,} texts hold {tokenizer.eos_token!r}, by which the model's head finds the end of a row: it "
+                "is read as a blank there."
+            )
+        return tuple(notes)
 
     def _texts(self, table: Dataset, rows: IntArray) -> Iterator[tuple[IntArray, list[list[str]]]]:
         """Yield some row numbers at a time, and the texts of each column."""
         for start in range(0, len(rows), _TOKENIZE_ROWS):
             part = rows[start : start + _TOKENIZE_ROWS]
             texts = table[part]
-            yield part, [[str(text) for text in texts[column]] for column in self.text_columns]
+            yield (
+                part,
+                [
+                    [text_of(text, row, column) for row, text in zip(part.tolist(), texts[column], strict=True)]
+                    for column in self.text_columns
+                ],
+            )
 
     def _tokenize(
-        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, longest: int
+        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, longest: int, ended: str | None
     ) -> dict[str, npt.NDArray[Any]]:
-        """Return ``tokens``, ``offsets`` and, where the model has them, ``segments``, as `TokenRows` has them."""
-        tokens, segments = [], []
-        lengths = np.zeros(len(table), dtype=np.int64)
+        """Return the rows as arrays.
+
+        Args:
+            table: all rows.
+            rows: those that are used.
+            tokenizer: the base model's.
+            longest: tokens kept of a row.
+            ended: the token that must not stand inside a text, or None.
+
+        Returns:
+            ``tokens``, ``offsets`` and, where the model has them, ``segments``, as `TokenRows` has them; ``whole``,
+            ``content`` and ``unknown`` of the used rows as `Reading` has them; ``ended``, shape (1,): how many texts
+            held that token.
+        """
+        tokens, segments = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.uint8)]
+        lengths, reading, blanked = np.zeros(len(table), dtype=np.int64), Reading(tokenizer), 0
         has_segments = "token_type_ids" in tokenizer.model_input_names
         for part, columns in self._texts(table, rows):
+            if ended is not None:
+                blanked += sum(ended in text for column in columns for text in column)
+                columns = [[text.replace(ended, " ") for text in column] for column in columns]
             encoded = tokenizer(*columns, truncation=True, max_length=longest)
-            lengths[part] = [len(ids) for ids in encoded["input_ids"]]
-            tokens += [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+            ids = encoded["input_ids"]
+            lengths[part] = [len(row) for row in ids]
+            tokens.append(np.fromiter(chain.from_iterable(ids), dtype=np.int32))
+            reading.add(ids, whole_lengths(tokenizer, ids, columns, longest))
             if has_segments:
-                segments += [np.asarray(ids, dtype=np.uint8) for ids in encoded["token_type_ids"]]
+                segments.append(np.fromiter(chain.from_iterable(encoded["token_type_ids"]), dtype=np.uint8))
         arrays = {"tokens": np.concatenate(tokens), "offsets": np.concatenate([[0], np.cumsum(lengths)])}
+        arrays |= reading.arrays() | {"ended": np.array([blanked])}
         return arrays | ({"segments": np.concatenate(segments)} if has_segments else {})
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from fedsa.errors import DataError
 from fedsa.recipe import fields_of
 from fedsa.tasks.base import IntArray, Task
+from fedsa.tasks.chat import ChatTurns, ends_of
 from fedsa.tasks.sequences import SequenceRows, Writer, answer_losses, parts_of, sequence_example
+from fedsa.tasks.values import check_template, shown, text_of, texts_of
 from fedsa.tasks.written import METRICS, best_of, extract
 from fedsa.types import CLASS_NUMBER
 
@@ -67,18 +70,20 @@ class _Decoding(Task):
 class Generation(_Decoding):
     """A prompt is answered: trained on the answer's tokens, measured by their likelihood or by what the model writes.
 
-    Prompt and answer are tokenised apart, and the answer ends with the tokenizer's end token. A row that is too long
-    loses the beginning of its prompt, and then the end of its answer.
+    Prompt and answer are tokenised apart, and the answer ends with the tokenizer's end token; with ``chat`` the answer
+    is what the chat template adds for it. A row that is too long loses the middle of its prompt, but nothing of what
+    the template has at its beginning and end, and then the end of its answer.
 
     Attributes:
         prompt: a template: ``{column}`` stands for a row's value.
-        answer: likewise. Where a column has several values, a list or SQuAD's ``text`` in a dict, there is an answer
+        answer: likewise. Where a column has several texts, a list or SQuAD's ``text`` in a dict, there is an answer
             with each: trained is the first, and what is written is compared with the one that it is most like.
         metric: ``log_likelihood``, ``exact_match`` or ``f1``; the latter two of what the model writes, greedily.
         extract: what of a text is compared; see `fedsa.tasks.written.extract`.
         chat: prompt and answer are turns in the tokenizer's chat template.
         max_length: tokens kept of a row.
         max_new_tokens: written at most.
+        stops: the tokens at which the model stops to write; empty: those of its own settings.
     """
 
     prompt: str
@@ -88,6 +93,7 @@ class Generation(_Decoding):
     chat: bool = False
     max_length: int = 128
     max_new_tokens: int = 64
+    stops: tuple[int, ...] = ()
     generates: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -102,37 +108,63 @@ class Generation(_Decoding):
     def encode(
         self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
     ) -> SequenceRows:
-        """Return ``rows`` of ``table`` as tokens: prompts with their answers, then the prompts alone if needed."""
+        """Return ``rows`` of ``table`` as tokens: prompts with their answers, then the prompts alone if needed.
+
+        Raises:
+            DataError: a column that a template names holds no text, a row has no answer, nothing of it is left where it
+                is cut, or the chat template does not go.
+        """
         rows, count = np.unique(rows), len(table)
         references: list[tuple[str, ...]] = [()] * count
-        writer = Writer(tokenizer, min(self.max_length, limit or self.max_length), chat=self.chat)
+        longest = min(self.max_length, limit or self.max_length)
+        writer = Writer(tokenizer, longest, limit=limit, template=self.prompt, chat=self.chat)
         for part, cells in parts_of(table, rows):
             own = [self._answers(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
-            writer.add(part, [self.prompt.format_map(cell) for cell in cells], [first for first, *_ in own])
+            prompts = [self._prompt(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
+            fitted = writer.fit(part, prompts, [each[:1] for each in own])
+            writer.put(part, chain.from_iterable(fitted))
             for row, answers in zip(part.tolist(), own, strict=True):
                 references[row] = answers
         if self.generates:
             for part, cells in parts_of(table, rows):
-                writer.add(part + count, [self.prompt.format_map(cell) for cell in cells], None)
+                prompts = [self._prompt(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
+                writer.put_prompts(part, part + count, prompts, self.max_new_tokens)
         labels = np.asarray(table[CLASS_NUMBER][:], dtype=np.int64)
-        encoded = writer.rows(labels, count * (1 + self.generates), limit=limit)
+        encoded = writer.rows(labels, count * (1 + self.generates), fields_of(self.prompt, self.answer))
         return replace(encoded, references=tuple(references)) if self.generates else encoded
 
+    def _prompt(self, row: int, cell: Mapping[str, Any]) -> str:
+        check_template(cell, fields_of(self.prompt), row)
+        return self.prompt.format_map(cell)
+
     def _answers(self, row: int, cell: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return a row's answers: one, or one for each value of a column that has several.
+        """Return a row's answers: one, or one for each text of a column that has several.
 
         Raises:
-            DataError: that column has none.
+            DataError: that column has none, or what is in it is no text.
         """
-        for name in fields_of(self.answer):
+        named = fields_of(self.answer)
+        for name in named:
             values = cell[name].get("text") if isinstance(cell[name], Mapping) else cell[name]
             if isinstance(values, list):
+                check_template(cell, (other for other in named if other != name), row)
                 if not values:
                     raise DataError(
-                        f"row {row}: column {name!r} has no answer (got {cell[name]!r}): leave such rows out"
+                        f"row {row}: column {name!r} has no answer (got {shown(cell[name])}): leave such rows out"
                     )
-                return tuple(self.answer.format_map({**cell, name: value}) for value in values)
+                texts = texts_of(values, row, name, "right answers")
+                return tuple(self.answer.format_map({**cell, name: text}) for text in texts)
+        check_template(cell, named, row)
         return (self.answer.format_map(cell),)
+
+    def fitted(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Generation:
+        """Return the task as it is with a base model: it knows at which tokens that stops to write."""
+        if not self.generates:
+            return self
+        stops = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        own = [stops] if isinstance(stops, int) else stops or []
+        turns = ChatTurns(tokenizer) if self.chat else None
+        return replace(self, stops=tuple(dict.fromkeys([*ends_of(tokenizer, turns), *own])))
 
     def prompts(self, encoded: Encoded, rows: IntArray) -> IntArray:
         """Return the items of the prompts alone, which stand behind the rows."""
@@ -153,6 +185,7 @@ class Generation(_Decoding):
             top_k=None,
             use_cache=True,
             pad_token_id=pad,
+            **({"eos_token_id": list(self.stops)} if self.stops else {}),
         )[:, prompt.shape[1] :]
         return torch.nn.functional.pad(written, (0, self.max_new_tokens - written.shape[1]), value=pad)
 
@@ -164,17 +197,16 @@ class Generation(_Decoding):
         if generated is None:
             return figures
         own = cast("SequenceRows", encoded)
-        ids = [_until(each, own.end) for each in generated.tolist()]
+        ids = [_until(each, own.ends) for each in generated.tolist()]
         texts = own.tokenizer.batch_decode(ids, skip_special_tokens=True)
         written = [extract(text.strip(), self.extract) for text in texts]
         wanted = [[extract(text.strip(), self.extract) for text in own.references[row]] for row in rows]
         return figures | {name: best_of(of, written, wanted) for name, of in METRICS.items()}
 
 
-def _until(ids: Sequence[int], end: int) -> list[int]:
-    """Return what stands before the end token."""
-    found = list(ids)
-    return found[: found.index(end)] if end in found else found
+def _until(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Return what stands before the first end token."""
+    return list(takewhile(lambda token: token not in ends, ids))
 
 
 @final
@@ -202,8 +234,14 @@ class LanguageModeling(_Decoding):
     def encode(
         self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
     ) -> SequenceRows:
-        """Return ``rows`` of ``table`` as tokens."""
-        writer = Writer(tokenizer, min(self.max_length, limit or self.max_length))
+        """Return ``rows`` of ``table`` as tokens.
+
+        Raises:
+            DataError: a cell is no text, or the tokenizer knows nothing of most rows.
+        """
+        column = self.text_column
+        writer = Writer(tokenizer, min(self.max_length, limit or self.max_length), limit=limit, template=None)
         for part, cells in parts_of(table, np.unique(rows)):
-            writer.add(part, [""] * len(cells), [str(cell[self.text_column]) for cell in cells])
-        return writer.rows(np.asarray(table[CLASS_NUMBER][:], dtype=np.int64), len(table), limit=limit)
+            texts = [[text_of(cell[column], row, column)] for row, cell in zip(part.tolist(), cells, strict=True)]
+            writer.put(part, chain.from_iterable(writer.fit(part, [""] * len(cells), texts)))
+        return writer.rows(np.asarray(table[CLASS_NUMBER][:], dtype=np.int64), len(table), [column])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
 
 from fedsa.errors import DataError
+from fedsa.recipe import fields_of
+from fedsa.tasks.answers import Question, right_places
 from fedsa.tasks.base import IntArray, Task
-from fedsa.tasks.sequences import SequenceRows, Writer, answer_losses, parts_of, sequence_example
+from fedsa.tasks.sequences import Fitted, SequenceRows, Writer, answer_losses, parts_of, sequence_example
+from fedsa.tasks.values import check_template, shown, text_of, texts_of
 from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
@@ -35,8 +39,8 @@ class MultipleChoice(Task):
 
     Attributes:
         prompt: a template: ``{column}`` stands for a row's value.
-        answer: the column that tells the right choice: its number from ``first_choice`` on, true or false as 1 and 0,
-            its letter from A on, its label or its text.
+        answer: the column that tells the right choice, in one way for all rows (`fedsa.tasks.answers`): its number from
+            ``first_choice`` on, true or false as 1 and 0, its letter from A on, its label or its text.
         choices: columns with a choice each; or one column with a list of choices, or with ``text`` and ``label`` lists.
         labels: the choices, where every row has the same; then there are no ``choices``.
         choice_template: a choice as the model would say it.
@@ -79,69 +83,69 @@ class MultipleChoice(Task):
     def encode(
         self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
     ) -> SequenceRows:
-        """Return ``rows`` of ``table`` as tokens: each with its right choice, then each with every choice."""
-        rows, count = np.unique(rows), len(table)
-        writer = Writer(tokenizer, min(self.max_length, limit or self.max_length), chat=self.chat)
-        sizes, right = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-        read: list[tuple[str, list[str]]] = []
-        bytes_of: list[int] = []
-        for part, cells in parts_of(table, rows):
-            for row, cell in zip(part.tolist(), cells, strict=True):
-                choices, labels = self._choices(cell)
-                sizes[row], right[row] = len(choices), self._right(cell[self.answer], choices, labels, row)
-                said = [self.choice_template.format_map({**cell, "choice": choice}) for choice in choices]
-                read.append((self.prompt.format_map(cell), said))
-                bytes_of += [max(1, len(choice.encode())) for choice in choices]
-            chosen = zip(read[-len(part) :], part.tolist(), strict=True)
-            prompts, answers = zip(*((prompt, said[right[row]]) for (prompt, said), row in chosen), strict=True)
-            writer.add(part, prompts, answers)
-        first = count + np.concatenate([[0], np.cumsum(sizes)])
-        for row, (prompt, said) in zip(rows.tolist(), read, strict=True):
-            writer.add(first[row] + np.arange(len(said)), [prompt] * len(said), said)
-        encoded = writer.rows(
-            np.asarray(table[CLASS_NUMBER][:], dtype=np.int64),
-            int(first[-1]),
-            limit=limit,
-            first=first,
-            right=right,
-        )
-        encoded.weights[count:] = bytes_of
-        return encoded
-
-    def _choices(self, cell: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-        """Return a row's choices, and what they are called where they have names."""
-        if self.labels:
-            return list(self.labels), []
-        if len(self.choices) > 1:
-            return [str(cell[column]) for column in self.choices], []
-        found = cell[self.choices[0]]
-        if isinstance(found, Mapping):
-            return [str(text) for text in found["text"]], [str(label) for label in found["label"]]
-        return [str(text) for text in found], []
-
-    def _right(self, answer: Any, choices: Sequence[str], labels: Sequence[str], row: int) -> int:
-        """Return the place of the right choice.
+        """Return ``rows`` of ``table`` as tokens: each with its right choice, then each with every choice.
 
         Raises:
-            DataError: the answer is none of the choices.
+            DataError: a column that a template names holds no text, a row's choices or its answer cannot be read, or
+                nothing of a choice is left where a row is cut.
         """
-        text = str(answer).strip()
-        for names in (labels, choices):
-            if text in names:
-                return list(names).index(text)
-        number = -1
-        if isinstance(answer, bool):
-            number = int(answer)
-        elif text.lstrip("-").isdecimal():
-            number = int(text) - self.first_choice
-        elif len(text) == 1 and text.isalpha():
-            number = ord(text.upper()) - ord("A")
-        if 0 <= number < len(choices):
-            return number
-        raise DataError(
-            f"row {row}: column {self.answer!r} says {answer!r}, which is none of its {len(choices)} choices "
-            f"({', '.join(map(repr, choices))}): mend the row, task.answer, or task.first_choice"
-        )
+        rows, count = np.unique(rows), len(table)
+        questions = [
+            self._question(row, cell)
+            for part, cells in parts_of(table, rows)
+            for row, cell in zip(part.tolist(), cells, strict=True)
+        ]
+        places, note = right_places(questions, rows, self.answer, self.first_choice)
+        longest = min(self.max_length, limit or self.max_length)
+        writer = Writer(tokenizer, longest, limit=limit, template=self.prompt, chat=self.chat)
+        items: list[list[Fitted]] = []
+        for part, cells in parts_of(table, rows):
+            own = questions[len(items) : len(items) + len(part)]
+            chosen = places[len(items) : len(items) + len(part)].tolist()
+            said = [
+                [self.choice_template.format_map({**cell, "choice": choice}) for choice in question.choices]
+                for cell, question in zip(cells, own, strict=True)
+            ]
+            items += writer.fit(part, [self.prompt.format_map(cell) for cell in cells], said, chosen)
+            writer.put(part, [each[place] for each, place in zip(items[-len(part) :], chosen, strict=True)])
+        sizes, right = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        sizes[rows], right[rows] = [len(each) for each in items], places
+        first = count + np.concatenate([[0], np.cumsum(sizes)])
+        writer.put(np.concatenate([first[row] + np.arange(sizes[row]) for row in rows]), chain.from_iterable(items))
+        labels = np.asarray(table[CLASS_NUMBER][:], dtype=np.int64)
+        columns = [*fields_of(self.prompt), *self.choices]
+        encoded = writer.rows(labels, int(first[-1]), columns, first=first, right=right)
+        encoded.weights[count:] = [max(1, len(each.encode())) for question in questions for each in question.choices]
+        return replace(encoded, notes=(*([note] if note else []), *encoded.notes))
+
+    def _question(self, row: int, cell: Mapping[str, Any]) -> Question:
+        """Return a row's choices, what they are called where they have names, and its answer.
+
+        Raises:
+            DataError: they are no texts, there are fewer than two, or a column of the templates holds no text.
+        """
+        named = [*fields_of(self.prompt), *(name for name in fields_of(self.choice_template) if name != "choice")]
+        check_template(cell, named, row)
+        if self.labels:
+            return Question(list(self.labels), [], cell[self.answer])
+        if len(self.choices) > 1:
+            return Question([text_of(cell[name], row, name) for name in self.choices], [], cell[self.answer])
+        column, found, names = self.choices[0], cell[self.choices[0]], []
+        if isinstance(found, Mapping):
+            if not {"text", "label"} <= set(found):
+                raise DataError(
+                    f"row {row}: column {column!r} must hold a list of choices, or the lists text and label "
+                    f"(got {shown(found)})"
+                )
+            found, names = found["text"], texts_of(found["label"], row, column, "labels of choices")
+        choices = texts_of(found, row, column, "choices")
+        if len(choices) < 2 or (names and len(names) != len(choices)):
+            raise DataError(
+                f"row {row}: column {column!r} has {len(choices)} choices"
+                + (f" and {len(names)} labels" if names else ", and two at least are needed")
+                + ": mend the row or leave it out"
+            )
+        return Question(choices, names, cell[self.answer])
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of each right choice, and the number of its tokens."""

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from fedsa.errors import DataError
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.tasks.classification import TokenRows
+from fedsa.tasks.lengths import Reading, raise_length, told
 from fedsa.tasks.padding import filled, width_of
 from fedsa.tasks.sequences import parts_of, tokens_with_places
+from fedsa.tasks.values import shown, text_of, texts_of
 from fedsa.tasks.written import METRICS, best_of
 from fedsa.types import CLASS_NUMBER
 
@@ -52,6 +54,7 @@ class ContextRows:
         first: shape (rows + 1,).
         contexts: shape (rows,): a column of texts.
         references: of each row the answers that count as right; none of a row that is not used.
+        notes: sentences on the rows.
     """
 
     windows: TokenRows
@@ -60,6 +63,7 @@ class ContextRows:
     first: IntArray
     contexts: Dataset
     references: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def lengths(self) -> IntArray:
@@ -91,6 +95,8 @@ class _Window(NamedTuple):
     segments: npt.NDArray[np.uint8]
     spans: Ints
     answer: tuple[int, int]
+    holds: bool
+    """The answer is in it."""
 
 
 @final
@@ -150,13 +156,15 @@ class QuestionAnswering(Task):
         references: list[tuple[str, ...]] = [()] * count
         firsts: list[_Window] = []
         further: list[_Window] = []
-        extra = np.zeros(count, dtype=np.int64)
+        extra, reading, cut_questions = np.zeros(count, dtype=np.int64), Reading(tokenizer), 0
         for part, cells in parts_of(table, rows):
             answers = [self._answers(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
             for row, (texts, _) in zip(part.tolist(), answers, strict=True):
                 references[row] = texts
             last = -1
-            for owner, window in self._windows(cells, [span for _, span in answers], tokenizer, limit):
+            questions, cut = self._questions(part, cells, tokenizer, limit)
+            cut_questions += cut
+            for owner, window in self._windows(part, cells, questions, [span for _, span in answers], tokenizer, limit):
                 (firsts if owner != last else further).append(window)
                 extra[part[owner]] += owner == last
                 last = owner
@@ -180,7 +188,54 @@ class QuestionAnswering(Task):
             first=count + np.concatenate([[0], np.cumsum(extra)]),
             contexts=table.select_columns([self.context_column]),
             references=tuple(references),
+            notes=self._notes(firsts, further, extra[rows], reading, cut_questions, limit),
         )
+
+    def _notes(
+        self,
+        firsts: Sequence[_Window],
+        further: Sequence[_Window],
+        extra: IntArray,
+        reading: Reading,
+        cut_questions: int,
+        limit: int | None,
+    ) -> tuple[str, ...]:
+        """Return sentences on the rows.
+
+        Args:
+            firsts: each row's first window.
+            further: the others, row by row.
+            extra: how many of them each row has, shape (rows,).
+            reading: counts the first windows.
+            cut_questions: how many questions lost their end.
+            limit: the most tokens that the model takes.
+        """
+        longest, stride = self._sizes(limit)
+        own = [window.spans[:, 1] > window.spans[:, 0] for window in further]
+        more = np.array([int(inside.sum()) - stride for inside in own], dtype=np.int64)
+        owner = np.repeat(np.arange(len(extra)), extra)
+        whole = np.array([len(window.tokens) for window in firsts]) + np.bincount(owner, more, len(extra)).astype(int)
+        reading.add([window.tokens.tolist() for window in firsts], whole)
+        notes = reading.unread([self.question_column, self.context_column])
+        if cut_questions:
+            notes.insert(
+                0, f"{cut_questions:,} questions are too long for task.max_length = {longest} and lose their end."
+            )
+        if cut := told(whole, longest):
+            notes.insert(0, f"{cut}: they are read in several windows; {raise_length(longest, limit)}.")
+        found = np.array([window.holds for window in firsts], dtype=np.int64)
+        found += np.bincount(owner, [window.holds for window in further], len(extra)).astype(int)
+        if lost := int((found == 0).sum()):
+            notes.append(
+                f"{lost:,} of {len(found):,} rows have an answer that no window holds whole: their windows are trained "
+                "to point at [CLS]."
+            )
+        return tuple(notes)
+
+    def _sizes(self, limit: int | None) -> tuple[int, int]:
+        """Return the tokens of a window, and those that neighbouring windows share."""
+        longest = min(self.max_length, limit or self.max_length)
+        return longest, min(self.doc_stride, longest // 3)
 
     def _answers(self, row: int, cell: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, int]]:
         """Return a row's answers, and the characters of its context, from and to, that the first one is.
@@ -194,10 +249,14 @@ class QuestionAnswering(Task):
         found, where = cell[self.answer_column], f"row {row}: column {self.answer_column!r}"
         texts, starts = (found.get(name) if isinstance(found, Mapping) else None for name in ("text", "answer_start"))
         if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
-            raise DataError(f"{where} must have the lists text and answer_start, of one length (got {found!r})")
+            raise DataError(f"{where} must have the lists text and answer_start, of one length (got {shown(found)})")
+        texts = texts_of(texts, row, self.answer_column, "answers")
         if not texts or not texts[0].strip():
             raise DataError(f"{where} has no answer, and every question must have one here: leave such rows out")
-        text, context, given = texts[0].strip(), str(cell[self.context_column]), int(starts[0])
+        if isinstance(starts[0], bool) or not isinstance(starts[0], int | float) or starts[0] not in range(1 << 40):
+            raise DataError(f"{where} has answer_start {shown(starts[0])}, which must be a whole number: mend the row")
+        context = text_of(cell[self.context_column], row, self.context_column)
+        text, given = texts[0].strip(), int(starts[0])
         given += len(texts[0]) - len(texts[0].lstrip())
         begins = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
         if not begins:
@@ -207,9 +266,30 @@ class QuestionAnswering(Task):
         begin = min(begins, key=lambda place: abs(place - given))
         return tuple(texts), (begin, begin + len(text))
 
+    def _questions(
+        self, rows: IntArray, cells: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, limit: int | None
+    ) -> tuple[list[str], int]:
+        """Return some rows' questions, cut where a context would have no room beside them, and how many were cut.
+
+        Raises:
+            DataError: a window has no room for a context, or a question is no text.
+        """
+        longest, stride = self._sizes(limit)
+        # What is left of a window for its question: then it has twice the stride for the context.
+        most = longest - tokenizer.num_special_tokens_to_add(pair=True) - 2 * stride
+        if most < 1 or stride < 1:
+            raise DataError(f"windows of {longest} tokens have no room for question and context: raise task.max_length")
+        column = self.question_column
+        texts = [text_of(cell[column], row, column).strip() for row, cell in zip(rows.tolist(), cells, strict=True)]
+        places = tokens_with_places(tokenizer, texts, add_special_tokens=False)["offset_mapping"]
+        kept = [text if len(own) <= most else text[: own[most - 1][1]] for text, own in zip(texts, places, strict=True)]
+        return kept, sum(len(own) > most for own in places)
+
     def _windows(
         self,
+        rows: IntArray,
         cells: Sequence[Mapping[str, Any]],
+        questions: list[str],
         answers: Sequence[tuple[int, int]],
         tokenizer: PreTrainedTokenizerBase,
         limit: int | None,
@@ -217,30 +297,21 @@ class QuestionAnswering(Task):
         """Yield the windows of some rows, row by row, each with the place of its row among them.
 
         Args:
+            rows: their numbers, for messages.
             cells: the rows' columns.
+            questions: the rows' questions, as they are asked.
             answers: from and to which character each answer goes.
             tokenizer: the base model's.
             limit: the most tokens that the model takes.
-
-        Raises:
-            DataError: a window has no room for a context.
         """
-        longest = min(self.max_length, limit or self.max_length)
-        stride = min(self.doc_stride, longest // 3)
-        # What is left of a window for its question: then it has twice the stride for the context.
-        most = longest - tokenizer.num_special_tokens_to_add(pair=True) - 2 * stride
-        if most < 1 or stride < 1:
-            raise DataError(f"windows of {longest} tokens have no room for question and context: raise task.max_length")
-        questions = [str(cell[self.question_column]).strip() for cell in cells]
-        places = tokens_with_places(tokenizer, questions, add_special_tokens=False)["offset_mapping"]
-        questions = [
-            question if len(own) <= most else question[: own[most - 1][1]]
-            for question, own in zip(questions, places, strict=True)
-        ]
+        longest, stride = self._sizes(limit)
         encoded = tokens_with_places(
             tokenizer,
             questions,
-            [str(cell[self.context_column]) for cell in cells],
+            [
+                text_of(cell[self.context_column], row, self.context_column)
+                for row, cell in zip(rows.tolist(), cells, strict=True)
+            ],
             truncation="only_second",
             max_length=longest,
             stride=stride,
@@ -253,8 +324,11 @@ class QuestionAnswering(Task):
             spans = np.where(of_context[:, None], np.asarray(encoded["offset_mapping"][number], dtype=np.int32), 0)
             start = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
             segments = np.asarray(encoded["token_type_ids"][number], dtype=np.uint8)
-            answer = _place_of(spans, *answers[owner]) or (start, start)
-            yield owner, _Window(np.asarray(ids, dtype=np.int32), segments, spans, answer)
+            answer = _place_of(spans, *answers[owner])
+            yield (
+                owner,
+                _Window(np.asarray(ids, dtype=np.int32), segments, spans, answer or (start, start), answer is not None),
+            )
 
     def training_items(self, encoded: Encoded, rows: IntArray) -> IntArray:
         """Return every window of every row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from fedsa.errors import DataError
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.tasks.classification import Classification, TokenRows
+from fedsa.tasks.values import shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,6 +49,11 @@ class NumberRows:
         """Tokens of each row."""
         return self.texts.lengths
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on the rows."""
+        return self.texts.notes
+
     def fingerprint(self) -> str:
         """Return a hash of tokens and numbers."""
         return hashlib.sha256(self.texts.fingerprint().encode() + self.numbers.astype("<f8").tobytes()).hexdigest()
@@ -66,11 +72,13 @@ class Regression(Task):
         text_columns: one column, or two for a pair of texts.
         number_column: the column of the number.
         max_length: tokens kept of a row; a pair is shortened from its longer text.
+        finds_end: as `Classification` has it.
     """
 
     text_columns: tuple[str, ...]
     number_column: str
     max_length: int = 128
+    finds_end: bool = False
 
     metric: str = field(init=False, default="spearman")
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
@@ -86,6 +94,10 @@ class Regression(Task):
         """Return that the model has one output."""
         return {"num_labels": 1, "problem_type": "regression"}
 
+    def fitted(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Regression:
+        """Return the task as it is with a base model."""
+        return replace(self, finds_end=bool(getattr(cast(Any, model).config, "is_encoder_decoder", False)))
+
     def encode(
         self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
     ) -> NumberRows:
@@ -97,14 +109,14 @@ class Regression(Task):
         rows = np.unique(rows)
         values = table.select_columns([self.number_column])[rows][self.number_column]
         for row, value in zip(rows.tolist(), values, strict=True):
-            if not isinstance(value, int | float) or not np.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
                 raise DataError(
-                    f"row {row}: column {self.number_column!r} says {value!r}, which is no number to predict: mend the "
-                    "row, or name another column in task.answer"
+                    f"row {row}: column {self.number_column!r} says {shown(value)}, which is no number to predict: "
+                    "mend the row, or name another column in task.answer"
                 )
         numbers = np.full(len(table), np.nan)
         numbers[rows] = values
-        texts = Classification(self.text_columns, (), self.max_length)
+        texts = Classification(self.text_columns, (), self.max_length, self.finds_end)
         return NumberRows(texts.encode(table, rows, tokenizer, limit=limit), numbers)
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

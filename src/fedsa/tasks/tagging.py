@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch.nn.functional as F
 from fedsa.errors import DataError
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.tasks.classification import TokenRows
+from fedsa.tasks.lengths import Reading, raise_length, told, whole_lengths
 from fedsa.tasks.padding import filled, width_of
 from fedsa.tasks.sequences import IGNORED, parts_of, tokens_with_places
+from fedsa.tasks.values import shown, texts_of
 from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
@@ -51,6 +54,11 @@ class TaggedRows:
     def lengths(self) -> IntArray:
         """Tokens of each row."""
         return self.texts.lengths
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on the rows."""
+        return self.texts.notes
 
     def fingerprint(self) -> str:
         """Return a hash of tokens and tags."""
@@ -107,22 +115,37 @@ class TokenClassification(Task):
         """Return ``rows`` of ``table`` as tokens and tags.
 
         Raises:
-            DataError: a row has not as many tags as words, or one is unknown; or the tokenizer does not tell where in
-                the text its tokens are.
+            DataError: a row has no words, not as many tags as words, or one that is unknown; or the tokenizer knows
+                nothing of most rows, or does not tell where in the text its tokens are.
         """
         longest = min(self.max_length, limit or self.max_length)
-        rows = np.unique(rows)
+        rows, reading, words_cut = np.unique(rows), Reading(tokenizer), 0
         tokens, tags = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
         lengths = np.zeros(len(table), dtype=np.int64)
         for part, cells in parts_of(table, rows):
-            texts = [" ".join(map(str, cell[self.word_column])) for cell in cells]
+            words = [self._words(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
+            known = [self._numbers(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
+            texts = [" ".join(each) for each in words]
             encoded = tokens_with_places(tokenizer, texts, truncation=True, max_length=longest)
-            for row, cell, ids, places in zip(
-                part.tolist(), cells, encoded["input_ids"], encoded["offset_mapping"], strict=True
+            whole = whole_lengths(tokenizer, encoded["input_ids"], [texts], longest)
+            reading.add(encoded["input_ids"], whole)
+            for row, own, numbers, ids, places, length in zip(
+                part.tolist(), words, known, encoded["input_ids"], encoded["offset_mapping"], whole, strict=True
             ):
+                made = _tags(own, numbers, places)
+                if (made == IGNORED).all():
+                    raise DataError(
+                        f"row {row}: the tokenizer makes no token of the words in column {self.word_column!r} "
+                        f"(task.max_length = {longest}): mend the row or leave it out"
+                    )
                 tokens.append(np.asarray(ids, dtype=np.int32))
-                tags.append(self._tags(row, cell, places))
+                tags.append(made)
                 lengths[row] = len(ids)
+                words_cut += len(own) - int((made != IGNORED).sum()) if length > longest else 0
+        notes = reading.unread([self.word_column])
+        if cut := told(reading.arrays()["whole"], longest):
+            lost = f"the {words_cut:,} words that are cut off are neither trained nor counted"
+            notes.insert(0, f"{cut}: {lost}; {raise_length(longest, limit)}.")
         texts_rows = TokenRows(
             tokens=np.concatenate(tokens),
             segments=None,
@@ -130,39 +153,45 @@ class TokenClassification(Task):
             labels=np.asarray(table[CLASS_NUMBER][:], dtype=np.int64),
             pad=cast(int, tokenizer.pad_token_id),
             widest=limit,
+            notes=tuple(notes),
         )
         return TaggedRows(texts_rows, np.concatenate(tags))
 
-    def _tags(self, row: int, cell: Mapping[str, Any], places: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
-        """Return the tag's number at the first token of each word, `IGNORED` at the others.
+    def _words(self, row: int, cell: Mapping[str, Any]) -> list[str]:
+        """Return a row's words.
 
-        Args:
-            row: the row's number.
-            cell: its columns.
-            places: where each token begins and ends in the words, which are joined by spaces.
+        Raises:
+            DataError: there are none, or they are no list of texts.
+        """
+        words = texts_of(cell[self.word_column], row, self.word_column, "words")
+        if not words:
+            raise DataError(f"row {row}: column {self.word_column!r} has no words: leave such rows out")
+        return words
+
+    def _numbers(self, row: int, cell: Mapping[str, Any]) -> list[int]:
+        """Return the numbers of a row's tags.
+
+        Raises:
+            DataError: there are not as many as words, or one is no tag.
         """
         words, given = cell[self.word_column], cell[self.tag_column]
-        if not (isinstance(words, list) and isinstance(given, list) and len(words) == len(given)):
+        if not isinstance(given, list) or len(given) != len(words):
             raise DataError(
                 f"row {row}: columns {self.word_column!r} and {self.tag_column!r} must be lists, as many words as tags"
-                f" (got {words!r} and {given!r})"
+                f" (got {shown(words)} and {shown(given)})"
             )
-        number = {name: index for index, name in enumerate(self.tag_names)}
-        known = [number.get(tag, -1) if isinstance(tag, str) else int(tag) for tag in given]
+        known = [self._number.get(tag, -1) if isinstance(tag, str) else _whole(tag) for tag in given]
         for tag, index in zip(given, known, strict=True):
             if not 0 <= index < len(self.tag_names):
                 raise DataError(
-                    f"row {row}: column {self.tag_column!r} has the tag {tag!r}; task.labels names "
-                    f"{', '.join(self.tag_names)}"
+                    f"row {row}: column {self.tag_column!r} has the tag {shown(tag)}; task.labels names "
+                    f"{', '.join(self.tag_names)} (as numbers from 0 to {len(self.tag_names) - 1})"
                 )
-        ends = np.cumsum([len(str(word)) + 1 for word in words])
-        made, seen = np.full(len(places), IGNORED, dtype=np.int64), set()
-        for place, (start, end) in enumerate(places):
-            word = int(np.searchsorted(ends, end - 1, side="right"))  # a token may begin with the space before its word
-            if end > start and word not in seen:
-                made[place] = known[word]
-                seen.add(word)
-        return made
+        return known
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.tag_names)}
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of each row's words, and their number."""
@@ -231,3 +260,28 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         if prefix != "O" and start < 0:
             kind, start = own, place
     return found
+
+
+def _whole(tag: Any) -> int:
+    """Return a tag's number; -1 where it is no whole number."""
+    if isinstance(tag, bool) or not isinstance(tag, int | float) or tag != tag or tag not in range(10**6):
+        return -1
+    return int(tag)
+
+
+def _tags(words: Sequence[str], numbers: Sequence[int], places: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """Return the tag's number at the first token of each word, `IGNORED` at the others.
+
+    Args:
+        words: of a row.
+        numbers: of their tags.
+        places: where each token begins and ends in the words, which are joined by spaces.
+    """
+    ends = np.cumsum([len(word) + 1 for word in words])
+    made, seen = np.full(len(places), IGNORED, dtype=np.int64), set()
+    for place, (start, end) in enumerate(places):
+        word = int(np.searchsorted(ends, end - 1, side="right"))  # a token may begin with the space before its word
+        if end > start and word not in seen:
+            made[place] = numbers[word]
+            seen.add(word)
+    return made
