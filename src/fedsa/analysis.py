@@ -128,6 +128,7 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
             "again with --set keep_rounds=all"
         )
     variant = VARIANTS[recipe_of(folder).adapter.variant]
+    products = load_state(folder, wanted[-1]).scaling  # of the layers whose A and B are the matrices of a product
     states = {round: dict(_trained(folder, round, kept)) for round in wanted}
     clients = sorted(set.intersection(*(set(found) for found in states.values())))
     if len(clients) < 2:
@@ -144,14 +145,16 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
             distances[round, *names] = np.array(
                 [float(move.norm() / (start.norm() or 1)) for move, start in zip(moved, first, strict=True)]
             )
-            for measure, matrix in _matrices(key, values, moved, starts):
+            for measure, matrix in _matrices(key, values, moved, starts, spans=_is_matrix(key, values[0], products)):
                 matrices[round, measure, *names] = matrix
         if variant.is_product and variant.starts_at_zero:
             for adapter in dict.fromkeys(key.adapter for key in ends[0]):
-                products = [pairs(end, adapter) for end in ends]
-                for module in products[0]:
+                factors = [pairs(end, adapter) for end in ends]
+                for module, (_, a) in factors[0].items():
+                    if not _is_matrix(Key(module, Factor.A, adapter), a, products):
+                        continue
                     name = _named(Key(module, Factor.B, adapter))
-                    matrices[round, "update", "BA", name] = _pairs([own[module] for own in products], product_cosine)
+                    matrices[round, "update", "BA", name] = _pairs([own[module] for own in factors], product_cosine)
     return Analysis(tuple(clients), matrices, distances, label_similarity([about[client] for client in clients]))
 
 
@@ -206,7 +209,7 @@ def _compared(ends: Sequence[State]) -> Iterator[Key]:
 
 
 def _matrices(
-    key: Key, values: Sequence[Tensor], moved: Sequence[Tensor], starts: Sequence[State | None]
+    key: Key, values: Sequence[Tensor], moved: Sequence[Tensor], starts: Sequence[State | None], *, spans: bool
 ) -> Iterator[tuple[Measure, Matrix]]:
     """Yield the measures of one tensor that can be taken."""
     if len({value.shape for value in values}) == 1:
@@ -215,8 +218,13 @@ def _matrices(
         began = [cropped(start[key], values[0].shape) for start in starts if start is not None]
         if len(began) == len(values):
             yield "within", _pairs([value - start for value, start in zip(values, began, strict=True)], cosine)
-    if key.factor in _SPANNING:
+    if spans:
         yield "span", _pairs(values, lambda x, y: span_similarity(x, y, key.factor.side))
+
+
+def _is_matrix(key: Key, value: Tensor, products: Mapping[str, float]) -> bool:
+    """Say whether a tensor is a factor of a layer's B·A: not that of a convolution, or of many experts."""
+    return key.factor in _SPANNING and key.module in products and value.dim() == 2
 
 
 def _pairs(values: Sequence[Any], similarity: Any) -> Matrix:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 import numpy as np
 import torch
+from torch import nn
 
 from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.algorithms import check_algorithm, make_algorithm
@@ -32,9 +33,12 @@ from fedsa.models import (
     load_base,
     load_image_processor,
     load_tokenizer,
+    names_of,
     peft_config_of,
     position_limit,
     resolve_compute,
+    turn_head,
+    unlike_products,
     variant_of,
     with_drawn_layers,
     with_image_size,
@@ -65,7 +69,15 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Federation", "check_personal", "client_ranks", "first_round", "fresh_base", "load_processor"]
+__all__ = [
+    "Federation",
+    "check_layers",
+    "check_personal",
+    "client_ranks",
+    "first_round",
+    "fresh_base",
+    "load_processor",
+]
 
 Progress = Callable[[str], None]
 
@@ -131,11 +143,12 @@ class Federation:
         rows = share_rows(recipe, on_progress=tell)
         task = make_task(recipe.task, rows.label_names)
         tell("loading the model")
-        base, drawn = _base(recipe, task, tell)
+        notes: list[str] = []
+        base, drawn = _base(recipe, task, tell, notes)
         seed = derive_seed(recipe.seed, "init")
         config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed)
         config = with_drawn_layers(config, drawn, base)
-        return cls._build(recipe, base, load_processor(recipe, task), config, task, rows, tell)
+        return cls._build(recipe, base, load_processor(recipe, task), config, task, rows, tell, notes)
 
     @classmethod
     def from_objects(
@@ -185,8 +198,10 @@ class Federation:
         recipe = _recipe_of_objects(by_name, peft_config, rounds, task, partition, settings)
         rows = share_tables(named, recipe)
         the_task = make_task(recipe.task, rows.label_names)
+        notes: list[str] = []
         if isinstance(model, ModelSettings | Mapping):
-            (base, drawn), tokenizer = _base(recipe, the_task, tell), tokenizer or load_processor(recipe, the_task)
+            base, drawn = _base(recipe, the_task, tell, notes)
+            tokenizer = tokenizer or load_processor(recipe, the_task)
         elif tokenizer is None:
             raise DataError("give tokenizer=... with a loaded model, or give the model as a name")
         elif the_task.has_head and model.config.num_labels != the_task.model_options()["num_labels"]:
@@ -197,10 +212,13 @@ class Federation:
             )
         else:
             base, drawn = fresh_base(model), layers_outside_the_base(model)
+            known, wanted = names_of(model.config), the_task.model_options().get("id2label", {})
+            told = turn_head(base, known, list(wanted.values())) if known and wanted else None
+            notes += [told] if told else []
         config = copy.deepcopy(peft_config)
         config.task_type = the_task.peft_task_type
         config = with_drawn_layers(config, drawn, base)
-        return cls._build(recipe, base, tokenizer, config, the_task, rows, tell)
+        return cls._build(recipe, base, tokenizer, config, the_task, rows, tell, notes)
 
     @classmethod
     def of_newcomer(
@@ -254,6 +272,7 @@ class Federation:
         task: Task,
         rows: SharedRows,
         tell: Progress,
+        of_model: Sequence[str] = (),
         *,
         clients: int | None = None,
     ) -> Federation:
@@ -277,6 +296,7 @@ class Federation:
             scaling=scaling,
         )
         check_personal(recipe, algorithm, model.keys, model.variant)
+        check_layers(recipe, algorithm, model.model)
         _check_head_warmup(recipe, algorithm, model, task)
         if algorithm.references:
             model.require_weighable()
@@ -301,7 +321,7 @@ class Federation:
         )
         encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
         _check_tokens(base, tokenizer, encoded)
-        notes = (*rows.notes, *getattr(encoded, "notes", ()))  # a task of one's own need not have any
+        notes = (*rows.notes, *getattr(encoded, "notes", ()), *of_model)  # a task of one's own need not have any
         trained = [
             task.training_items(encoded, rows.partition.clients[client].train)
             for client in everyone
@@ -467,6 +487,36 @@ def check_personal(recipe: Recipe, algorithm: Algorithm, keys: Sequence[Key], va
         raise ConfigError(mistakes)
 
 
+def check_layers(recipe: Recipe, algorithm: Algorithm, model: nn.Module) -> None:
+    """Refuse layers whose update is not s·B·A of two matrices, where that is computed of every adapted layer.
+
+    Args:
+        recipe: any.
+        algorithm: its method.
+        model: PEFT's, with the adapter in it; its tensors may be without values.
+
+    Raises:
+        ModelError: with the layers' names.
+    """
+    if algorithm.needs_product or algorithm.folds:
+        who, mend = f"algorithm = {recipe.algorithm!r} computes", "use a method that does not (fedsa, fedit)"
+    elif recipe.evaluation.global_model == "fit":
+        who, mend = "evaluation.global_model = 'fit' computes", "use 'average'"
+    elif recipe.adapter.ranks or len(algorithm.adapters) > 1:
+        what = "adapter.ranks cuts" if recipe.adapter.ranks else f"algorithm = {recipe.algorithm!r} adds up"
+        who, mend = what, "leave ranks out" if recipe.adapter.ranks else "use a method of one adapter"
+    else:
+        return
+    odd = unlike_products(model)
+    if odd:
+        first, kind = next(iter(odd.items()))
+        more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+        raise ModelError(
+            f"{who} B·A of each layer as matrices, and {first}{more} is {kind}, whose update is no such product: "
+            f"take it out of the adapter's layers, or {mend}"
+        )
+
+
 def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype) -> dict[str, Any]:
     """Return what a client trains, sends and receives in round 1, as a run's summary tells it.
 
@@ -613,7 +663,9 @@ def _is_hub_name(path: str) -> bool:
     return path != OBJECTS and not path.startswith(PREFIX) and not Path(path).expanduser().exists()
 
 
-def _base(recipe: Recipe, task: Task, tell: Progress) -> tuple[PreTrainedModel, set[str]]:
+def _base(
+    recipe: Recipe, task: Task, tell: Progress, notes: list[str] | None = None
+) -> tuple[PreTrainedModel, set[str]]:
     return load_base(
         recipe.model,
         auto_model=task.auto_model,
@@ -621,6 +673,7 @@ def _base(recipe: Recipe, task: Task, tell: Progress) -> tuple[PreTrainedModel, 
         seed=derive_seed(recipe.seed, "init"),
         compute=resolve_compute(recipe.compute),
         on_progress=tell,
+        notes=notes,
     )
 
 

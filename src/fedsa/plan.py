@@ -20,7 +20,7 @@ from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
 from fedsa.data.dealing import client_ids
 from fedsa.errors import ModelError, UserError
-from fedsa.federation import client_ranks, first_round
+from fedsa.federation import check_layers, client_ranks, first_round
 from fedsa.models import EmptyModel, bits_of_a_weight, empty_model, quantized_layers, resolve_compute
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
 from fedsa.server import Server, held_out, sample_size
@@ -87,6 +87,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         image_size=recipe.task.image_size,
         on_progress=tell,
     )
+    check_layers(recipe, algorithm, model.model)
     tensors: State = {key: parameter.detach() for key, parameter in model.parameters.items()}
     tell("counting")
     upload, download = count_traffic(algorithm, tensors, recipe, number or 1, _ranks(recipe, number, notes))

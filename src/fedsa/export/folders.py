@@ -63,7 +63,8 @@ def write_model(
             model.merge().save_pretrained(staging)
         elif VARIANTS[model.variant].starts_at_zero and _is_whole(model, state):
             named = {**plain_state(model.model), **projections(model)}
-            model.model.save_pretrained(str(staging), state_dict=named)
+            # not the frozen tables too, where an embedding or the vocabulary has an adapter
+            model.model.save_pretrained(str(staging), state_dict=named, save_embedding_layers=False)
             _sort_names(staging / "adapter_config.json")
         else:
             _save_product(model, state, staging)

@@ -11,9 +11,11 @@ from fedsa.models.base import (
     quiet,
     resolve_compute,
 )
+from fedsa.models.class_order import names_of, turn_head
 from fedsa.models.empty import EmptyModel, empty_model
 from fedsa.models.images import image_side, image_tokens, load_image_processor, with_image_size
 from fedsa.models.middle import plain_state
+from fedsa.models.products import unlike_products
 from fedsa.models.quantized import bits_of_a_weight, quantized_layers
 
 __all__ = [
@@ -29,12 +31,15 @@ __all__ = [
     "load_base",
     "load_image_processor",
     "load_tokenizer",
+    "names_of",
     "peft_config_of",
     "plain_state",
     "position_limit",
     "quantized_layers",
     "quiet",
     "resolve_compute",
+    "turn_head",
+    "unlike_products",
     "variant_of",
     "with_drawn_layers",
     "with_image_size",

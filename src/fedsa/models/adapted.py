@@ -28,8 +28,11 @@ from fedsa.models.layout import Layout
 from fedsa.models.loha import without_coins
 from fedsa.models.middle import with_middles
 from fedsa.models.packing import LayerStack
+from fedsa.models.products import is_product
 from fedsa.models.stacked import AdaptedLayer, Stack, adapted_layers, obstacles
 from fedsa.models.starting import STARTS, start_from_base
+from fedsa.models.steady import check_kept, check_norms, steady_layers, versions
+from fedsa.models.tied import untie
 from fedsa.recipe import AdapterSettings
 from fedsa.seeds import derive_seed
 from fedsa.types import Key, State
@@ -214,6 +217,8 @@ class AdaptedModel:
         if gated:
             self.require_weighable()
             with_gates(self.model, adapters, self.streams, seed)
+        check_norms(self.model)
+        self._steady = steady_layers(self.model)
         self._parameters = by_key(self.model)
         self._store(device)
         self._deltas = _deltas(self.model, self.streams, self.variant) if folds else None
@@ -225,13 +230,23 @@ class AdaptedModel:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """A context in which the model is in training mode and takes batches that its streams are told of."""
+        """A context in which the model is in training mode and takes batches that its streams are told of.
+
+        Layers with running statistics are in evaluation mode all the same: see `fedsa.models.steady`.
+
+        Raises:
+            ModelError: the base keeps other state, which the training has changed.
+        """
         self.model.train()
+        for layer in self._steady:
+            layer.eval()
+        before = versions(self.model)
         try:
             yield
         finally:
             self.model.eval()
             self.streams.end()
+        check_kept(self.model, before)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -382,12 +397,12 @@ class AdaptedModel:
 
     @property
     def scaling(self) -> dict[str, float]:
-        """The s in ΔW = s·B·A of each module that has a LoRA adapter."""
+        """The s in ΔW = s·B·A of each module whose LoRA adapter is such a product: of no convolution, of no experts."""
         prefix = "base_model.model."
         return {
             name.removeprefix(prefix): float(module.scaling[self.adapters[0]])
             for name, module in self.model.named_modules()
-            if isinstance(module, LoraLayer)
+            if isinstance(module, LoraLayer) and is_product(module)
         }
 
     @property
@@ -469,6 +484,7 @@ def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default
         ModelError: the adapter does not fit the model.
     """
     _check_names(base, config)
+    untie(base, config)
     plain: Any = config
     start = getattr(config, "init_lora_weights", True)
     if start in STARTS:

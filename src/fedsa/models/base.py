@@ -15,8 +15,10 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from fedsa.errors import ModelError
+from fedsa.errors import ModelError, UserError
+from fedsa.models.class_order import names_of, turn_head
 from fedsa.models.converted import converted
+from fedsa.models.opening import check_files, no_pickle, own_code, own_code_refusal
 from fedsa.models.quantized import HEADS, quantized, settle
 from fedsa.parts import PREFIX, part_folder
 from fedsa.recipe import ComputeSettings, ModelSettings
@@ -106,13 +108,22 @@ def location_of(path: str, on_progress: Callable[[str], None] | None) -> str:
     return str(converted(Path(path), on_progress)) if Path(path).is_dir() else path
 
 
+_OF_LOADING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+
+
 def not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
     """Return what to tell the user when transformers cannot load a model."""
+    if "trust_remote_code" in str(error):
+        return own_code_refusal(settings.path)
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = textwrap.shorten(first, 300, placeholder=" ...")
     if "ignore_mismatched_sizes" in str(error):  # transformers tells what does not fit in a report that is silenced
         what = "the checkpoint's head has another number of classes than the task"
         mend = "take the model without that head, or mend task.labels"
         return ModelError(f"model.path = {settings.path!r}: {what}; {mend}")
+    if not isinstance(error, _OF_LOADING):  # what a model's own code says of a config that it was not written for
+        what = f"transformers cannot make a model of its config.json ({type(error).__name__}: {first})"
+        return ModelError(f"model.path = {settings.path!r}: {what}; take the model anew")
     if Path(settings.path).exists():
         return ModelError(
             f"model.path = {settings.path!r}: the folder holds no model that transformers can load: {first}"
@@ -131,6 +142,7 @@ def load_base(
     seed: int,
     compute: ComputeSettings | None = None,
     on_progress: Callable[[str], None] | None = None,
+    notes: list[str] | None = None,
 ) -> tuple[PreTrainedModel, set[str]]:
     """Return the base model in fp32 on the CPU, in evaluation mode, and its layers that the checkpoint does not have.
 
@@ -145,13 +157,15 @@ def load_base(
         seed: of the head's initial values, where the checkpoint has no head.
         compute: without ``auto``; needed for ``settings.quantization``. None: the base in full.
         on_progress: told what is fetched.
+        notes: added to where a user should know something of the model.
 
     Raises:
-        ModelError: there is no such model, or transformers cannot load it for this task.
+        ModelError: there is no such model, transformers cannot load it for this task, or it must not be opened.
         MissingExtraError: what quantises is not installed.
     """
     expected = None if settings.config is None else described(settings.config, options)
     location = location_of(settings.path, on_progress)
+    check_files(settings.path, location, settings.revision)
     extra: dict[str, Any] = (
         {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
     )
@@ -159,17 +173,20 @@ def load_base(
         extra |= quantized(settings.quantization, compute)
     torch.manual_seed(seed)
     try:
-        with quiet():
+        with quiet(), no_pickle(settings.path):
             loaded: tuple[PreTrainedModel, dict[str, Any]] = getattr(transformers, auto_model).from_pretrained(
                 location,
                 revision=settings.revision or "main",
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
+                **own_code(),
                 **options,
                 **extra,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model's own code says to files that it was not written for
         raise not_loadable(settings, error) from error
     model, report = loaded
     if expected is not None:
@@ -178,7 +195,23 @@ def load_base(
     settle(model)
     drawn = drawn_layers(settings, model, report["missing_keys"])
     _refuse_few_bits(settings, model, drawn)
+    if "id2label" in options and not _lacks_head(model, report["missing_keys"]):
+        known = names_of(_config(settings, location))
+        told = turn_head(model, known, list(options["id2label"].values()))
+        if told and notes is not None:
+            notes.append(told)
     return model, drawn
+
+
+def _lacks_head(model: PreTrainedModel, missing: Iterable[str]) -> bool:
+    """Say whether a checkpoint lacks something outside the base: then its head has been drawn."""
+    return any(not name.startswith(f"{model.base_model_prefix}.") for name in missing)
+
+
+def _config(settings: ModelSettings, location: str) -> PretrainedConfig:
+    """Return a checkpoint's config as it is, without what the task says."""
+    with quiet():
+        return transformers.AutoConfig.from_pretrained(location, revision=settings.revision or "main", **own_code())
 
 
 def drawn_layers(settings: ModelSettings, model: PreTrainedModel, missing: Iterable[str]) -> set[str]:
@@ -240,8 +273,10 @@ def load_tokenizer(
     """
     location = location_of(settings.path, on_progress)
     try:
-        with quiet():
-            return transformers.AutoTokenizer.from_pretrained(location, revision=settings.revision or "main")
+        with quiet(), no_pickle(settings.path):
+            return transformers.AutoTokenizer.from_pretrained(
+                location, revision=settings.revision or "main", **own_code()
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise not_loadable(settings, error) from error
 
@@ -268,7 +303,7 @@ def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def positions_of(model: PreTrainedModel) -> int | None:
     """Return the most tokens that a model takes in one row; None: its config names no limit."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None:
+    if positions is None or positions < 1:  # XLNet says -1
         return None
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     unused = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind its padding token's number

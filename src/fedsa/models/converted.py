@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import save_file
 
 from fedsa.errors import ModelError, UserError
+from fedsa.models.opening import no_pickle, own_code
 from fedsa.parts import cache_folder
 
 __all__ = ["converted"]
@@ -59,9 +60,12 @@ def _from_gguf(file: Path, target: Path) -> None:
         raise UserError(f"{file.name} needs the package gguf: pip install 'fedsa[gguf]'") from None
     given: Any = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**given)
-    except (ValueError, KeyError, RuntimeError) as error:
+        with no_pickle(str(file)):
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(**given, **own_code(), dtype=torch.float32)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**given, **own_code())
+    except UserError:
+        raise
+    except Exception as error:  # of gguf, and whatever a model's own code says to a file it was not written for
         raise ModelError(f"{file}: transformers cannot read it: {error}") from error
     model.hf_quantizer, model.is_quantized = None, False  # the numbers are plain ones now
     if hasattr(model.config, "quantization_config"):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 import transformers
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from fedsa.errors import ModelError
+from fedsa.errors import ModelError, UserError
 from fedsa.models.adapted import by_key, peft_config_of, with_adapter, with_drawn_layers, with_further_adapters
 from fedsa.models.base import (
     bad_config,
@@ -30,6 +30,7 @@ from fedsa.models.deltas import empty_deltas
 from fedsa.models.dropout import Streams
 from fedsa.models.gates import with_gates
 from fedsa.models.images import image_tokens
+from fedsa.models.opening import check_files, no_pickle, own_code
 from fedsa.recipe import AdapterSettings, ModelSettings
 from fedsa.types import Key
 
@@ -140,13 +141,14 @@ def _empty_base(
         missing = layers_outside_the_base(base)
     else:
         location = location_of(settings.path, on_progress)
+        check_files(settings.path, location, settings.revision)
         try:
-            with quiet():
+            with quiet(), no_pickle(settings.path):
                 config = transformers.AutoConfig.from_pretrained(
-                    location, revision=settings.revision or "main", **options
+                    location, revision=settings.revision or "main", **own_code(), **options
                 )
                 with torch.device("meta"):
-                    base = make(config, **extra)
+                    base = make(config, **own_code(), **extra)
                 missing = layers_outside_the_base(base)
                 header = _header(Path(location))
                 if header:  # transformers knows a checkpoint's names by many rules: it is asked, with empty tensors
@@ -154,7 +156,9 @@ def _empty_base(
                         None, config=config, state_dict=header, device_map="meta", output_loading_info=True, **extra
                     )
                     missing = drawn_layers(settings, base, report["missing_keys"])
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # whatever a model's own code says to files that it was not written for
             raise not_loadable(settings, error) from error
     # fit_padding would take it from the tokenizer; any number does for counting
     if getattr(base.config, "pad_token_id", None) is None:

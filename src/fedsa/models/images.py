@@ -10,6 +10,7 @@ import transformers
 
 from fedsa.errors import ModelError
 from fedsa.models.base import location_of, not_loadable, quiet
+from fedsa.models.opening import own_code
 from fedsa.recipe import ModelSettings
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def load_image_processor(settings: ModelSettings, *, on_progress: Callable[[str]
     try:
         with quiet():
             return transformers.AutoImageProcessor.from_pretrained(
-                location, revision=settings.revision or "main", backend="pil"
+                location, revision=settings.revision or "main", backend="pil", **own_code()
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise not_loadable(settings, error) from error

@@ -31,6 +31,7 @@ from fedsa.models.dropout import Streams
 from fedsa.models.layout import Place
 from fedsa.models.loha import SteadyLoha
 from fedsa.models.middle import frozen_directions
+from fedsa.models.steady import steady_layers
 from fedsa.types import Factor, Key
 
 __all__ = ["AdaptedLayer", "Stack", "adapted_layers", "obstacles"]
@@ -330,6 +331,8 @@ class Stack:
     def __enter__(self) -> Stack:
         for parent, name, _, layer in self._places:
             layer.train(parent.training)
+            for steady in steady_layers(layer):
+                steady.eval()
             parent._modules[name] = layer
         for gate, value in self._gates:
             gate.stacked = value
