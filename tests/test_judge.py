@@ -45,7 +45,13 @@ def run(name: str, folder: Path, **settings: Any) -> tuple[fedsa.Federation, fed
         task=SETTINGS[kind.task],
         **{
             "algorithm": "fedsa",
-            "training": {"local_steps": 6, "batch_size": 8, "learning_rate": 0.05, "head_learning_rate": 0.2, "trainer": "sequential"},
+            "training": {
+                "local_steps": 6,
+                "batch_size": 8,
+                "learning_rate": 0.05,
+                "head_learning_rate": 0.2,
+                "trainer": "sequential",
+            },
             "compute": {"device": "cpu", "threads": 1, "precision": "fp32"},
             "evaluation": {"batch_size": 3},
             **settings,

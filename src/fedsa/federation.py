@@ -34,6 +34,7 @@ from fedsa.models import (
     load_image_processor,
     load_tokenizer,
     names_of,
+    padding_side,
     peft_config_of,
     position_limit,
     resolve_compute,
@@ -319,7 +320,10 @@ class Federation:
         resolved = _resolved(recipe, base, model.config, None if task.takes_images else limit).model_copy(
             update={"compute": compute, "share_head": algorithm.share_head}
         )
-        encoded = task.encode(rows.table, used, copy.deepcopy(tokenizer), limit=limit)  # it keeps how it was called
+        own = copy.deepcopy(tokenizer)  # it keeps how it was called
+        if not task.takes_images:
+            own.padding_side = padding_side(base)
+        encoded = task.encode(rows.table, used, own, limit=limit)
         _check_tokens(base, tokenizer, encoded)
         notes = (*rows.notes, *getattr(encoded, "notes", ()), *of_model)  # a task of one's own need not have any
         trained = [

@@ -39,6 +39,7 @@ __all__ = [
     "load_tokenizer",
     "location_of",
     "not_loadable",
+    "padding_side",
     "position_limit",
     "positions_of",
     "quiet",
@@ -211,7 +212,10 @@ def _lacks_head(model: PreTrainedModel, missing: Iterable[str]) -> bool:
 def _config(settings: ModelSettings, location: str) -> PretrainedConfig:
     """Return a checkpoint's config as it is, without what the task says."""
     with quiet():
-        return transformers.AutoConfig.from_pretrained(location, revision=settings.revision or "main", **own_code())
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(
+            location, revision=settings.revision or "main", **own_code()
+        )
+    return config
 
 
 def drawn_layers(settings: ModelSettings, model: PreTrainedModel, missing: Iterable[str]) -> set[str]:
@@ -292,6 +296,15 @@ def fit_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
             raise ModelError("the tokenizer has neither a padding nor an end token: set tokenizer.pad_token")
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def padding_side(model: PreTrainedModel) -> str:
+    """Return where rows are padded that are classified.
+
+    Decoders that classify look for a row's last token from the right; XLNet alone takes the last place, whatever its
+    tokenizer says.
+    """
+    return "left" if model.config.model_type == "xlnet" else "right"
 
 
 def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from fedsa.errors import ModelError
 from fedsa.permissions import HOW_TO_ALLOW, code_allowed
@@ -86,7 +86,7 @@ def no_pickle(path: str) -> Iterator[None]:
     def refuse(file: Any, *args: Any, **kwargs: Any) -> Any:
         raise ModelError(f"model.path = {path!r}: {file} would be opened by pickle, which can run code; {_CONVERT}")
 
-    torch.load = refuse
+    torch.load = refuse  # type: ignore[assignment]  # it takes whatever the other does
     try:
         yield
     finally:

@@ -6,17 +6,18 @@ in the experts of a mixture one B and one A hold the factors of all experts.
 
 from __future__ import annotations
 
+from typing import Any
+
 from peft.tuners.lora.layer import Embedding, LoraLayer, ParamWrapper
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
 
 __all__ = ["is_product", "unlike_products"]
 
 _PREFIX = "base_model.model."
 
 
-def is_product(layer: nn.Module) -> bool:
+def is_product(layer: Any) -> bool:
     """Say whether a LoRA layer's A is of shape (r, in), its B of shape (out, r), and B·A its update but for s.
 
     That of an embedding is the update of the transposed table.
@@ -25,7 +26,7 @@ def is_product(layer: nn.Module) -> bool:
     return isinstance(layer, LoraLinear | Embedding) or of_few_bits
 
 
-def unlike_products(model: nn.Module) -> dict[str, str]:
+def unlike_products(model: Any) -> dict[str, str]:
     """Return the adapted layers that `is_product` does not hold for, by name, and what they are."""
     return {
         _name(path, layer): _kind(layer)
@@ -34,15 +35,14 @@ def unlike_products(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _name(path: str, layer: nn.Module) -> str:
+def _name(path: str, layer: Any) -> str:
     name = path.removeprefix(_PREFIX)
     if isinstance(layer, ParamWrapper):  # several on one module are wrapped into each other
         return f"{name.replace('.base_layer', '')}.{layer.parameter_name}"
     return name
 
 
-def _kind(layer: nn.Module) -> str:
+def _kind(layer: Any) -> str:
     if isinstance(layer, ParamWrapper):
         return f"a parameter of {layer.num_experts} experts" if layer.num_experts > 1 else "a bare parameter"
-    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-    return f"a {type(base).__name__} layer"
+    return f"a {type(layer.get_base_layer()).__name__} layer"

@@ -154,8 +154,7 @@ class Classification(ClassTask):
             labels=np.asarray(table[CLASS_NUMBER][:], dtype=np.int64),
             pad=tokenizer.pad_token_id,
             widest=limit,
-            # Decoders that classify look for a row's last token from the right; XLNet alone takes the last place.
-            left="xlnet" in type(tokenizer).__name__.lower(),
+            left=tokenizer.padding_side == "left",
             notes=self._notes(arrays, tokenizer, longest, limit),
         )
 
