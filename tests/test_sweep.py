@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+from filelock import FileLock
 
 from fedsa.sweep.figures import paired_difference
 from fedsa.sweep.files import SweepFile
 from fedsa.sweep.grid import Cell, Grid, Group
-from fedsa.sweep.running import Result, next_cells
+from fedsa.sweep.running import Result, missing_runs, next_cells, run_sweep
 from fedsa.sweep.tables import Table, as_latex
 from moments import Moment
 from tiny_decoder import write_decoder, write_sums
@@ -207,3 +210,144 @@ def test_a_background_sweep_that_is_stopped_takes_its_runs_along(
     log = next(out.glob("*.log")).read_text(encoding="utf-8")
     assert "finished rounds are saved" in log
     assert "exit code: 130" in log
+
+
+# -- runs that another process works on --------------------------------------------------------------------------------
+
+WAITING = """
+import os, pathlib, sys
+from fedsa import Callback
+def wait():
+    pipe = pathlib.Path(os.environ["PIPE"])
+    if pipe.exists():
+        pipe.read_text()  # until somebody has opened it for writing, and closed it
+if os.environ["WHEN"] == "before the run folder is there" and sys.argv[1] == "run":  # not in the sweep
+    wait()
+class Waiting(Callback):
+    def on_round_end(self, round, lines, validation):
+        if round == 1 and os.environ["WHEN"] == "after round 1":
+            wait()
+"""
+
+
+@pytest.fixture
+def waiting_sweep(tmp_path: Path, recipe_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep of one run, which waits for somebody to open and close the pipe ``PIPE``."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "waiting_callback.py").write_text(WAITING, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PIPE", str(tmp_path / "pipe"))
+    os.mkfifo(tmp_path / "pipe")
+    recipe = recipe_file("callbacks=['waiting_callback:Waiting']")
+    sweep = tmp_path / "one.toml"
+    sweep.write_text(f'recipe = "{recipe.as_posix()}"\nmethods = ["fedsa"]\nrates = [1e-2]\n', encoding="utf-8")
+    return sweep
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and signals")
+@pytest.mark.parametrize(
+    "when", ["before the run folder is there", pytest.param("after round 1", marks=pytest.mark.slow)]
+)
+def test_a_sweep_that_was_killed_is_gone_on_with_while_its_run_works(
+    tmp_path: Path,
+    waiting_sweep: Path,
+    fedsa_command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    when: str,
+) -> None:
+    """SIGKILL leaves the run working; the sweep that is begun again waits for it, and starts no second one."""
+    out = tmp_path / "out"
+    monkeypatch.setenv("WHEN", when)
+    with subprocess.Popen([sys.executable, "-c", SWEEP_OF_ONE, str(waiting_sweep), str(out)]) as killed:
+        pipe = (tmp_path / "pipe").open("wb")  # opens when the run has come to where it waits
+        killed.kill()
+    request.addfinalizer(pipe.close)
+    assert killed.returncode == -signal.SIGKILL
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("the run was started twice")
+
+    def go_on(seconds: float) -> None:
+        if not pipe.closed:
+            (tmp_path / "pipe").unlink()
+            pipe.close()
+        sleep(seconds)
+
+    sleep = time.sleep
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr("fedsa.sweep.running.time.sleep", go_on)
+    outcome = fedsa_command("sweep", waiting_sweep, "--out", out, "--jobs", "1")
+    assert pipe.closed
+    assert "fedsa, rate 0.01, seed 0: another process works on it" in outcome.err
+    assert outcome.code == 0, outcome
+    assert "Failed" not in outcome.out
+    assert (out / "fedsa_lr0.01_seed0" / "summary.json").exists()
+
+
+SWEEP_OF_ONE = """
+import sys
+from pathlib import Path
+from fedsa.sweep.files import read_sweep
+from fedsa.sweep.grid import make_grid
+from fedsa.sweep.running import run_sweep
+file, _ = read_sweep(sys.argv[1])
+run_sweep(make_grid(file, "sweep"), Path(sys.argv[2]))
+"""
+
+
+def test_a_run_that_somebody_goes_on_with_by_hand_is_waited_for(
+    tmp_path: Path, recipe_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, finished_run: Path
+) -> None:
+    file = SweepFile(recipe=str(recipe_file()), methods=["fedsa"], rates=[1e-2])
+    grid, cell = Grid(file, {GROUP: (str(recipe_file()), ())}, {}), Cell(GROUP, 1e-2, 0)
+    folder = grid.folder(cell, tmp_path)
+    shutil.copytree(finished_run, folder)
+    summary = (folder / "summary.json").read_bytes()
+    (folder / "summary.json").unlink()
+    by_hand = FileLock(folder / ".lock")
+    waited: list[Cell] = []
+
+    def tell(results: object, children: object, waiting: list[Cell]) -> None:
+        waited.extend(waiting)
+        if waiting:  # it ends
+            (folder / "summary.json").write_bytes(summary)
+            by_hand.release()
+
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with by_hand:
+        results = run_sweep(grid, tmp_path, tell=tell)
+    assert waited == [cell]
+    assert results[cell].summary is not None
+
+
+def test_a_row_without_a_run_is_an_error_at_the_end(
+    tmp_path: Path, recipe_file: Callable[..., Path], fedsa_command: Callable[..., Any]
+) -> None:
+    sweep = tmp_path / "one.toml"
+    sweep.write_text(f'recipe = "{recipe_file().as_posix()}"\nmethods = ["fedsa"]\nrates = [1e-2]\n', encoding="utf-8")
+    outcome = fedsa_command("sweep", sweep, "--out", tmp_path / "out", "--tables-only")
+    assert outcome.code == 1
+    assert "missing: fedsa: rate 0.01, seed 0" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("scores", "missing"),
+    [
+        ({(0.01, 5): 1.0, (0.02, 5): 0.5, (0.01, 6): 1.0}, None),
+        ({(0.01, 5): 1.0, (0.02, 5): None, (0.01, 6): 1.0}, None),  # a rate that fails is worse than the others
+        ({(0.01, 5): 1.0, (0.02, 5): 0.5, (0.01, 6): None}, "rate 0.01, seed 6"),
+        ({(0.01, 5): 1.0, (0.02, 5): 0.5}, "rate 0.01, seed 6"),
+        ({(0.01, 5): None, (0.02, 5): None}, "every rate failed"),
+        ({(0.01, 5): 1.0}, "not all rates are run"),
+        ({}, "not all rates are run"),
+    ],
+)
+def test_what_a_row_lacks(scores: dict[tuple[float, int], float | None], missing: str | None) -> None:
+    file = SweepFile(recipe="r", methods=["fedsa"], rates=[0.01, 0.02], seeds=[5, 6], max_extensions=0)
+    results = {
+        Cell(GROUP, *key): Result(Path(), None if score is None else {"chosen_score": score})
+        for key, score in scores.items()
+    }
+    assert missing_runs(Grid(file, {GROUP: ("r", ())}, {}), results).get(GROUP) == missing

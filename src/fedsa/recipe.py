@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,6 +42,7 @@ __all__ = [
     "apply_overrides",
     "dump_recipe",
     "fields_of",
+    "find_toml",
     "mistakes_of",
     "parse_recipe",
     "parse_toml",
@@ -735,14 +736,29 @@ def read_recipe(recipe: str) -> tuple[dict[str, Any], str]:
     Raises:
         UserError: there is no such file or recipe, or it is not TOML.
     """
-    path, known = local_path(recipe, "recipe"), recipe_names()
-    if path.suffix != ".toml" and recipe in known and not path.is_file():
-        return parse_toml(known[recipe], f"recipe {recipe}"), recipe
-    if path.suffix != ".toml" and not path.exists():
-        raise UserError(f"no recipe {cut(recipe, 200)!r}: {near(recipe, known)} (a file of your own ends in .toml)")
-    if not path.exists():
-        raise UserError(f"no recipe file {cut(recipe, 200)}; known recipes: {', '.join(known)}")
-    return read_toml(path, "recipe"), path.stem
+    return find_toml(recipe, "recipe", recipe_names())
+
+
+def find_toml(given: str, what: str, known: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """Return what a file of the user's or one that comes with fedsa holds, and its short name.
+
+    Args:
+        given: a path to a TOML file, or a name.
+        what: what it is to be, for messages: ``recipe``.
+        known: the texts of those that come with fedsa, by name.
+
+    Raises:
+        UserError: there is no such file or name, or it cannot be read, or it is no TOML.
+    """
+    path = local_path(given, what)
+    is_toml, is_there = path.suffix == ".toml", path.exists()
+    if not is_toml and given in known and not path.is_file():
+        return parse_toml(known[given], f"{what} {given}"), given
+    if not is_there and is_toml:
+        raise UserError(f"no {what} file {cut(given, 200)}; known {what}s: {', '.join(known)}")
+    if not is_there:
+        raise UserError(f"no {what} {cut(given, 200)!r}: {near(given, known)} (a file of your own ends in .toml)")
+    return read_toml(path, what), path.stem
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -794,16 +810,24 @@ _LEVELS = 32
 
 
 def _is_deep(data: Any) -> bool:
-    level = [data]
+    return any(not mistake.where for mistake in _unwritable(data))
+
+
+def _unwritable(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Yield what no TOML file of settings can hold: depth, and whole numbers of more than 64 bits."""
+    level: list[tuple[tuple[str, ...], Any]] = [((), data)]
     for _ in range(_LEVELS):
-        level = [each for value in level if isinstance(value, Mapping | list) for each in _inside(value)]
-        if not level:
-            return False
-    return True
-
-
-def _inside(value: Mapping[str, Any] | list[Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, Mapping) else value
+        inner = []
+        for place, value in level:
+            if isinstance(value, int) and value.bit_length() > 63:
+                yield Mistake(".".join(map(_key, place)), f"{brief(value)} is too large, use a number below 2^63")
+            elif isinstance(value, Mapping):
+                inner += [((*place, str(key)), each) for key, each in value.items()]
+            elif isinstance(value, list | tuple):
+                inner += [(place, each) for each in value]
+        level = inner
+    if level:
+        yield Mistake("", f"lists or tables lie within each other more than {_LEVELS} deep: take some out")
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -910,8 +934,9 @@ def parse_recipe(data: Mapping[str, Any], *, source: str = "recipe", checks: Seq
     """
     mistakes: list[Mistake] = []
     recipe = None
-    if _is_deep(data):
-        raise ConfigError([Mistake("", f"lists or tables lie within each other more than {_LEVELS} deep")], source)
+    unwritable = list(_unwritable(data))
+    if unwritable:
+        raise ConfigError(unwritable, source)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:

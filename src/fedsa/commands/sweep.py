@@ -38,8 +38,12 @@ def command(
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the sweeps that come with fedsa.")] = False,
 ) -> None:
-    """Run methods, variants, settings and seeds, choose each one's learning rate, and write tables."""
+    """Run methods, variants, settings and seeds, choose each one's learning rate, and write tables.
+
+    The exit code is 1 where a row of the tables lacks a run.
+    """
     from fedsa.errors import UserError
+    from fedsa.paths import refuse_unwritable
 
     if list_:
         _list()
@@ -52,6 +56,7 @@ def command(
 
     file, name = read_sweep(sweep, rate or [], seed or [])
     folder = out or Path("runs") / name
+    refuse_unwritable(folder, "--out")
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     from fedsa.commands._display import status
 
@@ -77,14 +82,19 @@ def command(
         threads=threads,
     )
     for group, reason in grid.refused.items():
-        names = ", ".join(name for name in (group.method, group.variant, group.setting) if name)
-        console.print(f"not run: {names}: {reason}")
+        console.print(f"not run: {group}: {reason}")
     results = _run(grid, folder, console, again, jobs or _jobs(threads), threads, retry=retry, run=not tables_only)
+    from fedsa.sweep.running import missing_runs
     from fedsa.sweep.tables import as_markdown, tables_of, write_results
 
     files = write_results(grid, results, folder, again)
     print(as_markdown(tables_of(grid, results, again)))
     print("\n".join(map(str, files)))
+    missing = missing_runs(grid, results)
+    for group, what in missing.items():
+        console.print(f"missing: {group}: {what}")
+    if missing:
+        raise typer.Exit(1)
 
 
 def _list() -> None:
@@ -117,6 +127,8 @@ def _again(
     """Return the command that makes these figures."""
     import shlex
 
+    from fedsa.permissions import code_allowed
+
     words = ["fedsa", "sweep", sweep]
     words += ["--out", str(out)] if out else []
     words += ["--recipe", recipe] if recipe else []
@@ -125,6 +137,7 @@ def _again(
             word for value in values for word in (option, f"{value:g}" if isinstance(value, float) else str(value))
         ]
     words += ["--small"] if small else []
+    words += ["--allow-code"] if code_allowed() else []
     words += ["--threads", str(threads)] if threads != 1 else []
     return shlex.join(words)
 
@@ -164,6 +177,7 @@ class _Live:
         self._started: dict[Cell, float] = {}
         self._seconds: list[float] = []  # of runs that ended while we looked on
         self._known: set[Cell] = set()
+        self._waited: set[Cell] = set()
         self._looked = 0.0
         self._bar = Progress(
             BarColumn(),
@@ -177,8 +191,11 @@ class _Live:
         )
         self._task = self._bar.add_task("", total=None)
 
-    def show(self, results: Mapping[Cell, Result], children: Sequence[Child]) -> None:
+    def show(self, results: Mapping[Cell, Result], children: Sequence[Child], waiting: Sequence[Cell]) -> None:
         """Show where the sweep is."""
+        for cell in [cell for cell in waiting if cell not in self._waited]:
+            self._waited.add(cell)
+            self._console.print(f"{cell}: another process works on it (a sweep's, or a run's); waiting until it ends")
         ended = [cell for cell in results if cell not in self._known]
         for cell in ended:
             self._known.add(cell)
@@ -234,5 +251,5 @@ def _round(folder: Path) -> Any:
 
     try:
         return json.loads((folder / "state.json").read_text(encoding="utf-8"))["round"]
-    except FileNotFoundError:
+    except (OSError, ValueError, KeyError, TypeError):  # not begun, or damaged: its own process says so
         return 0

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedsa.errors import ConfigError, UserError, near
-from fedsa.recipe import mistakes_of
+from fedsa.errors import ConfigError
+from fedsa.recipe import find_toml, mistakes_of
 
 __all__ = [
     "ALL",
@@ -169,25 +167,12 @@ def read_sweep(sweep: str, rates: Sequence[float] = (), seeds: Sequence[int] = (
     Raises:
         UserError: there is no such file or sweep, or it is not TOML; a ConfigError lists all mistakes in it.
     """
-    path, known = Path(sweep), sweep_names()
-    if path.suffix == ".toml" or path.is_file():
-        try:
-            text, name = path.read_text(encoding="utf-8-sig"), path.stem
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read sweep {sweep}: {error}; known sweeps: {', '.join(known)}") from None
-    elif sweep in known:
-        text, name = known[sweep], sweep
-    else:
-        raise UserError(f"no sweep {sweep!r}: {near(sweep, known)} (a file of your own ends in .toml)")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{sweep} is not valid TOML: {error}") from None
-    file = _parse(data, f"sweep {sweep}")
+    data, name = find_toml(sweep, "sweep", sweep_names())
+    file = _parse(data, f"sweep {name}")
     own: dict[str, Any] = {"rates": list(rates)} if rates else {}
     if seeds:
         own |= {"seeds": list(seeds), "tuning_seeds": min(len(seeds), file.tuning_seeds)}
-    return _parse(file.model_dump() | own, f"sweep {sweep}"), name
+    return _parse(file.model_dump() | own, f"sweep {name}"), name
 
 
 def _parse(data: Mapping[str, Any], source: str) -> SweepFile:

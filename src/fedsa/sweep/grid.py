@@ -55,6 +55,9 @@ class Group:
     variant: str
     method: str
 
+    def __str__(self) -> str:
+        return ", ".join(name for name in (self.method, self.variant, self.setting) if name)
+
 
 @dataclass(frozen=True, order=True)
 class Cell:
@@ -65,8 +68,7 @@ class Cell:
     seed: int
 
     def __str__(self) -> str:
-        names = [name for name in (self.group.method, self.group.variant, self.group.setting) if name]
-        return f"{', '.join(names)}, rate {self.rate:g}, seed {self.seed}"
+        return f"{self.group}, rate {self.rate:g}, seed {self.seed}"
 
     @property
     def settings(self) -> list[str]:

@@ -1,4 +1,9 @@
-"""A sweep's runs: which one is next, and each as ``fedsa run`` in a process of its own."""
+"""A sweep's runs: which one is next, and each as ``fedsa run`` in a process of its own.
+
+Whoever works on a run holds the lock beside its folder: the sweep that started it, and its process, which keeps the
+lock when the sweep is killed. So a sweep that is begun again, or a second one, waits for that run and does not start it
+twice.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +18,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import IO, Any
+
+from filelock import FileLock, Timeout, lock_descriptor
 
 from fedsa.errors import RunFolderError
 from fedsa.recipe import Recipe
 from fedsa.store import RunFolder, recipe_of
 from fedsa.sweep.grid import Cell, Grid, Group, differences
 
-__all__ = ["Child", "Result", "chosen_rate", "next_cells", "read_result", "run_sweep", "scores"]
+__all__ = ["Child", "Result", "chosen_rate", "missing_runs", "next_cells", "read_result", "run_sweep", "scores"]
 
 _SECONDS = "processor seconds: "
 _EXIT = "exit code: "
@@ -103,6 +110,24 @@ def chosen_rate(group: Group, grid: Grid, results: Results) -> float | None:
     return next_cells(group, grid, results)[1]
 
 
+def missing_runs(grid: Grid, results: Results) -> dict[Group, str]:
+    """Return the rows of the table that lack a run, each with what it lacks."""
+    missing = {}
+    for group in grid.groups:
+        rate = chosen_rate(group, grid, results)
+        if rate is None:
+            missing[group] = "not all rates are run" if next_cells(group, grid, results)[0] else "every rate failed"
+            continue
+        lacking = [seed for seed in grid.file.seeds if not _has_summary(results.get(Cell(group, rate, seed)))]
+        if lacking:
+            missing[group] = f"rate {rate:g}, seed {', '.join(map(str, lacking))}"
+    return missing
+
+
+def _has_summary(result: Result | None) -> bool:
+    return result is not None and result.summary is not None
+
+
 # -- one run -----------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +181,30 @@ def read_result(cell: Cell, grid: Grid, out: Path) -> Result | None:
     return Result(folder, None, reason, _processor_seconds(text)) if code == _FAILED else None
 
 
+def _claim(folder: Path) -> IO[bytes] | None:
+    """Return the locked file that says that a run is ours, or None while another process works on it.
+
+    The lock ends when the file is closed here and in the run's process, however they end.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    claim = folder.with_name(f"{folder.name}.lock").open("ab")
+    if lock_descriptor(claim.fileno(), blocking=False) and not _is_in_use(folder):
+        return claim
+    claim.close()
+    return None
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Return whether a process writes a run that no sweep has started."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 class Child:
     """A run in a process of its own, begun or gone on with; its output goes to a log beside its folder.
 
@@ -164,14 +213,14 @@ class Child:
         arguments: what follows ``fedsa``.
         folder: the run folder.
         threads: of the process.
+        claim: what `_claim` gave; closed when the process has ended.
     """
 
-    def __init__(self, cell: Cell, arguments: Sequence[str], folder: Path, threads: int) -> None:
-        self.cell, self.folder = cell, folder
+    def __init__(self, cell: Cell, arguments: Sequence[str], folder: Path, threads: int, claim: IO[bytes]) -> None:
+        self.cell, self.folder, self._claim = cell, folder, claim
         self.started = time.monotonic()
         self._before = _processor_seconds(_log_text(folder)) or 0.0
         self._used = 0.0
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with _log(folder).open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(  # noqa: S603  fedsa's own words, and no shell
                 [sys.executable, "-m", "fedsa", *arguments],
@@ -180,12 +229,14 @@ class Child:
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
                 start_new_session=True,  # Ctrl-C at the terminal is for the sweep, which tells its runs
+                pass_fds=[] if sys.platform == "win32" else [claim.fileno()],  # so it outlives a sweep that is killed
             )
 
     def ended(self) -> int | None:
         """Return the exit code, or None while it runs. Its processor seconds are written to the log."""
         code = self._poll()
         if code is not None:
+            self._claim.close()
             with _log(self.folder).open("a", encoding="utf-8") as log:
                 log.write(f"\n{_EXIT}{code}\n{_SECONDS}{self._before + self._used:.1f}\n")
         return code
@@ -220,10 +271,10 @@ class Child:
             os.kill(self._process.pid, signal.SIGKILL)
 
 
-def _start(cell: Cell, grid: Grid, out: Path, threads: int) -> Child:
+def _start(cell: Cell, grid: Grid, out: Path, threads: int, claim: IO[bytes]) -> Child:
     folder = grid.folder(cell, out)
     begun = (folder / "recipe.toml").exists()
-    return Child(cell, ["resume", str(folder)] if begun else grid.arguments(cell, folder), folder, threads)
+    return Child(cell, ["resume", str(folder)] if begun else grid.arguments(cell, folder), folder, threads, claim)
 
 
 def _stop(children: Sequence[Child]) -> None:
@@ -250,9 +301,12 @@ def run_sweep(
     threads: int = 1,
     retry: bool = False,
     run: bool = True,
-    tell: Callable[[Results, Sequence[Child]], None] = lambda results, children: None,
+    tell: Callable[[Results, Sequence[Child], Sequence[Cell]], None] = lambda results, children, waiting: None,
 ) -> dict[Cell, Result]:
     """Return what every run came to, running those that are not finished. A run that fails does not stop the others.
+
+    A run on which another process works (of a sweep that was killed, or of a second one) is waited for; what it leaves
+    unfinished is gone on with.
 
     Args:
         grid: the runs.
@@ -261,7 +315,7 @@ def run_sweep(
         threads: of each.
         retry: try runs again that failed for good, an earlier time.
         run: False: only read what is there.
-        tell: told again and again of what is known and what runs.
+        tell: told again and again of what is known, what runs, and what another process works on.
 
     Raises:
         RunFolderError: a folder holds another run than the sweep asks for; runs are stopped first, as for any error.
@@ -288,10 +342,22 @@ def run_sweep(
                 if child.ended() is not None:
                     children.remove(child)
                     results[child.cell] = read_result(child.cell, grid, out) or _unfinished(child)
-            for cell in read_wanted()[: jobs - len(children) if run else 0]:
-                children.append(_start(cell, grid, out, threads))
-            tell(results, children)
-            if not children:
+            wanted, waiting = read_wanted(), []
+            for cell in wanted if run else []:
+                if len(children) == jobs:
+                    break
+                claim = _claim(grid.folder(cell, out))
+                if claim is None:
+                    waiting.append(cell)
+                    continue
+                found = read_result(cell, grid, out)  # whoever had it may have finished it
+                if found is None or (retry and found.failure):
+                    children.append(_start(cell, grid, out, threads, claim))
+                else:
+                    claim.close()
+                    results[cell] = found
+            tell(results, children, waiting)
+            if not children and not (run and read_wanted()):
                 return results
             time.sleep(0.1)
     finally:
