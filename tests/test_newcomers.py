@@ -210,7 +210,7 @@ def refuses(fedsa_command: Callable[..., Any]) -> Callable[..., str]:
     [
         pytest.param(
             "words,label\na,good\nb,bad\n",
-            ["1 column is missing", "'text'", "the columns are: words, label"],
+            ["1 column is missing", "'text'", "the columns are: label, words"],
             id="column",
         ),
         pytest.param("text,label\n", ["new.csv", "no rows"], id="header only"),

@@ -399,6 +399,12 @@ class PartitionSettings(_Settings):
     test_fraction: float = Field(0.2, gt=0, lt=1, description="of a client's rows, unless data.test_split")
     min_examples: int = Field(10, ge=3, description="fewest rows a client may have, all splits together")
     max_examples: int | None = Field(None, ge=3, description="most rows a client keeps, all splits together")
+    leave_out_small: bool = Field(
+        False, description="go on without clients that have fewer rows than min_examples, or too few for their splits"
+    )
+    leave_out_unreadable: bool = Field(
+        False, description="kind = files: go on without clients whose file is empty, foreign or cannot be read"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> PartitionSettings:
@@ -424,6 +430,8 @@ class PartitionSettings(_Settings):
             problems.append(f"`column` goes with kind = 'column' only, not with {self.kind!r}")
         if self.file and self.kind != "saved":
             problems.append(f"`file` goes with kind = 'saved' only, not with {self.kind!r}")
+        if self.leave_out_unreadable and self.kind != "files":
+            problems.append(f"`leave_out_unreadable` goes with kind = 'files' only, not with {self.kind!r}")
         if self.max_examples is not None and self.max_examples < self.min_examples:
             problems.append(
                 f"max_examples = {self.max_examples} is below min_examples = {self.min_examples}: no client would do"
@@ -438,7 +446,7 @@ class PartitionSettings(_Settings):
 class DataSettings(_Settings):
     """Where the rows are."""
 
-    path: str = Field(description="hub name, local folder or file (CSV, JSONL, Parquet), or part:NAME")
+    path: str = Field(description="hub name, local folder or file (CSV, JSONL, Parquet, Excel), or part:NAME")
     name: str | None = Field(None, description="the hub data set's configuration")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     split: str = Field("train", description="the split whose rows are shared out")
@@ -446,7 +454,38 @@ class DataSettings(_Settings):
         None, description="a split of its own for validation, shared out with the same label mix"
     )
     test_split: str | None = Field(None, description="a split of its own for test, shared out with the same label mix")
+    separator: str | None = Field(
+        None, description="CSV and TSV: the character between cells, or tab; empty: found by looking, and said"
+    )
+    encoding: str | None = Field(
+        None, description="of text files, say cp1252 or utf-16; empty: UTF-8, or else found by looking, and said"
+    )
+    drop_empty: bool = Field(
+        False, description="go on without rows that have an empty cell in a column that is read; they are counted"
+    )
     partition: PartitionSettings
+
+    @field_validator("separator")
+    @classmethod
+    def _is_one_character(cls, separator: str | None) -> str | None:
+        separator = "\t" if separator in ("tab", "\\t") else separator
+        if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
+            raise ValueError(
+                f"must be one character, as ; or tab, and no quotation mark or line end (got {separator!r})"
+            )
+        return separator
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                "".encode(encoding)  # of codecs, it takes those of texts alone
+            except (LookupError, ValueError):
+                raise ValueError(
+                    f"no encoding of texts has the name {encoding[:40]!r}; say utf-8, utf-16 or cp1252"
+                ) from None
+        return encoding
 
     @model_validator(mode="after")
     def _no_split_twice(self) -> DataSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -56,11 +56,13 @@ class Partition:
         clients: client id to its rows, in the order of the ids.
         own_validation: validation numbers refer to ``Rows.validation``, not to ``Rows.table``.
         own_test: test numbers refer to ``Rows.test``, not to ``Rows.table``.
+        left_out: clients that were left out since they have too few rows, each with what it lacks.
     """
 
     clients: dict[str, ClientRows]
     own_validation: bool = False
     own_test: bool = False
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def label_counts(partition: Partition, labels: IntArray, num_labels: int, split: SplitName) -> dict[str, list[int]]:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fedsa.data.allotting import Units, allot, deal_alike, make_units
+from fedsa.data.cells import text_of
 from fedsa.data.labels import IntArray, is_missing
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
@@ -178,7 +179,10 @@ def _codes(columns: Columns, name: str, purpose: str, rows: int) -> tuple[IntArr
             f"column {name!r} ({purpose}) is empty in {len(empty)} of {rows} rows, first in row {empty[0]}; "
             "fill them in or drop the rows"
         )
-    texts = [str(value) for value in values]
+    try:
+        texts = [str(text_of(value)) for value in values]
+    except ValueError as error:
+        raise DataError(f"column {name!r} ({purpose}) {error}; write its cells as texts") from None
     found = sorted(set(texts))
     number = {text: index for index, text in enumerate(found)}
     return np.array([number[text] for text in texts], dtype=np.int64), found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +19,11 @@ __all__ = ["IntArray", "encode_labels", "is_missing"]
 IntArray: TypeAlias = NDArray[np.int64]
 
 _SHOWN = 5
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d{1,3})?")
+_NOT_WHOLE = {
+    "what": "label that is not a whole number",
+    "mend": "a class needs a number or a name of its own (predicting a number is another task)",
+}
 
 
 def is_missing(value: object) -> bool:
@@ -25,20 +32,26 @@ def is_missing(value: object) -> bool:
 
 
 def encode_labels(
-    values: Iterable[Any], names: Sequence[str] | None, where: str, *, min_classes: int = 2
+    values: Iterable[Any],
+    names: Sequence[str] | None,
+    where: str,
+    *,
+    min_classes: int = 2,
+    place: Callable[[int], str] = "row {}".format,
 ) -> tuple[IntArray, list[str]]:
     """Return each row's class number and the class names in order of their number.
 
     Without ``names`` the classes are the values that occur, sorted; with them a word must be one of the names, and a
     number must be in range(len(names)) (or, where all names are numbers themselves, one of the names).
-    Whole-number floats count as integers: that is what a CSV column with one empty cell becomes. A negative number
-    marks a row without a label in many hub data sets and is refused.
+    Texts that are all whole numbers count as numbers (3 and 3.0 are one), unless one is written as 007: such names are
+    words. A negative number marks a row without a label in many hub data sets and is refused.
 
     Args:
         values: the label column: strings, integers, booleans or whole-number floats, all of one kind.
         names: class names in order of their number (the recipe's, or those stored with the data).
         where: what the rows are, for the message (a path, a split and a column).
         min_classes: fewest classes that must occur; 1 for a split that is only evaluated on.
+        place: of a row's number: where the row is, for the message.
 
     Returns:
         Class numbers (int64, one per row) and the class names.
@@ -53,15 +66,16 @@ def encode_labels(
     (array([0, 1]), ['3', '7'])
     """
     cells: list[Any] = [value.item() if isinstance(value, np.generic) else value for value in values]
-    _refuse(
-        cells, is_missing, where, "missing label", "label or drop them (a CSV cell NA, None or null reads as empty)"
-    )
-    kind = _kind(cells, where)
+    refuse = partial(_refuse, where=where, place=place)
+    refuse(cells, is_missing, what="missing label", mend="label or drop them (data.drop_empty = true drops them)")
+    kind = _kind(cells, where, refuse)
+    if kind is str:
+        cells, kind = _numbers_of(cells, names, refuse)
     if kind is not str:
         cells = [int(value) for value in cells]
-        _refuse(cells, lambda value: value < 0, where, "negative label", "such rows have no label: drop them")
+        refuse(cells, lambda value: value < 0, what="negative label", mend="such rows have no label: drop them")
     if names is not None:
-        numbers, found = _by_name(cells, list(names), kind, where), list(names)
+        numbers, found = _by_name(cells, list(names), kind, where, refuse), list(names)
     else:
         classes = sorted(set(cells))
         rank = {value: number for number, value in enumerate(classes)}
@@ -75,19 +89,13 @@ def encode_labels(
     return np.asarray(numbers, dtype=np.int64), found
 
 
-def _kind(cells: Sequence[Any], where: str) -> type:
+def _kind(cells: Sequence[Any], where: str, refuse: Callable[..., None]) -> type:
     """Return the one kind of all cells: str, bool or int."""
     kinds = Counter(type(value) for value in cells)
     strange = [kind.__name__ for kind in kinds if kind not in (str, bool, int, float)]
     if strange:
         raise DataError(f"{where}: a label must be a word or a whole number, not {', '.join(strange)}")
-    _refuse(
-        cells,
-        lambda value: isinstance(value, float) and not value.is_integer(),
-        where,
-        "label that is not a whole number",
-        "a class needs a number or a name of its own (predicting a number is another task)",
-    )
+    refuse(cells, lambda value: isinstance(value, float) and not value.is_integer(), **_NOT_WHOLE)
     merged = {int if kind is float else kind for kind in kinds}
     if len(merged) > 1:
         listed = ", ".join(f"{count} {kind.__name__}" for kind, count in kinds.most_common())
@@ -95,7 +103,22 @@ def _kind(cells: Sequence[Any], where: str) -> type:
     return merged.pop() if merged else int
 
 
-def _by_name(cells: Sequence[Any], names: list[str], kind: type, where: str) -> list[int]:
+def _numbers_of(cells: list[str], names: Sequence[str] | None, refuse: Callable[..., None]) -> tuple[list[Any], type]:
+    """Return texts as what they say: numbers, true and false where the classes have other names, or words."""
+    different = set(cells)
+    if not different or (names is not None and different <= {*names}):
+        return cells, str
+    if names is not None and {cell.lower() for cell in different} <= {"true", "false"}:
+        return [cell.lower() == "true" for cell in cells], bool
+    if not all(_NUMBER.fullmatch(cell) for cell in different):
+        return cells, str
+    value = {cell: float(cell) for cell in different}
+    refuse(cells, lambda cell: not value[cell].is_integer(), **_NOT_WHOLE)
+    whole = {cell: int(cell) if cell.lstrip("-").isdecimal() else int(value[cell]) for cell in different}
+    return [whole[cell] for cell in cells], int
+
+
+def _by_name(cells: Sequence[Any], names: list[str], kind: type, where: str, refuse: Callable[..., None]) -> list[int]:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated or len(names) < 2:
         what = f"{', '.join(map(repr, repeated))} twice" if repeated else f"only {len(names)} class"
@@ -106,28 +129,25 @@ def _by_name(cells: Sequence[Any], names: list[str], kind: type, where: str) -> 
         unknown = next((value for value in cells if value not in number), None)
         if unknown is not None and near(unknown, names).startswith("did you mean"):
             hint = f"{near(unknown, names)} ({hint})"
-        _refuse(cells, lambda value: value not in number, where, "label outside task.labels", hint)
+        refuse(cells, lambda value: value not in number, what="label outside task.labels", mend=hint)
         return [number[value] for value in cells]
     if kind is bool and {"True", "False"} == set(names):
         return [number[str(bool(value))] for value in cells]
     if all(name.isdecimal() for name in names):
-        _refuse(
-            cells,
-            lambda value: str(value) not in number,
-            where,
-            "label out of range",
-            f"task.labels: {', '.join(names)}",
-        )
+        hint = f"task.labels: {', '.join(names)}"
+        refuse(cells, lambda value: str(value) not in number, what="label out of range", mend=hint)
         return [number[str(value)] for value in cells]
     top = len(names) - 1
     hint = f"with {len(names)} classes labels run from 0 to {top}: mend task.labels or the rows"
-    _refuse(cells, lambda value: value > top, where, "label out of range", hint)
+    refuse(cells, lambda value: value > top, what="label out of range", mend=hint)
     return list(cells)
 
 
-def _refuse(cells: Sequence[Any], wrong: Any, where: str, what: str, mend: str) -> None:
+def _refuse(
+    cells: Sequence[Any], wrong: Callable[[Any], bool], where: str, what: str, mend: str, place: Callable[[int], str]
+) -> None:
     rows = [(row, value) for row, value in enumerate(cells) if wrong(value)]
     if rows:
-        shown = ", ".join(f"row {row}: {value!r}" for row, value in rows[:_SHOWN])
+        shown = ", ".join(f"{place(row)}: {value!r}" for row, value in rows[:_SHOWN])
         more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
         raise DataError(f"{where}: {len(rows)} of {len(cells)} rows have a {what} ({shown}{more}); {mend}")

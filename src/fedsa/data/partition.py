@@ -23,6 +23,8 @@ from fedsa.data.splitting import split_groups, split_rows, thin_out
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
 
+_SHOWN = 20
+
 __all__ = [
     "ClientRows",
     "Partition",
@@ -100,10 +102,16 @@ def partition_rows(
             pools[name] = deal_own(settings, name, own_labels, own_columns or {}, table, clients, rng)
     if settings.max_examples is not None:
         pools = _limit(pools, len(clients.ids), settings.max_examples, rng)
-    _check(settings, pools, clients, fractions)
+    problems = _problems(settings, pools, clients, fractions)
+    if problems and settings.leave_out_small and len(problems) < len(clients.ids):
+        pools, clients = _without(pools, clients, problems)
+    elif problems:
+        raise _refused(settings, problems, len(clients.ids))
     parts = _cut(pools, len(clients.ids), fractions, rng)
     rows = {client: ClientRows(*(part[number] for part in parts)) for number, client in enumerate(clients.ids)}
-    return Partition({client: rows[client] for client in sorted(rows)}, "validation" in pools, "test" in pools)
+    return Partition(
+        {client: rows[client] for client in sorted(rows)}, "validation" in pools, "test" in pools, problems
+    )
 
 
 def _fractions(settings: PartitionSettings, own_validation: bool, own_test: bool) -> NDArray[np.float64]:
@@ -140,10 +148,10 @@ def _limit(pools: Mapping[str, Pool], clients: int, most: int, rng: np.random.Ge
     return {name: replace(pool, owner=owners[name]) for name, pool in pools.items()}
 
 
-def _check(
+def _problems(
     settings: PartitionSettings, pools: Mapping[str, Pool], clients: Clients, fractions: NDArray[np.float64]
-) -> None:
-    """Refuse clients that have too few rows, or none for one of their splits."""
+) -> dict[str, str]:
+    """Return clients that have too few rows, or none for one of their splits, each with what it lacks."""
     count = len(clients.ids)
     rows = {name: np.bincount(pool.owner[pool.owner >= 0], minlength=count) for name, pool in pools.items()}
     total = np.sum(list(rows.values()), axis=0)
@@ -151,25 +159,39 @@ def _check(
     units = rows["table"]
     if table.groups is not None:
         units = np.bincount(_owners_of_groups(table), minlength=count)
-    problems = []
+    problems = {}
     for number in sorted(range(count), key=clients.ids.__getitem__):
         client = clients.ids[number]
+        empty = [f"no {name} rows" for name in SPLITS if name in rows and not rows[name][number]]
         if total[number] < settings.min_examples:
-            problems.append(
-                f"client {client!r}: {total[number]} rows, fewer than min_examples = {settings.min_examples}"
-            )
+            problems[client] = f"{total[number]} rows, fewer than min_examples = {settings.min_examples}"
         elif units[number] < splits:
             kind = "groups" if table.groups is not None else "rows"
-            problems.append(f"client {client!r}: {units[number]} {kind} to make {splits} splits of, one would be empty")
-        else:
-            problems += [
-                f"client {client!r}: no {name} rows" for name in SPLITS if name in rows and not rows[name][number]
-            ]
-    if problems:
-        raise DataError(
-            f"{len(problems)} of {count} clients cannot be used:\n  " + "\n  ".join(problems) + "\n"
-            "give them more rows, drop or merge these clients, or change min_examples, max_examples or clients"
-        )
+            problems[client] = f"{units[number]} {kind} to make {splits} splits of, one would be empty"
+        elif empty:
+            problems[client] = ", ".join(empty)
+    return problems
+
+
+def _refused(settings: PartitionSettings, problems: Mapping[str, str], count: int) -> DataError:
+    listed = [f"client {client!r}: {problem}" for client, problem in problems.items()]
+    shown = listed[:_SHOWN] + ([f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else [])
+    leave_out = "" if settings.leave_out_small else "set data.partition.leave_out_small = true to go on without them, "
+    return DataError(
+        f"{len(problems)} of {count} clients cannot be used:\n  " + "\n  ".join(shown) + "\n"
+        f"give them more rows, {leave_out}merge these clients, or change min_examples, max_examples or clients"
+    )
+
+
+def _without(
+    pools: Mapping[str, Pool], clients: Clients, left_out: Mapping[str, str]
+) -> tuple[dict[str, Pool], Clients]:
+    """Return pools and clients without some clients, whose rows are then nobody's."""
+    kept = [number for number, client in enumerate(clients.ids) if client not in left_out]
+    place = np.full(len(clients.ids) + 1, -1, dtype=np.int64)  # the last: nobody's, -1, stays so
+    place[kept] = np.arange(len(kept))
+    own = Clients([clients.ids[number] for number in kept], [clients.cells[number] for number in kept])
+    return {name: replace(pool, owner=place[pool.owner]) for name, pool in pools.items()}, own
 
 
 def _owners_of_groups(pool: Pool) -> IntArray:

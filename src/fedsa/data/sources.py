@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsa.data.files import CLIENT, expanded, is_local, load_client_files, load_hub, load_local
+import numpy as np
+
+from fedsa.data.files import CLIENT, as_dataset, expanded, is_local, load_client_files, load_hub, load_local
+from fedsa.data.merging import Table
 from fedsa.data.newsgroups import read_newsgroups
+from fedsa.data.reading import PLACE, Log, Places, Wanted
 from fedsa.data.sentiment import read_sentiment
 from fedsa.data.squad_shifts import read_squad_shifts
 from fedsa.errors import DataError, near
@@ -38,25 +42,32 @@ class Rows:
         validation: a split of its own for validation, where the recipe names one.
         test: a split of its own for test, where the recipe names one.
         notes: whole sentences on how the rows were read that a user should know.
+        places: "table", "validation" or "test" to where its rows stand in files, where they come from files.
+        unread: columns of the files that were not read.
     """
 
     table: datasets.Dataset
     validation: datasets.Dataset | None
     test: datasets.Dataset | None
     notes: tuple[str, ...] = ()
+    places: Mapping[str, Places] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
-def load_rows(settings: DataSettings, *, on_progress: Callable[..., None] | None = None) -> Rows:
+def load_rows(
+    settings: DataSettings, wanted: Wanted | None = None, *, on_progress: Callable[..., None] | None = None
+) -> Rows:
     """Return the rows that a recipe's ``[data]`` names.
 
     A path that exists here is always taken before a hub name, and so is a folder in ``$FEDSA_DATA`` of the data set's
     name. With ``partition.kind = "files"`` the path is a folder with one file or one sub-folder per client; the rows
     then have a column ``client`` with its name.
-    Nothing is written into the user's folders (``datasets`` keeps its Arrow files in its own cache); no code from
-    the hub is run and nothing is unpickled.
+    Local files are read anew each time, and nothing is written (what comes from the hub is kept in the cache of
+    ``datasets``); no code from the hub is run and nothing is unpickled.
 
     Args:
         settings: the recipe's ``[data]``.
+        wanted: the columns that are read, and which of them are texts; None: all, as they are.
         on_progress: handed to the fetching of a packaged part.
 
     Raises:
@@ -64,19 +75,32 @@ def load_rows(settings: DataSettings, *, on_progress: Callable[..., None] | None
             not exist, or clients' files do not fit together.
         FetchError: a packaged part could not be fetched.
     """
-    splits = [settings.split, settings.validation_split, settings.test_split]
-    named = [split for split in splits if split is not None]
-    tables = _load(settings, named, on_progress)
-    for split in named:
-        if not len(tables[split]):
+    wanted = replace(wanted or Wanted(), separator=settings.separator, encoding=settings.encoding)
+    log = Log()
+    splits = {"table": settings.split, "validation": settings.validation_split, "test": settings.test_split}
+    named = {part: split for part, split in splits.items() if split is not None}
+    tables = _load(settings, list(named.values()), wanted, log, on_progress)
+    found: dict[str, datasets.Dataset] = {}
+    places: dict[str, Places] = {}
+    for part, split in named.items():
+        table = tables[split]
+        table = as_dataset(table) if isinstance(table, Table) else table
+        if not len(table):
             raise DataError(f"{settings.path}: split {split!r} has no rows; add rows, or name another split in [data]")
-    validation, test = (tables[split] if split is not None else None for split in splits[1:])
-    return Rows(tables[settings.split], validation, test)
+        if PLACE in table.column_names:
+            places[part] = Places(log.files, np.asarray(table.with_format("numpy")[PLACE][:], dtype=np.int64))
+            table = table.remove_columns(PLACE)
+        found[part] = table
+    return Rows(found["table"], found.get("validation"), found.get("test"), log.notes(), places, log.unread)
 
 
 def _load(
-    settings: DataSettings, splits: Sequence[str], on_progress: Callable[..., None] | None
-) -> dict[str, datasets.Dataset]:
+    settings: DataSettings,
+    splits: Sequence[str],
+    wanted: Wanted,
+    log: Log,
+    on_progress: Callable[..., None] | None,
+) -> Mapping[str, Table | datasets.Dataset]:
     from fedsa.parts import PREFIX
 
     path, by_file = settings.path, settings.partition.kind == "files"
@@ -94,15 +118,18 @@ def _load(
             raise DataError(f"data.name goes with hub data and its local copies; {path} has none: leave data.name out")
         return _load_part(path.removeprefix(PREFIX), splits, on_progress)
     if by_file:
-        return load_client_files(expanded(path), splits, name=settings.name)
+        leave_out = settings.partition.leave_out_unreadable
+        return load_client_files(
+            expanded(path), splits, name=settings.name, wanted=wanted, log=log, leave_out_unreadable=leave_out
+        )
     if local:
-        return load_local(expanded(path), splits, name=settings.name)
+        return load_local(expanded(path), splits, name=settings.name, wanted=wanted, log=log)
     here = _stand_in(path, settings.name)
     if here is not None:
         if on_progress is not None:
             on_progress(f"reading {here} in place of {path} on the hub")
-        return load_local(here, splits)
-    return load_hub(path, splits, name=settings.name, revision=settings.revision)
+        return load_local(here, splits, wanted=wanted, log=log)
+    return load_hub(path, splits, name=settings.name, revision=settings.revision, wanted=wanted, log=log)
 
 
 def _stand_in(path: str, name: str | None) -> Path | None:
@@ -143,19 +170,20 @@ def _load_part(
     return read(part_folder(name, on_progress=on_progress))
 
 
-def require_columns(table: datasets.Dataset, names: Sequence[str], where: str) -> None:
+def require_columns(table: datasets.Dataset, names: Sequence[str], where: str, unread: Sequence[str] = ()) -> None:
     """Check that a table has columns.
 
     Args:
         table: the rows.
         names: the columns it must have.
         where: what the rows are, for the message (a path and a split).
+        unread: columns that its files have beside these.
 
     Raises:
         DataError: with every column that is missing.
     """
-    known = list(table.column_names)
-    missing = [name for name in dict.fromkeys(names) if name not in known]
+    known = [*table.column_names, *unread]
+    missing = [name for name in dict.fromkeys(names) if name not in table.column_names]
     if missing:
         hints = "".join(f"\n  {name!r}: {near(name, known)}" for name in missing)
         count = "1 column is" if len(missing) == 1 else f"{len(missing)} columns are"

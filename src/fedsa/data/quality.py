@@ -1,0 +1,171 @@
+"""What a user should know of rows: labels that look alike, rows that stand there twice, tests that were trained on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedsa.data.clients import SPLITS, Partition
+from fedsa.data.labels import IntArray
+from fedsa.data.reading import some
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+__all__ = ["label_notes", "repeat_notes", "spelling_notes"]
+
+
+def label_notes(names: Sequence[str], labels: IntArray) -> list[str]:
+    """Return a sentence on classes whose names differ by blanks or capitals alone, if there are some.
+
+    Args:
+        names: of the classes, in order of their number.
+        labels: each row's class number.
+
+    >>> label_notes(["Good", "bad", "good "], np.array([0, 1, 2, 2]))[0].partition(":")[2]
+    " 'Good' (1 row) and 'good ' (2 rows). If they are one class, write them one way."
+    """
+    counts = np.bincount(labels, minlength=len(names))
+    alike: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        if counts[number]:
+            alike.setdefault("".join(name.split()).casefold(), []).append(number)
+    groups = [
+        " and ".join(f"{names[n]!r} ({_count(int(counts[n]), 'row')})" for n in group)
+        for group in alike.values()
+        if len(group) > 1
+    ]
+    if not groups:
+        return []
+    return [
+        f"Labels that differ by blanks or capitals alone are classes of their own: {some(groups)}. If they are one "
+        "class, write them one way."
+    ]
+
+
+def spelling_notes(cells: Sequence[str], column: str) -> list[str]:
+    """Return a sentence on numbers that a column writes in two ways, as 3 and 3.0, which are taken as one.
+
+    Args:
+        cells: the different texts of the column.
+        column: its name.
+    """
+    ways: dict[str, set[str]] = {}
+    for cell in cells:
+        if re.fullmatch(r"-?\d+(\.0*)?", cell):
+            ways.setdefault(cell.partition(".")[0], set()).add(cell)
+    twice = [" and ".join(sorted(each)) for each in ways.values() if len(each) > 1]
+    return (
+        [f"Column {column!r} writes one number in two ways, which are taken as one class: {some(twice)}."]
+        if twice
+        else []
+    )
+
+
+def repeat_notes(
+    table: datasets.Dataset,
+    labels: IntArray,
+    partition: Partition,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    group: str | None,
+    own_test: bool,
+) -> list[str]:
+    """Return sentences on rows that stand there more than once, and on texts of the test that were trained on.
+
+    Args:
+        table: all rows.
+        labels: each row's class number.
+        partition: who has which rows.
+        inputs: columns that the model is given; equal in all of them is an equal text.
+        outputs: columns of what it is to say; rows are equal where these and the labels are too.
+        group: the recipe's ``partition.group``.
+        own_test: the test rows are a split of the data's own.
+
+    Cost: some sorts of the rows; about 3 s for a million.
+    """
+    if not inputs:
+        return []
+    client, split = np.full(len(table), -1), np.full(len(table), -1, dtype=np.int8)
+    for number, rows in enumerate(partition.clients.values()):
+        for place, numbers in enumerate(rows):
+            client[numbers], split[numbers] = number, place
+    used = np.flatnonzero(client >= 0)
+    texts = _codes(table, inputs)
+    whole = _paired(texts, labels)
+    for name in outputs:
+        whole = _paired(whole, _codes(table, [name]))
+    client, split, texts, whole = client[used], split[used], texts[used], whole[used]
+    columns = " and ".join(map(repr, [*inputs, *outputs]))
+    notes = []
+    pairs = _paired(whole, client)
+    within = len(used) - len(np.unique(pairs))
+    owners = np.bincount(np.unique(np.stack([whole, client]), axis=1)[0], minlength=int(whole.max()) + 1)
+    across = int((owners[whole] > 1).sum())
+    if within or across:
+        notes.append(
+            f"Equal rows (in {columns}{' and the label' if len(np.unique(labels)) > 1 else ''}): {within:,} of "
+            f"{_count(len(used), 'row')} repeat another one of their client, {across:,} stand at several clients."
+        )
+    trained, tested = split == SPLITS.index("train"), split == SPLITS.index("test")
+    known = np.isin(texts[tested], texts[trained])
+    if known.any():
+        own = _paired(texts, client)
+        here = int(np.isin(own[tested], own[trained]).sum())
+        column = inputs[0]
+        mend = (
+            "remove them from one of the splits"
+            if own_test
+            else (
+                f"data.partition.group = {column!r} keeps equal ones of a client in one split"
+                if group is None
+                else "equal rows of one group are in one split already"
+            )
+        )
+        notes.append(
+            f"{int(known.sum()):,} of {_count(int(tested.sum()), 'test row')} have the text of a row that is trained "
+            f"on ({here:,} at the same client), so test figures may be too good; {mend}."
+        )
+    return notes
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _paired(first: IntArray, second: IntArray) -> IntArray:
+    """Return a number for each row that is equal where both are."""
+    span = int(second.max(initial=0)) + 1
+    codes: IntArray = np.unique(first * span + second, return_inverse=True)[1].astype(np.int64)
+    return codes
+
+
+def _codes(table: datasets.Dataset, columns: Sequence[str]) -> IntArray:
+    """Return a number for each row that is equal where the columns are; those that cannot be compared do not count."""
+    codes = np.zeros(len(table), dtype=np.int64)
+    whole: Mapping[str, pa.ChunkedArray] = table.select_columns(list(columns)).with_format("arrow")[:]
+    for name in columns:
+        found = _encoded(whole[name])
+        if found is not None:
+            codes = _paired(codes, found)
+    return codes
+
+
+def _encoded(column: pa.ChunkedArray) -> IntArray | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
+        column = pc.binary_join(column, "\x1f")
+    elif pa.types.is_nested(kind):
+        return None
+    encoded = column.dictionary_encode().unify_dictionaries()
+    indices = pa.chunked_array([chunk.indices for chunk in encoded.chunks], pa.int32())
+    codes: IntArray = pc.fill_null(indices, -1).to_numpy().astype(np.int64) + 1
+    return codes
