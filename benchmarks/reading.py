@@ -44,9 +44,8 @@ def measured(what: str, action: Callable[[], object]) -> None:
     result = action()
     seconds, wall = time.process_time() - start, time.perf_counter() - clock
     grown = (process.memory_info().rss - before) / 2**20
-    print(
-        f"{what}: {seconds:.2f} s of processor ({wall:.2f} s by the clock), memory grew by {grown:.0f} MiB, {len(result)} rows"
-    )  # type: ignore[arg-type]
+    cost = f"{seconds:.2f} s of processor ({wall:.2f} s by the clock), memory grew by {grown:.0f} MiB"
+    print(f"{what}: {cost}, {len(result)} rows")  # type: ignore[arg-type]
 
 
 def warm_up() -> None:
