@@ -4,12 +4,13 @@ import re
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig, get_peft_model
 from transformers import BertForSequenceClassification
 
 from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.errors import ModelError
-from fedsa.models import AdaptedModel, peft_config_of, plain_state, variant_of
+from fedsa.models import AdaptedModel, peft_config_of, plain_state, variant_of, with_drawn_layers
 from fedsa.models.dropout import AdapterDropout, FastDropout
 from fedsa.recipe import AdapterSettings
 from fedsa.training.choice import activation_bytes
@@ -593,3 +594,24 @@ def test_parts_of_layers_without_an_adapter_are_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", note)
     model.compile_blocks()
     assert [name.partition("encoder.")[2] for name in compiled] == ["layer.0.intermediate", "layer.1.intermediate"]
+
+
+@pytest.mark.parametrize(
+    ("auto_model", "task_type"),
+    [
+        ("AutoModelForTokenClassification", "TOKEN_CLS"),
+        ("AutoModelForQuestionAnswering", None),
+        ("AutoModelForSequenceClassification", "SEQ_CLS"),
+    ],
+)
+@pytest.mark.parametrize("variant", ["lora", "pissa", "loha"])
+def test_all_linear_leaves_the_head_out(tiny_model, auto_model, task_type, variant):
+    base = getattr(transformers, auto_model).from_pretrained(tiny_model, num_labels=2)
+    settings = AdapterSettings(variant=variant, r=2, target_modules="all-linear")
+    config = peft_config_of(settings, task_type=task_type, seed=0)
+    model = AdaptedModel(base, with_drawn_layers(config, set(), base), seed=0)
+    adapted = {key.module for key in model.keys if key.factor.side is not Side.HEAD}
+    heads = {key.module for key in model.keys if key.factor.side is Side.HEAD}
+    assert len([name for name in adapted if ".layer." in name]) == 12
+    assert not adapted & heads
+    assert heads

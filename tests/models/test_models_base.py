@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 from peft import LoraConfig
 from transformers import BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
@@ -7,6 +8,7 @@ from fedsa.errors import ModelError
 from fedsa.models import (
     fit_padding,
     load_base,
+    load_image_processor,
     load_tokenizer,
     position_limit,
     resolve_compute,
@@ -56,10 +58,10 @@ def test_bf16_is_chosen_where_the_processor_has_it(monkeypatch, capabilities, pr
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load(path, *, num_labels: int = 2, **options):
+def load(path, *, num_labels: int = 2, auto_model: str = "AutoModelForSequenceClassification", **options):
     model, _ = load_base(
         ModelSettings(path=str(path), **options),
-        auto_model="AutoModelForSequenceClassification",
+        auto_model=auto_model,
         options={"num_labels": num_labels},
         seed=0,
     )
@@ -90,10 +92,10 @@ def test_a_checkpoint_with_a_head_of_other_classes_is_refused(tiny_model):
 
 def test_a_model_that_is_not_there_is_refused(tmp_path):
     nowhere = tmp_path / "nowhere"
-    for call in (load, lambda path: load_tokenizer(ModelSettings(path=str(path)))):
+    for what, call in (("model", load), ("tokenizer", lambda path: load_tokenizer(ModelSettings(path=str(path))))):
         text = error_of(call, nowhere)
         assert text.startswith(
-            f"model.path = {str(nowhere)!r}: there is no such local folder, and the hub did not give a model of that "
+            f"model.path = {str(nowhere)!r}: there is no such local folder, and the hub did not give a {what} of that "
             "name ("
         )
         assert text.endswith("); check the name, the network, or the token for a gated model")
@@ -103,6 +105,69 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     assert error_of(load, tmp_path).startswith(
         f"model.path = {str(tmp_path)!r}: the folder holds no model that transformers can load: "
     )
+
+
+SMALL = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+BARE = {
+    "bert": lambda: transformers.BertModel(transformers.BertConfig(**SMALL)),
+    "roberta": lambda: transformers.RobertaModel(transformers.RobertaConfig(**SMALL)),
+    "distilbert": lambda: transformers.DistilBertModel(
+        transformers.DistilBertConfig(vocab_size=60, dim=16, n_layers=1, n_heads=2, hidden_dim=32)
+    ),
+    "deberta": lambda: transformers.DebertaV2Model(transformers.DebertaV2Config(**SMALL)),
+    "modernbert": lambda: transformers.ModernBertModel(
+        transformers.ModernBertConfig(
+            **SMALL, pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2
+        )
+    ),
+    "t5": lambda: transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ),
+    "gpt2": lambda: transformers.GPT2Model(
+        transformers.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    ),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL, num_key_value_heads=1)),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)),
+}
+
+
+@pytest.mark.parametrize("kind", BARE)
+def test_a_folder_without_its_tokenizer_is_refused(tmp_path, kind):
+    """Transformers makes a tokenizer without words: BERT would learn from [UNK] alone, and GPT-2 from nothing."""
+    BARE[kind]().save_pretrained(tmp_path)
+    text = error_of(lambda path: load_tokenizer(ModelSettings(path=str(path))), tmp_path)
+    assert text.startswith(f"model.path = {str(tmp_path)!r}: ")
+    assert "its tokenizer knows no words" in text or "the folder holds no tokenizer" in text
+    assert "tokenizer.save_pretrained(FOLDER)" in text
+    assert len(text) < 600 + len(str(tmp_path))
+
+
+def test_a_tokenizer_of_bytes_needs_no_files(tmp_path):
+    BARE["t5"]().save_pretrained(tmp_path)
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(ModelSettings(path=str(tmp_path)))("so")["input_ids"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"model": 3}', b"\xff\xfe", b'{"version": "1.0"}'])
+def test_a_damaged_tokenizer_is_refused(tiny_model, tmp_path, damage):
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_model / name).read_bytes())
+    (tmp_path / "tokenizer.json").write_bytes(damage)
+    text = error_of(lambda path: load_tokenizer(ModelSettings(path=str(path))), tmp_path)
+    assert text.startswith(f"model.path = {str(tmp_path)!r}: the folder holds no tokenizer")
+
+
+def test_a_model_that_has_no_head_for_a_task_is_told_so(tmp_path):
+    BARE["t5"]().save_pretrained(tmp_path)
+    text = error_of(lambda path: load(path, auto_model="AutoModelForMultipleChoice"), tmp_path)
+    assert "transformers has no AutoModelForMultipleChoice for a model of this kind (T5)" in text
+    assert "take another model, or another task.kind" in text
+
+
+def test_a_folder_without_an_image_processor_is_told_so(tmp_path):
+    transformers.ViTModel(transformers.ViTConfig(**{**SMALL, "vocab_size": 1})).save_pretrained(tmp_path)
+    text = error_of(lambda path: load_image_processor(ModelSettings(path=str(path))), tmp_path)
+    assert "the folder holds no image processor" in text
 
 
 def test_a_hub_name_is_refused_when_the_hub_cannot_be_asked():

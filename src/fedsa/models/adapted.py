@@ -16,6 +16,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fedsa.adapters.algebra import fits, padded
 from fedsa.adapters.factors import VARIANTS, key_of
@@ -486,9 +487,12 @@ def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default
     _check_names(base, config)
     untie(base, config)
     plain: Any = config
+    if str(plain.target_modules).lower() == "all-linear":
+        plain = copy.copy(plain)
+        plain.target_modules = _linear_layers(base, plain)
     start = getattr(config, "init_lora_weights", True)
     if start in STARTS:
-        plain = copy.copy(config)
+        plain = copy.copy(plain)
         plain.init_lora_weights = True
     try:
         with quiet():
@@ -502,6 +506,22 @@ def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default
         with_middles(model, name)
     without_coins(model)
     return model
+
+
+def _linear_layers(base: PreTrainedModel, config: PeftConfig) -> set[str]:
+    """Return the linear layers that ``all-linear`` stands for: all but the output layer, and what is trained in full.
+
+    PEFT leaves out the head of a sequence classifier alone; a head that it also trains in full, it then refuses.
+    """
+    full = {*HEADS, *(getattr(config, "modules_to_save", None) or ())}
+    vocabulary = base.get_output_embeddings()
+    return {
+        name
+        for name, layer in base.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D)
+        and layer is not vocabulary
+        and not any(name == each or f".{each}." in f".{name}." for each in full)
+    }
 
 
 def with_further_adapters(model: PeftModel, names: Sequence[str], seed: int) -> None:

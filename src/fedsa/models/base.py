@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -110,28 +111,48 @@ def location_of(path: str, on_progress: Callable[[str], None] | None) -> str:
 
 
 _OF_LOADING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+_MOST_SPECIAL = 2000  # a tokenizer with more tokens has words among them
+_WRITES = {"tokenizer": "tokenizer.save_pretrained(FOLDER)", "image processor": "processor.save_pretrained(FOLDER)"}
+"""What comes with a model, and how it is written into its folder."""
 
 
-def not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
-    """Return what to tell the user when transformers cannot load a model."""
+def not_loadable(settings: ModelSettings, error: Exception, what: str = "model") -> ModelError:
+    """Return what to tell the user when transformers cannot load a model, or what comes with it.
+
+    Args:
+        settings: where it is.
+        error: what transformers said.
+        what: model, tokenizer or image processor.
+    """
     if "trust_remote_code" in str(error):
         return own_code_refusal(settings.path)
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     first = textwrap.shorten(first, 300, placeholder=" ...")
     if "ignore_mismatched_sizes" in str(error):  # transformers tells what does not fit in a report that is silenced
-        what = "the checkpoint's head has another number of classes than the task"
+        other = "the checkpoint's head has another number of classes than the task"
         mend = "take the model without that head, or mend task.labels"
-        return ModelError(f"model.path = {settings.path!r}: {what}; {mend}")
-    if not isinstance(error, _OF_LOADING):  # what a model's own code says of a config that it was not written for
-        what = f"transformers cannot make a model of its config.json ({type(error).__name__}: {first})"
-        return ModelError(f"model.path = {settings.path!r}: {what}; take the model anew")
-    if Path(settings.path).exists():
+        return ModelError(f"model.path = {settings.path!r}: {other}; {mend}")
+    if what == "model" and not isinstance(error, _OF_LOADING):  # a model's own code, to a config it was not written for
+        other = f"transformers cannot make a model of its config.json ({type(error).__name__}: {first})"
+        return ModelError(f"model.path = {settings.path!r}: {other}; take the model anew")
+    headless = re.search(
+        r"Unrecognized configuration class .*?(\w+)Config'?>? for this kind of AutoModel: (\w+)", first
+    )
+    if headless:
         return ModelError(
-            f"model.path = {settings.path!r}: the folder holds no model that transformers can load: {first}"
+            f"model.path = {settings.path!r}: transformers has no {headless[2]} for a model of this kind "
+            f"({headless[1]}), so it has no head for this task: take another model, or another task.kind"
+        )
+    if Path(settings.path).exists():
+        write = _WRITES.get(what)
+        mend = f"; write it there with {write}, or copy its files from where the model is from" if write else ""
+        return ModelError(
+            f"model.path = {settings.path!r}: the folder holds no {what} that transformers can load: "
+            f"{textwrap.shorten(first, 200, placeholder=' ...')}{mend}"
         )
     return ModelError(
-        f"model.path = {settings.path!r}: there is no such local folder, and the hub did not give a model of that name "
-        f"({first}); check the name, the network, or the token for a gated model"
+        f"model.path = {settings.path!r}: there is no such local folder, and the hub did not give a {what} of that "
+        f"name ({first}); check the name, the network, or the token for a gated model"
     )
 
 
@@ -273,16 +294,37 @@ def load_tokenizer(
     """Return the base model's tokenizer.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or it knows no words: its files are not there.
     """
     location = location_of(settings.path, on_progress)
     try:
         with quiet(), no_pickle(settings.path):
-            return transformers.AutoTokenizer.from_pretrained(
+            tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
                 location, revision=settings.revision or "main", **own_code()
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise not_loadable(settings, error) from error
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file ends as its reader likes: `tokenizers` raises Exception itself
+        raise not_loadable(settings, error, "tokenizer") from error
+    _refuse_empty(settings, tokenizer)
+    return tokenizer
+
+
+def _refuse_empty(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer of special tokens alone: transformers makes one where a folder has no tokenizer's files.
+
+    Raises:
+        ModelError: with what to do.
+    """
+    if len(tokenizer) > _MOST_SPECIAL or not type(tokenizer).vocab_files_names:  # of bytes: it needs no files
+        return
+    words = {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens} - {*tokenizer.added_tokens_encoder}
+    if len(words) < 2:  # SentencePiece's has its blank
+        files = ", ".join(sorted({*type(tokenizer).vocab_files_names.values()}))
+        raise ModelError(
+            f"model.path = {settings.path!r}: its tokenizer knows no words, for its files are missing ({files}): write "
+            f"them there with {_WRITES['tokenizer']}, or copy them from where the model is from"
+        )
 
 
 def fit_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

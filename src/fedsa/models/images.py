@@ -34,7 +34,7 @@ def load_image_processor(settings: ModelSettings, *, on_progress: Callable[[str]
                 location, revision=settings.revision or "main", backend="pil", **own_code()
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise not_loadable(settings, error) from error
+        raise not_loadable(settings, error, "image processor") from error
 
 
 def with_image_size(processor: Any, side: int | None) -> Any:
