@@ -158,7 +158,7 @@ def test_figures_of_what_is_exported_are_shown_where_rounds_are_chosen_by_others
     recipe = recipe_file("rounds=1", "evaluation.evaluate_after=training")
     out = fedsa_command("run", recipe, "--out", tmp_path / "run").out
     assert "after its local training" in out
-    assert "as exported, final round 1: weighted mean" in out
+    assert re.search(r"as exported, (final round|round) 1: weighted mean", out)
     assert "after the aggregate" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "as exported" not in fedsa_command("resume", finished_run).out
 
@@ -202,7 +202,7 @@ def test_a_finished_run_says_so_and_writes_its_report_anew(
     monkeypatch.setattr(fedsa.api, "simulate", None)  # nothing is computed
     outcome = fedsa_command("resume", run)
     assert outcome.code == 0
-    assert f"{run} is complete: all 2 rounds are done" in outcome.out
+    assert f"{run} is complete (2 rounds)" in outcome.out
     assert "loading" not in outcome.err
     assert (run / "report.html").exists()
     assert {path: path.read_bytes() for path in before} == before
@@ -306,3 +306,47 @@ def test_output_to_a_reader_that_has_gone() -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
+
+
+def test_what_is_sent_is_told_for_each_kind_of_round(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe, run = recipe_file("algorithm=rolora", "rounds=3", "share_head=false"), tmp_path / "run"
+    out = fedsa_command("run", recipe, "--out", run).out
+    assert "Sent by each client in 2 rounds (1, 3): B (" in out
+    assert "Sent by each client in 1 round (2): A (" in out
+    assert "and round" not in out
+    kinds = json.loads((run / "summary.json").read_text())["sharing_by_round"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for kind in kinds:
+        sent = {line["upload_bytes"] for line in lines if line["round"] in kind["rounds"]}
+        assert sent == {kind["upload_bytes"]}
+    planned = fedsa_command("plan", recipe).out
+    assert "2 rounds (1, 3):" in planned
+    assert "1 round (2):" in planned
+    assert json.loads(fedsa_command("plan", recipe, "--json").out)["sharing_by_round"] == kinds
+
+
+@pytest.mark.parametrize(("columns", "fits"), [("120", True), ("50", False)])
+def test_an_accuracy_has_its_interval_where_it_fits(
+    fedsa_command: Callable[..., Any],
+    finished_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    columns: str,
+    fits: bool,
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    out = fedsa_command("resume", finished_run).out
+    assert (", 95 %" in out.partition("\n\nTest")[0]) == fits
+    assert re.search(r"round \d: weighted mean [\d.]+ \(95 % interval [\d.]+ to [\d.]+, 36 rows\)", out)
+
+
+def test_nothing_is_told_twice_where_the_chosen_round_is_the_last(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = fedsa_command("run", recipe_file("rounds=1"), "--out", tmp_path / "run").out
+    chosen = json.loads((tmp_path / "run" / "summary.json").read_text())["chosen_round"]
+    assert "1 rounds" not in out
+    assert "3 clients, 1 round, " in out
+    assert out.count("weighted mean ") == 1 + (chosen != 1) + 1  # one line each, and by what the round was chosen
+    assert ("chosen and final round 1: " in out) == (chosen == 1)

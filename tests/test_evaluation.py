@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from fedsa.adapters.factors import VARIANTS
 from fedsa.engines import simulator
 from fedsa.engines.simulator import simulate
 from fedsa.errors import TrainingError
-from fedsa.evaluation import Figures, evaluate, majority_accuracy, summarize, summarize_clients
+from fedsa.evaluation import Figures, evaluate, interval, majority_accuracy, summarize, summarize_clients
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
 from fedsa.store import RunFolder
@@ -50,6 +51,16 @@ def test_figures_by_hand():
     assert summarize({"b": 1.0, "a": 1.0}, {"a": 1, "b": 3}).worst_client == "a"
     results = {"a": {"accuracy": 0.0, "loss": 9.0, "examples": 1}, "b": {"accuracy": 1.0, "loss": 1.0, "examples": 3}}
     assert summarize_clients(results, "loss").weighted_mean == 3.0
+
+
+@given(rows=st.integers(1, 5000), part=METRICS, metric=st.sampled_from(["accuracy", "accuracy_norm", "exact_match"]))
+@LAW
+def test_the_interval_is_wilsons(rows, part, metric):
+    right = round(part * rows)
+    expected = binomtest(right, rows).proportion_ci(method="wilson")
+    assert interval(right / rows, rows, metric) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert interval(right / rows, rows, "f1") is None
+    assert interval(right / rows, 0, metric) is None
 
 
 def test_no_clients_have_no_figures():

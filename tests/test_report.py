@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -62,7 +63,7 @@ def summary_of(clients: list[str], metric: str = "accuracy") -> dict:
         "evaluation_seconds": 8.0,
         "wall_seconds": 200.0,
         "peak_rss_bytes": 900_000_000,
-        "interrupted": 1,
+        "interruptions": 1,
         "sharing_plan": PLAN,
         "per_client": {
             client: {
@@ -398,3 +399,173 @@ def test_clients_outside_the_federation_and_a_global_model_stand_beside_the_clie
 def test_what_a_run_writes_is_what_the_report_reads(tiny_run: Callable[..., Any], tmp_path: Path, setting: str) -> None:
     run = tiny_run("holdout_clients=0.34", "adaptation.share_personal=true", setting)
     write_report(shutil.copytree(run.folder.path, tmp_path / "run"))
+
+
+# -- what fits and what is said ----------------------------------------------------------------------------------------
+
+LONG = [f"University Hospital, Department of Internal Medicine, Ward {number}" for number in range(30)]
+PHONE = 390
+"""Pixels of a narrow screen's width."""
+
+
+def kinds_of_runs() -> dict[str, tuple[list[str], dict, list[dict]]]:
+    """Return clients, summary and metrics of runs whose reports have different sections."""
+    alternating = {
+        **summary_of(["a", "b"]),
+        "sharing_by_round": [
+            {
+                "rounds": [1, 3],
+                "trained_parameters": 100,
+                "upload_parameters": 100,
+                "sharing_plan": PLAN[:1],
+            },
+            {"rounds": [2], "trained_parameters": 200, "upload_parameters": 200, "sharing_plan": PLAN[1:]},
+        ],
+    }
+    for kind, sent in zip(alternating["sharing_by_round"], (400, 800), strict=True):
+        kind |= {"upload_bytes": sent, "download_bytes": sent}
+    likelihood = summary_of(["a", "b"], "log_likelihood")
+    likelihood["test"] |= {"weighted_mean": -1.5, "mean": -1.6, "worst": -1.7}
+    for entry in likelihood["per_client"].values():
+        del entry["majority"]
+        entry |= {"labels": {"rows": 470}, "test": {"log_likelihood": -1.5, "perplexity": 4.4817, "examples": 100}}
+    everything = summary_of(LONG)
+    everything |= {f"test_{name}": everything["test"] for name in ("after_training", "final_after_training")}
+    for entry in everything["per_client"].values():
+        entry |= {"labels": {f"label number {n}": 9 for n in range(20)}, "test": {"accuracy": 0.86, "examples": 98}}
+        entry |= {"test_after_training": entry["test"], "test_final_after_training": entry["test"]}
+    return {
+        "30 clients with long names": (LONG, everything, metrics_of(LONG)),
+        "few": (["a", "b"], summary_of(["a", "b"]), metrics_of(["a", "b"])),
+        "no classes": (["a", "b"], likelihood, metrics_of(["a", "b"], "log_likelihood")),
+        "alternating": (["a", "b"], alternating, metrics_of(["a", "b"])),
+    }
+
+
+@pytest.fixture(params=list(kinds_of_runs()))
+def any_report(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    clients, summary, metrics = kinds_of_runs()[request.param]
+    run = make_run(tmp_path / "run", clients, summary, metrics)
+    long = "what " * 60 + "x" * 300
+    sample = {"client": clients[0], "prompt": long, "written": EVIL, "right": [long, "b"]}
+    (run / "samples.json").write_text(json.dumps([sample]))
+    return write_report(run)
+
+
+def test_nothing_is_wider_than_a_narrow_screen_by_its_style(any_report: Path) -> None:
+    html = any_report.read_text(encoding="utf-8")
+    style = html[html.index("<style>") : html.index("</style>")]
+    narrow = style[: style.index("@media print")]
+    pixels = {"rem": 16, "em": 16, "px": 1}
+    for value, unit in re.findall(r"(?<![-\w])(?:min-)?width: *([\d.]+)(rem|em|px)", narrow):
+        assert float(value) * pixels[unit] <= PHONE - 32, (value, unit)
+    for svg in svgs(html):
+        head = svg[: svg.index(">")]
+        assert "viewBox=" in head
+        assert not re.search(r"\s(width|height)=", head)  # it scales
+    page = read(any_report)
+    for _, attributes in page.tags:
+        for value, unit in re.findall(r"width: *([\d.]+)(rem|em|px)", attributes.get("style") or ""):
+            assert float(value) * pixels[unit] <= PHONE - 32
+
+
+def test_every_cell_of_a_table_that_becomes_cards_names_its_column(any_report: Path) -> None:
+    html = any_report.read_text(encoding="utf-8")
+    tables = re.findall(r'<table class="stack.*?</table>', html, flags=re.DOTALL)
+    assert len(tables) >= 3
+    for table in tables:
+        names = [re.sub(r"<[^>]*>", "", name) for name in re.findall(r"<th scope=\"col\".*?</th>", table)][1:]
+        for row in re.findall(r"<tr.*?</tr>", table[table.index("<tbody>") :], flags=re.DOTALL):
+            assert re.findall(r'<td[^>]*data-label="([^"]*)"', row) == names
+            assert row.count("<td") == len(names)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on PATH to look at the report with")
+@pytest.mark.parametrize("width", [PHONE, 1280])
+def test_a_browser_finds_nothing_off_the_edge(any_report: Path, tmp_path: Path, width: int) -> None:
+    """Chromium's own window is never narrower than 500 pixels: the report is in a frame of the width."""
+    page = tmp_path / "frame.html"
+    page.write_text(
+        f'<body><iframe id="f" src="{any_report.as_uri()}" style="border:0;width:{width}px;height:9999px"></iframe>'
+        """<pre id="o"></pre><script>
+        document.getElementById("f").onload = event => {
+          const page = event.target.contentDocument, wide = [page.scrollingElement.scrollWidth];
+          for (const box of page.querySelectorAll(".scroll, pre, td, th, dd, blockquote, svg"))
+            if (box.getBoundingClientRect().right > WIDTH || box.scrollWidth > box.clientWidth + 1)
+              if (getComputedStyle(box).overflow != "hidden") wide.push(box.className || box.tagName);
+          document.getElementById("o").textContent = "found" + JSON.stringify(wide) + "found";
+        }</script>""".replace("WIDTH", str(width))
+    )
+    flags = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+    flags += ["disable-component-update", "disable-sync", "allow-file-access-from-files", "virtual-time-budget=5000"]
+    command = ["chromium", "--headless", *(f"--{flag}" for flag in flags), f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    found = re.findall(r"found(\[.*?\])found", done.stdout)
+    assert found, done.stderr[-2000:]
+    scroll_width, *wide = json.loads(found[0])
+    assert scroll_width <= width
+    if width == PHONE:
+        assert wide == []
+
+
+def test_an_accuracy_stands_with_its_interval(tmp_path: Path) -> None:
+    summary = summary_of(["a", "b"])
+    for entry in summary["per_client"].values():
+        entry["test"] = {"accuracy": 84 / 98, "examples": 98}
+    text = read(write_report(make_run(tmp_path / "run", ["a", "b"], summary))).text
+    assert "95 % interval 80.7 to 90.2 %" in text  # of the weighted mean, 86.13 % of 200 rows
+    assert text.count("77.4 to 91.3 %") == 2
+    f1 = write_report(make_run(tmp_path / "f1", ["a"], summary_of(["a"], "f1"), metrics_of(["a"], "f1")))
+    assert "interval" not in read(f1).text.lower()
+
+
+def test_nothing_is_said_twice_where_the_chosen_round_is_the_last(tmp_path: Path) -> None:
+    summary = summary_of(["a", "b"])
+    summary |= {"chosen_round": 3, "test": {**summary["test_final"]}}
+    text = read(write_report(make_run(tmp_path / "run", ["a", "b"], summary))).text
+    assert "Chosen and final round (round 3) 84.0 %" in text
+    for words in ("Final round", "Chosen round", "(round 2)"):
+        assert words not in text
+    result = text[text.index("Result:") : text.index("Who shares what")]
+    assert result.count("84.0 %") == 1
+
+
+def test_a_task_without_classes_has_no_label_mix_but_perplexity(tmp_path: Path) -> None:
+    clients, summary, metrics = kinds_of_runs()["no classes"]
+    text = read(write_report(make_run(tmp_path / "run", clients, summary, metrics))).text
+    for words in ("Label mix", "Rows and labels", "Always guessing", "interval"):
+        assert words not in text
+    assert "-1.5 weighted mean over clients; perplexity 4.482" in text
+    assert text.count("4.482") == 3
+
+
+def test_written_texts_are_shown_as_text(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", ["a", "b"])
+    assert "What it wrote" not in read(write_report(run)).text
+    samples = [
+        {"client": EVIL, "prompt": "2 + 2?\n<b>", "written": EVIL, "right": ["4", "four"]},
+        {"client": "b", "prompt": "1 + 1?", "written": "", "right": ["2"]},
+    ]
+    (run / "samples.json").write_text(json.dumps(samples))
+    page = read(write_report(run))
+    assert not [tag for tag, _ in page.tags if tag in ("script", "b")]
+    assert f"Prompt, as the model got it 2 + 2? <b> Written {EVIL} Right answers 4 four" in page.text
+    assert "Written (nothing) Right answer 2" in page.text
+    for damage in ("{", '[{"client": "a"}]', "[3]", '{"a": 1}'):
+        (run / "samples.json").write_text(damage)
+        with pytest.raises(RunFolderError, match=r"samples\.json cannot be read"):
+            write_report(run)
+
+
+def test_rounds_that_share_other_things_are_told_apart(tmp_path: Path) -> None:
+    clients, summary, metrics = kinds_of_runs()["alternating"]
+    text = read(write_report(make_run(tmp_path / "run", clients, summary, metrics))).text
+    for words in (
+        "What is trained and sent differs from round to round.",
+        "2 rounds (1, 3):",
+        "1 round (2):",
+        "parameters in each of the rounds 1, 3: exactly 400 bytes, 100 %",
+        "parameters in each of the rounds 2: exactly 800 bytes, 100 %",
+    ):
+        assert words in text, words
+    assert "For comparison" not in text

@@ -102,7 +102,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         "device": compute.device,
         "precision": compute.precision,
         "frozen_parameters": _frozen_parameters(model),
-        **first_round(algorithm, tensors, recipe.wire_dtype),
+        **first_round(algorithm, tensors, recipe.wire_dtype, recipe.rounds),
         "total_upload_bytes": upload,
         "total_download_bytes": download,
         **_computation(recipe, compute, model, task, algorithm, each_round or 1, notes),

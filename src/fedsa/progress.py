@@ -16,12 +16,13 @@ from rich.text import Text
 from fedsa.callbacks import Callback
 from fedsa.escapes import for_terminal
 from fedsa.types import FRACTIONS
+from fedsa.wording import counted
 
 if TYPE_CHECKING:
     from fedsa.pace import Pace
     from fedsa.recipe import Recipe
 
-__all__ = ["ProgressDisplay", "counted", "print_notes", "score"]
+__all__ = ["ProgressDisplay", "print_notes", "score"]
 
 
 def score(value: float, metric: str, unit: str = " %") -> str:
@@ -168,12 +169,3 @@ class _TimeLeft(ProgressColumn):
     def render(self, task: Task) -> Text:
         left = self._pace.left
         return Text("left -:--:--" if left is None else f"left {timedelta(seconds=round(left))}", "progress.remaining")
-
-
-def counted(number: int, what: str) -> str:
-    """Return a number with its noun, in the plural where there is not one.
-
-    >>> counted(1, "round"), counted(1000, "round")
-    ('1 round', '1,000 rounds')
-    """
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

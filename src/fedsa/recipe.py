@@ -617,6 +617,13 @@ class EvaluationSettings(_Settings):
         "both: the round is chosen by the first",
     )
     batch_size: int = Field(64, gt=0, description="rows per forward pass")
+    samples: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="where the metric is of what the model writes: test rows whose prompt, written text and right "
+        "answer are kept in the run folder and shown in the report; 0: no row's text is kept",
+    )
     global_model: Literal["none", "average", "fit"] = Field(
         "none",
         description="one model for all at the end, measured beside the clients' own. average: of their personal "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedsa.federation import Federation
 from fedsa.models.layout import Layout
 from fedsa.recipe import TrainingSettings, dump_recipe, parse_recipe
 from fedsa.store import RunFolder
+from fedsa.tasks.generation import Generation
 from fedsa.tasks.sequences import IGNORED
 from fedsa.tasks.written import extract, squad_exact_match, squad_f1
 from fedsa.training import cohort, sequential
@@ -211,6 +213,38 @@ def test_an_answer_that_is_cut_off_is_compared_whole(recipe):
     assert encoded.references[row] == (federation.rows.table[row]["answer"],)
     figures = federation.task.score(encoded, np.array([row]), torch.zeros(1), torch.tensor([[3]]))
     assert figures["exact_match"] == 0
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 3, 5])
+def test_texts_that_were_written_in_the_chosen_rounds_test_are_kept(recipe, tmp_path, monkeypatch, wanted):
+    """What is kept is what the figures were made of, of the first clients' first test rows; or nothing is kept."""
+    scored = {}
+    score = Generation.score
+
+    def seen(self, encoded, rows, outputs, generated=None):
+        scored.setdefault(tuple(rows), []).append(generated)
+        return score(self, encoded, rows, outputs, generated)
+
+    monkeypatch.setattr(Generation, "score", seen)
+    federation = Federation.from_recipe(recipe(TASKS["written"], evaluation={"samples": wanted}))
+    with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
+        simulate(federation, folder)
+        kept = folder.read_json("samples.json") if wanted else None
+    assert (tmp_path / "run" / "samples.json").exists() == bool(wanted)
+    if not wanted:
+        return
+    clients, encoded = federation.clients, federation.encoded
+    assert [each["client"] for each in kept] == sorted(clients[place % len(clients)] for place in range(wanted))
+    # Tests of a client: before, then the chosen and the last round.
+    for client in clients:
+        rows = federation.rows.partition.clients[client].test
+        own = [each for each in kept if each["client"] == client]
+        texts = encoded.tokenizer.batch_decode(scored[tuple(rows)][1])
+        for row, each, text in zip(rows, own, texts, strict=False):
+            assert each["prompt"] == federation.rows.table[int(row)]["question"]
+            assert each["right"] == [federation.rows.table[int(row)]["answer"]]
+            words = re.sub("<(pad|unk|s)>", "", text.partition("</s>")[0]).split()
+            assert each["written"] == " ".join(words)
 
 
 def test_a_batch_stands_at_the_right_with_the_answers_last(recipe):

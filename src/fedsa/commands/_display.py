@@ -17,6 +17,7 @@ from rich.text import Text
 from fedsa.escapes import for_terminal
 from fedsa.progress import ProgressDisplay, print_notes, score
 from fedsa.types import FRACTIONS
+from fedsa.wording import counted, some
 
 if TYPE_CHECKING:
     from fedsa.recipe import Recipe
@@ -71,14 +72,15 @@ def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
         FedsaError: as the run says.
         KeyboardInterrupt: after saying how to go on.
     """
-    console = Console(stderr=json, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console = Console(stderr=json, highlight=False, markup=False, emoji=False)
+    console.soft_wrap = not console.is_terminal  # there, lines are broken between words
     live = ProgressDisplay(console)
     with folder.locked():
         summary = folder.finished(recipe.rounds)
         if summary is not None:
             from fedsa.report import write_report
 
-            console.print(f"{folder.path} is complete: all {recipe.rounds} rounds are done; its report is written anew")
+            console.print(f"{folder.path} is complete ({counted(recipe.rounds, 'round')}); its report is written anew")
             _show(console, folder.path, summary, write_report(folder.path), json=json)
             return
         try:
@@ -94,7 +96,7 @@ def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
             live.close()
             progress = folder.progress()
             saved = "nothing was trained yet" if progress is None else f"finished rounds are saved ({progress.round})"
-            console.print(f"\ninterrupted: {saved}; go on with: fedsa resume {folder.path}")
+            console.print(f"\ninterrupted: {saved}; go on with: fedsa resume {folder.path}", soft_wrap=True)
             raise
         finally:
             live.close()
@@ -113,29 +115,21 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
     rounds = {summary["chosen_round"]: "test", summary["rounds"]: "test_final"}  # one column where they are one
     console.print()
     has_classes = any("majority" in entry for entry in summary["per_client"].values())
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {"rows": lambda entry: str(entry["train_examples"])}
+    if has_classes:
+        columns["majority"] = lambda entry: score(entry["majority"], metric, unit="")
+    columns["before"] = lambda entry: score(entry["before"], metric, unit="")
+    for round, which in rounds.items():
+        columns[f"round {round}"] = lambda entry, which=which: score(entry[which][metric], metric, unit="")  # type: ignore[misc]
+    chosen = f"round {summary['chosen_round']}"
+    narrow = sum(len(name) + 2 for name in columns) + 12 + len("  77.4 to 91.3") > console.width
+    if not narrow and _ends(next(iter(summary["per_client"].values()))["test"], metric):
+        columns[f"{chosen}, 95 %"] = lambda entry: _ends(entry["test"], metric)
+    elif "perplexity" in next(iter(summary["per_client"].values()))["test"]:
+        columns["perplexity"] = lambda entry: score(entry["test"]["perplexity"], "perplexity")
     print_table(
-        [
-            "client",
-            "rows",
-            *(["majority"] if has_classes else []),
-            "before",
-            *(f"round {round}" for round in rounds),
-        ],
-        [
-            [
-                client,
-                str(entry["train_examples"]),
-                *(
-                    score(value, metric, unit="")
-                    for value in (
-                        *([entry["majority"]] if has_classes else []),
-                        entry["before"],
-                        *(entry[which][metric] for which in rounds.values()),
-                    )
-                ),
-            ]
-            for client, entry in summary["per_client"].items()
-        ],
+        ["client", *columns],
+        [[client, *(cell(entry) for cell in columns.values())] for client, entry in summary["per_client"].items()],
         right_from=1,
         console=console,
     )
@@ -146,32 +140,50 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
         + ("; majority: always guessing the client's most frequent class." if has_classes else ".")
     )
     for name, which in (
-        ("chosen round", "test"),
+        ("chosen round" if len(rounds) > 1 else "chosen and final round", "test"),
         ("final round", "test_final"),
-        ("as exported, chosen round", "test_after_aggregate"),
+        ("as exported, chosen round" if len(rounds) > 1 else "as exported, round", "test_after_aggregate"),
         ("as exported, final round", "test_final_after_aggregate"),
     ):
-        if which not in summary:
+        if which not in summary or (len(rounds) == 1 and "final" in which):
             continue
         figures = summary[which]
+        rows = sum(entry[which]["examples"] for entry in summary["per_client"].values())
+        ends = _ends({metric: figures["weighted_mean"], "examples": rows}, metric)
         console.print(
-            f"{name} {figures['round']}: weighted mean {score(figures['weighted_mean'], metric, unit='')}, "
+            f"{name} {figures['round']}: weighted mean {score(figures['weighted_mean'], metric, unit='')}"
+            f"{f' (95 % interval {ends}, {rows:,} rows)' if ends else ''}, "
             f"mean {score(figures['mean'], metric, unit='')}, std {score(figures['std'], metric, unit='')}, "
-            f"worst {score(figures['worst'], metric, unit='')} ({figures['worst_client']})",
+            f"worst {score(figures['worst'], metric, unit='')} ({for_terminal(figures['worst_client'])})",
             markup=False,
         )
     _show_beside(console, summary)
-    sent = ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["sent"]) or "nothing"
+    for kind in summary.get("sharing_by_round", [summary]):
+        sent = ", ".join(dict.fromkeys(entry["factor"] for entry in kind["sharing_plan"] if entry["sent"])) or "nothing"
+        alike: Sequence[int] = kind["rounds"] if "sharing_by_round" in summary else ()
+        where = f"in {counted(len(alike), 'round')} ({some(alike)})" if alike else "and round"
+        console.print(
+            f"Sent by each client {where}: {sent} ({kind['upload_parameters']:,} of "
+            f"{kind['trained_parameters']:,} trained parameters, {kind['upload_bytes']:,} bytes)"
+        )
     console.print(
-        f"Sent by each client and round: {sent} ({summary['upload_parameters']:,} of "
-        f"{summary['trained_parameters']:,} trained parameters, {summary['upload_bytes']:,} bytes)\n"
         f"{summary['train_seconds']:.0f} s of local training, {summary['wall_seconds']:.0f} s in all, "
         f"{summary['peak_rss_bytes'] / 2**20:.0f} MiB at the peak"
     )
-    console.print(f"\nreport    {report}\nnumbers   {path / 'summary.json'}, {path / 'metrics.jsonl'}", markup=False)
+    lines = [f"\nreport    {report}", f"numbers   {path / 'summary.json'}, {path / 'metrics.jsonl'}"]
     if summary["export"] != "none":
         merge = " --merge" if summary["export"] == "merged model" else ""
-        console.print(f"adapters  fedsa export {path} --all --to DIR{merge}", markup=False)
+        lines.append(f"adapters  fedsa export {path} --all --to DIR{merge}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)  # to be copied whole
+
+
+def _ends(figures: Mapping[str, Any], metric: str) -> str:
+    """Return the 95 % interval of a result as text; empty where the metric has none."""
+    from fedsa.evaluation import interval
+
+    ends = interval(figures[metric], figures["examples"], metric)
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}" if ends else ""
 
 
 def _show_beside(console: Console, summary: Mapping[str, Any]) -> None:
@@ -184,7 +196,7 @@ def _show_beside(console: Console, summary: Mapping[str, Any]) -> None:
             f"never in the federation: {unseen['clients']} clients, from round {unseen['round']} (start "
             f"{unseen['start']}): weighted mean {score(before['weighted_mean'], metric, unit='')} before, "
             f"{score(after['weighted_mean'], metric, unit='')} after {length} on their own rows, "
-            f"worst {score(after['worst'], metric, unit='')} ({after['worst_client']})",
+            f"worst {score(after['worst'], metric, unit='')} ({for_terminal(after['worst_client'])})",
             markup=False,
         )
     if shared:
@@ -192,6 +204,6 @@ def _show_beside(console: Console, summary: Mapping[str, Any]) -> None:
             f"one global model for all ({shared['how']}, round {shared['round']}; for it "
             f"{', '.join(shared['left_the_clients']) or 'nothing'} left the clients): weighted mean "
             f"{score(shared['weighted_mean'], metric, unit='')}, worst "
-            f"{score(shared['worst'], metric, unit='')} ({shared['worst_client']})",
+            f"{score(shared['worst'], metric, unit='')} ({for_terminal(shared['worst_client'])})",
             markup=False,
         )

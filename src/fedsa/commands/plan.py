@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -41,32 +41,37 @@ def command(
 
 def _show(plan: Mapping[str, Any]) -> None:
     from fedsa.commands._display import print_table
+    from fedsa.wording import counted, some
 
     print(
         f"{plan['algorithm']} on {plan['variant']}, {plan['model']} ({plan['frozen_parameters']:,} frozen parameters"
         + (f", {plan['classes']} classes)\n" if plan["classes"] else ")\n")
     )
     roles = ("trained", "sent", "received")
-    print_table(
-        ["factor", "parameters", *roles],
-        [
+    kinds = plan.get("sharing_by_round", [plan])
+    for kind in kinds:
+        if "sharing_by_round" in plan:
+            print(f"{counted(len(kind['rounds']), 'round')} ({some(kind['rounds'])}):")
+        print_table(
+            ["factor", "parameters", *roles],
             [
-                entry["factor"],
-                f"{entry['parameters']:,}",
-                *(f"{entry['parameters']:,}" if entry[role] else "-" for role in roles),
-            ]
-            for entry in plan["sharing_plan"]
-        ],
-        right_from=1,
-    )
-    print()
+                [
+                    entry["factor"],
+                    f"{entry['parameters']:,}",
+                    *(f"{entry['parameters']:,}" if entry[role] else "-" for role in roles),
+                ]
+                for entry in kind["sharing_plan"]
+            ],
+            right_from=1,
+        )
+        print()
     clients, each_round = plan["clients"], plan["clients_per_round"]
     together = "one client" if clients is None else f"{each_round} of {clients} clients"
     print_table(
-        ["", "client and round", f"{plan['rounds']} rounds, {together} in each"],
+        ["", "client and round", f"{counted(plan['rounds'], 'round')}, {together} in each"],
         [
-            ["sent, bytes", f"{plan['upload_bytes']:,}", f"{plan['total_upload_bytes']:,}"],
-            ["received, bytes", f"{plan['download_bytes']:,}", f"{plan['total_download_bytes']:,}"],
+            ["sent, bytes", _range(kinds, "upload_bytes"), f"{plan['total_upload_bytes']:,}"],
+            ["received, bytes", _range(kinds, "download_bytes"), f"{plan['total_download_bytes']:,}"],
             ["training, FLOPs", _flops(plan["flops_per_client"]), _flops(plan["total_flops"])],
         ],
         right_from=1,
@@ -78,6 +83,12 @@ def _show(plan: Mapping[str, Any]) -> None:
     print()
     for note in plan["notes"]:
         print(f"- {note}")
+
+
+def _range(kinds: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return a number of each kind of round: one, or the least and the most."""
+    least, most = (choice(kind[name] for kind in kinds) for choice in (min, max))
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _flops(count: int | None) -> str:

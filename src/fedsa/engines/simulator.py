@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, Literal, TypeAlias, final
@@ -34,6 +34,7 @@ from fedsa.pace import is_evaluated
 from fedsa.seeds import derive_seed
 from fedsa.server import Server, load_state, sample_clients, save_state
 from fedsa.store import Progress, RunFolder
+from fedsa.tasks.base import IntArray
 from fedsa.types import RoundRecord, Update
 
 __all__ = ["peak_rss_bytes", "simulate"]
@@ -196,6 +197,7 @@ class _Run:
         round: int,
         server: ServerState | None = None,
         clients: Sequence[str] | None = None,
+        on_written: Callable[[str, IntArray, torch.Tensor], None] | None = None,
     ) -> Results:
         """Return each client's metrics on a split, with what it would use after a round.
 
@@ -205,6 +207,7 @@ class _Run:
             round: the round that ended.
             server: the server's state after that round; None: as it is now.
             clients: whose; None: everyone's.
+            on_written: told what the model writes.
 
         Raises:
             TrainingError: they are not finite, or memory ran out; whose, and what to lower.
@@ -220,6 +223,7 @@ class _Run:
             together=training.cohort_size if training.trainer == "cohort" else 0,
             pack=bool(training.packing),
             mixing=federation.mixing,
+            on_written=on_written,
         )
         try:
             for client, metrics in measured:
@@ -338,7 +342,7 @@ class _Run:
                 for name, (mode, round, results) in tests.items()
             },
             **further,
-            **first_round(federation.algorithm, self.initial, recipe.wire_dtype),
+            **first_round(federation.algorithm, self.initial, recipe.wire_dtype, recipe.rounds),
             "total_upload_bytes": progress.upload_bytes,
             "total_download_bytes": progress.download_bytes,
             "train_seconds": progress.train_seconds,
@@ -360,16 +364,40 @@ class _Run:
         """
         modes = self._modes if "aggregate" in self._modes else (*self._modes, "aggregate")
         rounds = {"test": self.progress.chosen_round or 0, "test_final": self.recipe.rounds}
+        first = (modes[0], rounds["test"])
         measured = {
-            (mode, round): self._evaluate(mode, "test", round, self._server_state(round))
-            for mode in modes
-            for round in sorted(set(rounds.values()))
+            which: self._evaluate(
+                which[0],
+                "test",
+                which[1],
+                self._server_state(which[1]),
+                on_written=self._keep_samples() if which == first else None,
+            )
+            for which in ((mode, round) for mode in modes for round in sorted(set(rounds.values())))
         }
         return {
             self._named(which, mode): (mode, round, measured[mode, round])
             for mode in modes
             for which, round in rounds.items()
         }
+
+    def _keep_samples(self) -> Callable[[str, IntArray, torch.Tensor], None] | None:
+        """Return what keeps the first test rows with what the model wrote in ``samples.json``, one client's in turn."""
+        task, wanted = self.federation.task, self.recipe.evaluation.samples
+        if not task.generates or not wanted:
+            return None
+        clients = self.federation.clients
+        each = {client: len(range(place, wanted, len(clients))) for place, client in enumerate(clients)}
+        kept: list[dict[str, Any]] = []
+
+        def keep(client: str, rows: IntArray, written: torch.Tensor) -> None:
+            count = each[client]
+            if count:
+                shown = task.samples(self.federation.encoded, rows[:count], written[:count])
+                kept.extend({"client": client, **sample._asdict()} for sample in shown)
+                self.folder.write_json("samples.json", kept)
+
+        return keep
 
     def _per_client(self, before: Results, tests: Mapping[str, Results]) -> dict[str, dict[str, Any]]:
         rows, about = self.federation.rows, self.folder.read_json("clients.json")

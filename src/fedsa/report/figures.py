@@ -37,7 +37,7 @@ _DRAWING: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fedsa",
     "text.parse_math": False,  # a client may be called $\x$
-    "font.size": 9.0,
+    "font.size": 10.0,
     "text.color": _INK,
     "axes.edgecolor": _MUTED,
     "axes.labelcolor": _INK,
@@ -106,8 +106,8 @@ def _mean(series: Mapping[str, Points], weights: Mapping[str, float]) -> Points:
 
 def _curves(series: Mapping[str, Points], mean: Points, title: str, chosen: int | None) -> Figure:
     many = len(series) > _MOST_LINES
-    figure = Figure(figsize=(8.4, 3.7))
-    axes = figure.add_axes((0.065, 0.12, 0.915 if many else 0.755, 0.76))
+    figure = Figure(figsize=(5.6, 3.5))  # so small that its texts can be read on a telephone
+    axes = figure.add_axes((0.1, 0.14, 0.88 if many else 0.6, 0.73))
     few_points = "o" if len(mean) <= 20 else ""
     if many:
         rounds = _by_round(series)
@@ -121,7 +121,7 @@ def _curves(series: Mapping[str, Points], mean: Points, title: str, chosen: int 
     axes.plot(*zip(*mean, strict=True), color=_MEAN, linewidth=2.6, marker=few_points, markersize=4)
     axes.margins(x=0.02)
     axes.grid(axis="y")
-    axes.set_title(title, loc="left", fontsize=9, pad=17)
+    axes.set_title(title, loc="left", fontsize=10, pad=17)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if chosen in dict(mean):

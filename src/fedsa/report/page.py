@@ -20,8 +20,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, TemplateError
 
 from fedsa.errors import RunFolderError
+from fedsa.evaluation import interval
 from fedsa.report.figures import MOST_LABELS, Table, draw_figures
 from fedsa.types import FRACTIONS
+from fedsa.wording import counted, some
 
 __all__ = ["write_report"]
 
@@ -57,9 +59,9 @@ def write_report(run: Path) -> Path:
     for key, kind in _NEEDED.items():
         if not isinstance(summary.get(key), kind):
             raise _damaged(run, "summary.json", f"{key!r} is {summary.get(key)!r:.40}, not {kind.__name__}")
-    records = list(_records(run))
+    records, samples = list(_records(run)), _samples(run)
     try:
-        html = _render(run.resolve().name, recipe, recipe_text, environment, summary, records)
+        html = _render(run.resolve().name, recipe, recipe_text, environment, summary, records, samples)
     except (AttributeError, KeyError, TypeError, TemplateError) as error:
         raise RunFolderError(
             f"the files in {run} do not have the form that this version of fedsa writes ({error}); "
@@ -114,18 +116,46 @@ def _records(run: Path) -> Iterator[Table]:
         yield record
 
 
+def _samples(run: Path) -> list[Table]:
+    """Return the rows that the run kept with what the model wrote; none, where it kept none."""
+    if not (run / "samples.json").exists():
+        return []
+    try:
+        return [
+            {
+                **{name: str(each[name]) for name in ("client", "prompt", "written")},
+                "right": [str(answer) for answer in each["right"]],
+            }
+            for each in json.loads(_text(run, "samples.json"))
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(run, "samples.json", str(error)) from None
+
+
 def _render(
-    name: str, recipe: Table, recipe_text: str, environment: Table, summary: Table, records: Sequence[Table]
+    name: str,
+    recipe: Table,
+    recipe_text: str,
+    environment: Table,
+    summary: Table,
+    records: Sequence[Table],
+    samples: Sequence[Table],
 ) -> str:
     metric = str(summary.get("metric", "accuracy"))
-    labels = _labels(summary["per_client"])
+    has_classes = any("majority" in entry for entry in summary["per_client"].values())
+    labels = _labels(summary["per_client"]) if has_classes else []
     plan = summary.get("sharing_plan", [])
+    titles = _titles(summary)
     uploads = sum(record.get("train") is not None for record in records)
     bytes_each = 2 if summary.get("wire_dtype") == "bf16" else 4
     trained_bytes = bytes_each * sum(row.get("parameters", 0) for row in plan if row.get("trained"))
     engine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     engine.filters |= {
         "score": lambda value: _score(value, metric),
+        "range": lambda figures: _range(figures, metric),
+        "perplexity": lambda figures: _perplexity(figures, metric),
+        "some": some,
+        "rounds": lambda number: counted(number, "round"),
         "percent": lambda value: _score(value, "accuracy"),
         "spread": lambda value: _score(value, metric).replace("\u00a0%", " points"),
         "count": lambda value: "–" if value is None else f"{value:,}",
@@ -149,8 +179,13 @@ def _render(
         labels=labels,
         mixes={client: _mix(entry.get("labels", {}), labels) for client, entry in summary["per_client"].items()},
         rows={split: sum(c.get(f"{split}_examples", 0) for c in clients) for split in ("train", "validation", "test")},
-        headlines=[(key, title) for key, title in _COLUMNS[1:] if key in summary],
-        columns=[(key, title) for key, title in _COLUMNS if any(key in client for client in clients)],
+        headlines=[(key, title) for key, title in titles if key in summary and key != "before"],
+        columns=[(key, title) for key, title in titles if any(key in client for client in clients)],
+        rows_range=_range({metric: summary["test"].get("weighted_mean"), "examples": _test_rows(summary)}, metric),
+        kinds=summary.get("sharing_by_round") or ([{**summary, "rounds": None}] if plan else []),
+        samples=samples,
+        has_ranges=any(_range(client.get("test"), metric) for client in clients),
+        has_perplexity=any(_perplexity(client.get("test"), metric) for client in clients),
         in_words=_in_words(summary, metric),
         moment=_MOMENTS.get(summary.get("evaluated_after", ""), _MOMENTS["aggregate"]),
         plan=plan,
@@ -165,7 +200,7 @@ def _in_words(summary: Table, metric: str) -> str:
     """Return the result as sentences, for a reader who stops there."""
     test, clients, chosen = summary["test"], summary["per_client"].values(), summary.get("chosen_round", "–")
     text = (
-        f"After {summary['rounds']} rounds, the model of round {chosen}, chosen on validation, "
+        f"After {counted(summary['rounds'], 'round')}, the model of round {chosen}, chosen on validation, "
         f"reaches {_score(test.get('weighted_mean'), metric)} {metric.replace('_', ' ')} on the clients’ own test rows "
         f"(weighted mean) and {_score(test.get('worst'), metric)} at the worst client"
     )
@@ -175,6 +210,43 @@ def _in_words(summary: Table, metric: str) -> str:
         better = sum(accuracy > majority for accuracy, majority in both)
         text += f" Better than always guessing the client’s most frequent label: {better} of {len(both)} clients."
     return text
+
+
+def _titles(summary: Table) -> list[tuple[str, str]]:
+    """Return the columns of results and their titles: one for the chosen and the final round where they are one."""
+    if summary.get("chosen_round") != summary["rounds"]:
+        return _COLUMNS
+    return [
+        (key, title.replace("Chosen", "Chosen and final"))
+        for key, title in _COLUMNS
+        if not key.startswith("test_final")
+    ]
+
+
+def _test_rows(summary: Table) -> int:
+    """Return how many test rows the clients of the federation have."""
+    return sum(client.get("test_examples", 0) for client in summary["per_client"].values())
+
+
+def _range(figures: Any, metric: str) -> str | None:
+    r"""Return the 95 % interval of a result as text; None where the metric has none.
+
+    >>> _range({"accuracy": 84 / 98, "examples": 98}, "accuracy")
+    '77.4 to 91.3\xa0%'
+    """
+    value, rows = (figures.get(name) if isinstance(figures, Mapping) else None for name in (metric, "examples"))
+    ends = None if value is None or not rows or not math.isfinite(value) else interval(value, rows, metric)
+    return None if ends is None else f"{100 * ends[0]:.1f} to {_score(ends[1], metric)}"
+
+
+def _perplexity(figures: Any, metric: str) -> str | None:
+    """Return the perplexity of a result as text, or that of the weighted mean; None where there is none."""
+    if not isinstance(figures, Mapping):
+        return None
+    value = figures.get("perplexity")
+    if value is None and metric == "log_likelihood" and isinstance(figures.get("weighted_mean"), int | float):
+        value = math.exp(min(700.0, -figures["weighted_mean"]))
+    return None if value is None else _score(value, "perplexity")
 
 
 def _score(value: Any, metric: str) -> str:

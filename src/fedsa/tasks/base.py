@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fedsa.recipe import TaskSettings
 
-__all__ = ["Encoded", "IntArray", "Task"]
+__all__ = ["Encoded", "IntArray", "Sample", "Task"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -46,6 +46,14 @@ class Encoded(Protocol):
     def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
         """Return the model's inputs for some items, padded to the longest of them."""
         ...
+
+
+class Sample(NamedTuple):
+    """A row as a reader sees it: what the model was given, what it wrote, and every answer that is right."""
+
+    prompt: str
+    written: str
+    right: tuple[str, ...]
 
 
 class Task(ABC):
@@ -143,6 +151,16 @@ class Task(ABC):
             outputs: of the rows' `questions`, in their order.
             generated: on the rows' `prompts`, where the task `generates`.
         """
+
+    def samples(self, encoded: Encoded, rows: IntArray, generated: Tensor) -> list[Sample]:
+        """Return rows as a reader sees them, where the task `generates`; none, if it has no texts for that.
+
+        Args:
+            encoded: the rows.
+            rows: some of them.
+            generated: on their `prompts`.
+        """
+        return []
 
     def example(self, rows: int, size: int) -> dict[str, Tensor]:
         """Return a batch of a size that means nothing, to count what a model does with one.

@@ -13,7 +13,7 @@ import torch
 
 from fedsa.errors import DataError
 from fedsa.recipe import fields_of
-from fedsa.tasks.base import IntArray, Task
+from fedsa.tasks.base import IntArray, Sample, Task
 from fedsa.tasks.chat import ChatTurns, ends_of
 from fedsa.tasks.sequences import SequenceRows, Writer, answer_losses, parts_of, sequence_example
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
@@ -197,11 +197,24 @@ class Generation(_Decoding):
         if generated is None:
             return figures
         own = cast("SequenceRows", encoded)
-        ids = [_until(each, own.ends) for each in generated.tolist()]
-        texts = own.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        written = [extract(text.strip(), self.extract) for text in texts]
+        written = [extract(text, self.extract) for text in _texts(own, generated)]
         wanted = [[extract(text.strip(), self.extract) for text in own.references[row]] for row in rows]
         return figures | {name: best_of(of, written, wanted) for name, of in METRICS.items()}
+
+    def samples(self, encoded: Encoded, rows: IntArray, generated: Tensor) -> list[Sample]:
+        """Return prompts as the model got them, in their template and cut; what it wrote; the right answers."""
+        own = cast("SequenceRows", encoded)
+        items = self.prompts(encoded, rows)
+        given = [own.tokens[own.offsets[item] : own.offsets[item + 1]].tolist() for item in items]
+        prompts = own.tokenizer.batch_decode(given, skip_special_tokens=True)
+        rights = [own.references[row] for row in rows]
+        return [Sample(*each) for each in zip(prompts, _texts(own, generated), rights, strict=True)]
+
+
+def _texts(encoded: SequenceRows, generated: Tensor) -> list[str]:
+    """Return what was written as texts, each up to its first end token."""
+    ids = [_until(each, encoded.ends) for each in generated.tolist()]
+    return [text.strip() for text in encoded.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def _until(ids: Sequence[int], ends: Sequence[int]) -> list[int]:

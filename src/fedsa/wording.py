@@ -1,0 +1,26 @@
+"""Numbers in words, the same in terminal and report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["counted", "some"]
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun, in the plural where there is not one.
+
+    >>> counted(1, "round"), counted(1000, "round")
+    ('1 round', '1,000 rounds')
+    """
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def some(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as text, the middle of many left out.
+
+    >>> some([1, 3]), some(range(1, 1000, 2))
+    ('1, 3', '1, 3, 5, ..., 999')
+    """
+    shown = [f"{number:,}" for number in numbers]
+    return ", ".join(shown if len(shown) < 6 else [*shown[:3], "...", shown[-1]])
