@@ -20,6 +20,7 @@ from fedsa.algorithms import make_algorithm
 from fedsa.export import export, personal_state
 from fedsa.federation import Federation
 from fedsa.store import RunFolder
+from tiers import one_of_each
 
 ADAPTERS = {
     "lora": "adapter={r=2, lora_alpha=4, target_modules=['query', 'value']}",
@@ -38,11 +39,14 @@ CLIENTS = ["site 0", "site 1", "site 2"]
 
 @pytest.fixture(
     scope="module",
-    params=[
-        (variant, algorithm)
-        for variant, algorithm in itertools.product(ADAPTERS, ["fedsa", "fedit", "ffa", "local", "fed_sb"])
-        if make_algorithm(algorithm, {}).refusal(variant) is None
-    ],
+    params=one_of_each(
+        [
+            ((variant, algorithm),)
+            for variant, algorithm in itertools.product(ADAPTERS, ["fedsa", "fedit", "ffa", "local", "fed_sb"])
+            if make_algorithm(algorithm, {}).refusal(variant) is None
+        ],
+        lambda pair: pair[0] if pair[1] == "fedsa" or pair[0] == "ia3" else pair[1],
+    ),
     ids=lambda pair: "-".join(pair),
 )
 def trained(

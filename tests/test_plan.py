@@ -25,6 +25,7 @@ from fedsa.plan import plan_run
 from fedsa.recipe import ModelSettings, Recipe, apply_overrides, parse_recipe, read_recipe
 from fedsa.tasks import make_task
 from fedsa.types import Key, Side
+from tiers import factors_of, one_of_each
 
 MEASURED = (
     "trained_parameters",
@@ -75,13 +76,16 @@ def counted(recipe: Recipe) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("algorithm", "share_head", "variant"),
-    [
-        (name, share, variant)
-        for name in algorithm_names()
-        for share in ("true", "false")
-        for variant in VARIANTS
-        if (name, share) != ("local", "true") and make_algorithm(name, {}).refusal(variant) is None
-    ],
+    one_of_each(
+        (
+            (name, share, variant)
+            for name in algorithm_names()
+            for variant in VARIANTS
+            for share in ("true", "false")
+            if (name, share) != ("local", "true") and make_algorithm(name, {}).refusal(variant) is None
+        ),
+        lambda name, share, variant: (name, share if variant == "lora" else None, factors_of(variant)),
+    ),
 )
 def test_what_is_predicted_is_what_is_measured(
     tiny_run: Callable[..., Any], tiny_recipe: Callable[..., Recipe], algorithm: str, variant: str, share_head: str
