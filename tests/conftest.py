@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -28,6 +29,27 @@ if TYPE_CHECKING:
 
 WORDS = {"bad": ["awful", "dull", "poor", "sad"], "good": ["great", "lovely", "fine", "happy"]}
 FILLER = ["the", "film", "was", "a", "product", "we", "saw", "it", "today", "very"]
+
+
+# Fixtures that make a run, and files all of whose tests make runs, plans of large models, or processes of their own.
+RUNS = {"tiny_run", "finished_run", "finished", "trained", "stopped", "federation_of", "run_scripted", "watched_run"}
+FILES_OF_RUNS = {
+    *("test_api", "test_cli", "test_determinism", "test_export", "test_family", "test_golden", "test_mixing"),
+    *("test_packaging", "test_plan", "test_recipes", "test_report", "test_resume", "test_sweep"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what makes a run, so that the quick tier can leave it out."""
+    for item in items:
+        if RUNS & {*getattr(item, "fixturenames", ())} or item.path.stem in FILES_OF_RUNS:
+            item.add_marker(pytest.mark.run)
+
+
+def pytest_collection_finish() -> None:
+    """Take what is there for good (libraries, thousands of tests) out of every later search for garbage: 0.8 s each."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

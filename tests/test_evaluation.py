@@ -197,6 +197,7 @@ def different(tiny_recipe, tiny_model_without_dropout, tmp_path_factory):
     return make
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("batch_size", [5, 64])
 def test_clients_together_have_the_metrics_of_each_alone(different, variant, batch_size):

@@ -63,6 +63,7 @@ def test_nothing_is_exported(tiny_run: Callable[..., Any], tmp_path: Path, merge
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.run
 def test_no_export_is_offered(
     fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_an_installed_package_declares_a_method(
     assert "sometimes" not in fedsa_command("algorithms", "--markdown").out
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("target", "text"),
     [

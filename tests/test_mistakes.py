@@ -465,6 +465,7 @@ def test_a_stray_folder_among_the_clients(refuses: Callable[..., str], run_copy:
     assert "move it out of the run folder" in refuses("resume", run_copy)
 
 
+@pytest.mark.run
 def test_rows_that_have_changed_stop_a_resume(
     fedsa_command: Callable[..., Any],
     refuses: Callable[..., str],

@@ -105,6 +105,7 @@ def test_bits_of_a_weight_are_those_of_the_file(tmp_path):
         assert taken == bits_of_a_weight(kind) / 8 * 256 * 256
 
 
+@pytest.mark.run
 def test_a_plan_counts_the_bits(tmp_path):
     write_decoder(tmp_path)
     plans = {}
@@ -146,6 +147,7 @@ def test_cohorts_take_lora_and_leave_dora_to_one_client_at_a_time(checkpoint, ki
     assert len(adapted(checkpoint, kind, **variant).obstacles()) == obstacles
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cohort_comes_to_what_one_client_at_a_time_comes_to(checkpoint, kind, pack):
@@ -168,6 +170,7 @@ def test_a_cohort_comes_to_what_one_client_at_a_time_comes_to(checkpoint, kind, 
 # -- whole runs --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("algorithm", ["fedsa", "fedex"])  # fedex adds to the frozen weights
 def test_a_run_trains_and_exports_what_plain_libraries_load(tmp_path, algorithm):
     model, rows = write_decoder(tmp_path / "model"), write_sums(tmp_path / "rows.jsonl")

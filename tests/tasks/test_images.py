@@ -140,6 +140,7 @@ def test_pixels_are_bytes_that_are_made_once(recipe, monkeypatch, tmp_path):
     assert encoded[0].fingerprint() == encoded[1].fingerprint()
 
 
+@pytest.mark.run
 def test_a_plan_counts_what_a_run_does(recipe, tmp_path):
     for name in MODELS:
         wanted = recipe(name, task={"labels": list(CLASSES)})
@@ -152,6 +153,7 @@ def test_a_plan_counts_what_a_run_does(recipe, tmp_path):
         assert plan["memory"]["activations"] > 0
 
 
+@pytest.mark.run
 def test_a_run_learns_and_its_adapter_is_loaded_by_peft_alone(recipe, places, tmp_path):
     federation = Federation.from_recipe(recipe("vit", rounds=8, training={"local_steps": 15, "learning_rate": 1e-2}))
     summary = fedsa.run(federation, tmp_path / "run").summary
@@ -179,6 +181,7 @@ def test_a_run_learns_and_its_adapter_is_loaded_by_peft_alone(recipe, places, tm
     assert accuracy == about["accuracy"]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("settings", [{"algorithm": "feddpa"}, {"algorithm": "fedit", "share_head": True}])
 @pytest.mark.parametrize("name", MODELS)
 def test_other_methods_run_too(recipe, tmp_path, name, settings):
@@ -220,6 +223,7 @@ def test_images_in_the_hubs_own_format(recipe, tmp_path):
     assert hub.clients == files.clients
 
 
+@pytest.mark.run
 def test_a_loaded_model_and_a_newcomer(places, recipe, tmp_path):
     models, _ = places
     columns = {
@@ -330,6 +334,7 @@ def write_stand_in(name, folder):
 RECIPES = {"pacs-small": 4, "domainnet": 6, "cifar100-gl-dir": 100, "cifar100-sc-dir": 100, "cifar100-patho": 100}
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_on_a_small_model_and_a_stand_in_of_its_data(places, tmp_path, monkeypatch, name):
     monkeypatch.setenv("FEDSA_DATA", str(tmp_path / "data"))
@@ -352,6 +357,7 @@ def test_a_recipe_runs_on_a_small_model_and_a_stand_in_of_its_data(places, tmp_p
     assert 0 <= summary["test"]["weighted_mean"] <= 1
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "pacs-small"])
 def test_a_recipe_is_planned_without_model_and_data(name):
     plan = plan_run(parse_recipe(read_recipe(name)[0]), clients=RECIPES[name])

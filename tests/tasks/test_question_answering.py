@@ -310,6 +310,7 @@ def test_of_several_answers_the_best_counts(recipe, tmp_path):
     assert [(each["exact_match"], each["f1"]) for each in figures] == [(1, 1), (1, 1), (0, pytest.approx(0.8))]
 
 
+@pytest.mark.run
 def test_a_run_learns_and_is_as_planned_and_exported(recipe, tmp_path):
     federation = Federation.from_recipe(recipe())
     result = fedsa.run(federation, tmp_path / "run")
@@ -379,6 +380,7 @@ BASES = {
 }
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", BASES)
 def test_other_models_have_their_head_and_take_cohorts(name):
     """Whatever the head is called; llama, which looks back only, has no use for this task but must not be wrong."""

@@ -79,6 +79,7 @@ def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe):
             assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.trained) <= 1e-10
 
 
+@pytest.mark.run
 def test_a_run_learns_and_is_as_planned_and_exported(recipe, tmp_path):
     federation = Federation.from_recipe(recipe())
     result = fedsa.run(federation, tmp_path / "run")

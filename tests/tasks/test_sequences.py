@@ -106,6 +106,7 @@ def test_a_task_without_a_head_has_none_to_warm_up(recipe):
         )
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", TASKS)
 def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe, name):
     federation = Federation.from_recipe(recipe(TASKS[name]))
@@ -272,6 +273,7 @@ def test_a_long_row_loses_the_middle_of_its_prompt_first(recipe):
     assert [int(encoded.answers[2]) for encoded in (whole, short, shorter)] == [9, 9, 4]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", TASKS)
 def test_two_rounds_lower_the_loss_and_end_with_figures(recipe, name, tmp_path):
     federation = Federation.from_recipe(recipe(TASKS[name], training={"local_steps": 8, "learning_rate": 0.05}))

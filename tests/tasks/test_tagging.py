@@ -111,6 +111,7 @@ def test_a_tag_stands_at_the_first_token_of_its_word(recipe, tmp_path):
     assert short.batch([3])["labels"][0, :4].tolist() == [IGNORED, 1, 3, IGNORED]
 
 
+@pytest.mark.run
 def test_a_run_learns_and_is_as_planned_and_exported(recipe, tmp_path):
     federation = Federation.from_recipe(recipe())
     result = fedsa.run(federation, tmp_path / "run")
