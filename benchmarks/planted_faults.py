@@ -652,6 +652,13 @@ FAULTS = (
         ("store/test_folder.py::test_what_an_interruption_left_is_removed",),
     ),
     Fault(
+        "files: what nobody needs may outlive the end of a run",
+        "engines/simulator.py",
+        "        self.folder.settle()  # a finished",
+        "        # a finished",
+        ("test_resume.py::test_a_finished_run_has_no_file_that_nobody_needs",),
+    ),
+    Fault(
         "files: the chosen round's go with the next round",
         "store/folder.py",
         "keep = {progress.round, progress.chosen_round}",

@@ -1,4 +1,4 @@
-"""Moments in the life of another process: a test waits for one without looking again and again."""
+"""Moments: in the life of another process, which a test waits for without looking again and again; and of threads."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 import select
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-__all__ = ["Moment"]
+__all__ = ["Moment", "WhenAskedFor"]
 
 # Every Python process that is started with this in its path runs it first, so those that fedsa starts do too.
 _TOLD_BY = """
@@ -65,3 +68,16 @@ class Moment:
     def _tell_end(self, process: subprocess.Popen[str]) -> None:
         process.wait()
         os.write(self._pipe, b"!")
+
+
+class WhenAskedFor:
+    """A pool of threads of which nobody ever gets round to work: a thing is done when its result is asked for."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def submit(self, do: Callable[..., Any], *arguments: Any) -> Any:
+        return SimpleNamespace(done=lambda: False, cancel=lambda: True, result=lambda: do(*arguments))
+
+    def shutdown(self) -> None:
+        pass

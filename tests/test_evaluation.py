@@ -18,6 +18,8 @@ from fedsa.errors import TrainingError
 from fedsa.evaluation import Figures, evaluate, interval, majority_accuracy, summarize, summarize_clients
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
+from fedsa.seeds import derive_seed
+from fedsa.server import sample_clients
 from fedsa.store import RunFolder
 from fedsa.types import Side
 
@@ -347,6 +349,8 @@ def test_a_part_of_the_clients_is_evaluated_anew_each_round(tiny_run):
     assert {len(clients) for clients in drawn.values()} == {2}
     assert len({tuple(clients) for clients in drawn.values()}) > 1
     assert {client for clients in drawn.values() for client in clients} == set(run.federation.clients)
+    trainers = [sample_clients(run.federation.clients, 0.67, derive_seed(0, "clients", round)) for round in drawn]
+    assert trainers != [tuple(clients) for clients in drawn.values()], "a draw of its own, not that of who trains"
     assert all(line["train"] for line in lines if line["round"]), "whoever trained has a line, evaluated or not"
     # The round is chosen by the mean over those that were evaluated; of equals, the first.
     means = {

@@ -28,9 +28,9 @@ from fedsa.engines.simulator import simulate
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe, parse_recipe
-from fedsa.store import Progress, RunFolder
+from fedsa.store import Progress, RunFolder, background
 from fedsa.store.files import load_tensors, save_tensors
-from moments import Moment
+from moments import Moment, WhenAskedFor
 from tiers import one_of_each
 
 VARIANTS = {
@@ -217,6 +217,17 @@ def test_killed_at_any_write_it_resumes_to_the_same_bytes(
             fedsa.run(federation, path)
         start_or_continue(federation, path)
         assert results(path) == expected, changes[-1]
+
+
+def test_a_finished_run_has_no_file_that_nobody_needs(
+    federation_of: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files go behind the training; here they go only when somebody waits for it."""
+    federation = federation_of("plain")
+    fedsa.run(federation, tmp_path / "whole")
+    monkeypatch.setattr(background, "ThreadPoolExecutor", WhenAskedFor)
+    fedsa.run(federation, tmp_path / "late")
+    assert results(tmp_path / "late") == results(tmp_path / "whole")
 
 
 def test_killed_again_and_again(federation_of: Callable[..., Federation], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from fedsa.errors import UserError
 from fedsa.store import background
 from fedsa.store.background import ReadAhead, WriteBehind
+from moments import WhenAskedFor
 
 
 @pytest.fixture
@@ -53,19 +54,6 @@ def test_a_file_that_cannot_be_removed_is_told(writes: WriteBehind, tmp_path: Pa
     writes.remove(tmp_path)  # a folder
     with pytest.raises(UserError, match=f"cannot write {tmp_path}"):
         writes.settle()
-
-
-class WhenAskedFor:
-    """A pool of threads of which nobody ever gets round to work: a thing is done when its result is asked for."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def submit(self, do: Callable[..., Any], *arguments: Any) -> Any:
-        return SimpleNamespace(done=lambda: False, cancel=lambda: True, result=lambda: do(*arguments))
-
-    def shutdown(self) -> None:
-        pass
 
 
 class AtOnce(WhenAskedFor):

@@ -131,6 +131,7 @@ class _Run:
         for round in range(self.progress.round + 1, self.recipe.rounds + 1):
             self._round(round)
         summary = self._summary()
+        self.folder.settle()  # a finished run is not tidied up by anybody who comes later
         self.folder.write_json("summary.json", summary)
         self._tell("on_run_end", summary)
         return summary

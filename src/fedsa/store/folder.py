@@ -256,6 +256,14 @@ class RunFolder:
         self.write_json("state.json", {"format": FORMAT, **asdict(progress)})
         self._prune(progress)
 
+    def settle(self) -> None:
+        """Return when all that was written is safe, and all that no round needs any more is gone.
+
+        Raises:
+            UserError: a file could not be written or removed.
+        """
+        self._writes.settle()
+
     def _prune(self, progress: Progress) -> None:
         """Have the files deleted that no round needs any more, of whoever may have one."""
         self._reads.forget()
