@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import warnings
 from dataclasses import replace
 
 import datasets
@@ -12,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+from transformers.image_utils import load_image
 
 import fedsa
 from fedsa.errors import ConfigError, DataError, ModelError
@@ -21,7 +24,7 @@ from fedsa.federation import Federation
 from fedsa.plan import plan_run
 from fedsa.recipe import TrainingSettings, parse_recipe, read_recipe
 from fedsa.store import RunFolder, recipe_of
-from fedsa.tasks.images import ImageClassification
+from fedsa.tasks.images import ImageClassification, opened
 from fedsa.training import cohort, sequential
 from fedsa.training.jobs import Job
 from tiny_vision import CLASSES, SIDE, picture, write_dinov2, write_pictures, write_swin, write_vit
@@ -273,14 +276,132 @@ def test_settings_that_do_not_go_with_images(recipe):
         recipe(task={"kind": "classification", "image_size": 112})
 
 
-def test_pictures_of_other_modes(recipe, tmp_path):
-    """Grey ones and ones with transparency have three colours in the end."""
-    pictures = write_pictures(tmp_path / "modes", ["photo", "sketch"])
-    for number, mode in enumerate(("L", "RGBA", "P", "1")):
-        place = pictures / "photo" / "cross" / f"{number}.png"
-        Image.open(place).convert(mode).save(place)
-    encoded = Federation.from_recipe(recipe(data={"path": str(pictures)})).encoded
-    assert encoded.pixels.shape == (48, 3, SIDE, SIDE)
+def as_file(picture, kind, **options):
+    """Return a picture as the bytes of a file."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+COLOURED = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 7, 3)).astype(np.uint8))
+DEEP = np.random.default_rng(1).integers(0, 65535, (9, 7)).astype(np.uint16)
+PICTURES = {
+    **{f"PNG {mode}": as_file(COLOURED.convert(mode), "PNG") for mode in ("1", "L", "LA", "RGB", "RGBA", "P")},
+    **{f"TIFF {mode}": as_file(COLOURED.convert(mode), "TIFF") for mode in ("1", "PA", "CMYK", "LAB", "I", "F")},
+    **{f"JPEG {mode}": as_file(COLOURED.convert(mode), "JPEG") for mode in ("L", "CMYK", "YCbCr")},
+    "GIF": as_file(COLOURED.quantize(8), "GIF"),
+    "GIF of two frames": as_file(
+        COLOURED, "GIF", save_all=True, append_images=[Image.new("RGB", COLOURED.size, (9, 200, 9))]
+    ),
+    "BMP": as_file(COLOURED, "BMP"),
+    "WEBP": as_file(COLOURED.convert("RGBA"), "WEBP"),
+    "palette with transparency in bytes": as_file(
+        COLOURED.quantize(8), "PNG", transparency=bytes([0, 128, 255, 255, 0, 9, 8, 7])
+    ),
+    "palette with a transparent colour": as_file(COLOURED.quantize(8), "PNG", transparency=3),
+    "grey with a transparent one": as_file(COLOURED.convert("L"), "PNG", transparency=5),
+    "a transparent colour": as_file(COLOURED, "PNG", transparency=(1, 2, 3)),
+    "PNG 16 bits": as_file(Image.fromarray(DEEP), "PNG"),
+    "TIFF 16 bits": as_file(Image.fromarray(DEEP), "TIFF"),
+    "TIFF 16 bits, large first": as_file(Image.frombytes("I;16B", (7, 9), DEEP.astype(">u2").tobytes()), "TIFF"),
+    "TIFF 0 to 1": as_file(Image.fromarray((DEEP / 65535).astype(np.float32)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_what_datasets_and_transformers_make_of_it(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = load_image(Image.open(io.BytesIO(PICTURES[name])))
+        also = datasets.Image().decode_example({"path": None, "bytes": PICTURES[name]}).convert("RGB")
+    mine, is_deep = opened(PICTURES[name])  # without a warning
+    assert np.array_equal(mine, theirs)
+    assert np.array_equal(mine, also)
+    assert is_deep == ("16 bits" in name or "0 to 1" in name)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_picture_is_turned_as_its_note_says(kind, turn):
+    note = Image.Exif()
+    note[0x0112] = turn
+    file = as_file(COLOURED, kind, exif=note)
+    theirs = load_image(Image.open(io.BytesIO(file)))
+    assert np.array_equal(opened(file)[0], theirs)
+    assert theirs.size == ((9, 7) if turn > 4 else (7, 9))
+
+
+def test_turned_pictures_are_the_same_pixels_in_a_run(recipe, tmp_path):
+    upright = write_pictures(tmp_path / "upright", ["photo", "sketch"])
+    turned = tmp_path / "turned"
+    for number, place in enumerate(sorted(upright.rglob("*.png"))):
+        note, own = Image.Exif(), turned / place.relative_to(upright)
+        note[0x0112], turn = [(6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)][number % 2]
+        own.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(place).transpose(turn).save(own, exif=note)
+    one, other = (Federation.from_recipe(recipe(data={"path": str(path)})).encoded for path in (upright, turned))
+    assert one.fingerprint() == other.fingerprint()
+
+
+def test_deep_pictures_are_said(recipe, tmp_path):
+    pictures = write_pictures(tmp_path / "deep", ["photo", "sketch"])
+    for number in range(3):
+        (pictures / "photo" / "cross" / f"{number}.png").write_bytes(PICTURES["PNG 16 bits"])
+    for _ in range(2):  # the second time from the cache
+        notes = Federation.from_recipe(recipe(data={"path": str(pictures)})).notes
+        assert notes == (
+            "3 of 48 images have pixels of 16 bits, or from 0 to 1, of which the whole numbers from 0 to 255 are kept, "
+            "as wherever transformers opens them: write them with 8 bits.",
+        )
+
+
+def open_row(file):
+    task = ImageClassification("image", CLASSES)
+    return task._open(4, file, {4: {"image": {"path": "photos/some.png", "bytes": None}}})
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_damaged_files_are_pictures_or_clear_errors(kind):
+    rng, refused = np.random.default_rng(0), 0
+    note = Image.Exif()
+    note[0x0112] = 6
+    whole = as_file(COLOURED, kind, **({} if kind in ("GIF", "BMP") else {"exif": note}))
+    for number in range(60):
+        file = bytearray(whole)
+        if number % 2:
+            del file[int(rng.integers(1, len(file))) :]
+        else:
+            for place in rng.integers(0, len(file), 4):
+                file[place] = int(rng.integers(0, 256))
+        try:
+            open_row(bytes(file))
+        except DataError as error:
+            refused += 1
+            text = str(error)
+            assert text.startswith("row 4: column 'image' holds no image that can be read (photos/some.png): ")
+            assert len(text) < 350
+    assert refused > 10
+
+
+def test_a_picture_of_many_megapixels_is_a_clear_error():
+    file = as_file(Image.new("1", (15_000, 14_000)), "PNG")
+    with pytest.raises(
+        DataError, match=r"row 4: .*photos/some\.png\): Image size \(210000000 pixels\).*make it smaller"
+    ):
+        open_row(file)
+
+
+def test_a_large_picture_that_pillow_opens_is_opened_without_a_warning():
+    assert open_row(as_file(Image.new("1", (9_500, 9_500)), "PNG"))[0].size == (9_500, 9_500)
+
+
+def test_a_row_without_an_image_is_refused():
+    task = ImageClassification("image", CLASSES)
+    for cell in (None, {"bytes": None, "path": None}):
+        with pytest.raises(DataError, match="row 4: column 'image' has no image"):
+            task._bytes(4, cell)
+    with pytest.raises(DataError, match=r"row 4: .* the image no/such\.png cannot be read: No such file"):
+        task._bytes(4, {"bytes": None, "path": "no/such.png"})
 
 
 def test_the_run_folder_tells_the_recipe_again(recipe, tmp_path):

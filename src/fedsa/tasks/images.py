@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 
     from fedsa.recipe import TaskSettings
 
-__all__ = ["ImageClassification", "ImageRows"]
+__all__ = ["ImageClassification", "ImageRows", "opened"]
 
 _READ_ROWS = 64  # images read at once
 _HASHED_BYTES = 1 << 24
+_DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+"""Pillow's modes of one channel with more than a byte."""
 
 
 @final
@@ -45,6 +49,7 @@ class ImageRows:
         tokens: of each image.
         factor: what a pixel's byte is multiplied by, shape (3, 1, 1).
         shift: what is added after that, the same shape.
+        notes: sentences on the images.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -53,6 +58,7 @@ class ImageRows:
     tokens: int
     factor: npt.NDArray[np.float32]
     shift: npt.NDArray[np.float32]
+    notes: tuple[str, ...] = ()
 
     @property
     def lengths(self) -> IntArray:
@@ -83,6 +89,9 @@ class ImageRows:
 @dataclass(frozen=True)
 class ImageClassification(ClassTask):
     """Cross-entropy on class logits; the metric is accuracy. Images are not augmented.
+
+    A file's picture is the one that ``datasets`` and transformers' own image loading give: its first frame, turned as
+    its EXIF note says, with three colours of a byte each.
 
     Attributes:
         image_column: the column of the image.
@@ -126,14 +135,14 @@ class ImageClassification(ClassTask):
             )
         rows = np.unique(rows)
         table = table.cast_column(self.image_column, datasets.Image(decode=False))
-        digest = hashlib.sha256(tokenizer.to_json_string().encode())
+        digest = hashlib.sha256(f"upright\0{tokenizer.to_json_string()}".encode())
         for _, images in self._images(table, rows):
             for image in images:
                 digest.update(hashlib.sha256(image).digest())
         arrays = cached_arrays(digest.hexdigest(), partial(self._resize, table, rows, tokenizer))
         factor, shift = _normalisation(tokenizer)
         first = next(self._images(table, rows[:1]))[1][0]
-        whole = tokenizer(_opened(first), return_tensors="np")["pixel_values"][0]
+        whole = tokenizer(opened(first)[0], return_tensors="np")["pixel_values"][0]
         if not np.allclose(arrays["pixels"][0] * factor + shift, whole, atol=1e-5):
             raise ModelError(
                 f"{type(tokenizer).__name__} does more to an image than to resize, cut, rescale and normalise it, "
@@ -142,43 +151,65 @@ class ImageClassification(ClassTask):
         places = np.full(len(table), -1, dtype=np.int64)
         places[rows] = np.arange(len(rows))
         labels = np.asarray(table[CLASS_NUMBER][:], dtype=np.int64)
-        return ImageRows(arrays["pixels"], places, labels, limit or 1, factor, shift)
+        return ImageRows(arrays["pixels"], places, labels, limit or 1, factor, shift, _notes(arrays["deep"]))
 
     def _images(self, table: Dataset, rows: IntArray) -> Iterator[tuple[IntArray, list[bytes]]]:
         """Yield some row numbers at a time, and the bytes of their images' files."""
         for start in range(0, len(rows), _READ_ROWS):
             part = rows[start : start + _READ_ROWS]
             cells = table[part][self.image_column]
-            try:
-                yield part, [cell["bytes"] or Path(cell["path"]).read_bytes() for cell in cells]
-            except OSError as error:
-                raise DataError(f"an image of column {self.image_column!r} cannot be read: {error}") from error
+            yield part, [self._bytes(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
+
+    def _bytes(self, row: int, cell: Mapping[str, Any] | None) -> bytes:
+        """Return the bytes of a row's file.
+
+        Raises:
+            DataError: there is none, or it cannot be read.
+        """
+        where = f"row {row}: column {self.image_column!r}"
+        if cell is None or not (cell["bytes"] or cell["path"]):
+            raise DataError(f"{where} has no image: leave such rows out")
+        try:
+            return cell["bytes"] or Path(cell["path"]).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{where}: the image {cell['path']} cannot be read: {error.strerror}; mend the row or leave it out"
+            ) from error
 
     def _resize(self, table: Dataset, rows: IntArray, processor: Any) -> dict[str, npt.NDArray[np.uint8]]:
-        """Return ``pixels`` as `ImageRows` has them, in a file: there may be more than fits into memory."""
+        """Return ``pixels`` as `ImageRows` has them, in a file: there may be more than fits into memory.
+
+        Beside them ``deep``, shape (used rows,): 1 where a picture has pixels that a byte does not hold.
+        """
         pixels: npt.NDArray[np.uint8] = np.empty((0, 3, 0, 0), dtype=np.uint8)
+        deep = np.zeros(len(rows), dtype=np.uint8)
         with TemporaryFile() as file:
             for part, images in self._images(table, rows):
-                opened = [self._open(row, image) for row, image in zip(part.tolist(), images, strict=True)]
-                made = processor(opened, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+                pictures = [self._open(row, image, table) for row, image in zip(part.tolist(), images, strict=True)]
+                deep[np.searchsorted(rows, part)] = [is_deep for _, is_deep in pictures]
+                made = processor(
+                    [picture for picture, _ in pictures], do_rescale=False, do_normalize=False, return_tensors="np"
+                )["pixel_values"]
                 if not len(pixels):
                     pixels = np.memmap(file, dtype=np.uint8, mode="w+", shape=(len(rows), *made.shape[1:]))
                 start = int(np.searchsorted(rows, part[0]))
                 pixels[start : start + len(part)] = made
-        return {"pixels": pixels}
+        return {"pixels": pixels, "deep": deep}
 
-    def _open(self, row: int, image: bytes) -> Any:
-        """Return the picture of a row's file.
+    def _open(self, row: int, image: bytes, table: Dataset) -> tuple[Any, bool]:
+        """Return what `opened` makes of a row's file.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: it is no picture, a damaged one, or one too large to be opened safely.
         """
         try:
-            return _opened(image)
-        except (OSError, ValueError) as error:
+            return opened(image)
+        except Exception as error:  # the reader of each format fails in its own way
+            path = table[row][self.image_column]["path"]
+            reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
             raise DataError(
-                f"row {row}: column {self.image_column!r} holds no image that can be read ({error}): mend the row or "
-                "drop it"
+                f"row {row}: column {self.image_column!r} holds no image that can be read"
+                f"{f' ({path})' if path else ''}: {reason}; mend it, make it smaller, or leave the row out"
             ) from error
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -191,11 +222,37 @@ class ImageClassification(ClassTask):
         return {"pixel_values": torch.zeros(rows, 3, size, size)}
 
 
-def _opened(image: bytes) -> Any:
-    """Return a file's picture with three colours."""
-    from PIL import Image
+def opened(image: bytes) -> tuple[Any, bool]:
+    """Return a file's picture as transformers opens it: upright, with three colours; and whether it is deep.
 
-    return Image.open(BytesIO(image)).convert("RGB")
+    A deep picture has pixels that a byte does not hold (16 bits, parts of one): they are cut to it, here as there.
+    """
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings():
+        # A large picture is opened as far as Pillow opens it; what is transparent has the colour under it; a note that
+        # Pillow cannot read is none.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        file = Image.open(BytesIO(image))
+        file.load()
+        picture = ImageOps.exif_transpose(file)
+        return picture.convert("RGB"), picture.mode in _DEEP and _is_deep(np.asarray(picture))
+
+
+def _is_deep(values: npt.NDArray[Any]) -> bool:
+    highest = float(values.max())
+    return highest > 255 or 0 < highest <= 1
+
+
+def _notes(deep: npt.NDArray[np.uint8]) -> tuple[str, ...]:
+    count = int(deep.sum())
+    if not count:
+        return ()
+    return (
+        f"{count:,} of {len(deep):,} images have pixels of 16 bits, or from 0 to 1, of which the whole numbers from 0 "
+        "to 255 are kept, as wherever transformers opens them: write them with 8 bits.",
+    )
 
 
 def _normalisation(processor: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
