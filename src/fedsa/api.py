@@ -37,7 +37,13 @@ class RunResult:
     _federation: Federation = field(repr=False, compare=False)
 
     def export(
-        self, to: str | Path, *, client: str | None = None, round: str = "chosen", merge: bool = False
+        self,
+        to: str | Path,
+        *,
+        client: str | None = None,
+        round: str = "chosen",
+        merge: bool = False,
+        with_base: bool = True,
     ) -> list[Path]:
         """Write one client's adapter, or every client's, as folders that PEFT loads; see `fedsa.export.export`.
 
@@ -51,6 +57,8 @@ class RunResult:
             client: its id; None: all.
             round: ``chosen`` or ``final``.
             merge: write the whole model with the adapter's update added to its weights.
+            with_base: write a copy of the base model where transformers needs one to load the adapters with their
+                classes.
 
         Returns:
             The folders, in the order of the clients.
@@ -66,6 +74,7 @@ class RunResult:
             merge=merge,
             base=self._federation.model,
             tokenizer=self._federation.tokenizer,
+            with_base=with_base,
         )
 
 

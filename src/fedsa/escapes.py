@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["for_csv", "for_html", "for_latex", "for_markdown", "for_terminal"]
+__all__ = ["for_csv", "for_html", "for_latex", "for_markdown", "for_markdown_code", "for_terminal"]
 
 _TURNS_TEXT_AROUND = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters without a shape that change the direction in which the text around them is shown."""
@@ -66,6 +66,18 @@ def for_markdown(text: str) -> str:
     """
     text = _MARKDOWN.sub(r"\\\1", for_terminal(text))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def for_markdown_code(text: str) -> str:
+    r"""Return a text as code within a line of Markdown, whatever backticks are in it.
+
+    >>> for_markdown_code("text"), for_markdown_code("a`b\n"), for_markdown_code("`")
+    ('`text`', '``a`b\\n``', '`` ` ``')
+    """
+    text = for_terminal(text)
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    space = " " if text[:1] in ("`", " ", "") or text[-1:] in ("`", " ") else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def for_latex(text: str) -> str:

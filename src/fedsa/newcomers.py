@@ -15,7 +15,7 @@ from fedsa.adaptation import Onboarding, PersonalStates
 from fedsa.algorithms import make_algorithm
 from fedsa.data.sharing import share_client
 from fedsa.errors import RunFolderError, UserError
-from fedsa.export import card_of, config_of, refuse_adapter, require_empty, weights_note, write_model
+from fedsa.export import base_of, card_of, config_of, refuse_adapter, require_empty, weights_note, write_model
 from fedsa.federation import Federation
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
 from fedsa.store import RunFolder, recipe_of
@@ -87,6 +87,7 @@ def adapt(
     compare: bool = False,
     base: PreTrainedModel | Callable[[], PreTrainedModel] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    with_base: bool = True,
     on_progress: Callable[[str], None] | None = None,
 ) -> AdaptResult:
     """Take a client that was not in a federation to an adapter of its own, from a finished run's chosen round.
@@ -107,6 +108,7 @@ def adapt(
         base: the base model as it was before the run (it is copied), or a function that loads it; None: loaded by its
             name in the recipe, which a run of a loaded model does not have.
         tokenizer: None: the named model's.
+        with_base: as for `fedsa.export.export`.
         on_progress: told what takes time.
 
     Raises:
@@ -172,7 +174,7 @@ def adapt(
         tuple(notes),
     )
     if target is not None:
-        _write(federation, recipe, summary, result, tensors, rows.label_names, target)
+        _write(federation, recipe, summary, result, tensors, rows.label_names, target, with_base=with_base)
     return result
 
 
@@ -241,6 +243,8 @@ def _write(
     tensors: State,
     label_names: Sequence[str],
     target: Path,
+    *,
+    with_base: bool,
 ) -> None:
     """Write the adapter with a card that says what it is."""
     metric, chosen = result.metric, result.chosen
@@ -257,5 +261,7 @@ def _write(
         f"({after['examples']} rows){weights_note(federation.algorithm)}"
     )
     about = {**{f"{split}_examples": count for split, count in result.examples.items()}, "labels": list(label_names)}
-    card = card_of(recipe, federation.model, summary, result.client, about, history=history, score=score)
-    write_model(federation.model, tensors, federation.tokenizer, card, target)
+    model, tokenizer = federation.model, federation.tokenizer
+    base = base_of(recipe, model, federation.task, tokenizer, target, copy=None if with_base else False)
+    card = card_of(recipe, summary, result.client, about, base, target, history=history, score=score)
+    write_model(model, tensors, tokenizer, card, target, base=base)

@@ -33,6 +33,7 @@ def command(
         int | None, typer.Option(help="Passes over the client's training rows, in place of steps.")
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Try all; take the best on validation.")] = False,
+    with_base: Annotated[bool, typer.Option("--with-base/--without-base", help="As for `fedsa export`.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
 ) -> None:
     """Take a client that was not in a run to an adapter of its own, and tell what it gained."""
@@ -54,6 +55,7 @@ def command(
             steps=steps,
             epochs=epochs,
             compare=compare,
+            with_base=with_base,
             on_progress=tell,
         )
     if json:

@@ -19,6 +19,13 @@ def command(
     merge: Annotated[
         bool, typer.Option("--merge", help="Write whole models with the update added to the weights.")
     ] = False,
+    with_base: Annotated[
+        bool,
+        typer.Option(
+            "--with-base/--without-base",
+            help="Write a copy of the base model where transformers needs one to load the adapters with their classes.",
+        ),
+    ] = True,
 ) -> None:
     """Write a client's adapter (or merged model) in the format that PEFT and transformers load."""
     from fedsa.errors import UserError
@@ -27,5 +34,6 @@ def command(
         raise UserError("give --client ID, or --all")
     from fedsa.export import export
 
-    for folder in export(run, to, clients=None if client is None else [client], round=round, merge=merge):
+    clients = None if client is None else [client]
+    for folder in export(run, to, clients=clients, round=round, merge=merge, with_base=with_base):
         print(folder)

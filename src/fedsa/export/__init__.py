@@ -1,10 +1,13 @@
 """A client's adapter as a folder that PEFT and transformers load by themselves."""
 
+from fedsa.export.base import Base, base_of
 from fedsa.export.card import card_of, weights_note
 from fedsa.export.clients import export, personal_state, refuse_adapter
 from fedsa.export.folders import config_of, require_empty, write_model
 
 __all__ = [
+    "Base",
+    "base_of",
     "card_of",
     "config_of",
     "export",

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined, Template
 
 from fedsa.algorithms.base import Algorithm
-from fedsa.models import AdaptedModel
-from fedsa.parts import PREFIX
-from fedsa.recipe import OBJECTS, Recipe
+from fedsa.escapes import for_markdown, for_markdown_code, for_terminal
+from fedsa.export.base import BASE, Base
+from fedsa.recipe import Recipe, fields_of
 from fedsa.tasks import make_task
 
-if TYPE_CHECKING:
-    pass
+_WITH_PIPELINE = ("classification", "token_classification", "image_classification")
+"""The kinds of task that transformers has a pipeline for which shows classes."""
 
 __all__ = ["card_of", "history_of", "score_of", "weights_note"]
-
-
-_NO_NAME = "a model that was loaded in Python"
-
-
-def _name(recipe: Recipe, model: AdaptedModel) -> str:
-    """Return the name that a user can load the base model by, as far as it has one."""
-    return recipe.model.path if recipe.model.path != OBJECTS else model.config.base_model_name_or_path or _NO_NAME
 
 
 def history_of(recipe: Recipe, summary: Mapping[str, Any], number: int) -> str:
@@ -73,10 +68,11 @@ def weights_note(algorithm: Algorithm) -> str:
 
 def card_of(
     recipe: Recipe,
-    model: AdaptedModel,
     summary: Mapping[str, Any],
     client: str,
     about: Mapping[str, Any],
+    base: Base,
+    target: Path,
     *,
     history: str,
     score: str,
@@ -86,66 +82,99 @@ def card_of(
 
     Args:
         recipe: the run's.
-        model: whose base is named.
         summary: the run's.
         client: its id.
         about: its numbers of rows (``train_examples``, ...) and ``labels``.
+        base: the base model's name, or its copy.
+        target: the folder of the adapter, or of the model.
         history: a sentence: where the tensors come from.
         score: a list's line: what they are worth.
         merged: it is a whole model.
     """
-    base_name = _name(recipe, model)
-    local = base_name == _NO_NAME or base_name.startswith(PREFIX) or Path(base_name).exists()
-    labels = list(about["labels"])
-    task = make_task(recipe.task, labels)
+    task = make_task(recipe.task, list(about["labels"]))
+    options, settings = task.model_options(), recipe.task
     data = ModelCardData(
         library_name="transformers" if merged else "peft",
-        base_model=None if local else base_name,
+        base_model=base.hub_name,
         tags=["federated-learning", "fedsa", recipe.algorithm, summary["variant"]],
         pipeline_tag=task.pipeline_tag,
     )
-    shared = ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["sent"]) or "nothing"
-    kept = (
-        ", ".join(entry["factor"] for entry in summary["sharing_plan"] if entry["trained"] and not entry["sent"])
-        or "nothing"
+    plan = summary["sharing_plan"]
+    by_model = not merged and summary["variant"] == "vera"  # PEFT refuses to put it into a model of transformers' own
+    text = _template().render(
+        metadata=data.to_yaml(),
+        merged=merged,
+        client=repr(client),
+        history=history,
+        score=score,
+        shared=", ".join(entry["factor"] for entry in plan if entry["sent"]) or "nothing",
+        kept=", ".join(entry["factor"] for entry in plan if entry["trained"] and not entry["sent"]) or "nothing",
+        stayed=(
+            "Kept at the client in the rounds, and put together afterwards where that was asked for"
+            if recipe.adaptation.share_personal
+            else "Never left the client"
+        ),
+        about=about,
+        base=base,
+        base_shown=base.shown,
+        base_folder=_relative(base, target),
+        base_code=_base_code(base, target, options),
+        names=list(options.get("id2label", {}).values()),
+        task=task,
+        t=settings,
+        kind=settings.kind,
+        fields=fields_of(settings.prompt or ""),
+        auto="AutoImageProcessor" if task.takes_images else "AutoTokenizer",
+        processor="processor" if task.takes_images else "tokenizer",
+        pads=task.has_head and not task.takes_images and base.folder is None,
+        model_given=by_model,
+        given="model=model, tokenizer=tokenizer" if by_model else 'model="."',
+        pipeline=settings.kind in _WITH_PIPELINE and (merged or base.folder is not None),
     )
-    stayed = "Never left the client"
-    if recipe.adaptation.share_personal:
-        stayed = "Kept at the client in the rounds, and put together afterwards where that was asked for"
-    classes = ""
-    if recipe.task.has_classes:
-        named = ", ".join(f"{index} = {name}" for index, name in enumerate(labels))
-        classes = f"- Classes, in order of their number: {named}\n"
-    outputs = task.model_options().get("num_labels")
-    auto, what = ("AutoImageProcessor", "processor") if task.takes_images else ("AutoTokenizer", "tokenizer")
-    load = (
-        f"""from transformers import {task.auto_model}, {auto}
+    return ModelCard(text)
 
-model = {task.auto_model}.from_pretrained("FOLDER")
-{what} = {auto}.from_pretrained("FOLDER")"""
-        if merged
-        else f"""from peft import PeftModel
-from transformers import {task.auto_model}, {auto}
 
-base = {task.auto_model}.from_pretrained("BASE"{f", num_labels={outputs}" if task.has_head else ""})
-model = PeftModel.from_pretrained(base, "FOLDER").eval()
-{what} = {auto}.from_pretrained("FOLDER")"""
-    )
-    return ModelCard(f"""---
-{data.to_yaml()}
----
+def _template() -> Template:
+    """Return the card's template; everything that strangers name goes through one of its filters."""
+    engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 (no HTML)
+    engine.filters |= {
+        "md": for_markdown,
+        "code": for_markdown_code,
+        "literal": lambda text: json.dumps(text, ensure_ascii=False),
+        "py": _literal,
+    }
+    text = resources.files("fedsa.export").joinpath("card.md.jinja").read_text(encoding="utf-8")
+    return engine.from_string(text)
 
-# {"Model" if merged else "Adapter"} of client {client!r}
 
-{history}
-Averaged over clients: {shared}. {stayed}: {kept}.
+def _relative(base: Base, target: Path) -> str:
+    """Return the way from an adapter's folder to the copy of its base model."""
+    if base.folder is None:
+        return ""
+    return BASE if base.folder.parent == target else f"../{BASE}"
 
-- Base model: {base_name if base_name == _NO_NAME else f"`{base_name}`"}
-{classes}- Rows of this client: {about["train_examples"]} for training, {about["validation_examples"]} for validation, \
-{about["test_examples"]} for test
-{score}
 
-```python
-{load}
-```
-""")
+def _base_code(base: Base, target: Path, options: Mapping[str, Any]) -> str | None:
+    """Return the arguments, as Python code, that load the base model; None: nobody else can load it."""
+    if base.folder is not None:
+        return _literal(_relative(base, target))
+    if base.path is None:
+        return None
+    if base.hub_name is None:  # a folder of this machine, which is not named in a card
+        return 'PeftConfig.from_pretrained(".").base_model_name_or_path'
+    told = [] if base.revision is None else [f"revision={_literal(base.revision)}"]
+    if "num_labels" in options:
+        told.append(f"num_labels={options['num_labels']}")
+    if "id2label" in options:
+        names = ", ".join(f"{number}: {_literal(name)}" for number, name in options["id2label"].items())
+        told.append(f"id2label={{{names}}}")
+    return ", ".join([_literal(base.hub_name), *told])
+
+
+def _literal(text: str) -> str:
+    r"""Return a text as it stands in Python code within a fenced block of Markdown.
+
+    >>> print(_literal('a "b"\n```'))
+    "a \"b\"\n\x60\x60\x60"
+    """
+    return for_terminal(json.dumps(text, ensure_ascii=False)).replace("```", r"\x60\x60\x60")

@@ -14,6 +14,7 @@ from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import UserError, near
+from fedsa.export.base import base_of
 from fedsa.export.card import card_of, history_of, score_of, weights_note
 from fedsa.export.folders import config_of, projections, require_empty, write_model
 from fedsa.federation import fresh_base, load_processor
@@ -56,6 +57,7 @@ def export(
     merge: bool = False,
     base: PreTrainedModel | AdaptedModel | Callable[[], PreTrainedModel] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    with_base: bool = True,
 ) -> list[Path]:
     """Write clients' adapters in PEFT's format (or merged models), each with tokenizer and model card.
 
@@ -75,6 +77,9 @@ def export(
             the bf16 values: what that rounding took from the base is lost.
         tokenizer: written beside the adapter; None: the one of the model in the recipe. Give it where the federation
             had one of its own.
+        with_base: write a copy of the base model, with the classes' names, into ``to / "base"`` where transformers and
+            PEFT need one to load the adapters by themselves: then ``adapter_config.json`` names that folder. False:
+            it names the base on the hub, or none.
 
     Returns:
         The folders, in the order of the clients.
@@ -111,17 +116,20 @@ def export(
         refuse_adapter(recipe, algorithm)
     task = make_task(recipe.task, list(next(iter(about.values()))["labels"]))
     tokenizer = tokenizer or load_processor(recipe, task)
-    model = None
+    model, known = None, None
     states = PersonalStates(folder, algorithm, number)
     personal = {client: states.of(client) for client in wanted[:1]}  # what is missing is told before a model is loaded
     for client, target in zip(wanted, targets, strict=True):
         if model is None or merge:  # merging changes the base: each client needs its own
             model = _adapted(run, recipe, algorithm, task, base, tokenizer, merge=merge)
+        known = known or base_of(recipe, model, task, tokenizer, to, copy=None if with_base and not merge else False)
         state = personal.get(client) or states.of(client)
         history, score = history_of(recipe, summary, number), score_of(summary, client, round)
         score += weights_note(algorithm)
-        card = card_of(recipe, model, summary, client, about[client], history=history, score=score, merged=merge)
-        write_model(model, state, tokenizer, card, target, merge=merge)
+        card = card_of(
+            recipe, summary, client, about[client], known, target, history=history, score=score, merged=merge
+        )
+        write_model(model, state, tokenizer, card, target, base=known, merge=merge)
     return targets
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsa.adapters.algebra import RANK_DIMENSION
 from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.errors import RunFolderError, UserError
+from fedsa.export.base import BASE, Base
 from fedsa.models import AdaptedModel, plain_state, quiet, with_sorted_names
 from fedsa.store import write_error
 from fedsa.types import Factor, State
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["config_of", "projections", "require_empty", "write_model"]
 
 _STAGING = ".partial"
+_LEFT = {_STAGING, BASE, f".{BASE}.partial"}
+"""What an export that was killed may have left."""
 
 
 def write_model(
@@ -42,6 +45,7 @@ def write_model(
     card: ModelCard,
     target: Path,
     *,
+    base: Base,
     merge: bool = False,
 ) -> None:
     """Write a client's adapter, or the whole model with it, as PEFT and transformers load it.
@@ -52,6 +56,7 @@ def write_model(
         tokenizer: written beside it.
         card: written as ``README.md``.
         target: an empty folder, or none yet.
+        base: how the adapter names its base model.
         merge: write the whole model with the adapter's update added to its weights.
 
     Raises:
@@ -65,10 +70,10 @@ def write_model(
             named = {**plain_state(model.model), **projections(model)}
             # not the frozen tables too, where an embedding or the vocabulary has an adapter
             model.model.save_pretrained(str(staging), state_dict=named, save_embedding_layers=False)
-            _sort_names(staging / "adapter_config.json")
+            _write_config(staging / "adapter_config.json", model, base)
         else:
             _save_product(model, state, staging)
-            _sort_names(staging / "adapter_config.json")
+            _write_config(staging / "adapter_config.json", model, base)
         tokenizer.save_pretrained(staging)
         card.save(staging / "README.md")
 
@@ -96,7 +101,7 @@ def require_empty(target: Path) -> None:
     Raises:
         UserError: it exists and is not an empty folder.
     """
-    if target.exists() and (not target.is_dir() or {entry.name for entry in target.iterdir()} - {_STAGING}):
+    if target.exists() and (not target.is_dir() or {entry.name for entry in target.iterdir()} - _LEFT):
         raise UserError(f"{target} exists and is not an empty folder: give --to another one")
 
 
@@ -162,19 +167,20 @@ def _product_config(model: AdaptedModel, ranks: Mapping[str, int]) -> Any:
     config.rank_pattern = {module: rank for module, rank in ranks.items() if rank != config.r}
     config.alpha_pattern = {module: alpha for module, alpha in alphas.items() if alpha != config.lora_alpha}
     config.init_lora_weights, config.inference_mode = True, True
-    config.base_model_name_or_path = config.base_model_name_or_path or getattr(
-        model.model.get_base_model(), "name_or_path", None
-    )
     return config
 
 
-def _sort_names(path: Path) -> None:
-    """Write PEFT's config again in one order: equal states, equal bytes."""
+def _write_config(path: Path, model: AdaptedModel, base: Base) -> None:
+    """Write PEFT's config again: in one order (equal states, equal bytes), and with the base as others can load it."""
     config = with_sorted_names(json.loads(path.read_text(encoding="utf-8")))
     if config.get("init_lora_weights") == "lora_xs":  # a name that PEFT does not know: what is written is plain LoRA
         config["init_lora_weights"] = True
     if config["modules_to_save"]:  # PEFT adds the heads again to those that it has read
         config["modules_to_save"] = sorted(set(config["modules_to_save"]))
+    config["base_model_name_or_path"], config["revision"] = base.path, base.revision
+    if config["task_type"] is None:  # PEFT's AutoPeftModel finds the class of the base by this
+        kind = type(model.model.get_base_model())
+        config["auto_mapping"] = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
