@@ -71,6 +71,7 @@ def test_plain_calls_load_an_adapter_with_its_classes(
         rounds=1,
         task={"label_column": "label"},
         training={"learning_rate": 0.05},
+        compute={"device": "cpu", "threads": 1, "precision": "fp32"},
     )
     result = fedsa.run(federation, tmp_path / "run")
     north, south = result.export(tmp_path / "all", round="final")
@@ -166,7 +167,7 @@ def run_as_printed(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     return said
 
 
-@pytest.mark.parametrize(("kind", "task"), ON, ids="-".join)
+@pytest.mark.parametrize(("kind", "task"), ON, ids=["-".join(each) for each in ON])
 def test_the_code_of_a_card_works_as_printed(
     tiny_encoder: Path,
     tiny_decoder: Path,
@@ -188,6 +189,7 @@ def test_the_code_of_a_card_works_as_printed(
             rounds=1,
             task=TASKS[task],
             training=settings,
+            compute={"device": "cpu", "threads": 1, "precision": "fp32"},
         )
 
     made = federation()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
+
+from rich.console import Console
 
 from fedsa.callbacks import Callback, make_callbacks
 from fedsa.engines.simulator import simulate
 from fedsa.errors import RunFolderError
 from fedsa.export import export
 from fedsa.federation import Federation
+from fedsa.progress import ProgressDisplay, print_notes
 from fedsa.recipe import dump_recipe
 from fedsa.store import RunFolder, recipe_of
 
@@ -78,23 +82,32 @@ class RunResult:
         )
 
 
-def run(federation: Federation, out: str | Path, *, callbacks: Sequence[Callback] = ()) -> RunResult:
+def run(
+    federation: Federation, out: str | Path, *, callbacks: Sequence[Callback] = (), progress: bool | None = None
+) -> RunResult:
     """Train a federation, write everything into a new run folder, and return the result.
 
     Args:
         federation: from a recipe or from objects.
         out: the run folder; it must not hold a run yet.
         callbacks: listeners, beside those that the recipe names.
+        progress: show a line for each round, and a bar in a terminal, on standard error; None: if that is a terminal
+            or a notebook.
 
     Raises:
         RunFolderError: the folder holds a run already.
         FedsaError: as `fedsa.engines.simulator.simulate` says.
     """
-    with RunFolder.create(Path(out), dump_recipe(federation.recipe)).locked() as folder:
-        return finish(federation, folder, callbacks)
+    with (
+        RunFolder.create(Path(out), dump_recipe(federation.recipe)).locked() as folder,
+        _displays(federation, progress) as displays,
+    ):
+        return finish(federation, folder, [*displays, *callbacks])
 
 
-def resume(federation: Federation, out: str | Path, *, callbacks: Sequence[Callback] = ()) -> RunResult:
+def resume(
+    federation: Federation, out: str | Path, *, callbacks: Sequence[Callback] = (), progress: bool | None = None
+) -> RunResult:
     """Continue an interrupted run of a federation that was made of Python objects.
 
     What was left open and chosen by measuring when the run began stays as it was chosen then.
@@ -104,6 +117,7 @@ def resume(federation: Federation, out: str | Path, *, callbacks: Sequence[Callb
             kernel: the run's.
         out: its run folder.
         callbacks: listeners, beside those that the recipe names.
+        progress: as for `run`.
 
     Raises:
         RunFolderError: no such run, it is damaged or in use, or the federation is another one.
@@ -117,7 +131,25 @@ def resume(federation: Federation, out: str | Path, *, callbacks: Sequence[Callb
                 f"{folder.path} was made with other settings (its recipe.toml): make the federation with those, "
                 "or start a new run"
             )
-        return finish(federation, folder, callbacks)
+        with _displays(federation, progress) as displays:
+            return finish(federation, folder, [*displays, *callbacks])
+
+
+@contextmanager
+def _displays(federation: Federation, progress: bool | None) -> Iterator[list[Callback]]:
+    """Give the display of a run, as the command line has it; none where it is not wanted."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    if progress is None:
+        progress = console.is_terminal or console.is_jupyter
+    if not progress:
+        yield []
+        return
+    print_notes(federation.notes, console)
+    display = ProgressDisplay(console)
+    try:
+        yield [display]
+    finally:
+        display.close()
 
 
 def finish(federation: Federation, folder: RunFolder, callbacks: Sequence[Callback]) -> RunResult:

@@ -94,10 +94,20 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:
-        if not is_about_files(error):
-            raise
-        _end(told(error), 2)
+    except Exception as error:
+        if isinstance(error, OSError) and is_about_files(error):
+            _end(told(error), 2)
+        _end_in_own_code(error)
+        raise
+
+
+def _end_in_own_code(error: Exception) -> None:
+    """End with the places in the user's own method, task or callback that an error came through, if it did."""
+    from fedsa.plugins import places_in_own_code
+
+    places = places_in_own_code(error)
+    if places:
+        _end(f"{type(error).__name__}: {error}, in code of your own:\n{''.join(places).rstrip()}", 1)
 
 
 def _end(message: str, code: int) -> None:

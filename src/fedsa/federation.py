@@ -176,8 +176,8 @@ class Federation:
                 ``modules_to_save``.
             peft_config: a PEFT ``LoraConfig``, ``VeraConfig``, ``LoHaConfig`` or ``IA3Config``; it is copied.
             clients: client id to its rows, or a list of rows (ids ``client-1``, ...). A client's rows are one
-                ``datasets.Dataset`` (split by ``partition``'s fractions) or a ``DatasetDict`` with ``train``,
-                ``validation`` and ``test``.
+                ``datasets.Dataset`` (split by ``partition``'s fractions) or a ``DatasetDict`` with ``train`` and
+                ``test``, and ``validation`` (where no client has that, it is cut from ``train``).
             rounds: communication rounds.
             tokenizer: needed with a loaded model (an image processor, where rows are images); else the model's own.
                 One given beside a name is not in the recipe: ``RunResult.export`` writes it, ``fedsa export`` writes

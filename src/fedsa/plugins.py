@@ -21,7 +21,12 @@ from typing import Any
 from fedsa.errors import UserError
 from fedsa.permissions import HOW_TO_ALLOW, code_allowed
 
-__all__ = ["declared", "load_class", "package_of"]
+__all__ = ["declared", "load_class", "package_of", "places_in_own_code", "raised"]
+
+
+_NOT_OWN = (str(Path(__file__).parent), str(Path(importlib.__file__).parent))
+_loaded: set[str] = set()
+"""The top packages of the classes that were loaded and are not fedsa's."""
 
 
 def declared(group: str) -> dict[str, list[EntryPoint]]:
@@ -51,6 +56,8 @@ def load_class(what: str, name: str, base: type[Any]) -> type[Any]:
             code raises; or it is no such class.
     """
     module, _, attribute = name.partition(":")
+    if module.partition(".")[0] != "fedsa":
+        _loaded.add(module.partition(".")[0])
     try:
         place = _place_here(module.partition(".")[0])
         if place is not None and not code_allowed():
@@ -119,10 +126,24 @@ def _told(error: BaseException, module: str) -> str:
     """Return what went wrong in one line, with the place in the code that is to be imported."""
     if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
         return f"{error}, neither installed nor in the current folder"
-    if isinstance(error, ImportError | AttributeError | SyntaxError):
-        return f"{type(error).__name__}: {error}" if isinstance(error, SyntaxError) else str(error)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"SyntaxError: {error}" if isinstance(error, SyntaxError) else raised(error)
+
+
+def raised(error: BaseException) -> str:
+    """Return in one line what somebody's code raised, and where: the last place in it, or else outside fedsa."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = _in_own_code(error) or [frame for frame in frames if not frame.filename.startswith((*_NOT_OWN, "<"))]
+    where = f" ({places[-1].filename}, line {places[-1].lineno}, in {places[-1].name})" if places else ""
     message = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {message}" + (
-        f" ({frame.filename}, line {frame.lineno})" if not frame.filename.startswith("<") else ""
-    )
+    return f"{message if isinstance(error, ImportError) else f'{type(error).__name__}: {message}'}{where}"
+
+
+def places_in_own_code(error: BaseException) -> list[str]:
+    """Return file, line and code of each call on an error's way in packages that `load_class` imported from."""
+    return traceback.format_list(_in_own_code(error))
+
+
+def _in_own_code(error: BaseException) -> traceback.StackSummary:
+    frames = traceback.walk_tb(error.__traceback__)
+    own = [(frame, line) for frame, line in frames if frame.f_globals.get("__name__", "").partition(".")[0] in _loaded]
+    return traceback.StackSummary.extract(iter(own))

@@ -22,6 +22,7 @@ from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.client import Client, personal_tensors
 from fedsa.errors import ProtocolError
+from fedsa.plugins import raised
 from fedsa.recipe import AdapterSettings
 from fedsa.seeds import derive_seed
 from fedsa.server import Server, load_state, save_state
@@ -611,5 +612,5 @@ def check_laws(algorithm: Algorithm, *, examples: int = 3) -> None:
             law(drawn)
         except Exception as error:
             ranks = " with mixed ranks" if case.mixed_ranks else ""
-            what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            what = str(error) if isinstance(error, AssertionError) else raised(error)
             raise AssertionError(f"{type(algorithm).__name__} on {case.variant}{ranks}: {name}: {what}") from error

@@ -14,6 +14,7 @@ from fedsa.algorithms import algorithm_names, built_in_names, find_algorithm, or
 from fedsa.algorithms.base import Algorithm
 from fedsa.commands._settings import as_toml, type_name
 from fedsa.errors import UserError
+from fedsa.plugins import raised
 from fedsa.types import Factor, Key, Side
 
 __all__ = ["LEGEND", "as_markdown", "as_text", "describe", "describe_all", "matrix", "overview"]
@@ -68,7 +69,7 @@ def describe(name: str) -> dict[str, Any]:
             "variants": {variant: _variant(algorithm, variant) for variant in VARIANTS},
         }
     except Exception as error:  # a plug-in's code: anything may come
-        raise UserError(f"algorithm {name!r} cannot be described: {type(error).__name__}: {error}") from error
+        raise UserError(f"algorithm {name!r} cannot be described: {raised(error)}") from error
 
 
 def _answer(refusal: str | None) -> dict[str, Any]:

@@ -288,6 +288,12 @@ def _columns(table: datasets.Dataset, names: Sequence[str]) -> dict[str, Sequenc
     return {name: table[name][:] for name in names if name in table.column_names}
 
 
+_NO_VALIDATION = (
+    "The clients' data sets have no validation rows: a part of each client's train rows (data.partition."
+    "validation_fraction) is kept from training to choose the round by."
+)
+
+
 def _merge(clients: Mapping[str, ClientTable], wanted: Wanted) -> Rows:
     """Return all clients' rows in one table, with a column that names the client."""
     if not clients:
@@ -295,19 +301,27 @@ def _merge(clients: Mapping[str, ClientTable], wanted: Wanted) -> Rows:
     whole = {client: table for client, table in clients.items() if isinstance(table, datasets.Dataset)}
     split = {client: table for client, table in clients.items() if not isinstance(table, datasets.Dataset)}
     if whole and split:
-        raise DataError("give every client one Dataset, or every client a DatasetDict with train, validation and test")
+        raise DataError(
+            "give every client one Dataset, or every client a DatasetDict with train and test (and validation)"
+        )
     if whole:
         return _stacked({"table": whole}, wanted)
+    has_validation = any("validation" in tables for tables in split.values())
+    needed = [name for name in SPLITS if name != "validation" or has_validation]
     missing = [
-        f"{client} has no {name!r} rows" for client, tables in split.items() for name in SPLITS if name not in tables
+        f"{client} has no {name!r} rows" for client, tables in split.items() for name in needed if name not in tables
     ]
     if missing:
-        raise DataError("every client needs train, validation and test rows: " + "; ".join(missing))
+        raise DataError(
+            f"{'; '.join(missing)}: give every client {', '.join(needed[:-1])} and {needed[-1]} rows; where no client "
+            "has 'validation' rows, they are cut from the 'train' rows"
+        )
     by_split = {
         "table" if name == "train" else name: {client: tables[name] for client, tables in split.items()}
-        for name in SPLITS
+        for name in needed
     }
-    return _stacked(by_split, wanted)
+    rows = _stacked(by_split, wanted)
+    return rows if has_validation else replace(rows, notes=(*rows.notes, _NO_VALIDATION))
 
 
 def _stacked(by_split: Mapping[str, Mapping[str, datasets.Dataset]], wanted: Wanted) -> Rows:
