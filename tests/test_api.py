@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -507,3 +509,45 @@ def test_the_split_of_objects_is_not_dealt_anew(
 ) -> None:
     with pytest.raises(ConfigError, match=text):
         fedsa.Federation.from_objects(str(tiny_model), config(), tables, partition=partition, **SETTINGS)
+
+
+def test_train_and_test_alone_are_enough(tiny_model: Path, tables: dict[str, Dataset]) -> None:
+    given = {}
+    for name, table in tables.items():
+        test = range(0, len(table), 4)
+        train = [row for row in range(len(table)) if row % 4]
+        given[name] = DatasetDict(train=table.select(train), test=table.select(test))
+    federation = fedsa.Federation.from_objects(str(tiny_model), config(), given, **SETTINGS)
+    for name, rows in federation.rows.partition.clients.items():
+        assert len(rows.test) == len(given[name]["test"])
+        assert len(rows.train) + len(rows.validation) == len(given[name]["train"])
+        assert len(rows.validation) > 0
+        assert not {*rows.train.tolist()} & {*rows.validation.tolist()}
+    assert [note for note in federation.notes if "no validation rows" in note]
+    one = next(iter(given))
+    given[one]["validation"] = given[one]["test"]
+    with pytest.raises(DataError, match="has no 'validation' rows: give every client train, validation and test rows"):
+        fedsa.Federation.from_objects(str(tiny_model), config(), given, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "terminal", "shown"),
+    [(None, False, False), (None, True, True), (True, False, True), (False, True, False)],
+)
+def test_progress_of_a_run(
+    tiny_recipe: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: bool | None,
+    terminal: bool,
+    shown: bool,
+) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda console: terminal))
+    federation = fedsa.Federation.from_recipe(tiny_recipe("rounds=1"))
+    federation = dataclasses.replace(federation, notes=("A \x1b[31mnote.",))
+    fedsa.run(federation, tmp_path / "run", progress=asked)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("round 1  train loss" in err) is shown
+    assert ("note: A \\x1b[31mnote." in err) is shown

@@ -90,8 +90,7 @@ def assert_equal_folders(one: Path, other: Path) -> None:
     )
     for path in one.rglob("*"):
         if path.is_file():
-            twin = other / path.relative_to(one)
-            told = [read.read_bytes().replace(bytes(place), b"") for read, place in ((path, one), (twin, other))]
+            told = [path.read_bytes(), (other / path.relative_to(one)).read_bytes()]
             if path.name == "adapter_config.json":
                 told = [re.sub(rb'"base_model_name_or_path": "[^"]*/base"', b"", text) for text in told]
             assert told[0] == told[1], path
