@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -120,4 +121,6 @@ def _find(name: str) -> type[Callback]:
         return load_class("callback", name, Callback)
     if name not in CALLBACKS:
         raise UserError(f"unknown callback {name!r}; {near(name, CALLBACKS)}")
+    if name == "tensorboard" and find_spec("tensorboard") is None:
+        raise MissingExtraError("callback 'tensorboard'", "track")
     return CALLBACKS[name]

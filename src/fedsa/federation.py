@@ -18,6 +18,7 @@ from torch import nn
 from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.algorithms import check_algorithm, make_algorithm
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
+from fedsa.callbacks import check_callbacks
 from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
@@ -26,6 +27,8 @@ from fedsa.evaluation import Mixing
 from fedsa.memory import give_back
 from fedsa.models import (
     AdaptedModel,
+    check_layer_names,
+    check_model_extras,
     fit_padding,
     image_side,
     image_tokens,
@@ -141,6 +144,7 @@ class Federation:
         """
         refuse_objects(recipe, "the recipe")
         tell = on_progress or (lambda text: None)
+        check_early(recipe)
         rows = share_rows(recipe, on_progress=tell)
         task = make_task(recipe.task, rows.label_names)
         tell("loading the model")
@@ -519,6 +523,25 @@ def check_layers(recipe: Recipe, algorithm: Algorithm, model: nn.Module) -> None
             f"{who} B·A of each layer as matrices, and {first}{more} is {kind}, whose update is no such product: "
             f"take it out of the adapter's layers, or {mend}"
         )
+
+
+def check_early(recipe: Recipe) -> None:
+    """Refuse what can be seen before any rows are read and any weights are loaded or fetched.
+
+    Raises:
+        ConfigError: there is no such callback, or it needs an extra that is not installed.
+        MissingExtraError: the model or the task needs one.
+        ModelError: the adapter names layers that the model does not have.
+    """
+    mistakes = check_callbacks({"callbacks": recipe.callbacks})
+    if mistakes:
+        raise ConfigError(mistakes)
+    if recipe.task.is_own:  # it may need the names of the classes, which the rows tell
+        check_model_extras(recipe.model, takes_images=False)
+        return
+    task = make_task(recipe.task, recipe.task.labels or ["0", "1"])
+    check_model_extras(recipe.model, takes_images=task.takes_images)
+    check_layer_names(recipe.model, recipe.adapter, auto_model=task.auto_model, options=task.model_options())
 
 
 def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype, rounds: int = 1) -> dict[str, Any]:

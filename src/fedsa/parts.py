@@ -219,6 +219,12 @@ def part_folder(name: str, *, on_progress: Callable[[str], None] | None = None) 
     return folder
 
 
+def is_cached(name: str) -> bool:
+    """Return whether a part's files are here, so that nothing is fetched for it."""
+    part = PARTS.get(name)
+    return part is not None and _is_complete(cache_folder() / "parts" / f"{part.name}-{part.version}", part)
+
+
 def _is_complete(folder: Path, part: Part) -> bool:
     """Return whether the folder has all of the part, by its record and the files' sizes."""
     try:

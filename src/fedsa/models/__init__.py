@@ -14,6 +14,7 @@ from fedsa.models.base import (
     resolve_compute,
 )
 from fedsa.models.class_order import names_of, turn_head
+from fedsa.models.early import check_layer_names, check_model_extras
 from fedsa.models.empty import EmptyModel, empty_model
 from fedsa.models.images import image_side, image_tokens, load_image_processor, with_image_size
 from fedsa.models.middle import plain_state
@@ -25,6 +26,8 @@ __all__ = [
     "AdaptedModel",
     "EmptyModel",
     "bits_of_a_weight",
+    "check_layer_names",
+    "check_model_extras",
     "empty_model",
     "fit_padding",
     "image_side",

@@ -46,6 +46,7 @@ _VERA_PROJECTION = re.compile(r"\.vera_[AB]\.")
 __all__ = [
     "AdaptedModel",
     "by_key",
+    "check_names",
     "peft_config_of",
     "variant_of",
     "with_adapter",
@@ -484,7 +485,7 @@ def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default
     Raises:
         ModelError: the adapter does not fit the model.
     """
-    _check_names(base, config)
+    check_names(base, config)
     untie(base, config)
     plain: Any = config
     if str(plain.target_modules).lower() == "all-linear":
@@ -589,7 +590,7 @@ def by_key(model: PeftModel) -> dict[Key, nn.Parameter]:
     return parameters
 
 
-def _check_names(base: nn.Module, config: PeftConfig) -> None:
+def check_names(base: nn.Module, config: PeftConfig) -> None:
     """Refuse a name that matches no layer: PEFT itself only complains when none of the targets matches."""
     known = [name for name, _ in base.named_modules() if name]
     leaves = [name for name, module in base.named_modules() if not list(module.children())]
