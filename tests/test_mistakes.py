@@ -616,3 +616,29 @@ def test_a_lock_that_may_not_be_taken(
 
     monkeypatch.setattr("fedsa.store.folder.FileLock.acquire", deny)
     assert f"cannot write {run_copy}: Permission denied" in refuses("resume", run_copy)
+
+
+# -- rates that are too high -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("blamed", "settings"),
+    [
+        ("training.learning_rate", []),
+        ("training.head_learning_rate", []),
+        ("training.b_learning_rate_ratio", []),
+        ("server.learning_rate", ["server.optimizer=fedavgm"]),
+        ("server.learning_rate", ["server.optimizer=fedyogi"]),
+        ("reconstruction.learning_rate", ["personal_state=reconstruct"]),
+    ],
+)
+def test_the_rate_that_is_too_high_is_the_one_that_is_blamed(
+    fedsa_command: Callable[..., Any],
+    recipe_file: Callable[..., Path],
+    tmp_path: Path,
+    blamed: str,
+    settings: list[str],
+) -> None:
+    outcome = fedsa_command("run", recipe_file(f"{blamed}=1e38", *settings), "--out", tmp_path / "run")
+    assert outcome.code == 1, outcome
+    assert f"lower {blamed} (now 1e+38)" in outcome.error

@@ -309,7 +309,14 @@ def reconstructed(
         }
     )
     refits = [
-        replace(job, seed=derive_seed(job.seed, "reconstruction"), trained=personal, received=(), optimizer_state={})
+        replace(
+            job,
+            seed=derive_seed(job.seed, "reconstruction"),
+            trained=personal,
+            received=(),
+            optimizer_state={},
+            rate_setting="reconstruction.learning_rate" if recipe.reconstruction.learning_rate else job.rate_setting,
+        )
         for job in jobs
     ]
     return train_jobs(refits, model, task, encoded, settings)

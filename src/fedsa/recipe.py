@@ -684,7 +684,7 @@ class ComputeSettings(_Settings):
     """What the run computes on. ``auto`` is resolved once and written to the resolved recipe."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    threads: int = Field(0, ge=0, description="processor threads; 0: all cores")
+    threads: int = Field(0, ge=0, le=1024, description="processor threads; 0: all cores")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of frozen weights, forward and backward; auto: bf16 where the hardware has it"
     )
@@ -855,18 +855,24 @@ _LEVELS = 32
 """Of tables and lists within each other. Python's own limit ends a deeper look in a RecursionError."""
 
 
+_LARGEST = 3e38
+"""Of a number that torch takes for tensors of fp32, as a learning rate say."""
+
+
 def _is_deep(data: Any) -> bool:
     return any(not mistake.where for mistake in _unwritable(data))
 
 
 def _unwritable(data: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Yield what no TOML file of settings can hold: depth, and whole numbers of more than 64 bits."""
+    """Yield what no settings can hold: depth, whole numbers of more than 64 bits, and others that fp32 has not."""
     level: list[tuple[tuple[str, ...], Any]] = [((), data)]
     for _ in range(_LEVELS):
         inner = []
         for place, value in level:
             if isinstance(value, int) and value.bit_length() > 63:
                 yield Mistake(".".join(map(_key, place)), f"{brief(value)} is too large, use a number below 2^63")
+            elif isinstance(value, float) and _LARGEST < abs(value) < float("inf"):
+                yield Mistake(".".join(map(_key, place)), f"{value:g} is too large, use a number below {_LARGEST:g}")
             elif isinstance(value, Mapping):
                 inner += [((*place, str(key)), each) for key, each in value.items()]
             elif isinstance(value, list | tuple):

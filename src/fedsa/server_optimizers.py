@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedsa.algorithms.base import ServerState
+from fedsa.errors import TrainingError
 from fedsa.recipe import ServerSettings
 from fedsa.types import Key
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["stepped"]
+
+_WIDEST = 1e6
+"""Of a step. Values of an adapter or a head are around 1; clients that train on larger ones get losses that are not
+finite, and would be told that their own learning rate is too high."""
 
 
 def stepped(before: ServerState, after: ServerState, sent: Iterable[Key], settings: ServerSettings) -> ServerState:
@@ -39,6 +44,9 @@ def stepped(before: ServerState, after: ServerState, sent: Iterable[Key], settin
         after: the state after the method's own aggregation.
         sent: the tensors that were sent in the round, of which ``after`` holds the mean; others stay as they are.
         settings: the recipe's ``[server]``.
+
+    Raises:
+        TrainingError: the step is so wide that no client could train on.
     """
     if settings.optimizer == "none":
         return after
@@ -48,6 +56,11 @@ def stepped(before: ServerState, after: ServerState, sent: Iterable[Key], settin
         step, moments = _step(after.tensors[key].double() - old, before.slots, key, settings)
         dtype = after.tensors[key].dtype
         tensors[key] = (old + step).to(dtype)
+        if not bool((step.abs() <= _WIDEST).all()):
+            raise TrainingError(
+                f"the server's step on {key} is as wide as {float(step.abs().max()):.1e}; lower server.learning_rate "
+                f"(now {_given(settings.learning_rate):g})"
+            )
         slots |= {f"{name}|{key}": moment.to(dtype) for name, moment in moments.items()}
     return replace(after, tensors=tensors, slots=slots)
 

@@ -35,6 +35,7 @@ from fedsa.seeds import derive_seed
 from fedsa.server import Server, load_state, sample_clients, save_state
 from fedsa.store import Progress, RunFolder
 from fedsa.tasks.base import IntArray
+from fedsa.training.jobs import highest_rate
 from fedsa.types import RoundRecord, Update
 
 __all__ = ["peak_rss_bytes", "simulate"]
@@ -231,7 +232,8 @@ class _Run:
                 results[client] = metrics
                 wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
                 if wrong:
-                    mend = "lower training.learning_rate" if round else "the base model itself gives it: take another"
+                    highest = highest_rate(federation.model.initial, training)
+                    mend = f"lower {highest}" if round else "the base model itself gives it: take another"
                     raise TrainingError(
                         f"client {client!r}, round {round}: the {split} {' and '.join(wrong)} is not finite; {mend}"
                     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "Trained",
     "check_finite",
     "dropout_seed",
+    "highest_rate",
     "learning_rate_factor",
     "local_batches",
     "own_part",
@@ -45,6 +46,7 @@ class Job:
         rows: the client's training rows; for a trainer, the items that the task makes of them.
         stored: the keys that its state held before.
         penalty: of the trained tensors and of the same as they began; what it returns is added to the loss.
+        rate_setting: the setting that ``learning_rate`` of the trainer's settings comes from, for messages.
     """
 
     client: str
@@ -58,6 +60,7 @@ class Job:
     rows: IntArray
     stored: tuple[Key, ...] = ()
     penalty: Callable[[State, State], Tensor | None] | None = None
+    rate_setting: str = "training.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,24 @@ def peak_rate(key: Key, settings: TrainingSettings) -> float:
             return settings.learning_rate * settings.b_learning_rate_ratio
         case _:
             return settings.learning_rate
+
+
+def highest_rate(keys: Iterable[Key], settings: TrainingSettings, setting: str = "training.learning_rate") -> str:
+    """Return the setting, with its value, that gives the highest peak rate: what to lower where a loss is not finite.
+
+    Args:
+        keys: the tensors that are trained.
+        settings: the training's.
+        setting: where its ``learning_rate`` comes from.
+    """
+    name, value = setting, settings.learning_rate
+    for key in keys:
+        if peak_rate(key, settings) > settings.learning_rate:
+            if key.factor.side is Side.HEAD and settings.head_learning_rate:
+                name, value = "training.head_learning_rate", settings.head_learning_rate
+            else:
+                name, value = "training.b_learning_rate_ratio", settings.b_learning_rate_ratio
+    return f"{name} (now {value:g})"
 
 
 def own_part(job: Job, key: Key, value: Tensor) -> Tensor:
@@ -212,5 +233,5 @@ def check_finite(job: Job, loss: float, tensors: State, settings: TrainingSettin
     if not math.isfinite(loss) or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise TrainingError(
             f"client {job.client!r}, round {job.round}: the loss is not finite (mean over the round: {loss}); "
-            f"lower training.learning_rate (now {settings.learning_rate:g}) or set training.max_grad_norm"
+            f"lower {highest_rate(job.trained, settings, job.rate_setting)} or set training.max_grad_norm"
         )
