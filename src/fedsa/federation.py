@@ -335,6 +335,7 @@ class Federation:
             for client in everyone
             if client not in outside
         ]
+        _check_steady(model, task, encoded, trained[0][:2])
         chosen = _chosen(resolved, model, task, encoded, trained, tell)
         measured = _measured(resolved, chosen)
         return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks, outside, notes)
@@ -419,6 +420,16 @@ def _usable(settings: ComputeSettings) -> ComputeSettings:
         return resolve_compute(settings)
     except ModelError:
         return resolve_compute(ComputeSettings(gradient_checkpointing=settings.gradient_checkpointing))
+
+
+def _check_steady(model: AdaptedModel, task: Task, encoded: Encoded, items: IntArray) -> None:
+    """Refuse a base model that would not stay as it is while clients train."""
+
+    def run(adapted: nn.Module) -> None:
+        batch = model.begin(encoded.batch(items), [len(items)], seeds=[0], batches=[0])
+        task.losses(adapted, batch)
+
+    model.check_steady(run)
 
 
 def _check_head_warmup(recipe: Recipe, algorithm: Algorithm, model: AdaptedModel, task: Task) -> None:

@@ -86,7 +86,7 @@ def test_a_head_that_the_checkpoint_lacks_is_drawn_from_the_seed(tiny_model, tmp
 def test_a_checkpoint_with_a_head_of_other_classes_is_refused(tiny_model):
     assert error_of(load, tiny_model, num_labels=3) == (
         f"model.path = {str(tiny_model)!r}: the checkpoint's head has another number of classes than the task; "
-        "take the model without that head, or mend task.labels"
+        "take the model without that head, mend task.labels, or see if its config.json is that of these weights"
     )
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
+import psutil
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -32,7 +34,7 @@ from fedsa.models.packing import LayerStack
 from fedsa.models.products import is_product
 from fedsa.models.stacked import AdaptedLayer, Stack, adapted_layers, obstacles
 from fedsa.models.starting import STARTS, start_from_base
-from fedsa.models.steady import check_kept, check_norms, steady_layers, versions
+from fedsa.models.steady import check_kept, check_norms, persistent_buffers, steady_layers, versions
 from fedsa.models.tied import untie
 from fedsa.recipe import AdapterSettings
 from fedsa.seeds import derive_seed
@@ -143,10 +145,64 @@ def variant_of(config: PeftConfig) -> str:
             "supported: LORA (also with use_rslora, use_dora or init_lora_weights 'pissa', 'olora' or 'lora_xs'), "
             "VERA, LOHA and IA3"
         )
+    _refuse_unknown(config)
     bias = getattr(config, "bias", "none")
     if bias != "none":
         raise ModelError(f"bias = {bias!r} is not supported: it trains biases of the shared base model; use 'none'")
     return variant
+
+
+_KNOWN = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "alpha", "lora_alpha", "lora_dropout", "vera_dropout", "fan_in_fan_out", "bias"),
+    *("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "target_parameters"),
+    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
+    *("init_lora_weights", "init_weights", "init_ia3_weights", "projection_prng_key", "save_projection", "d_initial"),
+    *("rank_dropout", "module_dropout", "use_effective_conv2d"),
+}
+"""The settings of PEFT's configs that are federated as they are. Others change what an update is, or name code."""
+
+
+def _refuse_unknown(config: PeftConfig) -> None:
+    """Refuse a setting of PEFT's config that is not known here, and not at its default.
+
+    Raises:
+        ModelError: with its name.
+    """
+    usual = type(config)()
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if each.name not in _KNOWN and value and value != getattr(usual, each.name):
+            raise ModelError(f"{each.name} is not supported in the adapter's PEFT config: leave it out")
+
+
+def _check_size(base: nn.Module, config: Any) -> None:
+    """Refuse a rank whose tensors would not fit into memory, before they are made.
+
+    Raises:
+        ModelError: with what they would take.
+    """
+    rank = max([getattr(config, "r", 0), *(getattr(config, "rank_pattern", None) or {}).values()])
+    named = config.target_modules not in (None, "all-linear")
+    layers = [
+        layer.weight
+        for path, layer in base.named_modules()
+        if (check_target_module_exists(config, path) if named else isinstance(layer, nn.Linear))
+        and isinstance(getattr(layer, "weight", None), Tensor)
+    ]
+    numbers = rank * sum(sum(weight.shape[:2]) for weight in layers)
+    if isinstance(config, VeraConfig) and layers:  # one pair of projections for all layers
+        numbers = rank * max(sum(weight.shape[:2]) for weight in layers)
+    free = psutil.virtual_memory().available
+    if not any(weight.is_meta for weight in layers) and _COPIES * 4 * numbers > free:
+        raise ModelError(
+            f"adapter.r = {rank}: the adapter's tensors would take {4 * numbers / 2**30:,.0f} GiB, {_COPIES} copies of "
+            f"them are needed, and {free / 2**30:,.1f} GiB of memory are free: take a smaller r"
+        )
+
+
+_COPIES = 3
+"""Of an adapter's tensors in memory at least: the model's, the initial ones, the server's."""
 
 
 def _lora_variant_of(config: LoraConfig) -> str:
@@ -249,6 +305,20 @@ class AdaptedModel:
             self.model.eval()
             self.streams.end()
         check_kept(self.model, before)
+
+    def check_steady(self, run: Callable[[nn.Module], Any]) -> None:
+        """Refuse a model that keeps state of its own which training changes; whoever has none is not tried.
+
+        Args:
+            run: makes one pass through the model, of a batch that it has begun with.
+
+        Raises:
+            ModelError: with the layer's name, or why the model cannot make a pass.
+        """
+        if not any(True for _ in persistent_buffers(self.model)):
+            return
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), self.training(), self.autocast():
+            run(self.model)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -486,7 +556,6 @@ def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default
         ModelError: the adapter does not fit the model.
     """
     check_names(base, config)
-    untie(base, config)
     plain: Any = config
     if str(plain.target_modules).lower() == "all-linear":
         plain = copy.copy(plain)
@@ -496,9 +565,11 @@ def with_adapter(base: PreTrainedModel, config: PeftConfig, name: str = "default
         plain = copy.copy(plain)
         plain.init_lora_weights = True
     try:
+        _check_size(base, plain)
+        untie(base, plain)
         with quiet():
             model: PeftModel = get_peft_model(base, plain, adapter_name=name)
-    except (ValueError, TypeError, re.error) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError, re.error) as error:
         targets = f"adapter.target_modules = {getattr(config, 'target_modules', None)!r}"
         raise ModelError(f"the adapter does not fit the model: {targets}: {error}") from error
     if start in STARTS:

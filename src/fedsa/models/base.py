@@ -130,7 +130,7 @@ def not_loadable(settings: ModelSettings, error: Exception, what: str = "model")
     first = textwrap.shorten(first, 300, placeholder=" ...")
     if "ignore_mismatched_sizes" in str(error):  # transformers tells what does not fit in a report that is silenced
         other = "the checkpoint's head has another number of classes than the task"
-        mend = "take the model without that head, or mend task.labels"
+        mend = "take the model without that head, mend task.labels, or see if its config.json is that of these weights"
         return ModelError(f"model.path = {settings.path!r}: {other}; {mend}")
     if what == "model" and not isinstance(error, _OF_LOADING):  # a model's own code, to a config it was not written for
         other = f"transformers cannot make a model of its config.json ({type(error).__name__}: {first})"

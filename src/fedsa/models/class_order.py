@@ -43,15 +43,13 @@ def turn_head(model: PreTrainedModel, known: Sequence[str], wanted: Sequence[str
     Raises:
         ModelError: the names are the same, but which layer gives the classes cannot be told.
     """
-    if len(known) != len(wanted):
-        return None  # that is refused elsewhere
     if not known:
         return (
             "The checkpoint has a head, and its classes have no names there: they are taken in the order "
             f"{_shown(wanted)}. If that is another order than the checkpoint was trained with, set task.labels."
         )
     ours, theirs = ([_plain(name) for name in names] for names in (wanted, known))
-    if ours == theirs:
+    if ours == theirs or len(known) != len(wanted):  # another number of classes is refused elsewhere
         return None
     if sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
         return (

@@ -98,6 +98,11 @@ def image_tokens(model: PreTrainedModel, side: int) -> int:
     image = torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)
     try:
         hidden = getattr(model.base_model(pixel_values=image), "last_hidden_state", None)
+    except AttributeError as error:  # a model asks its layer for what an adapter around it does not have
+        raise ModelError(
+            f"{type(model).__name__} does not work with an adapter in these layers ({error}): name others in "
+            "adapter.target_modules"
+        ) from error
     except (ValueError, RuntimeError, TypeError) as error:
         raise ModelError(
             f"{type(model).__name__} does not take images of {side} × {side} pixels ({str(error).splitlines()[0]}): "

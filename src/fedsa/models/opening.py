@@ -22,7 +22,8 @@ __all__ = ["check_files", "no_pickle", "own_code", "own_code_refusal"]
 
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
-_MOST_LAYERS = 10_000
+_MOST_LAYERS, _LARGEST = 10_000, 10**8
+_SIZES = ("size", "position", "dim", "head", "expert", "channels")
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _MOST_LETTERS = 200
 
@@ -145,8 +146,9 @@ def _check_config(path: str, config: Mapping[str, Any]) -> None:
     if weights is not None:
         _check_name(path, "transformers_weights in config.json", weights)
     for name, value in config.items():
-        if "layer" in name and type(value) is int and value > _MOST_LAYERS:
-            raise ModelError(f"model.path = {path!r}: {name} in config.json is over {_MOST_LAYERS}: {_ANEW}")
+        most = _MOST_LAYERS if "layer" in name else _LARGEST if any(part in name for part in _SIZES) else None
+        if most is not None and type(value) is int and value > most:
+            raise ModelError(f"model.path = {path!r}: {_short(name)} in config.json is over {most:,}: {_ANEW}")
     kernel = config.get("attn_implementation")
     if isinstance(kernel, str) and "/" in kernel and not code_allowed():
         raise own_code_refusal(path)
