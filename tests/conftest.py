@@ -74,6 +74,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,
+        id2label=dict(enumerate(WORDS)),
+        label2id={name: number for number, name in enumerate(WORDS)},
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
