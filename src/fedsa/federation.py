@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,13 +23,14 @@ from fedsa.callbacks import check_callbacks
 from fedsa.data.clients import SplitName
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
-from fedsa.errors import ConfigError, DataError, Mistake, ModelError, near
+from fedsa.errors import ConfigError, DataError, FetchError, Mistake, ModelError, near
 from fedsa.evaluation import Mixing
 from fedsa.memory import give_back
 from fedsa.models import (
     AdaptedModel,
     check_layer_names,
     check_model_extras,
+    empty_base,
     fit_padding,
     image_side,
     image_tokens,
@@ -81,6 +83,7 @@ __all__ = [
     "first_round",
     "fresh_base",
     "load_processor",
+    "notes_on_texts",
 ]
 
 Progress = Callable[[str], None]
@@ -602,6 +605,44 @@ def _sharing(plans: Mapping[Key, Plan], tensors: State, wire_dtype: WireDtype) -
         "download_bytes": total_bytes(on_wire(received, wire_dtype)),
         "sharing_plan": [entry for factor in Factor for (of, _), entry in table.items() if of is factor],
     }
+
+
+def notes_on_texts(recipe: Recipe, rows: SharedRows, *, on_progress: Progress | None = None) -> tuple[str, ...]:
+    """Return sentences on a recipe's rows of texts as its model's tokenizer reads them; no weights are loaded.
+
+    They are those that a run of the recipe tells: what is cut, and what is not known. Nothing of images, and of a task
+    of one's own, whose code is not run here.
+
+    Args:
+        recipe: any.
+        rows: its rows.
+        on_progress: told what takes time.
+
+    Raises:
+        DataError: rows that a run refuses, too.
+    """
+    tell = on_progress or (lambda text: None)
+    if recipe.task.is_own:
+        return ()
+    task = make_task(recipe.task, rows.label_names)
+    if task.takes_images:
+        return ()
+    try:
+        tell("loading the tokenizer")
+        base = empty_base(recipe.model, auto_model=task.auto_model, options=task.model_options(), on_progress=tell)
+        tokenizer = load_processor(recipe, task)
+        fit_padding(base, tokenizer)
+    except (ModelError, FetchError) as error:
+        why = textwrap.shorten(str(error), 300, placeholder=" ...")
+        return (f"It is not known how long the rows are, for the model's tokenizer cannot be had: {why}.",)
+    tell("tokenising")
+    used = np.unique(np.concatenate([part for parts in rows.partition.clients.values() for part in parts]))
+    limit = position_limit(base, tokenizer)
+    tokenizer.padding_side = padding_side(base)
+    encoded = task.fitted(base, tokenizer).encode(rows.table, used, tokenizer, limit=limit)
+    _check_tokens(base, tokenizer, encoded)
+    notes: tuple[str, ...] = getattr(encoded, "notes", ())
+    return notes
 
 
 def load_processor(recipe: Recipe, task: Task) -> Any:

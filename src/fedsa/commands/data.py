@@ -17,7 +17,7 @@ def command(
     save: Annotated[Path | None, typer.Option(help="Save the partition, for data.partition.kind = 'saved'.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print counts as JSON; notes go to standard error.")] = False,
 ) -> None:
-    """Show how a recipe's rows are shared out over clients and splits."""
+    """Show how a recipe's rows are shared out over clients and splits, and what the model would not see of them."""
     from rich.console import Console
 
     from fedsa.algorithms import check_algorithm
@@ -33,6 +33,9 @@ def command(
     refuse_objects(parsed, f"recipe {recipe}")
     with status("reading rows") as tell:
         rows = share_rows(parsed, on_progress=tell)
+        from fedsa.federation import notes_on_texts  # it loads torch
+
+        notes = (*rows.notes, *notes_on_texts(parsed, rows, on_progress=tell))
     names = rows.label_names
     splits = {split: label_counts(rows.partition, rows.labels, len(names), split) for split in SPLITS}
     clients = sorted(rows.partition.clients)
@@ -47,7 +50,7 @@ def command(
         except (OSError, ValueError) as error:
             raise UserError(f"--plot {plot}: {error}") from None
     if json:
-        print_notes(rows.notes, Console(stderr=True))  # standard output has the counts alone
+        print_notes(notes, Console(stderr=True))  # standard output has the counts alone
         print_json(
             {
                 client: {
@@ -80,7 +83,7 @@ def command(
 
         outside = held_out(clients, parsed.holdout_clients, parsed.seed)
         print(f"held out of the federation: {', '.join(outside)}")
-    print_notes(rows.notes, Console())
+    print_notes(notes, Console())
     for what, path in (("partition", save), ("drawing", plot)):
         if path:
             print(f"{what}: {path}")

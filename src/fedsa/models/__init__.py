@@ -15,7 +15,7 @@ from fedsa.models.base import (
 )
 from fedsa.models.class_order import names_of, turn_head
 from fedsa.models.early import check_layer_names, check_model_extras
-from fedsa.models.empty import EmptyModel, empty_model
+from fedsa.models.empty import EmptyModel, empty_base, empty_model
 from fedsa.models.images import image_side, image_tokens, load_image_processor, with_image_size
 from fedsa.models.middle import plain_state
 from fedsa.models.products import unlike_products
@@ -28,6 +28,7 @@ __all__ = [
     "bits_of_a_weight",
     "check_layer_names",
     "check_model_extras",
+    "empty_base",
     "empty_model",
     "fit_padding",
     "image_side",

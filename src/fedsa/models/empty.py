@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["EmptyModel", "empty_model"]
+__all__ = ["EmptyModel", "empty_base", "empty_model"]
 
 
 @final
@@ -108,6 +108,27 @@ def empty_model(
             with_gates(model, tuple(adapters), Streams(), seed=0)
     deltas = empty_deltas(model) if folds else {}
     return EmptyModel(model, {**by_key(model), **deltas}, longest, side)
+
+
+def empty_base(
+    settings: ModelSettings,
+    *,
+    auto_model: str,
+    options: Mapping[str, Any],
+    on_progress: Callable[[str], None] | None = None,
+) -> PreTrainedModel:
+    """Return a base model without its weights, on the device ``meta``: its config tells what it takes.
+
+    Args:
+        settings: where it is.
+        auto_model: the transformers class that would load it.
+        options: what its config must know of the task.
+        on_progress: told what is fetched.
+
+    Raises:
+        ModelError: there is no such model, or transformers cannot make one of its config.
+    """
+    return _empty_base(settings, auto_model, options, on_progress)[0]
 
 
 def _side_of(config: PretrainedConfig) -> int:
