@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -347,7 +349,7 @@ def test_memory_of_the_quickstart_is_as_predicted(tmp_path: Path) -> None:
 
 
 def test_what_only_the_data_tells_is_said(tiny_recipe: Callable[..., Recipe]) -> None:
-    recipe = tiny_recipe("training={local_epochs=1, batch_size=4}")
+    recipe = tiny_recipe("training={local_epochs=1, batch_size=4}", "data.path=someone/rows-on-the-hub")
     plan = plan_run(recipe)
     notes = "\n".join(plan["notes"])
     assert plan["clients"] is plan["clients_per_round"] is plan["flops_per_round"] is None
@@ -363,18 +365,45 @@ def test_what_only_the_data_tells_is_said(tiny_recipe: Callable[..., Recipe]) ->
     [
         ("{kind='shards', clients=7}", 7),
         ("{kind='iid', within='site', clients={a=2, b=3}}", 5),
-        ("{kind='iid', within='site', clients=2}", None),
+        ("{kind='iid', within='site', clients=2}", 6),
+        ("{kind='column', column='site'}", 3),
         ("{kind='saved', file='x.json'}", None),
     ],
 )
 def test_clients_that_the_recipe_tells(tiny_recipe: Callable[..., Recipe], partition: str, clients: int | None) -> None:
     recipe = tiny_recipe(f"data.partition={partition}")
     assert plan_run(recipe)["clients"] == clients
-    if clients is None:
+    if clients is None or ("site" in partition and "a=2" not in partition):
         assert plan_run(recipe, clients=4)["clients"] == 4
     else:
         with pytest.raises(UserError, match=f"--clients 4: the recipe has {clients}"):
             plan_run(recipe, clients=4)
+
+
+def test_clients_and_classes_are_counted_where_the_rows_are_here(
+    tiny_run: Callable[..., Any], tiny_recipe: Callable[..., Recipe], tmp_path: Path, tiny_rows: Path
+) -> None:
+    plan = plan_run(tiny_recipe())
+    assert {name: plan[name] for name in MEASURED} == {name: tiny_run().summary[name] for name in MEASURED}
+    assert (plan["clients"], plan["classes"]) == (3, 2)
+    assert any("3 clients and the classes are counted in the rows" in note for note in plan["notes"])
+    sites = tmp_path / "sites"
+    sites.mkdir()
+    for name in ("north", "south [1]", "007", "7"):
+        (sites / f"{name}.csv").write_text(tiny_rows.read_text())
+    assert plan_run(tiny_recipe(f"data={{path='{sites}', partition={{kind='files'}}}}"))["clients"] == 4
+    (sites / "7.csv").write_text("text,label\n")
+    broken = plan_run(tiny_recipe(f"data={{path='{sites}', partition={{kind='files'}}}}"))
+    assert broken["clients"] is None
+    assert any(note.startswith("the rows cannot be shared out: ") and "7.csv" in note for note in broken["notes"])
+
+
+def test_ranks_of_clients_that_are_here_are_their_own(
+    tiny_run: Callable[..., Any], tiny_recipe: Callable[..., Recipe]
+) -> None:
+    settings = ["adapter.ranks={'site 1'=1}", "fraction_train=0.4", "rounds=5", *SHORT]
+    plan, summary = plan_run(tiny_recipe(*settings)), tiny_run(*settings).summary
+    assert {name: plan[name] for name in MEASURED} == {name: summary[name] for name in MEASURED}
 
 
 def test_a_gpu_that_is_elsewhere(tiny_recipe: Callable[..., Recipe]) -> None:
@@ -443,7 +472,7 @@ def test_a_config_that_is_wrong(tiny_recipe: Callable[..., Recipe], changes: dic
 
 
 def test_plan_prints_tables(fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path]) -> None:
-    outcome = fedsa_command("plan", recipe_file(), "--clients", 3)
+    outcome = fedsa_command("plan", recipe_file("data.path=someone/rows"), "--clients", 3)
     assert outcome.code == 0, outcome
     words = [line.split() for line in outcome.out.splitlines()]
     assert ["factor", "parameters", "trained", "sent", "received"] in words
@@ -476,6 +505,41 @@ def test_plan_shows_what_cannot_be_counted(fedsa_command: Callable[..., Any], re
     assert outcome.code == 0, outcome
     assert ["training,", "FLOPs", "-", "-"] in [line.split() for line in outcome.out.splitlines()]
     assert "peak memory" not in outcome.out
+
+
+def test_hours_are_told_by_a_finished_run(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], finished_run: Path, tmp_path: Path
+) -> None:
+    """What took that long takes as long again; twice the rounds take twice the training; another kind is refused."""
+    summary = json.loads((finished_run / "summary.json").read_text())
+
+    def time(*settings: str) -> Any:
+        outcome = fedsa_command("plan", recipe_file(*settings), "--json", "--like", finished_run)
+        assert outcome.code == 0, outcome
+        return json.loads(outcome.out)["time"]
+
+    same, longer, fewer = time(), time("rounds=40"), time("rounds=40", "fraction_train=0.34")
+    assert same["training"] == pytest.approx(summary["train_seconds"])
+    assert longer["training"] == pytest.approx(20 * same["training"])
+    assert longer["training"] == pytest.approx(3 * fewer["training"])
+    measured = {summary["chosen_round"], summary["rounds"]}  # of the tests a plan counts two after the first
+    evaluations, planned = 3 * (3 + 1 + len(measured)), 3 * (3 + 3)
+    assert same["evaluation"] == pytest.approx(summary["evaluation_seconds"] * planned / evaluations)
+    assert same["seconds"] == pytest.approx(sum(same[name] for name in ("training", "evaluation", "other")))
+    shown = fedsa_command("plan", recipe_file("rounds=4000"), "--like", finished_run).out
+    assert re.search(r"^time: [\d.]+ (s|min|h) \(training ", shown, re.MULTILINE)
+    for setting, text in {
+        "training.batch_size=5": "training.batch_size is 4 there and 5 here",
+        "adapter.r=3": "adapter.rank is 2 there and 3 here",
+        "task.max_length=8": "task.max_length is 32 there and 8 here",
+    }.items():
+        outcome = fedsa_command("plan", recipe_file(setting), "--like", finished_run)
+        assert outcome.code == 2
+        assert text in outcome.error
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(finished_run, unfinished)
+    (unfinished / "summary.json").unlink()
+    assert "fedsa resume" in fedsa_command("plan", recipe_file(), "--like", unfinished).error
 
 
 @pytest.mark.parametrize(

@@ -19,16 +19,19 @@ from fedsa.adapters.algebra import ranked
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
 from fedsa.data.dealing import client_ids
+from fedsa.data.sharing import SharedRows, share_rows
+from fedsa.data.sources import are_here
 from fedsa.errors import ModelError, UserError
 from fedsa.federation import check_layers, client_ranks, first_round
 from fedsa.models import EmptyModel, bits_of_a_weight, empty_model, quantized_layers, resolve_compute
-from fedsa.recipe import DEFAULT_LOCAL_STEPS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
+from fedsa.recipe import DEFAULT_LOCAL_STEPS, OBJECTS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
 from fedsa.server import Server, held_out, sample_size
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.training.choice import bytes_of_a_parameter, clients_until_saturated
 from fedsa.types import Factor, Side, State, total_bytes, total_elements
 from fedsa.wire import on_wire
+from fedsa.wording import counted
 
 __all__ = ["count_traffic", "memory_of", "plan_run"]
 
@@ -62,15 +65,19 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
     """
     tell = on_progress or (lambda text: None)
     notes: list[str] = []
-    number = _clients(recipe.data.partition, clients, notes)
+    rows = None if clients else _rows(recipe, notes, tell)
+    number = len(rows.partition.clients) if rows else _clients(recipe.data.partition, clients, notes)
+    everyone = sorted(rows.partition.clients) if rows else None
     if number is not None and recipe.holdout_clients:
-        number -= len(held_out([f"{place:09d}" for place in range(number)], recipe.holdout_clients, recipe.seed))
+        names = everyone or [f"{place:09d}" for place in range(number)]
+        outside = held_out(names, recipe.holdout_clients, recipe.seed)
+        number -= len(outside)
         notes.append(f"holdout_clients: {number} clients are in the federation; what the others train is not counted")
     each_round = None if number is None else sample_size(recipe.fraction_train, number)
     compute = _compute(recipe.compute, notes)
-    if recipe.task.labels is None and recipe.task.has_classes:
+    labels = recipe.task.labels or (list(rows.label_names) if rows and recipe.task.has_classes else ["0", "1"])
+    if recipe.task.labels is None and recipe.task.has_classes and not rows:
         notes.append("task.labels is not set: the head is counted with 2 classes")
-    labels = recipe.task.labels or ["0", "1"]
     task = make_task(recipe.task, labels)
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
     tell("reading the model's config")
@@ -90,7 +97,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
     check_layers(recipe, algorithm, model.model)
     tensors: State = {key: parameter.detach() for key, parameter in model.parameters.items()}
     tell("counting")
-    upload, download = count_traffic(algorithm, tensors, recipe, number or 1, _ranks(recipe, number, notes))
+    upload, download = count_traffic(algorithm, tensors, recipe, number or 1, _ranks(recipe, number, notes, everyone))
     return {
         "algorithm": recipe.algorithm,
         "variant": recipe.adapter.variant,
@@ -110,6 +117,25 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
     }
 
 
+def _rows(recipe: Recipe, notes: list[str], tell: Progress) -> SharedRows | None:
+    """Return the rows where only they tell how many clients there are, and they are here; else None."""
+    data, partition = recipe.data, recipe.data.partition
+    told = isinstance(partition.clients, dict) or (partition.clients is not None and not partition.within)
+    if told or data.path == OBJECTS or not are_here(data):
+        return None
+    tell("counting clients")
+    try:
+        rows = share_rows(recipe)
+    except UserError as error:
+        notes.append(f"the rows cannot be shared out: {str(error).splitlines()[0]:.300}")
+        return None
+    notes.append(
+        f"{counted(len(rows.partition.clients), 'client')} and the classes are counted in the rows, which are here; "
+        "--clients N counts N without reading them"
+    )
+    return rows
+
+
 def _clients(partition: PartitionSettings, given: int | None, notes: list[str]) -> int | None:
     """Return the number of clients; None where only the data tells."""
     known = None
@@ -127,11 +153,17 @@ def _clients(partition: PartitionSettings, given: int | None, notes: list[str]) 
     return known or given
 
 
-def _ranks(recipe: Recipe, clients: int | None, notes: list[str]) -> dict[int, int]:
+def _ranks(
+    recipe: Recipe, clients: int | None, notes: list[str], everyone: Sequence[str] | None = None
+) -> dict[int, int]:
     """Return the place of each client whose rank is less than the adapter's, in the order of ids, and its rank."""
     settings, partition = recipe.adapter.ranks, recipe.data.partition
     if settings is None:
         return {}
+    if everyone is not None:
+        outside = held_out(everyone, recipe.holdout_clients, recipe.seed)
+        inside = [client for client in everyone if client not in outside]
+        return {inside.index(c): rank for c, rank in client_ranks(recipe.adapter, everyone).items() if c in inside}
     if clients is None:
         notes.append("adapter.ranks: which rank the one client has is not known: it is taken to be adapter.r")
         return {}

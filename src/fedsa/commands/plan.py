@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,12 +17,16 @@ def command(
     clients: Annotated[
         int | None, typer.Option(min=1, help="How many clients there are, where the data decides it.")
     ] = None,
+    like: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A finished run of the same kind: tell hours by what it took.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
-    """Tell what a run will train, send, compute and hold in memory; no weights and no data are loaded."""
+    """Tell what a run will train, send, compute and hold in memory; no weights are loaded."""
     from fedsa.algorithms import check_algorithm
     from fedsa.callbacks import check_callbacks
     from fedsa.commands._display import print_json, status
+    from fedsa.errors import UserError
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects, with_absolute_paths
 
     data, _ = read_recipe(recipe)
@@ -32,7 +37,14 @@ def command(
         tell("loading libraries")
         from fedsa.plan import plan_run
 
-        plan = plan_run(with_absolute_paths(parsed), clients=clients, on_progress=tell)
+        resolved = with_absolute_paths(parsed)
+        plan = plan_run(resolved, clients=clients, on_progress=tell)
+        if like is not None:
+            from fedsa.hours import time_like
+
+            if plan["clients"] is None:
+                raise UserError("--like: how many clients there are is not known here; give --clients N")
+            plan["time"] = time_like(resolved, plan["clients"], like)
     if json:
         print_json(plan)
     else:
@@ -80,6 +92,12 @@ def _show(plan: Mapping[str, Any]) -> None:
         parts = ", ".join(f"{name} {_mebibytes(size)}" for name, size in plan["memory"].items())
         total = _mebibytes(plan["memory_bytes"])
         print(f"\npeak memory, {plan['device']}, {plan['precision']}: {total} MiB ({parts})")
+    if "time" in plan:
+        time = plan["time"]
+        parts = ", ".join(f"{name} {_duration(time[name])}" for name in ("training", "evaluation", "other"))
+        print(f"\ntime: {_duration(time['seconds'])} ({parts}),")
+        threads = counted(time["threads"], "thread")
+        print(f"if all takes what it took in {time['run']}: {time['platform']}, {time['device']}, {threads}")
     print()
     for note in plan["notes"]:
         print(f"- {note}")
@@ -89,6 +107,17 @@ def _range(kinds: Sequence[Mapping[str, Any]], name: str) -> str:
     """Return a number of each kind of round: one, or the least and the most."""
     least, most = (choice(kind[name] for kind in kinds) for choice in (min, max))
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as text, in the unit that fits.
+
+    >>> _duration(4.2), _duration(400), _duration(20000)
+    ('4 s', '6.7 min', '5.6 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _flops(count: int | None) -> str:

@@ -23,7 +23,7 @@ from fedsa.recipe import DataSettings
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["CLIENT", "Rows", "class_names", "load_rows", "require_columns"]
+__all__ = ["CLIENT", "Rows", "are_here", "class_names", "load_rows", "require_columns"]
 
 _PARTS: dict[str, tuple[Callable[[Path], dict[str, datasets.Dataset]], tuple[str, ...]]] = {
     "newsgroups": (read_newsgroups, ("train", "test")),
@@ -130,6 +130,18 @@ def _load(
             on_progress(f"reading {here} in place of {path} on the hub")
         return load_local(here, splits, wanted=wanted, log=log)
     return load_hub(path, splits, name=settings.name, revision=settings.revision, wanted=wanted, log=log)
+
+
+def are_here(settings: DataSettings) -> bool:
+    """Return whether the rows can be read without fetching anything."""
+    from fedsa.parts import PREFIX, is_cached
+
+    if settings.path.startswith(PREFIX):
+        return is_cached(settings.path.removeprefix(PREFIX))
+    try:
+        return is_local(settings.path) or _stand_in(settings.path, settings.name) is not None
+    except DataError:
+        return False
 
 
 def _stand_in(path: str, name: str | None) -> Path | None:
