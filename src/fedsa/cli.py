@@ -84,6 +84,7 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # Where it is installed peft imports it, and it then names kernels that the package index does not have.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_OneLine())
     try:
         app(prog_name="fedsa", standalone_mode=True)
     except FedsaError as error:
@@ -108,6 +109,25 @@ def _end_in_own_code(error: Exception) -> None:
     places = places_in_own_code(error)
     if places:
         _end(f"{type(error).__name__}: {error}, in code of your own:\n{''.join(places).rstrip()}", 1)
+
+
+class _OneLine(logging.Filter):
+    """Lets the first of the lines through that a hub which does not answer is worth: there are two for each retry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_told = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say once that the hub is asked again."""
+        text = record.getMessage()
+        if "[Retry " not in text and " thrown while requesting " not in text:
+            return True
+        if self._is_told:
+            return False
+        self._is_told, record.args = True, ()
+        record.msg = "the model hub does not answer; asking again, up to a minute (HF_HUB_OFFLINE=1 does without it)"
+        return True
 
 
 def _end(message: str, code: int) -> None:

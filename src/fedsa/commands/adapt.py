@@ -41,7 +41,10 @@ def command(
     from typing import Any, cast
 
     from fedsa.commands._display import print_json, status
+    from fedsa.paths import refuse_unwritable
 
+    if to:
+        refuse_unwritable(to, "--to")
     with status("loading libraries") as tell:
         tell("loading libraries")
         from fedsa.newcomers import adapt

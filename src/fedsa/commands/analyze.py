@@ -29,11 +29,15 @@ def command(
     unknown = sorted(set(kinds) - {"pdf", "svg", "png"})
     if unknown:
         raise UserError(f"--formats {unknown[0]}: known are pdf, svg and png")
+    from fedsa.paths import refuse_unwritable
+
+    folder = to or run / "analysis"
+    if to or run.is_dir():
+        refuse_unwritable(folder, "--to")
     from fedsa.analysis import MEASURES, analyze
     from fedsa.commands._display import print_json, print_table
 
     found = analyze(run, round)
-    folder = to or run / "analysis"
     files = _write(found, folder, kinds)
     means = list(found.means())
     if json:
