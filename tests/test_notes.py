@@ -88,3 +88,31 @@ def test_fedsa_data_refuses_rows_that_a_run_refuses(
     shown = fedsa_command("data", recipe_file(f"data.path={tmp_path / 'rows.jsonl'}"))
     assert shown.code == 2
     assert "60 of 60 rows hold (nearly) nothing but tokens that the model's tokenizer does not know" in shown.error
+
+
+def test_a_token_that_the_model_has_no_vector_for_is_refused_before_training(
+    recipe_file: Callable[..., Path], fedsa_command: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["biopic"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    words = ["the film was great today", "a dull product we saw"]
+    rows = [{"text": f"{words[n % 2]} {'it ' * (n // 6)}", "label": n % 2, "site": f"site {n % 3}"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    recipe = recipe_file(
+        "rounds=1", "task.max_length=30", f"model.path={tmp_path / 'model'}", f"data.path={tmp_path / 'rows.jsonl'}"
+    )
+    assert fedsa_command("run", recipe, "--out", tmp_path / "fine").code == 0  # a token more that no row has
+    rows[7]["text"] = "a lovely biopic"
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    for arguments in (["run", recipe, "--out", tmp_path / "run"], ["data", recipe]):
+        refused = fedsa_command(*arguments)
+        assert refused.code == 2
+        assert (
+            "the tokenizer has 24 tokens and the model vectors for 23; the rows have token 23 ('biopic')"
+            in refused.error
+        )
+    assert not (tmp_path / "run").exists()
