@@ -9,7 +9,18 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["for_csv", "for_html", "for_latex", "for_markdown", "for_markdown_code", "for_terminal"]
+__all__ = [
+    "for_csv",
+    "for_drawing",
+    "for_html",
+    "for_json",
+    "for_latex",
+    "for_markdown",
+    "for_markdown_cell",
+    "for_markdown_code",
+    "for_terminal",
+    "say",
+]
 
 _TURNS_TEXT_AROUND = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters without a shape that change the direction in which the text around them is shown."""
@@ -29,7 +40,10 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "○": r"$\circ$",
+    "×": r"$\times$",
+    "–": "--",
 }
 
 
@@ -53,9 +67,35 @@ def for_terminal(text: str, *, lines: bool = False) -> str:
     )
 
 
+def for_drawing(text: str) -> str:
+    r"""Return a text for matplotlib: on one line, and no formula.
+
+    >>> for_drawing("5 $ or 6 $\n")
+    '5 \\$ or 6 \\$\\n'
+    """
+    return for_terminal(text).replace("$", r"\$")
+
+
 def for_html(text: str) -> str:
     """Return a text for a page whose template escapes ``&``, ``<``, ``>`` and quotes: control characters spelt out."""
-    return for_terminal(text)
+    return for_terminal(text, lines=True)
+
+
+def for_json(text: str) -> str:
+    r"""Return a JSON text that stays the same JSON, with what commands a terminal as escapes of JSON's own.
+
+    >>> print(for_json('{"a": "\x9b\udc80"}'))
+    {"a": "\u009b\udc80"}
+    """
+    return "".join(
+        f"\\u{ord(character):04x}" if _is_command(character) and character not in "\n\t" else character
+        for character in text
+    )
+
+
+def say(text: str = "") -> None:
+    """Print a message: names in it cannot command the terminal."""
+    print(for_terminal(text, lines=True))
 
 
 def for_markdown(text: str) -> str:
@@ -78,6 +118,15 @@ def for_markdown_code(text: str) -> str:
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     space = " " if text[:1] in ("`", " ", "") or text[-1:] in ("`", " ") else ""
     return f"{fence}{space}{text}{space}{fence}"
+
+
+def for_markdown_cell(text: str) -> str:
+    r"""Return a text as a cell of a Markdown table, which is also read as it is: no HTML, no further cell, no new line.
+
+    >>> for_markdown_cell("fed_sb|<b>\n")
+    'fed_sb\\|&lt;b>\\n'
+    """
+    return for_terminal(text).replace("|", r"\|").replace("<", "&lt;")
 
 
 def for_latex(text: str) -> str:

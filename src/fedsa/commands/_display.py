@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsa.escapes import for_terminal
+from fedsa.escapes import for_json, for_terminal
 from fedsa.progress import ProgressDisplay, print_notes, score
 from fedsa.types import FRACTIONS
 from fedsa.wording import counted, some
@@ -28,7 +28,7 @@ __all__ = ["print_json", "print_notes", "print_table", "score", "show_run", "sta
 
 def print_json(data: Any) -> None:
     """Print data as JSON."""
-    print(json_module.dumps(data, indent=2, ensure_ascii=False))
+    print(for_json(json_module.dumps(data, indent=2, ensure_ascii=False)))
 
 
 def print_table(
@@ -40,15 +40,18 @@ def print_table(
 ) -> None:
     """Print a table; columns from ``right_from`` on are numbers: set right, never cut or folded."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    header, *rows = [[for_terminal(cell) for cell in row] for row in (header, *rows)]
     needed = 0
     for number, (name, *cells) in enumerate(zip(header, *rows, strict=True)):
         right = right_from is not None and number >= right_from
-        longest = max(cell_len(str(cell)) for cell in (name, *cells))
+        longest = max(cell_len(cell) for cell in (name, *cells))
         least = longest if right else min(longest, 12)
         needed += least + 2
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right, min_width=least)
+        table.add_column(
+            Text(name), justify="right" if right else "left", overflow="fold", no_wrap=right, min_width=least
+        )
     for row in rows:
-        table.add_row(*(Text(for_terminal(str(cell))) for cell in row))  # as Text: a name may look like markup
+        table.add_row(*(Text(cell) for cell in row))  # as Text: a name may look like markup
     narrow = console or Console()
     wide = Console(file=narrow.file, width=max(narrow.width, needed), highlight=False, emoji=False)
     wide.print(table)

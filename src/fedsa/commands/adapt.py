@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsa.escapes import say
+
 if TYPE_CHECKING:
     from fedsa.newcomers import AdaptResult
 
@@ -74,7 +76,7 @@ def _show(result: AdaptResult, *, compare: bool) -> None:
 
     rows = ", ".join(f"{count} {split}" for split, count in result.examples.items())
     length = ", ".join(f"{count} {name}" for name, count in result.length.items())
-    print(f"client {result.client}: {rows} rows; from round {result.round} of {result.run}, {length}\n")
+    say(f"client {result.client}: {rows} rows; from round {result.round} of {result.run}, {length}\n")
     moments = ("validation before", "after", "test before", "after")
     print_table(
         ["start", "shared tensors", *moments, ""],
@@ -94,16 +96,16 @@ def _show(result: AdaptResult, *, compare: bool) -> None:
         right_from=2,
     )
     unit = " in %" if result.metric in FRACTIONS else ""
-    print(
+    say(
         f"\n{result.metric}{unit}, on rows of this client that it did not train on"
         + (". Chosen on validation; test had no part in it." if compare else "")
     )
     if compare and not any(each.start == "mean" for each in result.tried):
-        print(
+        say(
             "The starts mean and nearest need adaptation.share_personal = true in the run's recipe, and a method that "
             "keeps something at clients."
         )
     for note in result.notes:
-        print(note)
+        say(note)
     if result.path is not None:
-        print(f"adapter  {result.path}")
+        say(f"adapter  {result.path}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsa.escapes import say
+
 if TYPE_CHECKING:
     from fedsa.analysis import Analysis
 
@@ -52,12 +54,12 @@ def command(
             if row["round"] == last
         ],
     )
-    print(f"\nRound {last}, as the clients ended their training; over pairs of {len(found.clients)} clients.")
+    say(f"\nRound {last}, as the clients ended their training; over pairs of {len(found.clients)} clients.")
     for name, text in MEASURES.items():
-        print(f"  {name:7s} {text}")
-    print()
+        say(f"  {name:7s} {text}")
+    say()
     for file in files:
-        print(file)
+        say(str(file))
 
 
 def _write(found: Analysis, folder: Path, formats: list[str]) -> list[Path]:

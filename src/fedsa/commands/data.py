@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fedsa.escapes import say
+
 __all__ = ["command"]
 
 
@@ -74,7 +76,7 @@ def command(
         right_from=1,
     )
     rows_in_all = sum(sum(counts) for counts in totals.values())
-    print(
+    say(
         f"\n{len(clients)} clients, {rows_in_all} rows, {len(names)} classes; "
         "percentages are of a client's rows in all splits"
     )
@@ -82,8 +84,8 @@ def command(
         from fedsa.server import held_out  # it loads torch
 
         outside = held_out(clients, parsed.holdout_clients, parsed.seed)
-        print(f"held out of the federation: {', '.join(outside)}")
+        say(f"held out of the federation: {', '.join(outside)}")
     print_notes(notes, Console())
     for what, path in (("partition", save), ("drawing", plot)):
         if path:
-            print(f"{what}: {path}")
+            say(f"{what}: {path}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fedsa.escapes import say
+
 __all__ = ["command"]
 
 
@@ -36,4 +38,4 @@ def command(
 
     clients = None if client is None else [client]
     for folder in export(run, to, clients=clients, round=round, merge=merge, with_base=with_base):
-        print(folder)
+        say(str(folder))

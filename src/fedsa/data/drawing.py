@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsa.escapes import for_drawing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -53,7 +55,9 @@ def _bars(axes: Axes, clients: Sequence[str], counts: NDArray[np.int64], label_n
     colours = colormaps["tab10" if len(label_names) <= 10 else "tab20"].colors  # type: ignore[attr-defined]  # listed maps have it
     left = np.zeros(len(clients))
     for label, name in enumerate(label_names):
-        axes.barh(range(len(clients)), counts[:, label], left=left, height=0.8, color=colours[label], label=name)
+        axes.barh(
+            range(len(clients)), counts[:, label], left=left, height=0.8, color=colours[label], label=for_drawing(name)
+        )
         left += counts[:, label]
     axes.set_xlabel("rows")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
@@ -66,12 +70,12 @@ def _heat_map(figure: Figure, axes: Axes, counts: NDArray[np.int64], label_names
     image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
     figure.colorbar(image, ax=axes, location="top", label="share of the client's rows", shrink=0.6)
     ticks = _thinned(len(label_names))
-    axes.set_xticks(ticks, [label_names[tick] for tick in ticks], rotation=90)
+    axes.set_xticks(ticks, [for_drawing(label_names[tick]) for tick in ticks], rotation=90)
 
 
 def _client_ticks(axes: Axes, clients: Sequence[str]) -> None:
     ticks = _thinned(len(clients))
-    axes.set_yticks(ticks, [clients[tick] for tick in ticks])
+    axes.set_yticks(ticks, [for_drawing(clients[tick]) for tick in ticks])
     axes.set_ylim(len(clients) - 0.5, -0.5)
 
 

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedsa.escapes import for_terminal
 from fedsa.types import FRACTIONS
 
 __all__ = ["MOST_LABELS", "Table", "draw_figures"]
@@ -144,7 +145,7 @@ def _name_lines(axes: Axes, series: Mapping[str, Points]) -> None:
         _apart([(value - bottom) / (top - bottom) for value, _, _ in ends], 0.062), ends, strict=True
     ):
         axes.annotate(
-            _clipped(client),
+            _clipped(for_terminal(client)),
             xy=(series[client][-1][0], value),
             xytext=(1.03, place),
             textcoords="axes fraction",

@@ -18,8 +18,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, TemplateError
+from markupsafe import Markup
 
 from fedsa.errors import RunFolderError
+from fedsa.escapes import for_html
 from fedsa.evaluation import interval
 from fedsa.report.figures import MOST_LABELS, Table, draw_figures
 from fedsa.types import FRACTIONS
@@ -149,7 +151,9 @@ def _render(
     uploads = sum(record.get("train") is not None for record in records)
     bytes_each = 2 if summary.get("wire_dtype") == "bf16" else 4
     trained_bytes = bytes_each * sum(row.get("parameters", 0) for row in plan if row.get("trained"))
-    engine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    engine = Environment(
+        autoescape=True, finalize=_safe, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     engine.filters |= {
         "score": lambda value: _score(value, metric),
         "range": lambda figures: _range(figures, metric),
@@ -194,6 +198,11 @@ def _render(
         uploads=uploads,
         figures=draw_figures(records, metric, summary.get("chosen_round")),
     )
+
+
+def _safe(value: Any) -> Any:
+    """Return what stands in the page for a value: texts without control characters; drawings as they are."""
+    return for_html(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _in_words(summary: Table, metric: str) -> str:

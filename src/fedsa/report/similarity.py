@@ -14,6 +14,8 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedsa.escapes import for_terminal
+
 __all__ = ["draw_dendrogram", "draw_heat_maps", "draw_layers", "draw_trend", "save"]
 
 Matrix = npt.NDArray[np.float64]
@@ -97,7 +99,7 @@ def _map(place: Axes, matrix: Matrix, clients: Sequence[str]) -> Any:
 
 def _name(axis: Any, clients: Sequence[str]) -> None:
     if len(clients) <= _MOST_NAMES:
-        axis.set_ticks(range(len(clients)), clients)
+        axis.set_ticks(range(len(clients)), list(map(for_terminal, clients)))
         axis.set_tick_params(length=0, labelrotation=90 if axis.axis_name == "x" else 0, labelsize=6)
 
 
@@ -180,7 +182,14 @@ def draw_dendrogram(similarity: Matrix, labels: Matrix, clients: Sequence[str], 
         warnings.simplefilter("ignore", UserWarning)
         figure = Figure(figsize=(5.6, 0.22 * len(clients) + 1.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[2, 1])
-        drawn = dendrogram(tree, orientation="left", labels=list(clients), ax=left, color_threshold=0, leaf_font_size=7)
+        drawn = dendrogram(
+            tree,
+            orientation="left",
+            labels=list(map(for_terminal, clients)),
+            ax=left,
+            color_threshold=0,
+            leaf_font_size=7,
+        )
         left.set_title(f"clients by {factor}: 1 − similarity")
         order = drawn["leaves"][::-1]
         _map(right, labels[np.ix_(order, order)], clients)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from fedsa.escapes import for_csv, for_latex, for_markdown_cell, for_terminal
 from fedsa.store import write_atomically
 from fedsa.sweep.figures import RESAMPLES, cell_rows, client_rows, paired_difference, shown, spread
 from fedsa.sweep.grid import Cell, Grid, Group
@@ -296,37 +297,21 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(for_markdown_cell(cell) for cell in cells)} |"
 
 
 def as_latex(tables: Sequence[Table]) -> str:
     """Return tables as LaTeX, without packages."""
     parts = []
     for table in tables:
-        lines = [f"% {table.title}"] if table.title else []
+        lines = [f"% {for_terminal(table.title)}"] if table.title else []
         if table.rows:
-            body = [f"{' & '.join(map(_latex, row))} \\\\" for row in (table.header, *table.rows)]
+            body = [f"{' & '.join(map(for_latex, row))} \\\\" for row in (table.header, *table.rows)]
             columns = "l" + "r" * (len(table.header) - 1)
             lines += [f"\\begin{{tabular}}{{{columns}}}", "\\hline", body[0], "\\hline", *body[1:], "\\hline"]
             lines += ["\\end{tabular}"]
-        parts.append("\n".join([*lines, *(f"% {note}" for note in table.notes)]))
+        parts.append("\n".join([*lines, *(f"% {for_terminal(note)}" for note in table.notes)]))
     return "\n\n".join(parts) + "\n"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "○": r"$\circ$",
-    "×": r"$\times$",
-    "–": "--",
-}
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -341,9 +326,11 @@ def write_results(grid: Grid, results: Results, out: Path, command: str) -> list
     files = []
     for name, rows in (("results", cell_rows(grid, results)), ("clients", client_rows(grid, results))):
         if rows:
-            table = Dataset.from_list(rows)
-            table.to_csv(out / f"{name}.csv", index=False)
-            table.to_parquet(out / f"{name}.parquet")
+            safe = [
+                {key: for_csv(each) if isinstance(each, str) else each for key, each in row.items()} for row in rows
+            ]
+            Dataset.from_list(safe).to_csv(out / f"{name}.csv", index=False)
+            Dataset.from_list(rows).to_parquet(out / f"{name}.parquet")
             files += [out / f"{name}.csv", out / f"{name}.parquet"]
     tables = tables_of(grid, results, command)
     for name, text in (("table.md", as_markdown(tables)), ("table.tex", as_latex(tables))):
