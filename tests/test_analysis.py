@@ -82,7 +82,8 @@ def test_identical_clients_give_one(finished):
     for client in found.clients[1:]:
         target = folder._client_file(client, 3)
         kept = target.read_bytes()
-        target.write_bytes(folder._client_file(found.clients[0], 3).read_bytes())
+        folder.save_client(client, 3, state)
+        folder._writes.settle()
         try:
             same = analyze(path, [3])
         finally:

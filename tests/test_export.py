@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fedsa
 from fedsa.algorithms import make_algorithm
+from fedsa.errors import UserError
 from fedsa.export import export, personal_state
 from fedsa.federation import Federation
-from fedsa.store import RunFolder
+from fedsa.store import FinishedRun, RunFolder, file_hash
+from run_folders import resealed
 from tiers import one_of_each
 
 ADAPTERS = {
@@ -166,12 +169,128 @@ def test_the_command_writes_what_python_writes(
 
 
 def test_what_a_killed_export_left_is_no_obstacle(finished_run: Path, tmp_path: Path) -> None:
-    staging = tmp_path / "to" / ".partial"
+    staging = tmp_path / "to" / ".fedsa-export.partial"
     staging.mkdir(parents=True)
     (staging / "adapter_model.safetensors").write_bytes(b"half")
     (folder,) = export(finished_run, tmp_path / "to", clients=["site 1"])
     assert not staging.exists()
     assert (folder / "adapter_config.json").exists()
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def whole_folder(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_an_export_that_was_killed_can_be_repeated(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, everyone: bool
+) -> None:
+    """Killed before or after each file comes to its place; then it ends as if it had not been."""
+    clients = None if everyone else ["site 1"]
+    export(finished_run, tmp_path / "whole", clients=clients)
+    expected = whole_folder(tmp_path / "whole")
+    assert not any(name.startswith(".fedsa") for name in expected)
+    replace, moved = Path.replace, 0
+
+    def counted(path: Path, to: Path) -> Path:
+        nonlocal moved
+        if moved == limit:
+            raise Killed
+        moved += 1
+        return replace(path, to)
+
+    for limit in range(0, len(expected), 2):
+        moved, to = 0, tmp_path / f"killed-{limit}"
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", counted)
+            with pytest.raises(Killed):
+                export(finished_run, to, clients=clients)
+        with pytest.raises(UserError, match="a part of another export"):
+            export(finished_run, to, clients=clients, merge=True)
+        times = {path: path.stat().st_mtime_ns for path in to.glob("00000*/*")}
+        export(finished_run, to, clients=clients)
+        assert whole_folder(to) == expected
+        if limit > len(expected) // 3:
+            assert times == {path: path.stat().st_mtime_ns for path in to.glob("00000*/*")}, "written twice"
+        with pytest.raises(UserError, match="is not an empty folder"):
+            export(finished_run, to, clients=clients)
+
+
+def test_what_others_put_beside_an_interrupted_export_is_theirs(finished_run: Path, tmp_path: Path) -> None:
+    to = tmp_path / "to"
+    export(finished_run, to, clients=["site 0", "site 1"])
+    first = to / "00000-site 0"
+    journal = {"run": FinishedRun.open(finished_run).folder.run, "round": 1, "merge": False, "fedsa": version("fedsa")}
+    files = {name: file_hash(first / name) for name in whole_folder(first)}
+    lines = [journal, {"folder": "00000-site 0", "files": files}]
+    (to / ".fedsa-export.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(to / "00001-site 1")
+    for name, content in (("thesis.tex", b"mine"), ("README.md", b"mine")):
+        kept = (first / name).read_bytes() if (first / name).exists() else None
+        (first / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name} is not as the interrupted export wrote it"):
+            export(finished_run, to, clients=["site 0", "site 1"])
+        assert (first / name).read_bytes() == content
+        (first / name).unlink()
+        if kept is not None:
+            (first / name).write_bytes(kept)
+    export(finished_run, to, clients=["site 0", "site 1"])
+    assert sorted(path.name for path in to.iterdir()) == ["00000-site 0", "00001-site 1"]
+
+
+def test_an_export_writes_nothing_through_links(finished_run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("00001-site 1", ".fedsa-export.jsonl", "00000-site 0/.fedsa-export.partial"):
+        to = tmp_path / f"to-{len(name)}"
+        (to / name).parent.mkdir(parents=True)
+        (to / name).symlink_to(elsewhere)
+        with pytest.raises(UserError, match="is a link, and an export writes nothing through links"):
+            export(finished_run, to)
+        assert not list(elsewhere.iterdir())
+    (tmp_path / "mine").symlink_to(elsewhere)  # the folder that the user names may be one
+    export(finished_run, tmp_path / "mine", clients=["site 1"])
+    assert (elsewhere / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("place", [0, 3, "rows"])
+@pytest.mark.parametrize("verb", ["export", "merge", "adapt"])
+def test_a_base_whose_weights_changed_is_refused(
+    tiny_recipe: Callable[..., Any],
+    tiny_model: Path,
+    tiny_rows: Path,
+    tmp_path: Path,
+    place: int | str,
+    verb: str,
+) -> None:
+    """One value by one bit, or two rows that changed their places."""
+    from safetensors.torch import load_file, save_file
+
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    fedsa.run(Federation.from_recipe(tiny_recipe(f"model.path={base}", "rounds=1")), tmp_path / "run")
+    kept = (base / "model.safetensors").read_bytes()
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if "word_embeddings" in name)
+    if isinstance(place, int):
+        weights[name].view(torch.int32).flatten()[place] ^= 1
+    else:
+        weights[name][[1, 2]] = weights[name][[2, 1]]
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+
+    def call(to: str) -> None:
+        if verb == "adapt":
+            fedsa.adapt(tmp_path / "run", tiny_rows, steps=1)
+        else:
+            export(tmp_path / "run", tmp_path / to, merge=verb == "merge")
+
+    with pytest.raises(UserError, match=rf"base model's weights \({base}\) are not those .* put the model back"):
+        call("to")
+    (base / "model.safetensors").write_bytes(kept)
+    call("again")
 
 
 def test_a_base_whose_checkpoint_lacks_more_than_the_head(
@@ -218,7 +337,7 @@ def test_the_card_states_the_score_of_the_tensors_beside_it(
 def test_the_card_of_an_older_run_states_no_other_score(finished_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished_run, tmp_path / "run"))
     summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps({**summary, "evaluated_after": "training"}))
+    resealed(run, lambda folder, _: folder.write_json("summary.json", {**summary, "evaluated_after": "training"}))
     (folder,) = export(run, tmp_path / "to", clients=["site 1"])
     assert "after receiving the aggregate: not measured" in (folder / "README.md").read_text(encoding="utf-8")
 

@@ -20,6 +20,7 @@ import pytest
 import fedsa.store.files
 from fedsa.errors import UserError
 from fedsa.store import RunFolder, write_atomically
+from run_folders import unfinish
 
 ROWS = "text,label,site\n" + "".join(
     f"the film was {word},{label},site {site}\n"
@@ -47,21 +48,6 @@ def refuses(fedsa_command: Callable[..., Any]) -> Callable[..., str]:
 def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     """A finished run that may be damaged."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
-
-
-def unfinish(run: Path) -> None:
-    """Take a finished two-round run back to the end of round 1, as if it had been interrupted there."""
-    state = json.loads((run / "state.json").read_text())
-    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    kept = "".join(line for line in lines if json.loads(line)["round"] <= 1)
-    assert state["chosen_round"] == 1  # so its files are kept
-    state |= {"round": 1, "metrics_bytes": len(kept.encode())}
-    (run / "state.json").write_text(json.dumps(state))
-    (run / "summary.json").unlink()
-    with RunFolder.open(run, write=True).locked() as folder:
-        progress = folder.progress()
-        assert progress is not None
-        folder.roll_back(progress)
 
 
 # -- the recipe ------------------------------------------------------------------------------------------------------
@@ -512,7 +498,7 @@ def test_an_export_that_is_asked_for_wrongly(refuses: Callable[..., str], finish
 def test_an_export_before_the_run_is_finished(refuses: Callable[..., str], run_copy: Path, tmp_path: Path) -> None:
     unfinish(run_copy)
     message = refuses("export", run_copy, "--all", "--to", tmp_path / "to")
-    assert "summary.json is missing" in message
+    assert f"{run_copy} is not finished" in message
     assert f"fedsa resume {run_copy}" in message
 
 

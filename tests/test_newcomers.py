@@ -19,6 +19,7 @@ import fedsa
 from conftest import write_rows
 from fedsa.data.sharing import share_client
 from fedsa.store import RunFolder, recipe_of
+from run_folders import resealed, rewrite_recipe
 
 CLIENTS = "data.partition={kind='iid', clients=5}"
 
@@ -85,13 +86,9 @@ def test_a_held_out_client_and_a_newcomer_of_the_same_rows_begin_alike(
             {"text": table[numbers]["text"], "label": [["bad", "good"][n] for n in federation.rows.labels[numbers]]}
         )
         own.to_csv(tmp_path / "data" / f"{split}.csv")
-    recipe = held.folder.path / "recipe.toml"
     run = Path(shutil.copytree(held.folder.path, tmp_path / "run"))
-    text = recipe.read_text(encoding="utf-8")
-    (run / "recipe.toml").write_text(
-        text.replace('split = "train"', 'split = "train"\nvalidation_split = "validation"\ntest_split = "test"', 1),
-        encoding="utf-8",
-    )
+    splits = 'split = "train"\nvalidation_split = "validation"\ntest_split = "test"'
+    rewrite_recipe(run, 'split = "train"', splits)
     result = fedsa.adapt(run, tmp_path / "data")
     unseen = held.summary["unseen"]["per_client"][client]
     assert result.examples == {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
@@ -145,8 +142,7 @@ def test_rows_are_cut_without_a_group_that_they_do_not_have(
     assert fedsa.adapt(path, rows, steps=1).notes == ()
     grouped = tiny_run("rounds=1").folder.path
     run = Path(shutil.copytree(grouped, rows.parent / "grouped"))
-    text = (run / "recipe.toml").read_text(encoding="utf-8")
-    (run / "recipe.toml").write_text(text.replace('column = "site"', 'column = "site"\ngroup = "paragraph"'), "utf-8")
+    rewrite_recipe(run, 'column = "site"', 'column = "site"\ngroup = "paragraph"')
     outcome = fedsa_command("adapt", run, "--data", rows, "--steps", 1)
     assert outcome.code == 0, outcome
     assert "rows with one 'paragraph' in one split" in outcome.out
@@ -240,6 +236,8 @@ def test_what_is_not_there(refuses: Callable[..., str], run: Path, rows: Path, t
 def test_a_run_that_is_not_finished(refuses: Callable[..., str], run: Path, rows: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     (copied / "summary.json").unlink()
+    assert f"summary.json is missing: `fedsa resume {copied}` measures" in refuses(copied, "--data", rows)
+    resealed(copied, lambda folder, progress: folder._files.pop("summary.json"))
     assert f"is not finished: `fedsa resume {copied}`" in refuses(copied, "--data", rows)
 
 

@@ -20,6 +20,7 @@ from fedsa.errors import UserError
 from fedsa.permissions import VARIABLE
 from fedsa.recipe import parse_toml
 from fedsa.tasks import make_task
+from run_folders import resealed
 
 CODE = """
 import pathlib
@@ -64,7 +65,7 @@ def words(verb: str, here: Path, named: dict[str, Any], data: dict[str, Any], fi
     recipe = parse_toml((run / "recipe.toml").read_text(encoding="utf-8"), "recipe")
     if "task" in named:
         named = {"task": {**recipe["task"], **named["task"]}}
-    (run / "recipe.toml").write_text(tomli_w.dumps(recipe | named), encoding="utf-8")
+    resealed(run, lambda folder, _: folder.write_recipe(tomli_w.dumps(recipe | named)))
     places = {"RECIPE": "recipe.toml", "SWEEP": "sweep.toml", "RUN": "finished", "ROWS": data["data"]["path"]}
     return [places.get(word, word) for word in VERBS[verb]]
 

@@ -14,8 +14,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fedsa.errors import RunFolderError
+from fedsa.errors import RunFolderError, UserError
 from fedsa.report import write_report
+from fedsa.store import Progress, RunFolder
+from run_folders import resealed
 
 RECIPE = """
 algorithm = "fedsa"
@@ -96,13 +98,25 @@ def metrics_of(clients: list[str], metric: str = "accuracy") -> list[dict]:
     ]
 
 
-def make_run(folder: Path, clients: list[str], summary: dict | None = None, metrics: list[dict] | None = None) -> Path:
-    folder.mkdir()
+def make_run(
+    folder: Path,
+    clients: list[str],
+    summary: dict | None = None,
+    metrics: list[dict] | None = None,
+    recipe: str = RECIPE,
+) -> Path:
     metrics = metrics_of(clients) if metrics is None else metrics
-    (folder / "recipe.toml").write_text(RECIPE)
-    (folder / "environment.json").write_text(json.dumps({"python": "3.12.8", "torch": "2.6.0"}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
-    (folder / "summary.json").write_text(json.dumps(summary or summary_of(clients)))
+    made = RunFolder.create(folder, recipe)
+    with made.locked():
+        made.write_json("environment.json", {"python": "3.12.8", "torch": "2.6.0"})
+        made.register_clients({client: {} for client in clients})
+        made.save_initial({})
+        lines = "".join(json.dumps(record) + "\n" for record in metrics).encode()
+        (folder / "metrics.jsonl").write_bytes(lines)
+        progress = Progress(round=0, metrics_bytes=len(lines))
+        made.roll_back(progress)
+        made.write_text("summary.json", json.dumps(summary or summary_of(clients)))
+        made._commit(progress)
     return folder
 
 
@@ -280,8 +294,7 @@ def test_only_what_every_run_has_is_needed(tmp_path: Path) -> None:
         "test_final": {},
         "per_client": {"a": {}, "b": {"test": {"accuracy": float("nan")}}},
     }
-    run = make_run(tmp_path / "run", ["a"], summary, metrics=[])
-    (run / "recipe.toml").write_text("")
+    run = make_run(tmp_path / "run", ["a"], summary, metrics=[], recipe="")
     page = read(write_report(run))
     assert "local with an adapter on –" in page.text
     assert "nan" not in page.text.lower()
@@ -325,27 +338,49 @@ def test_rare_labels_are_counted_together(tmp_path: Path) -> None:
     assert "label-12" not in text
 
 
-@pytest.mark.parametrize("name", ["recipe.toml", "environment.json", "metrics.jsonl", "summary.json"])
-def test_a_missing_file_is_named_with_what_to_do(run: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("recipe.toml", "is not a run folder"),
+        ("environment.json", "environment.json is missing: put it back"),
+        ("metrics.jsonl", "metrics.jsonl is missing: put it back"),
+        ("summary.json", r"summary.json is missing: `fedsa resume '.*my run'` measures"),
+    ],
+)
+def test_a_missing_file_is_named_with_what_to_do(run: Path, name: str, mend: str) -> None:
     (run / name).unlink()
-    with pytest.raises(RunFolderError, match=rf"{name} is missing.*fedsa resume '.*my run'"):
+    with pytest.raises(RunFolderError, match=mend):
         write_report(run)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("recipe.toml", "rounds = ", r"recipe\.toml cannot be read: Invalid value.*put an undamaged copy back"),
-        ("environment.json", "[1]", r"environment\.json cannot be read: a table of keys and values is expected"),
-        ("metrics.jsonl", '{"round": 0, "client": "a"}\n{"rou', r"metrics\.jsonl cannot be read: line 2: "),
-        ("metrics.jsonl", '{"round": 0}\n', r"line 1: 'round' or 'client' is missing"),
-        ("summary.json", '{"algorithm": "fedsa"}', r"summary\.json cannot be read: 'rounds' is None, not int"),
-        ("summary.json", b"\xff\xfe", r"summary\.json cannot be read: 'utf-8'"),
-        ("metrics.jsonl", '{"round": 0, "client": "a", "train": 3}\n', r"not have the form that this version"),
+        ("environment.json", "[1]", r"environment\.json has not the form .*valid dictionary"),
+        ("metrics.jsonl", '{"round": 0, "client": "a"}\n{"rou', r"metrics\.jsonl, line 2 has not the form"),
+        ("metrics.jsonl", '{"round": 0}\n', r"metrics\.jsonl, line 1 has not the form .*client: Field required"),
+        ("metrics.jsonl", '{"round": 0, "client": "a", "train": 3}\n', r"line 1 has not the form .*train"),
+        ("summary.json", '{"algorithm": "fedsa"}', r"summary\.json has not the form .*rounds: Field required"),
+        ("summary.json", "[" * 100_000, r"summary\.json is damaged \(it is nested too deeply\)"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_to_do(run: Path, name: str, content: str | bytes, message: str) -> None:
-    (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_damaged_file_is_named_with_what_to_do(
+    run: Path, name: str, content: str, message: str, *, sealed: bool
+) -> None:
+    """With its hash made right, or not."""
+    if sealed:
+
+        def change(folder: RunFolder, progress: Progress) -> None:
+            folder.write_text(name, content)
+            if name == "metrics.jsonl":
+                progress.metrics_bytes = len(content)
+                folder.roll_back(progress)
+
+        resealed(run, change)
+    else:
+        (run / name).write_text(content + " ")
+        message = rf"{name} (is damaged|was changed after it was written)"
     with pytest.raises(RunFolderError, match=message):
         write_report(run)
     assert not (run / "report.html").exists()
@@ -353,7 +388,7 @@ def test_a_damaged_file_is_named_with_what_to_do(run: Path, name: str, content: 
 
 def test_a_report_that_cannot_be_written_leaves_nothing_behind(run: Path) -> None:
     (run / "report.html").mkdir()
-    with pytest.raises(RunFolderError, match=r"cannot write .*report\.html: .*free some space"):
+    with pytest.raises(UserError, match=r"cannot write .*report\.html: "):
         write_report(run)
     assert not list(run.glob(".report*"))
 
@@ -448,7 +483,7 @@ def any_report(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     run = make_run(tmp_path / "run", clients, summary, metrics)
     long = "what " * 60 + "x" * 300
     sample = {"client": clients[0], "prompt": long, "written": EVIL, "right": [long, "b"]}
-    (run / "samples.json").write_text(json.dumps([sample]))
+    resealed(run, lambda folder, _: folder.write_json("samples.json", [sample]))
     return write_report(run)
 
 
@@ -546,15 +581,20 @@ def test_written_texts_are_shown_as_text(tmp_path: Path) -> None:
         {"client": EVIL, "prompt": "2 + 2?\n<b>", "written": EVIL, "right": ["4", "four"]},
         {"client": "b", "prompt": "1 + 1?", "written": "", "right": ["2"]},
     ]
-    (run / "samples.json").write_text(json.dumps(samples))
+    resealed(run, lambda folder, _: folder.write_json("samples.json", samples))
     page = read(write_report(run))
     assert not [tag for tag, _ in page.tags if tag in ("script", "b")]
     assert f"Prompt, as the model got it 2 + 2? <b> Written {EVIL} Right answers 4 four" in page.text
     assert "Written (nothing) Right answer 2" in page.text
     for damage in ("{", '[{"client": "a"}]', "[3]", '{"a": 1}'):
         (run / "samples.json").write_text(damage)
-        with pytest.raises(RunFolderError, match=r"samples\.json cannot be read"):
+        with pytest.raises(RunFolderError, match=r"samples\.json was changed .* `fedsa resume .*` measures"):
             write_report(run)
+    for number, damage in enumerate(("{", '[{"client": "a"}]', "[3]", '{"a": 1}')):
+        other = make_run(tmp_path / f"run-{number}", ["a", "b"])
+        resealed(other, lambda folder, _, damage=damage: folder.write_text("samples.json", damage))
+        with pytest.raises(RunFolderError, match=r"samples\.json (is damaged|has not the form)"):
+            write_report(other)
 
 
 def test_rounds_that_share_other_things_are_told_apart(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ class PersonalStates:
         self._about: Mapping[str, Mapping[str, Any]] = folder.read_json("clients.json")
         self.recipe, self.initial = recipe_of(folder), folder.load_initial()
         self.server = load_state(folder, round) if round else algorithm.init(self.initial)
+        progress = folder.progress()
+        self._chosen_round = 0 if progress is None else progress.chosen_round or 0
         self._ranks = client_ranks(self.recipe.adapter, list(self._about))
 
     def of(self, client: str) -> State:
@@ -91,15 +93,16 @@ class PersonalStates:
         kept = self._folder.load_personal(client, self._round)
         if kept is not None:
             return kept
-        if self._about.get(client, {}).get("held_out"):
+        held_out = bool(self._about.get(client, {}).get("held_out"))
+        if held_out and self._round != self._chosen_round:
             raise UserError(
                 f"client {client!r} was held out of the federation: it has an adapter for the chosen round only, "
                 f"not for round {self._round}"
             )
-        if self.recipe.personal_state == "reconstruct":
+        if held_out or self.recipe.personal_state == "reconstruct":
             raise RunFolderError(
                 f"{self._folder.path}: the tensors of client {client!r} after round {self._round}, which were fitted "
-                "for the test, are missing: restore them from a copy, or start the run again"
+                "for the test, are missing: put their file back from a copy, or start the run again"
             )
         state, initial = self._folder.load_client(client, self._round), self._initial(client)
         return personal_tensors(

@@ -19,7 +19,7 @@ from fedsa.client import own_tensors, personal_tensors, starting_tensors
 from fedsa.errors import UserError
 from fedsa.federation import client_ranks
 from fedsa.server import load_state
-from fedsa.store import RunFolder, recipe_of
+from fedsa.store import FinishedRun
 from fedsa.types import Factor, Key, Side, State
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
     Raises:
         UserError: a round that is not kept, or fewer than two clients trained.
     """
-    folder = RunFolder.open(run)
-    summary, about = folder.read_json("summary.json"), folder.read_json("clients.json")
+    finished = FinishedRun.open(run)
+    folder, summary, about = finished.folder, finished.summary, finished.clients
     kept = [round for round in folder.kept_rounds() if round > 0]
     wanted = sorted(set(rounds)) if rounds else kept
     missing = [round for round in wanted if round not in kept]
@@ -127,9 +127,9 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
             f"{run} does not keep round {missing[0]}: it has {', '.join(map(str, kept))} of {summary['rounds']}; run "
             "again with --set keep_rounds=all"
         )
-    variant = VARIANTS[recipe_of(folder).adapter.variant]
+    variant = VARIANTS[finished.recipe.adapter.variant]
     products = load_state(folder, wanted[-1]).scaling  # of the layers whose A and B are the matrices of a product
-    states = {round: dict(_trained(folder, round, kept)) for round in wanted}
+    states = {round: dict(_trained(finished, round, kept)) for round in wanted}
     clients = sorted(set.intersection(*(set(found) for found in states.values())))
     if len(clients) < 2:
         raise UserError(f"{run}: fewer than two clients trained in round {' and '.join(map(str, wanted))}")
@@ -171,15 +171,15 @@ def label_similarity(about: Sequence[Mapping[str, Any]]) -> Matrix:
 
 
 def _trained(
-    folder: RunFolder, round: int, kept: Sequence[int]
+    run: FinishedRun, round: int, kept: Sequence[int]
 ) -> Iterator[tuple[str, tuple[State, State | None, State]]]:
     """Yield each client that trained in a round: its id, and its tensors.
 
     They are those that it started the run from, those it began the round with (None: not kept), and ended it with.
     """
-    recipe, initial = recipe_of(folder), folder.load_initial()
+    folder, recipe, initial = run.folder, run.recipe, run.folder.load_initial()
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
-    clients = list(folder.read_json("clients.json"))
+    clients = list(run.clients)
     ranks = client_ranks(recipe.adapter, clients)
     before = round - 1
     server = None

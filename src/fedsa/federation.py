@@ -41,6 +41,7 @@ from fedsa.models import (
     names_of,
     padding_side,
     peft_config_of,
+    plain_fingerprint,
     position_limit,
     resolve_compute,
     turn_head,
@@ -119,6 +120,7 @@ class Federation:
         ranks: client id to its rank, of those whose rank is less than the adapter's.
         held_out: ids of clients whose rows are there, but that are never in the federation, sorted.
         notes: whole sentences on rows and model that a user should know; the run and the report show them.
+        base: fingerprint of the base model as it was loaded.
     """
 
     recipe: Recipe
@@ -132,6 +134,7 @@ class Federation:
     ranks: Mapping[str, int] = field(default_factory=dict)
     held_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    base: str = ""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, on_progress: Progress | None = None) -> Federation:
@@ -284,6 +287,7 @@ class Federation:
         *,
         clients: int | None = None,
     ) -> Federation:
+        loaded = plain_fingerprint(base, config)
         compute = resolve_compute(recipe.compute)
         algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
         everyone = sorted(rows.partition.clients)
@@ -341,7 +345,7 @@ class Federation:
         _check_steady(model, task, encoded, trained[0][:2])
         chosen = _chosen(resolved, model, task, encoded, trained, tell)
         measured = _measured(resolved, chosen)
-        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks, outside, notes)
+        return cls(chosen, algorithm, model, tokenizer, task, encoded, rows, measured, ranks, outside, notes, loaded)
 
     def measured_as_in(self, recipe: Recipe) -> Federation:
         """Return this federation with what it chose by measuring as in a run's recipe: clocks and memory differ.

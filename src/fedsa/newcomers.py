@@ -14,11 +14,11 @@ from torch import nn
 from fedsa.adaptation import Onboarding, PersonalStates
 from fedsa.algorithms import make_algorithm
 from fedsa.data.sharing import share_client
-from fedsa.errors import RunFolderError, UserError
+from fedsa.errors import UserError
 from fedsa.export import base_of, card_of, config_of, refuse_adapter, require_empty, weights_note, write_model
 from fedsa.federation import Federation
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
-from fedsa.store import RunFolder, recipe_of
+from fedsa.store import FinishedRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,11 +117,8 @@ def adapt(
         TrainingError: the training went wrong.
     """
     run, target, tell = Path(run), None if to is None else Path(to), on_progress or (lambda text: None)
-    folder = RunFolder.open(run)
-    recipe = recipe_of(folder)
-    summary = folder.finished(recipe.rounds)
-    if summary is None:
-        raise RunFolderError(f"{run} is not finished: `fedsa resume {run}` takes it to the end")
+    finished = FinishedRun.open(run)
+    folder, recipe, summary = finished.folder, finished.recipe, finished.summary
     settings = _settings(recipe, start, freeze_shared, steps, epochs, compare=compare)
     if target is not None:
         require_empty(target)
@@ -131,20 +128,20 @@ def adapt(
             f"{run} is a run of a model that was loaded in Python: use fedsa.adapt(run, data, base=..., tokenizer=...) "
             "with the base model as it was before the run (or a function that loads it) and its tokenizer"
         )
-    about = folder.read_json("clients.json")
     tell("reading rows")
     client = _name(Path(data))
-    rows, notes = share_client(client, str(data), recipe, list(next(iter(about.values()))["labels"]))
+    rows, notes = share_client(client, str(data), recipe, finished.label_names)
     tell("loading the model")
     federation = Federation.of_newcomer(
         recipe,
-        config_of(run),
+        config_of(finished),
         rows,
         clients=int(summary["clients"]),
         model=_fresh(base),
         tokenizer=tokenizer,
         on_progress=tell,
     )
+    finished.check_base(federation.base)
     torch.set_num_threads(federation.recipe.compute.threads)
     states = PersonalStates(folder, federation.algorithm, int(summary["chosen_round"]))
     onboarding = Onboarding(federation, states, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ def reads():
 
 def test_what_is_written_is_there_when_it_is_settled(writes: WriteBehind, tmp_path: Path) -> None:
     for number in range(20):
-        writes.write(tmp_path / str(number), bytes([number]))
+        writes.write(tmp_path / str(number), partial(bytes, [number]))
     writes.settle()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {str(n): bytes([n]) for n in range(20)}
 
@@ -72,7 +73,7 @@ def test_the_one_thread_waits_for_slow_disks_only_when_much_is_waiting(
     monkeypatch.setattr(background, "write_atomically", lambda path, content: finished.append(path.name))
     writes, waiting = WriteBehind(), []
     for number in range(40):
-        writes.write(tmp_path / str(number), b"")
+        writes.write(tmp_path / str(number), bytes)
         waiting.append(number + 1 - len(finished))
     assert waiting == [min(number + 1, 8) for number in range(40)]
     writes.settle()
@@ -83,7 +84,7 @@ def test_what_is_written_already_is_not_held_in_memory(tmp_path: Path, monkeypat
     monkeypatch.setattr(background, "ThreadPoolExecutor", AtOnce)
     writes = WriteBehind()
     for number in range(20):
-        writes.write(tmp_path / str(number), b"")
+        writes.write(tmp_path / str(number), bytes)
         assert len(writes._writing) == 1
 
 
@@ -94,12 +95,12 @@ def test_an_error_comes_with_a_later_write_or_at_the_latest_when_all_is_settled(
         raise UserError("the disk is full")
 
     monkeypatch.setattr(background, "write_atomically", full)
-    writes.write(tmp_path / "only", b"")
+    writes.write(tmp_path / "only", bytes)
     with pytest.raises(UserError, match="the disk is full"):
         writes.wait(tmp_path / "only")
     with pytest.raises(UserError, match="the disk is full"):
         writes.settle()
-    many = (writes.write(tmp_path / str(number), b"") for number in range(9))
+    many = (writes.write(tmp_path / str(number), bytes) for number in range(9))
     with pytest.raises(UserError, match="the disk is full"):
         list(many)
 
@@ -122,7 +123,7 @@ def test_after_the_end_no_thread_writes(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(background, "write_atomically", slow)
     writes = WriteBehind()
     for number in range(8):
-        writes.write(tmp_path / str(number), b"")
+        writes.write(tmp_path / str(number), bytes)
     assert all(one_has_begun.acquire(timeout=60) for _ in range(4))
     writes.close()
     assert sorted(finished) == sorted(begun)

@@ -8,32 +8,30 @@ import json
 import platform
 import tomllib
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fedsa.adapters.factors import key_of
 from fedsa.data.clients import SPLITS, label_totals
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation
-from fedsa.models import AdaptedModel, with_sorted_names
+from fedsa.models import AdaptedModel, adapted_fingerprint, with_sorted_names
 from fedsa.recipe import dump_recipe
 from fedsa.store import Progress, RunFolder
 
 __all__ = ["begin", "check_unchanged"]
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 
 def begin(federation: Federation, folder: RunFolder) -> Progress:
     """Write what does not change during the run, and return the progress of a run without rounds."""
     recipe, config = dump_recipe(federation.recipe), _adapter_config(federation.model)
-    folder.write_text("recipe.toml", recipe)
-    folder.write_json("environment.json", _environment(federation.recipe.compute.model_dump()))
+    environment = _environment(federation.recipe.compute.model_dump())
+    data, fingerprints = federation.fingerprint(), _fingerprints(recipe, config, federation)
+    folder.begin(_run_id(federation, data, fingerprints, environment))
+    folder.write_recipe(recipe)
+    folder.write_json("environment.json", environment)
     folder.write_json("adapter_config.json", config)
     counts = {split: federation.label_counts(split) for split in SPLITS}
     totals = label_totals(counts)
@@ -55,7 +53,21 @@ def begin(federation: Federation, folder: RunFolder) -> Progress:
         },
     )
     folder.save_initial(federation.model.initial)
-    return Progress(data=federation.fingerprint(), fingerprints=_fingerprints(recipe, config, federation.model))
+    return Progress(data=data, fingerprints=fingerprints)
+
+
+def _run_id(federation: Federation, data: str, fingerprints: Mapping[str, str], environment: Mapping[str, str]) -> str:
+    """Return a hash of all that a run's tensors follow from: equal runs give equal files.
+
+    Where model and rows lie does not belong to it; they have fingerprints.
+    """
+    recipe = federation.recipe
+    without_places = {
+        "model": recipe.model.model_copy(update={"path": ""}),
+        "data": recipe.data.model_copy(update={"path": ""}),
+    }
+    told = {**fingerprints, "recipe": dump_recipe(recipe.model_copy(update=without_places))}
+    return _hash(json.dumps([data, told, environment], sort_keys=True))[:32]
 
 
 def check_unchanged(federation: Federation, folder: RunFolder, progress: Progress) -> None:
@@ -65,11 +77,11 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
         RunFolderError: what is not the same, and what to do.
     """
     recipe = dump_recipe(federation.recipe)
-    now = _fingerprints(recipe, _adapter_config(federation.model), federation.model)
+    now = _fingerprints(recipe, _adapter_config(federation.model), federation)
     changed = {name for name, value in now.items() if progress.fingerprints.get(name) != value}
     versions = f"the versions of torch, transformers and peft in {folder.path / 'environment.json'}"
     if "recipe" in changed:
-        raise RunFolderError(_other_recipe(recipe, folder, progress))
+        raise RunFolderError(_other_recipe(recipe, folder))
     if "adapter_config" in changed:
         raise RunFolderError(
             f"{folder.path}: the adapter's PEFT config is not the one that the run began with: use that of "
@@ -80,7 +92,7 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
             f"{folder.path}: the clients' rows are not those that the run began with, so it cannot go on: put "
             "the data (or the model's tokenizer) back as it was, or start a new run"
         )
-    if "base_model" in changed:
+    if changed:
         raise RunFolderError(
             f"{folder.path}: the base model's weights are not those that the run began with: put the model "
             f"({federation.recipe.model.path}) back as it was, use {versions}, or start a new run"
@@ -98,12 +110,8 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
         )
 
 
-def _other_recipe(recipe: str, folder: RunFolder, progress: Progress) -> str:
-    path = folder.path / "recipe.toml"
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if _hash(text) != progress.fingerprints.get("recipe"):
-        return f"{path} was changed after the run began: put it back as it was, or start a new run"
-    old, new = (dict(_flat(tomllib.loads(each))) for each in (text, recipe))
+def _other_recipe(recipe: str, folder: RunFolder) -> str:
+    old, new = (dict(_flat(tomllib.loads(each))) for each in (folder.recipe_text(), recipe))
     differing = ", ".join(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
     return (
         f"{folder.path} was begun with other settings ({differing}; see its recipe.toml): go on with those, and with "
@@ -119,37 +127,19 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def _fingerprints(recipe: str, config: Mapping[str, Any], model: AdaptedModel) -> dict[str, str]:
+def _fingerprints(recipe: str, config: Mapping[str, Any], federation: Federation) -> dict[str, str]:
     # Where the model lay and which PEFT wrote the config change nothing: weights have a fingerprint of their own.
     told = {name: value for name, value in config.items() if name not in ("base_model_name_or_path", "peft_version")}
     return {
         "recipe": _hash(recipe),
         "adapter_config": _hash(json.dumps(told, sort_keys=True)),
-        "base_model": _base_fingerprint(model),
+        "base_model": adapted_fingerprint(federation.model),
+        "base_as_loaded": federation.base,
     }
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@torch.no_grad()
-def _base_fingerprint(model: AdaptedModel) -> str:
-    """Return a hash of the sums of every frozen tensor's bits.
-
-    Integers, for their sum is the same in any order: on any device and number of threads. Blind to values that
-    change places inside a tensor.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in chain(model.model.named_parameters(), model.model.named_buffers()):
-        if key_of(name, trained=False) is None:
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sum_of_bits(tensor)}\n".encode())
-    return digest.hexdigest()
-
-
-def _sum_of_bits(tensor: Tensor) -> int:
-    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return int(real.detach().contiguous().view(_INTEGERS[real.element_size()]).sum(dtype=torch.int64))
 
 
 def _adapter_config(model: AdaptedModel) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class _Run:
             self._round(round)
         summary = self._summary()
         self.folder.settle()  # a finished run is not tidied up by anybody who comes later
-        self.folder.write_json("summary.json", summary)
+        self.folder.finish(self.progress, summary)
         self._tell("on_run_end", summary)
         return summary
 

@@ -3,7 +3,8 @@
 from fedsa.export.base import Base, base_of
 from fedsa.export.card import card_of, weights_note
 from fedsa.export.clients import export, personal_state, refuse_adapter
-from fedsa.export.folders import config_of, require_empty, write_model
+from fedsa.export.folders import config_of, write_model
+from fedsa.export.targets import require_empty
 
 __all__ = [
     "Base",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,12 +17,13 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.errors import UserError, near
 from fedsa.export.base import base_of
 from fedsa.export.card import card_of, history_of, score_of, weights_note
-from fedsa.export.folders import config_of, projections, require_empty, write_model
+from fedsa.export.folders import config_of, projections, write_model
+from fedsa.export.targets import Journal
 from fedsa.federation import fresh_base, load_processor
-from fedsa.models import AdaptedModel, fit_padding, load_base
+from fedsa.models import AdaptedModel, adapted_fingerprint, fit_padding, load_base, plain_fingerprint
 from fedsa.recipe import OBJECTS, Recipe
 from fedsa.seeds import derive_seed
-from fedsa.store import RunFolder, recipe_of
+from fedsa.store import FinishedRun, RunFolder
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.types import State
@@ -64,6 +66,8 @@ def export(
     Weights are written in fp32, whatever the run computed in. Adapters are for the base as it was before the run
     adapted it: PiSSA's and OLoRA's, which were trained on one that had changed, become LoRA of twice the rank.
 
+    An export that was interrupted can be repeated: the folders that it finished are left as they are.
+
     Args:
         run: a finished run's folder.
         to: one client's files go right here; several clients' into one sub-folder each.
@@ -89,8 +93,8 @@ def export(
             given, the target is not empty, or the method's result is no adapter and ``merge`` is not given.
         ModelError: the base does not fit the run.
     """
-    folder = RunFolder.open(run)
-    summary, about = folder.read_json("summary.json"), folder.read_json("clients.json")
+    finished = FinishedRun.open(run)
+    folder, recipe, summary, about = finished.folder, finished.recipe, finished.summary, finished.clients
     unseen = {client for client, entry in about.items() if entry.get("held_out") and round == "final"}
     wanted = [client for client in about if client not in unseen] if clients is None else list(clients)
     for client in wanted:
@@ -101,9 +105,9 @@ def export(
     number = int(summary["chosen_round"] if round == "chosen" else summary["rounds"])
     one = clients is not None and len(wanted) == 1
     targets = [to] if one else [to / about[client]["folder"] for client in wanted]
-    for target in targets:
-        require_empty(target)
-    recipe = recipe_of(folder)
+    whose = {"run": folder.run, "round": number, "merge": merge, "fedsa": version("fedsa")}
+    journal = Journal(to, whose)
+    written = {target for target in targets if journal.is_finished(target)}
     if recipe.model.path == OBJECTS and (base is None or tokenizer is None):
         raise UserError(
             f"{run} is a run of a model that was loaded in Python: use result.export of what fedsa.run or fedsa.resume "
@@ -114,14 +118,16 @@ def export(
     _refuse_gates(recipe, algorithm)
     if not merge:
         refuse_adapter(recipe, algorithm)
-    task = make_task(recipe.task, list(next(iter(about.values()))["labels"]))
+    task = make_task(recipe.task, finished.label_names)
     tokenizer = tokenizer or load_processor(recipe, task)
     model, known = None, None
     states = PersonalStates(folder, algorithm, number)
     personal = {client: states.of(client) for client in wanted[:1]}  # what is missing is told before a model is loaded
     for client, target in zip(wanted, targets, strict=True):
+        if target in written:
+            continue
         if model is None or merge:  # merging changes the base: each client needs its own
-            model = _adapted(run, recipe, algorithm, task, base, tokenizer, merge=merge)
+            model = _adapted(finished, algorithm, task, base, tokenizer, merge=merge)
         known = known or base_of(recipe, model, task, tokenizer, to, copy=None if with_base and not merge else False)
         state = personal.get(client) or states.of(client)
         history, score = history_of(recipe, summary, number), score_of(summary, client, round)
@@ -129,7 +135,8 @@ def export(
         card = card_of(
             recipe, summary, client, about[client], known, target, history=history, score=score, merged=merge
         )
-        write_model(model, state, tokenizer, card, target, base=known, merge=merge)
+        write_model(model, state, tokenizer, card, target, base=known, merge=merge, journal=journal)
+    journal.close()
     return targets
 
 
@@ -168,8 +175,7 @@ def _refuse_gates(recipe: Recipe, algorithm: Algorithm) -> None:
 
 
 def _adapted(
-    run: Path,
-    recipe: Recipe,
+    run: FinishedRun,
     algorithm: Algorithm,
     task: Task,
     base: PreTrainedModel | AdaptedModel | Callable[[], PreTrainedModel] | None,
@@ -177,8 +183,14 @@ def _adapted(
     *,
     merge: bool,
 ) -> AdaptedModel:
-    """Return the base with the run's adapter in it; one to be merged is nobody else's."""
+    """Return the base with the run's adapter in it; one to be merged is nobody else's.
+
+    Raises:
+        RunFolderError: its weights are not those that the run was trained on.
+    """
+    recipe = run.recipe
     if isinstance(base, AdaptedModel):
+        run.check_base(adapted_fingerprint(base), "base_model")
         if not merge:
             return base
         if base.precision == "fp32" and not recipe.model.quantization:
@@ -192,9 +204,11 @@ def _adapted(
     else:  # a model can be called too
         given, is_model = cast(Any, base), isinstance(base, nn.Module)
         plain = fresh_base(copy.deepcopy(given) if is_model else given())
+    config = config_of(run)
+    run.check_base(plain_fingerprint(plain, config))
     if not task.takes_images:
         fit_padding(plain, tokenizer)
-    return AdaptedModel(plain, config_of(run), seed=seed, adapters=algorithm.adapters, folds=algorithm.folds)
+    return AdaptedModel(plain, config, seed=seed, adapters=algorithm.adapters, folds=algorithm.folds)
 
 
 def _in_fp32(model: AdaptedModel) -> AdaptedModel:

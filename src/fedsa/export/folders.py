@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,26 +14,22 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftConfig, VeraConfig
 from peft.tuners.vera.model import _kaiming_init
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsa.adapters.algebra import RANK_DIMENSION
 from fedsa.adapters.factors import VARIANTS, key_of
-from fedsa.errors import RunFolderError, UserError
-from fedsa.export.base import BASE, Base
+from fedsa.errors import RunFolderError
+from fedsa.export.base import Base
+from fedsa.export.targets import Journal, written_whole
 from fedsa.models import AdaptedModel, plain_state, quiet, with_sorted_names
-from fedsa.store import write_error
+from fedsa.store import FinishedRun
 from fedsa.types import Factor, State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["config_of", "projections", "require_empty", "write_model"]
-
-_STAGING = ".partial"
-_LEFT = {_STAGING, BASE, f".{BASE}.partial"}
-"""What an export that was killed may have left."""
+__all__ = ["config_of", "projections", "write_model"]
 
 
 def write_model(
@@ -47,6 +41,7 @@ def write_model(
     *,
     base: Base,
     merge: bool = False,
+    journal: Journal | None = None,
 ) -> None:
     """Write a client's adapter, or the whole model with it, as PEFT and transformers load it.
 
@@ -58,12 +53,13 @@ def write_model(
         target: an empty folder, or none yet.
         base: how the adapter names its base model.
         merge: write the whole model with the adapter's update added to its weights.
+        journal: of an export that can be repeated.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; nothing is left in it.
     """
     model.write(state)
-    with _written_whole(target) as staging, quiet():
+    with written_whole(target, journal) as staging, quiet():
         if merge:
             model.merge().save_pretrained(staging)
         elif VARIANTS[model.variant].starts_at_zero and _is_whole(model, state):
@@ -78,31 +74,20 @@ def write_model(
         card.save(staging / "README.md")
 
 
-def config_of(run: Path) -> PeftConfig:
+def config_of(run: FinishedRun) -> PeftConfig:
     """Return PEFT's description of a run's adapter, ready to be trained.
 
     Raises:
         RunFolderError: it is missing or damaged.
     """
+    path = run.folder.check_file("adapter_config.json")
     try:
         with quiet():
-            config: PeftConfig = PeftConfig.from_pretrained(str(run))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{run / 'adapter_config.json'} is missing or damaged ({error}): restore it from a copy"
-        ) from error
+            config: PeftConfig = PeftConfig.from_pretrained(str(run.folder.path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunFolderError(f"{path} is damaged ({error}): put it back as it was from a copy") from error
     config.inference_mode = False
     return config
-
-
-def require_empty(target: Path) -> None:
-    """Refuse a target that something is in.
-
-    Raises:
-        UserError: it exists and is not an empty folder.
-    """
-    if target.exists() and (not target.is_dir() or {entry.name for entry in target.iterdir()} - _LEFT):
-        raise UserError(f"{target} exists and is not an empty folder: give --to another one")
 
 
 def _is_whole(model: AdaptedModel, state: State) -> bool:
@@ -182,31 +167,6 @@ def _write_config(path: Path, model: AdaptedModel, base: Base) -> None:
         kind = type(model.model.get_base_model())
         config["auto_mapping"] = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-
-
-@contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
-    """Give a folder to write into; its files move to ``target`` once all are there.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written; nothing is left in it.
-    """
-    staging, made = target / _STAGING, not target.exists()
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        yield staging
-        for file in sorted(staging.iterdir()):
-            file.replace(target / file.name)
-        staging.rmdir()
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if made:
-            with suppress(OSError):
-                target.rmdir()
-        if isinstance(error, OSError):
-            raise write_error(target, error) from error
-        raise UserError(f"cannot write {target}: {error}") from error
 
 
 def projections(model: AdaptedModel) -> dict[str, Tensor]:

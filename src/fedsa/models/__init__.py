@@ -16,6 +16,7 @@ from fedsa.models.base import (
 from fedsa.models.class_order import names_of, turn_head
 from fedsa.models.early import check_layer_names, check_model_extras
 from fedsa.models.empty import EmptyModel, empty_base, empty_model
+from fedsa.models.fingerprints import adapted_fingerprint, plain_fingerprint
 from fedsa.models.images import image_side, image_tokens, load_image_processor, with_image_size
 from fedsa.models.middle import plain_state
 from fedsa.models.products import unlike_products
@@ -25,6 +26,7 @@ __all__ = [
     "HEADS",
     "AdaptedModel",
     "EmptyModel",
+    "adapted_fingerprint",
     "bits_of_a_weight",
     "check_layer_names",
     "check_model_extras",
@@ -41,6 +43,7 @@ __all__ = [
     "names_of",
     "padding_side",
     "peft_config_of",
+    "plain_fingerprint",
     "plain_state",
     "position_limit",
     "quantized_layers",

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -24,12 +23,12 @@ from fedsa.errors import RunFolderError
 from fedsa.escapes import for_html
 from fedsa.evaluation import interval
 from fedsa.report.figures import MOST_LABELS, Table, draw_figures
+from fedsa.store import FinishedRun, write_atomically
 from fedsa.types import FRACTIONS
 from fedsa.wording import counted, some
 
 __all__ = ["write_report"]
 
-_NEEDED: dict[str, type] = {"algorithm": str, "rounds": int, "test": dict, "test_final": dict, "per_client": dict}
 _COLUMNS = [
     ("before", "Before training"),
     ("test", "Chosen round"),
@@ -49,89 +48,32 @@ def write_report(run: Path) -> Path:
     """Return the path of ``report.html``, newly written from the files of a finished run.
 
     Args:
-        run: a run folder with ``recipe.toml``, ``environment.json``, ``metrics.jsonl`` and ``summary.json``.
+        run: a finished run's folder.
 
     Raises:
-        RunFolderError: one of these files is missing or damaged, or the report cannot be written.
+        RunFolderError: one of its files is missing, damaged or of another run.
+        UserError: the report cannot be written.
     """
-    recipe_text = _text(run, "recipe.toml")
-    recipe = _parsed(run, "recipe.toml", tomllib.loads, recipe_text)
-    environment = _parsed(run, "environment.json", json.loads, _text(run, "environment.json"))
-    summary = _parsed(run, "summary.json", json.loads, _text(run, "summary.json"))
-    for key, kind in _NEEDED.items():
-        if not isinstance(summary.get(key), kind):
-            raise _damaged(run, "summary.json", f"{key!r} is {summary.get(key)!r:.40}, not {kind.__name__}")
-    records, samples = list(_records(run)), _samples(run)
+    finished = FinishedRun.open(run)
+    recipe_text = finished.folder.recipe_text()
     try:
-        html = _render(run.resolve().name, recipe, recipe_text, environment, summary, records, samples)
-    except (AttributeError, KeyError, TypeError, TemplateError) as error:
+        html = _render(
+            run.resolve().name,
+            tomllib.loads(recipe_text),
+            recipe_text,
+            finished.environment(),
+            finished.summary,
+            list(finished.lines()),
+            finished.samples(),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, TemplateError) as error:
         raise RunFolderError(
             f"the files in {run} do not have the form that this version of fedsa writes ({error}); "
             "make the report with the version that is named in environment.json, or repeat the run with `fedsa run`"
         ) from error
     report = run / "report.html"
-    temporary = run / f".report-{os.getpid()}.tmp"
-    try:
-        temporary.write_text(html, encoding="utf-8", errors="replace", newline="\n")
-        temporary.replace(report)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFolderError(
-            f"cannot write {report}: {error.strerror}; free some space or make the folder writable, then try again"
-        ) from None
+    write_atomically(report, html.encode(errors="replace"))
     return report
-
-
-def _text(run: Path, name: str) -> str:
-    try:
-        return (run / name).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RunFolderError(
-            f"{run / name} is missing, so there is no finished run to report; give the folder that `fedsa run` made, "
-            f"or finish an interrupted run with: fedsa resume {shlex.quote(str(run))}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(run, name, str(error)) from None
-
-
-def _parsed(run: Path, name: str, parse: Callable[[str], Any], text: str, where: str = "") -> Table:
-    try:
-        value = parse(text)
-    except ValueError as error:  # both decoders' errors are ValueErrors
-        raise _damaged(run, name, f"{where}{error}") from None
-    if not isinstance(value, dict):
-        raise _damaged(run, name, f"{where}a table of keys and values is expected, not {text.strip()[:40]!r}")
-    return value
-
-
-def _damaged(run: Path, name: str, what: str) -> RunFolderError:
-    return RunFolderError(
-        f"{run / name} cannot be read: {what}; put an undamaged copy back, or repeat the run with `fedsa run`"
-    )
-
-
-def _records(run: Path) -> Iterator[Table]:
-    for number, line in enumerate(_text(run, "metrics.jsonl").splitlines(), start=1):
-        record = _parsed(run, "metrics.jsonl", json.loads, line, f"line {number}: ")
-        if not isinstance(record.get("round"), int) or not isinstance(record.get("client"), str):
-            raise _damaged(run, "metrics.jsonl", f"line {number}: 'round' or 'client' is missing")
-        yield record
-
-
-def _samples(run: Path) -> list[Table]:
-    """Return the rows that the run kept with what the model wrote; none, where it kept none."""
-    if not (run / "samples.json").exists():
-        return []
-    try:
-        return [
-            {
-                **{name: str(each[name]) for name in ("client", "prompt", "written")},
-                "right": [str(answer) for answer in each["right"]],
-            }
-            for each in json.loads(_text(run, "samples.json"))
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(run, "samples.json", str(error)) from None
 
 
 def _render(

@@ -9,16 +9,31 @@
     server/round-000005.safetensors
     clients/00003-amazon-1/round-000005.safetensors
     metrics.jsonl               one line per round and client that took part in it
-    state.json                  the commit point
+    state.json                  the commit point, with the hashes of the small files
     summary.json, report.html   at the end
 
 Files of a round are written whole under new names; the round exists once ``state.json`` names it. So an interruption at
 any moment, inside a write too, leaves the last finished round as it was. A client's state is kept for its last round
 and for the chosen one. Clients' files are written by threads behind the training; the commit waits for them.
+
+What is read is what was written: files of tensors carry their hash and whose they are (of which run, client and round),
+and ``state.json`` has the hashes of all other files, and its own. Nothing is written, cut or deleted through a link.
 """
 
-from fedsa.store.files import FORMAT, write_atomically, write_error
+from fedsa.store.files import FORMAT, file_hash, parsed_json, write_atomically, write_error
+from fedsa.store.finished import FinishedRun
 from fedsa.store.folder import RunFolder, recipe_of
 from fedsa.store.states import ClientState, Progress
 
-__all__ = ["FORMAT", "ClientState", "Progress", "RunFolder", "recipe_of", "write_atomically", "write_error"]
+__all__ = [
+    "FORMAT",
+    "ClientState",
+    "FinishedRun",
+    "Progress",
+    "RunFolder",
+    "file_hash",
+    "parsed_json",
+    "recipe_of",
+    "write_atomically",
+    "write_error",
+]

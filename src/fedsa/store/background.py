@@ -33,8 +33,12 @@ class WriteBehind:
         self._writing: dict[Path, Future[None]] = {}
         self._removing: list[Future[None]] = []
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Path, content: Callable[[], bytes]) -> None:
         """Write a file, whole or not at all, some time before `settle` returns.
+
+        Args:
+            path: where to.
+            content: called in the thread that writes.
 
         Raises:
             UserError: an earlier write failed.
@@ -44,7 +48,7 @@ class WriteBehind:
             if len(self._writing) < _MOST_WRITING and not self._writing[oldest].done():
                 break
             self._writing.pop(oldest).result()
-        self._writing[path] = self._threads.submit(write_atomically, path, content)
+        self._writing[path] = self._threads.submit(lambda: write_atomically(path, content()))
 
     def remove(self, path: Path) -> None:
         """Remove a file some time before `settle` returns. It must not be one that is being written."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import quote
@@ -16,17 +19,21 @@ from urllib.parse import quote
 import torch
 from filelock import FileLock, Timeout
 
-from fedsa.errors import RunFolderError
+from fedsa.errors import RunFolderError, UserError
 from fedsa.recipe import Recipe, parse_recipe
 from fedsa.store.background import ReadAhead, WriteBehind
+from fedsa.store.commits import Commit, read_commit
 from fedsa.store.files import (
-    FORMAT,
     by_key,
     by_name,
+    hash_of,
     load_tensors,
-    make_folder,
     packed,
+    parsed_json,
+    read_file,
+    remove,
     save_tensors,
+    sealed,
     write_atomically,
     write_error,
 )
@@ -42,8 +49,12 @@ __all__ = ["RunFolder", "recipe_of"]
 
 _SLOT = "slot|"
 _LAST_TRAINED = "last_trained"  # in the server's file: for each client of clients.json, the round it last trained in
-_ROUND_FILE = re.compile(r"round-(\d{6})\.safetensors")
+_ROUND_FILE = re.compile(r"(?:round|personal)-(\d{6})\.safetensors")
 _FIRST_FILES = {"recipe.toml", ".recipe.toml.partial", ".lock"}  # all that `create` writes
+_SEAL = "# sha256 of the lines above, so that a change is noticed: "
+_SUMMARY = "summary.json"
+_MEASURED = (_SUMMARY, "samples.json")  # what is written when all rounds are done, and can be made again
+_CHECKERS = 4  # threads that read files when a run goes on
 
 
 @final
@@ -64,8 +75,12 @@ class RunFolder:
         self._folders: dict[str, str] = {}
         self._writes = WriteBehind()
         self._reads: ReadAhead[tuple[str, int], ClientState | None] = ReadAhead()
+        self._run = ""  # the run's id
+        self._files: dict[str, str] = {}  # the hash of each small file that belongs to the run
+        self._metrics = hashlib.sha256()  # of metrics.jsonl, as far as it is written
+        self._place: tuple[int, int] | None = None  # device and inode of the folder that is written
         self._made: list[Path] = []  # the folders that `create` made, innermost first
-        self._is_new = False
+        self._is_new, self._is_discarded = False, False
         self.keeps_all_rounds = False
         """Not only the files that are needed to go on and to export, but those of every round."""
 
@@ -91,9 +106,10 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(path, error) from error
+        folder._refuse_links()
         folder._acquire()
         with folder._discarded_on_error():
-            write_atomically(path / "recipe.toml", recipe.encode())
+            folder.write_recipe(recipe)
         return folder
 
     @classmethod
@@ -112,13 +128,17 @@ class RunFolder:
             raise RunFolderError(f"{path} {there}; `fedsa run` makes one, by default below runs/")
         folder = cls(path)
         if write:
+            folder._refuse_links()
             folder._acquire()
         try:
-            progress = folder.progress()
-            if progress is None and any(path.rglob("round-*.safetensors")):
+            commit = read_commit(path)
+            if commit is None and any(path.rglob("round-*.safetensors")):
                 raise folder._damaged("state.json", "it is missing")
-            if progress is not None:
-                folder._find_clients(progress)
+            if commit is not None:
+                folder._run, folder._files = commit.run, dict(commit.files)
+                folder._find_clients(commit.progress)
+                if write:
+                    folder._check(commit)
             elif write:
                 folder.roll_back(Progress())
         except BaseException:
@@ -126,28 +146,69 @@ class RunFolder:
             raise
         return folder
 
+    def _refuse_links(self) -> None:
+        """Refuse to write and delete through links: they may lead anywhere.
+
+        The folder itself may be reached through one: that is what the user named.
+        """
+        places = [self.path, self.path / "server", self.path / "clients", *_entries(self.path / "clients")]
+        for place in places:
+            for entry in _entries(place):
+                if entry.is_symlink():
+                    raise RunFolderError(
+                        f"{entry} is a link, and a run writes and deletes nothing through links: put the file or "
+                        "folder itself there, or move the link out of the run folder"
+                    )
+
+    def _check(self, commit: Commit) -> None:
+        """Refuse to go on with files that are not what was written, before anything is written.
+
+        All that the last and the chosen round need is read: a run must not find out after its last round.
+        """
+        for name in self._files:
+            if name not in _MEASURED:
+                self._read(name)
+        self.recipe_text()
+        self.load_initial()
+        self._metrics = hashlib.sha256(self._checked_metrics(commit))
+        progress = commit.progress
+        limits = {progress.round, progress.chosen_round or 0}
+        needed = {
+            (client, round)
+            for client, rounds in self._kept.items()
+            for round in (_last(rounds, limit) for limit in limits)
+            if round is not None
+        }
+        personal = []
+        if self.finished(progress.round):  # else they are made anew
+            personal = [(client, _round_of(path)) for client in self._folders for path in self._personal_files(client)]
+        with ThreadPoolExecutor(_CHECKERS, "fedsa-check") as threads:
+            for _ in threads.map(lambda key: self._load_client_file(*key), sorted(needed)):
+                pass
+            for _ in threads.map(lambda key: self.load_personal(*key), personal):
+                pass
+
     def _find_clients(self, progress: Progress) -> None:
         """Learn which client's state is where, and that none is missing."""
-        if not (self.path / "clients.json").exists():
-            raise self._damaged("clients.json", "it is missing")
         try:
-            clients = self.read_json("clients.json").items()
-            self._folders = {client: entry["folder"] for client, entry in clients}
+            self._folders = {client: entry["folder"] for client, entry in self.read_json("clients.json").items()}
         except (AttributeError, KeyError, TypeError):
             raise self._damaged("clients.json", "not what fedsa wrote") from None
+        if self._folders != _folders_of(self._folders):  # files below them are deleted: they must be our own
+            raise self._damaged("clients.json", "its folders are not those that fedsa gives")
         self._scan()
         for limit in {progress.round, progress.chosen_round or 0}:
             for client, held in self.load_held(limit).items():
                 # A later one will do: the client has trained since, and its update was lost.
                 if not any(held + 1 <= kept <= limit for kept in self._kept.get(client, [])):
                     path = self._client_file(client, held + 1)
-                    raise RunFolderError(
-                        f"checkpoint {path} is missing: restore it from a copy, or start the run again"
-                    )
+                    raise RunFolderError(f"{path} is missing: put it back from a copy, or start the run again")
 
     def _acquire(self) -> None:
         try:
             self._lock.acquire(timeout=0)
+            status = self.path.stat()
+            self._place = (status.st_dev, status.st_ino)
         except Timeout:
             raise RunFolderError(
                 f"{self.path} is in use: another fedsa process is writing this run; wait for it, or end it first"
@@ -162,12 +223,45 @@ class RunFolder:
         self._lock.release()
 
     def finished(self, rounds: int) -> dict[str, Any] | None:
-        """Return the summary if all ``rounds`` are done and measured, else None."""
-        progress = self.progress()
-        if progress is None or progress.round != rounds or not (self.path / "summary.json").exists():
+        """Return the summary if all ``rounds`` are done and measured, else None: what is lost is measured again."""
+        commit = read_commit(self.path)
+        if commit is None or commit.progress.round != rounds or _SUMMARY not in commit.files:
             return None
-        summary: dict[str, Any] = self.read_json("summary.json")
+        try:
+            read = {name: self.read_json(name) for name in _MEASURED if self.has(name)}
+        except RunFolderError:
+            return None
+        summary: dict[str, Any] = read[_SUMMARY]
         return summary
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return self._run
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a summary, by the commit point."""
+        return self.has(_SUMMARY)
+
+    def has(self, name: str) -> bool:
+        """Say whether a small file belongs to the run."""
+        return name in self._files
+
+    def is_there(self) -> bool:
+        """Say whether the folder that was opened for writing is where it was: not moved, deleted or replaced."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return False
+        return self._place in (None, (status.st_dev, status.st_ino))
+
+    def _require_there(self) -> None:
+        if not self.is_there():
+            raise RunFolderError(
+                f"{self.path} was moved, deleted or replaced while it was being written. What was finished is safe in "
+                "it, wherever it is now: put it back, then `fedsa resume` it; if it is gone, start the run again"
+            )
 
     @contextmanager
     def _discarded_on_error(self) -> Iterator[None]:
@@ -178,7 +272,8 @@ class RunFolder:
         try:
             yield
         except Exception:
-            if self._is_new and {entry.name for entry in self.path.iterdir()} <= _FIRST_FILES:
+            if self._is_new and self.is_there() and {entry.name for entry in self.path.iterdir()} <= _FIRST_FILES:
+                self._is_discarded = True
                 with suppress(OSError):
                     (self.path / "recipe.toml").unlink(missing_ok=True)
                     self.close()
@@ -191,8 +286,10 @@ class RunFolder:
     # -- small files -------------------------------------------------------------------------------------------------
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file of the run, atomically."""
-        write_atomically(self.path / name, text.encode())
+        """Write a text file of the run, atomically; the next commit point has its hash."""
+        content = text.encode()
+        write_atomically(self.path / name, content)
+        self._files[name] = hash_of(content)
 
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file of the run, atomically."""
@@ -205,26 +302,108 @@ class RunFolder:
         ]
         self.write_text(name, "{\n" + ",\n".join(lines) + "\n}\n")
 
+    def write_recipe(self, recipe: str) -> None:
+        """Write ``recipe.toml``, with its hash in a last line: it is there before any commit point."""
+        self.write_text("recipe.toml", f"{recipe}{_SEAL}{hash_of(recipe.encode())}\n")
+
+    def recipe_text(self) -> str:
+        """Return the recipe, as `write_recipe` was given it.
+
+        Raises:
+            RunFolderError: it is missing or was changed.
+        """
+        text, _, seal = self.read_text("recipe.toml").rpartition(_SEAL)
+        if seal.strip() != hash_of(text.encode()):
+            raise self._changed("recipe.toml")
+        return text
+
+    def read_text(self, name: str) -> str:
+        """Return a small text file of the run.
+
+        Raises:
+            RunFolderError: it is missing, or is not what was written.
+        """
+        try:
+            return self._read(name).decode()
+        except UnicodeDecodeError as error:
+            raise self._damaged(name, error) from None
+
     def read_json(self, name: str) -> Any:
         """Return what a JSON file of the run holds.
 
         Raises:
-            RunFolderError: it is missing or damaged.
+            RunFolderError: it is missing, or is not what was written.
         """
-        path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RunFolderError(
-                f"{path} is missing: the run stopped before it was written; `fedsa resume {self.path}`"
-            ) from None
-        except (OSError, ValueError) as error:
+            return parsed_json(self.read_text(name))
+        except ValueError as error:
             raise self._damaged(name, error) from None
 
+    def read_metrics(self) -> str:
+        """Return ``metrics.jsonl``, as far as the last commit.
+
+        Raises:
+            RunFolderError: it is missing, or is not what was written.
+        """
+        commit = read_commit(self.path)
+        return "" if commit is None else self._checked_metrics(commit).decode()
+
+    def check_file(self, name: str) -> Path:
+        """Return the path of a small file of the run, for others to read.
+
+        Raises:
+            RunFolderError: it is missing, or is not what was written.
+        """
+        self._read(name)
+        return self.path / name
+
+    def _read(self, name: str) -> bytes:
+        try:
+            content = read_file(self.path / name)
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path / name} is missing: {self._mend(name)}") from None
+        except OSError as error:
+            raise self._damaged(name, error.strerror or error) from None
+        if self._files.get(name, hash_of(content)) != hash_of(content):
+            raise self._changed(name)
+        return content
+
+    def _checked_metrics(self, commit: Commit) -> bytes:
+        """Return the metrics that were written by a commit; an interruption may have left more."""
+        content = self._metrics_so_far(commit.progress)
+        if self.is_measured and len(content) > commit.progress.metrics_bytes:
+            raise self._changed("metrics.jsonl")
+        content = content[: commit.progress.metrics_bytes]
+        if hash_of(content) != commit.metrics:
+            raise self._changed("metrics.jsonl")
+        return content
+
+    def _metrics_so_far(self, progress: Progress) -> bytes:
+        """Return all that is in ``metrics.jsonl``: an interruption may have left more than was committed."""
+        name, size = "metrics.jsonl", progress.metrics_bytes
+        content = self._read(name) if size or (self.path / name).exists() else b""
+        if len(content) < size:
+            raise self._damaged(name, f"{len(content)} bytes, {size} were written")
+        return content
+
+    def _changed(self, name: str) -> RunFolderError:
+        return RunFolderError(
+            f"{self.path / name} was changed after it was written, or is of another run: {self._mend(name)}"
+        )
+
     def _damaged(self, name: str, why: object) -> RunFolderError:
-        return RunFolderError(f"{self.path / name} is damaged ({why}): restore it from a copy, or start the run again")
+        return RunFolderError(f"{self.path / name} is damaged ({why}): {self._mend(name)}")
+
+    def _mend(self, name: str) -> str:
+        if name in _MEASURED:
+            return f"`fedsa resume {shlex.quote(str(self.path))}` measures the finished run again and writes it anew"
+        return "put it back as it was from a copy, or start a new run"
 
     # -- the commit point --------------------------------------------------------------------------------------------
+
+    def begin(self, run: str) -> None:
+        """Take the id of the run, which all its files of tensors get: the same for runs that give the same bytes."""
+        self._run = run
 
     def progress(self) -> Progress | None:
         """Return how far the run is, or None before its first commit.
@@ -232,19 +411,8 @@ class RunFolder:
         Raises:
             RunFolderError: it is damaged, or of another format version.
         """
-        if not (self.path / "state.json").exists():
-            return None
-        data = self.read_json("state.json")
-        version = data.pop("format", None) if isinstance(data, dict) else None
-        if version != FORMAT:
-            raise RunFolderError(
-                f"{self.path} has run-folder format {version}, this fedsa reads format {FORMAT}: use the fedsa "
-                f"version named in {self.path / 'environment.json'}"
-            )
-        try:
-            return Progress(**data)
-        except TypeError as error:
-            raise self._damaged("state.json", error) from None
+        commit = read_commit(self.path)
+        return None if commit is None else commit.progress
 
     def commit(self, progress: Progress) -> None:
         """Make a round exist, once all its files are safe; the files that no round needs any more go after that.
@@ -253,7 +421,9 @@ class RunFolder:
             UserError: a file of the round could not be written, or the commit point; the round before is safe.
         """
         self._writes.settle()
-        self.write_json("state.json", {"format": FORMAT, **asdict(progress)})
+        for name in _MEASURED:
+            self._files.pop(name, None)
+        self._commit(progress)
         self._prune(progress)
 
     def settle(self) -> None:
@@ -263,6 +433,20 @@ class RunFolder:
             UserError: a file could not be written or removed.
         """
         self._writes.settle()
+
+    def finish(self, progress: Progress, summary: Mapping[str, Any]) -> None:
+        """Write the summary: the run is finished once the commit point names it.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        self.write_json(_SUMMARY, summary)
+        self._commit(progress)
+
+    def _commit(self, progress: Progress) -> None:
+        self._require_there()
+        commit = Commit(progress, self._run, self._files, self._metrics.hexdigest())
+        write_atomically(self.path / "state.json", commit.text().encode())
 
     def _prune(self, progress: Progress) -> None:
         """Have the files deleted that no round needs any more, of whoever may have one."""
@@ -291,47 +475,45 @@ class RunFolder:
             RunFolderError: ``metrics.jsonl`` has lost lines.
         """
         metrics = self.path / "metrics.jsonl"
-        length = metrics.stat().st_size if metrics.exists() else 0
-        if length < progress.metrics_bytes:
-            raise self._damaged("metrics.jsonl", f"{length} bytes, {progress.metrics_bytes} were written")
-        if length > progress.metrics_bytes:
-            with metrics.open("r+b") as file:
-                file.truncate(progress.metrics_bytes)
+        content = self._metrics_so_far(progress)
+        self._metrics = hashlib.sha256(content[: progress.metrics_bytes])
+        if len(content) > progress.metrics_bytes or (content and metrics.stat().st_nlink > 1):
+            # Written anew, not cut or appended to: the same file may have another name elsewhere (a hard link).
+            write_atomically(metrics, content[: progress.metrics_bytes])
         for path in [*self.path.glob(".*.tmp"), *self.path.glob(".*.partial"), *self.path.glob("server/.*.partial")]:
-            path.unlink()
+            remove(path)
         for path in (self.path / "server").glob("round-*.safetensors"):
             if _round_of(path) > progress.round:
-                path.unlink()
+                remove(path)
         for path in self._scan():
-            path.unlink()
+            remove(path)
         for client, rounds in self._kept.items():
             while rounds and rounds[-1] > progress.round:
-                self._client_file(client, rounds.pop()).unlink()
+                remove(self._client_file(client, rounds.pop()))
         self._saved = set(self._kept)
         self._prune(progress)
         self._writes.settle()
 
     def append_metrics(self, lines: Iterable[Mapping[str, Any]]) -> int:
         """Append lines to ``metrics.jsonl`` and return its length in bytes."""
-        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines).encode()
         path = self.path / "metrics.jsonl"
         try:
             with path.open("ab") as file:
-                file.write(text.encode())
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-                return file.tell()
+                length = file.tell()
         except OSError as error:
             raise write_error(path, error) from error
+        self._metrics.update(text)
+        return length
 
     # -- tensors -----------------------------------------------------------------------------------------------------
 
     def register_clients(self, clients: Mapping[str, Mapping[str, Any]]) -> None:
         """Write ``clients.json``: what is known of each client, and the folder of its state."""
-        folders = {
-            client: f"{number:05d}-{quote(client, safe=' ').replace('%', '_')[:60].strip(' .')}"
-            for number, client in enumerate(sorted(clients))
-        }
+        folders = _folders_of(clients)
         self.write_table(
             "clients.json", {client: {"folder": folders[client], **clients[client]} for client in sorted(clients)}
         )
@@ -340,11 +522,11 @@ class RunFolder:
 
     def save_initial(self, tensors: State) -> None:
         """Write the tensors that every client starts from."""
-        save_tensors(self.path / "initial.safetensors", by_name(tensors), {})
+        save_tensors(self.path / "initial.safetensors", by_name(tensors), {"run": self._run})
 
     def load_initial(self) -> dict[Key, Tensor]:
         """Return the tensors that every client starts from."""
-        tensors, _ = load_tensors(self.path / "initial.safetensors")
+        tensors, _ = load_tensors(self.path / "initial.safetensors", {"run": self._run, "round": None, "client": None})
         return by_key(tensors)
 
     def save_server(
@@ -371,8 +553,12 @@ class RunFolder:
         last = torch.tensor([held.get(client, -1) + 1 for client in self._folders], dtype=torch.int32)
         own = {"versions": {str(key): version for key, version in versions.items()}}
         named = {f"{_SLOT}{name}": tensor for name, tensor in (slots or {}).items()}
-        make_folder(path.parent)
-        self._writes.write(path, packed({**by_name(tensors), **named, _LAST_TRAINED: last}, {**(about or {}), **own}))
+        self._make(path.parent)
+        content = packed(
+            {**by_name(tensors), **named, _LAST_TRAINED: last},
+            {**(about or {}), **own, "run": self._run, "round": round},
+        )
+        self._writes.write(path, partial(sealed, content))
 
     def kept_rounds(self) -> list[int]:
         """Return the rounds whose state is kept, ascending."""
@@ -385,6 +571,8 @@ class RunFolder:
             RunFolderError: the round is not kept, or its file is damaged.
         """
         tensors, about = self._load_server(round)
+        for name in ("run", "round", "format"):
+            del about[name]
         del tensors[_LAST_TRAINED]
         slots = {name.removeprefix(_SLOT): tensors.pop(name) for name in list(tensors) if name.startswith(_SLOT)}
         versions = {Key.parse(name): version for name, version in about.pop("versions").items()}
@@ -406,7 +594,7 @@ class RunFolder:
     def _load_server(self, round: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path = self.path / "server" / f"round-{round:06d}.safetensors"
         self._writes.wait(path)
-        tensors, about = load_tensors(path)
+        tensors, about = load_tensors(path, {"run": self._run, "round": round, "client": None})
         if _LAST_TRAINED not in tensors or "versions" not in about:
             raise self._damaged(f"server/{path.name}", "it is not a server's")
         return tensors, about
@@ -420,8 +608,9 @@ class RunFolder:
         tensors = by_name(state.tensors) | {f"optimizer|{name}": value for name, value in state.optimizer_state.items()}
         path = self._client_file(client, round)
         if client not in self._kept:
-            make_folder(path.parent)
-        self._writes.write(path, packed(tensors, {"held": state.held}))
+            self._make(path.parent)
+        about = {"held": state.held, "run": self._run, "client": client, "round": round}
+        self._writes.write(path, partial(sealed, packed(tensors, about)))
         self._kept.setdefault(client, []).append(round)
         self._saved.add(client)
 
@@ -432,8 +621,8 @@ class RunFolder:
             UserError: the file cannot be written.
         """
         path = self._personal_file(client, round)
-        make_folder(path.parent)
-        save_tensors(path, by_name(tensors), {})
+        self._make(path.parent)
+        save_tensors(path, by_name(tensors), {"run": self._run, "client": client, "round": round, "personal": True})
 
     def load_personal(self, client: str, round: int) -> dict[Key, Tensor] | None:
         """Return what `save_personal` wrote, or None.
@@ -442,12 +631,18 @@ class RunFolder:
             RunFolderError: there is no such client, or its file is damaged.
         """
         path = self._personal_file(client, round)
-        return by_key(load_tensors(path)[0]) if path.exists() else None
+        if not path.exists():
+            return None
+        whose = {"run": self._run, "client": client, "round": round, "personal": True}
+        return by_key(load_tensors(path, whose)[0])
 
     def _personal_file(self, client: str, round: int) -> Path:
         if client not in self._folders:
             raise RunFolderError(f"run {self.path} has no client {client!r}; its clients: {', '.join(self._folders)}")
         return self.path / "clients" / self._folders[client] / f"personal-{round:06d}.safetensors"
+
+    def _personal_files(self, client: str) -> list[Path]:
+        return sorted((self.path / "clients" / self._folders[client]).glob("personal-*.safetensors"))
 
     def load_ahead(self, clients: Iterable[str], round: int) -> None:
         """Begin to read the states that `load_client` will be asked for, in this order, a few at a time."""
@@ -470,7 +665,11 @@ class RunFolder:
             return None
         path = self._client_file(client, found)
         self._writes.wait(path)
-        tensors, about = load_tensors(path)
+        return self._load_client_file(client, found)
+
+    def _load_client_file(self, client: str, round: int) -> ClientState:
+        whose = {"run": self._run, "client": client, "round": round, "personal": None}
+        tensors, about = load_tensors(self._client_file(client, round), whose)
         optimizer_state = {
             name.removeprefix("optimizer|"): tensors.pop(name)
             for name in list(tensors)
@@ -486,7 +685,7 @@ class RunFolder:
         names = {folder: client for client, folder in self._folders.items()}
         self._kept, halves = {}, []
         for place in _entries(self.path / "clients"):
-            files = _entries(place) if place.is_dir() else []
+            files = _entries(place)
             halves += [path for path in files if path.name.startswith(".") and path.suffix == ".partial"]
             rounds = sorted(_round_of(path) for path in files if path.match("round-*.safetensors"))
             if rounds and place.name not in names:
@@ -500,12 +699,28 @@ class RunFolder:
         """Hold the lock that `create` or `open` took, and release it at the end.
 
         A folder that `create` made goes again if an error comes before the run has begun.
+
+        Raises:
+            RunFolderError: the folder was moved or deleted meanwhile, whatever error told it first.
         """
         try:
             with self._discarded_on_error():
                 yield self
+        except (OSError, UserError):
+            if not self._is_discarded:
+                self._require_there()
+            raise
         finally:
             self.close()
+
+    def _make(self, place: Path) -> None:
+        """Make a folder in the run's. The run's own is never made again: it would be empty beside what was moved."""
+        try:
+            if place.parent != self.path:
+                place.parent.mkdir(exist_ok=True)
+            place.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_error(place, error) from error
 
 
 def recipe_of(folder: RunFolder) -> Recipe:
@@ -515,16 +730,24 @@ def recipe_of(folder: RunFolder) -> Recipe:
         RunFolderError: it is damaged.
         ConfigError: it does not fit this version of fedsa.
     """
-    path = folder.path / "recipe.toml"
+    text, path = folder.recipe_text(), folder.path / "recipe.toml"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} is damaged ({error}): restore it from a copy, or start the run again") from None
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path} is damaged ({error}): put it back from a copy, or start the run again") from None
     return parse_recipe(data, source=str(path))
 
 
+def _folders_of(clients: Iterable[str]) -> dict[str, str]:
+    """Return the name of each client's folder: its number, and as much of its id as any file system takes."""
+    return {
+        client: f"{number:05d}-{quote(client, safe=' ').replace('%', '_')[:60].strip(' .')}"
+        for number, client in enumerate(sorted(clients))
+    }
+
+
 def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.exists() else []
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _round_of(path: Path) -> int:

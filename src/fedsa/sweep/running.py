@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout, lock_descriptor
 
 from fedsa.errors import RunFolderError
 from fedsa.recipe import Recipe
-from fedsa.store import RunFolder, recipe_of
+from fedsa.store import FinishedRun, RunFolder, recipe_of
 from fedsa.sweep.grid import Cell, Grid, Group, differences
 
 __all__ = ["Child", "Result", "chosen_rate", "missing_runs", "next_cells", "read_result", "run_sweep", "scores"]
@@ -173,9 +173,9 @@ def read_result(cell: Cell, grid: Grid, out: Path) -> Result | None:
                 f"{folder} is another run than the sweep asks for ({'; '.join(wrong)}): change the sweep, move that "
                 "folder away, or give another --out"
             )
-        summary = RunFolder.open(folder).finished(made.rounds) if (folder / "summary.json").exists() else None
-        if summary is not None:
-            return Result(folder, summary, "", _processor_seconds(_log_text(folder)), made)
+        if RunFolder.open(folder).is_measured:
+            finished = FinishedRun.open(folder)
+            return Result(folder, finished.summary, "", _processor_seconds(_log_text(folder)), finished.recipe)
     text = _log_text(folder)
     code, reason = _last_end(text)
     return Result(folder, None, reason, _processor_seconds(text)) if code == _FAILED else None

@@ -1,0 +1,103 @@
+"""``state.json``, the commit point: how far a run is, and the hashes of the files that belong to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedsa.errors import RunFolderError
+from fedsa.store.files import FORMAT, hash_of, parsed_json, read_file
+from fedsa.store.states import Progress
+
+__all__ = ["Commit", "read_commit"]
+
+_END = "\n}"
+_SEAL = re.compile(r',\n  "sha256": "([0-9a-f]{64})"\n\}\n\Z')
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What ``state.json`` holds.
+
+    Attributes:
+        progress: how far the run is.
+        run: the run's id, which stands in each of its files of tensors.
+        files: the SHA-256 of each small file, by its name. Those of tensors carry their own: there are too many.
+        metrics: the SHA-256 of ``metrics.jsonl``, as far as `Progress.metrics_bytes`.
+    """
+
+    progress: Progress
+    run: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    metrics: str = ""
+
+    def text(self) -> str:
+        """Return the content of ``state.json``; its last line is the hash of what is before it."""
+        values = {"format": FORMAT, "run": self.run, "files": dict(self.files), "metrics_sha256": self.metrics}
+        body = json.dumps({**values, **asdict(self.progress)}, indent=2, ensure_ascii=False, allow_nan=False)
+        return body[: -len(_END)] + f',\n  "sha256": "{hash_of(body.encode())}"{_END}\n'
+
+
+def read_commit(folder: Path) -> Commit | None:
+    """Return what ``state.json`` of a run folder holds, or None where there is none.
+
+    Raises:
+        RunFolderError: it is damaged, or of another format version.
+    """
+    path = folder / "state.json"
+    try:
+        text = read_file(path).decode()
+        data = parsed_json(text)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(data, dict):
+        raise _damaged(path, "it is not a table")
+    _check_format(folder, data.pop("format", None))
+    seal = _SEAL.search(text)
+    if seal is None or hash_of((text[: seal.start()] + _END).encode()) != seal[1]:
+        raise _damaged(path, "its content does not fit the hash in its last line")
+    try:
+        run, files, metrics = (data.pop(name) for name in ("run", "files", "metrics_sha256"))
+        files = TypeAdapter(dict[str, str]).validate_python(files)
+        return Commit(TypeAdapter(Progress).validate_python(data), str(run), files, str(metrics))
+    except (KeyError, ValidationError) as error:
+        raise _damaged(path, str(error).replace("\n", " ")) from None
+
+
+def _check_format(folder: Path, version: Any) -> None:
+    """Refuse a folder of another layout."""
+    if version == FORMAT:
+        return
+    shown = f"{version!r:.20}"
+    if isinstance(version, int) and 0 < version < FORMAT:
+        raise RunFolderError(
+            f"{folder} is of run-folder format {shown}, which has no hashes; this fedsa reads format {FORMAT}: use the "
+            f"fedsa that made it ({_maker(folder)}), or run its recipe again with this one: "
+            f"fedsa run {folder / 'recipe.toml'} --out NEW_FOLDER"
+        )
+    raise RunFolderError(
+        f"{folder} is of run-folder format {shown}, this fedsa reads format {FORMAT}: use the fedsa that made it "
+        f"({_maker(folder)})"
+    )
+
+
+def _maker(folder: Path) -> str:
+    """Say which fedsa made a run, as far as ``environment.json`` tells it."""
+    try:
+        version = parsed_json(read_file(folder / "environment.json"))["fedsa"]
+    except (OSError, ValueError, KeyError, TypeError):
+        version = None
+    told = f"version {version}, " if isinstance(version, str) and len(version) < 40 else ""
+    return f"{told}see {folder / 'environment.json'}"
+
+
+def _damaged(path: Path, why: object) -> RunFolderError:
+    return RunFolderError(f"{path} is damaged ({why}): put it back from a copy, or start the run again")
