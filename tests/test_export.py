@@ -191,7 +191,7 @@ def test_an_export_that_was_killed_can_be_repeated(
 ) -> None:
     """Killed before or after each file comes to its place; then it ends as if it had not been."""
     clients = None if everyone else ["site 1"]
-    export(finished_run, tmp_path / "whole", clients=clients)
+    export(finished_run, tmp_path / "whole", clients=clients, with_base=False)
     expected = whole_folder(tmp_path / "whole")
     assert not any(name.startswith(".fedsa") for name in expected)
     replace, moved = Path.replace, 0
@@ -208,21 +208,21 @@ def test_an_export_that_was_killed_can_be_repeated(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", counted)
             with pytest.raises(Killed):
-                export(finished_run, to, clients=clients)
+                export(finished_run, to, clients=clients, with_base=False)
         with pytest.raises(UserError, match="a part of another export"):
             export(finished_run, to, clients=clients, merge=True)
         times = {path: path.stat().st_mtime_ns for path in to.glob("00000*/*")}
-        export(finished_run, to, clients=clients)
+        export(finished_run, to, clients=clients, with_base=False)
         assert whole_folder(to) == expected
         if limit > len(expected) // 3:
             assert times == {path: path.stat().st_mtime_ns for path in to.glob("00000*/*")}, "written twice"
         with pytest.raises(UserError, match="is not an empty folder"):
-            export(finished_run, to, clients=clients)
+            export(finished_run, to, clients=clients, with_base=False)
 
 
 def test_what_others_put_beside_an_interrupted_export_is_theirs(finished_run: Path, tmp_path: Path) -> None:
     to = tmp_path / "to"
-    export(finished_run, to, clients=["site 0", "site 1"])
+    export(finished_run, to, clients=["site 0", "site 1"], with_base=False)
     first = to / "00000-site 0"
     journal = {"run": FinishedRun.open(finished_run).folder.run, "round": 1, "merge": False, "fedsa": version("fedsa")}
     files = {name: file_hash(first / name) for name in whole_folder(first)}
@@ -233,12 +233,12 @@ def test_what_others_put_beside_an_interrupted_export_is_theirs(finished_run: Pa
         kept = (first / name).read_bytes() if (first / name).exists() else None
         (first / name).write_bytes(content)
         with pytest.raises(UserError, match=rf"{name} is not as the interrupted export wrote it"):
-            export(finished_run, to, clients=["site 0", "site 1"])
+            export(finished_run, to, clients=["site 0", "site 1"], with_base=False)
         assert (first / name).read_bytes() == content
         (first / name).unlink()
         if kept is not None:
             (first / name).write_bytes(kept)
-    export(finished_run, to, clients=["site 0", "site 1"])
+    export(finished_run, to, clients=["site 0", "site 1"], with_base=False)
     assert sorted(path.name for path in to.iterdir()) == ["00000-site 0", "00001-site 1"]
 
 
