@@ -303,12 +303,12 @@ def _resume(world: World, run: Path, out: Path) -> Any:
 
 
 def _export(world: World, run: Path, out: Path) -> Any:
-    export(run, out, base=world.federation.model, tokenizer=world.federation.tokenizer)
+    export(run, out, base=world.federation.model, tokenizer=world.federation.tokenizer, with_base=False)
     return contents(out)
 
 
 def _export_final(world: World, run: Path, out: Path) -> Any:
-    export(run, out, base=world.federation.model, tokenizer=world.federation.tokenizer, round="final")
+    export(run, out, base=world.federation.model, tokenizer=world.federation.tokenizer, round="final", with_base=False)
     return contents(out)
 
 
