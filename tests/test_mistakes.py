@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -300,7 +301,9 @@ def test_texts_that_are_too_long_for_the_model(
     rows = tmp_path / "rows.csv"
     rows.write_text(ROWS.replace("dull", "dull " * 40), encoding="utf-8")
     outcome = fedsa_command("run", recipe_file(f"data.path={rows}", "rounds=1"), "--out", tmp_path / "run")
-    assert outcome.code in (0, 2)  # shortened to what the model takes, or refused
+    assert outcome.code == 0, outcome.err
+    recipe = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8"))
+    assert recipe["task"]["max_length"] == 32, "texts are cut to what the model takes"
 
 
 def test_a_missing_extra_names_what_to_install(

@@ -209,6 +209,17 @@ def test_weighted_mean_by_hand():
     assert weighted_mean([]) == {}
 
 
+def test_rows_that_no_client_has_stay_as_they_were():
+    """Of three rows of A one client has the first, the other two: (1·10 + 3·20)/4, 30, and what was there."""
+    a, b = Key("layer", Factor.A), Key("layer", Factor.B)
+    before = {a: torch.tensor([[1.0], [2.0], [3.0]]), b: torch.tensor([[1.0, 2.0, 3.0]])}
+    states = [({a: torch.tensor([[10.0]]), b: torch.tensor([[10.0]])}, 1)]
+    states += [({a: torch.tensor([[20.0], [30.0]]), b: torch.tensor([[20.0, 30.0]])}, 3)]
+    means = weighted_mean(iter(states), before)
+    assert means[a].tolist() == [[17.5], [30.0], [3.0]]
+    assert means[b].tolist() == [[17.5, 30.0, 3.0]]
+
+
 def test_what_a_mean_in_fp32_would_lose():
     """A thousand clients at 1, one at 2²⁴ with the weight of all others: 2²³ + ½; an fp32 sum sticks at 2²⁴·1000."""
     key = Key("layer", Factor.A)
