@@ -447,7 +447,7 @@ FAULTS = (
         "training/sequential.py",
         "kept = {**job.optimizer_state, **_dump_optimizer(optimizer, parameters, job)}",
         "kept = _dump_optimizer(optimizer, parameters, job)",
-        ("test_client.py::test_what_a_round_does_not_train_keeps_its_value", "training/test_sequential.py"),
+        ("training/test_cohort.py::test_moments_of_what_a_round_does_not_train_are_kept",),
     ),
     Fault(
         "proximal term: without its half",
@@ -596,8 +596,8 @@ FAULTS = (
     Fault(
         "test: the chosen round's figures are of the last round's server",
         "engines/simulator.py",
-        'self._evaluate(mode, "test", round, self._server_state(round))',
-        'self._evaluate(mode, "test", round)',
+        "self._server_state(which[1]),",
+        "self._server_state(self.recipe.rounds),",
         ("test_export.py::test_the_card_states_the_score_of_the_tensors_beside_it",),
     ),
     Fault(

@@ -115,10 +115,11 @@ def test_list_of_clients_and_splits_of_their_own(tiny_model: Path, tables: dict[
     task = TaskSettings(text_columns=["text"], label_column="label", labels=["bad", "good"])
     federation = fedsa.Federation.from_objects(str(tiny_model), config(), clients, task=task, **SETTINGS)
     assert federation.clients == ("client-1", "client-2")
-    sizes = [len(part) for part in federation.rows.partition.clients["client-2"]]
-    assert sizes == [40, 10, 10]
-    own = [federation.rows.table[int(row)]["text"] for row in federation.rows.partition.clients["client-2"].test]
-    assert own == clients[1]["test"]["text"][:]
+    for client, own in zip(federation.clients, clients, strict=True):
+        parts = federation.rows.partition.clients[client]
+        assert [len(part) for part in parts] == [40, 10, 10]
+        for split, part in zip(("train", "validation", "test"), parts, strict=True):
+            assert federation.rows.table[part]["text"][:] == own[split]["text"][:], (client, split)
 
 
 def test_interrupted_run_of_objects_resumes_to_the_same_bytes(

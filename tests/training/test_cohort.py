@@ -151,6 +151,20 @@ def test_kept_optimiser_states_go_on_from_where_each_client_was(optimizer):
     assert largest_difference(alone, together) <= 1e-10
 
 
+def test_moments_of_what_a_round_does_not_train_are_kept():
+    """A method that alternates trains B in this round and A in the next: A goes on from its own moments."""
+    model = adapted()
+    settings = TrainingSettings(local_steps=3, batch_size=4, optimizer_state="keep")
+    first, _ = both(model, jobs_of(model), settings)
+    states = [result.optimizer_state for result in first]
+    jobs = jobs_of(model, trained=lambda key: key.factor.value == "B", states=states)
+    for results in both(model, jobs, settings):
+        for result, before in zip(results, states, strict=True):
+            assert result.optimizer_state.keys() == before.keys()
+            same = {name for name, value in before.items() if torch.equal(value, result.optimizer_state[name])}
+            assert same == {name for name in before if ":B:" not in name}
+
+
 def test_only_some_keys_are_trained():
     model = adapted()
     jobs = jobs_of(model, trained=lambda key: key.factor.value == "B")
