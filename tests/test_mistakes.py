@@ -188,7 +188,7 @@ def test_data_that_does_not_fit_leaves_no_run_folder(
             ["20 of 40 rows", "negative label", "row 0: -1"],
             id="negative label",
         ),
-        pytest.param("rows.csv", ROWS + "fine,good,site 2\n", ["client 'site 2': 1 rows"], id="nearly empty client"),
+        pytest.param("rows.csv", ROWS + "fine,good,site 2\n", ["client 'site 2': 1 row,"], id="nearly empty client"),
         pytest.param("rows.csv", ROWS.replace("good", "bad"), ["1 class in 40 rows"], id="one class"),
     ],
 )
@@ -638,9 +638,7 @@ def test_the_rate_that_is_too_high_is_the_one_that_is_blamed(
 # -- files and paths that are none -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "path", ["~nobodyhere/x", "x" * 5000, "a/" * 3000, "a\0b", "\x1b[31m" + "y" * 300], ids=range(5)
-)
+@pytest.mark.parametrize("path", ["~nobodyhere/x", "x" * 5000, "a/" * 3000], ids=["nobody", "long name", "long path"])
 @pytest.mark.parametrize(
     "words",
     [

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedsa.words import counted
+
 __all__ = ["counted", "some"]
-
-
-def counted(number: int, what: str) -> str:
-    """Return a number with its noun, in the plural where there is not one.
-
-    >>> counted(1, "round"), counted(1000, "round")
-    ('1 round', '1,000 rounds')
-    """
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def some(numbers: Sequence[int]) -> str:

@@ -37,7 +37,7 @@ def brief(value: Any) -> str:
 
 
 def counted(count: int, noun: str, nouns: str = "") -> str:
-    """Return a count with its noun.
+    """Return a count with its noun, in the plural (with s, where none is given) unless there is one.
 
     >>> counted(1, "round"), counted(2000, "round"), counted(2, "class", "classes")
     ('1 round', '2,000 rounds', '2 classes')

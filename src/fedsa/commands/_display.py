@@ -193,10 +193,10 @@ def _show_beside(console: Console, summary: Mapping[str, Any]) -> None:
     """Print what is not of the federation's clients with their own models."""
     metric, unseen, shared = summary["metric"], summary.get("unseen"), summary.get("global_model")
     if unseen:
-        length = f"{unseen['steps']} steps" if "steps" in unseen else f"{unseen['epochs']} epochs"
+        length = counted(unseen["steps"], "step") if "steps" in unseen else counted(unseen["epochs"], "epoch")
         before, after = unseen["before"], unseen["after"]
         console.print(
-            f"never in the federation: {unseen['clients']} clients, from round {unseen['round']} (start "
+            f"never in the federation: {counted(unseen['clients'], 'client')}, from round {unseen['round']} (start "
             f"{unseen['start']}): weighted mean {score(before['weighted_mean'], metric, unit='')} before, "
             f"{score(after['weighted_mean'], metric, unit='')} after {length} on their own rows, "
             f"worst {score(after['worst'], metric, unit='')} ({for_terminal(after['worst_client'])})",

@@ -73,9 +73,10 @@ def command(
 def _show(result: AdaptResult, *, compare: bool) -> None:
     from fedsa.commands._display import print_table, score
     from fedsa.types import FRACTIONS
+    from fedsa.wording import counted
 
     rows = ", ".join(f"{count} {split}" for split, count in result.examples.items())
-    length = ", ".join(f"{count} {name}" for name, count in result.length.items())
+    length = ", ".join(counted(count, name.removesuffix("s")) for name, count in result.length.items())
     say(f"client {result.client}: {rows} rows; from round {result.round} of {result.run}, {length}\n")
     moments = ("validation before", "after", "test before", "after")
     print_table(

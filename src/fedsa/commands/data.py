@@ -29,6 +29,7 @@ def command(
     from fedsa.data.sharing import share_rows
     from fedsa.errors import UserError
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects
+    from fedsa.wording import counted
 
     data, _ = read_recipe(recipe)
     parsed = parse_recipe(apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=[check_algorithm])
@@ -77,7 +78,8 @@ def command(
     )
     rows_in_all = sum(sum(counts) for counts in totals.values())
     say(
-        f"\n{len(clients)} clients, {rows_in_all} rows, {len(names)} classes; "
+        f"\n{counted(len(clients), 'client')}, {counted(rows_in_all, 'row')}, "
+        f"{counted(len(names), 'class', 'classes')}; "
         "percentages are of a client's rows in all splits"
     )
     if parsed.holdout_clients:

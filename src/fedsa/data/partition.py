@@ -22,6 +22,7 @@ from fedsa.data.saved import data_fingerprint, load_partition, save_partition
 from fedsa.data.splitting import split_groups, split_rows, thin_out
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
+from fedsa.wording import counted
 
 _SHOWN = 20
 
@@ -164,7 +165,9 @@ def _problems(
         client = clients.ids[number]
         empty = [f"no {name} rows" for name in SPLITS if name in rows and not rows[name][number]]
         if total[number] < settings.min_examples:
-            problems[client] = f"{total[number]} rows, fewer than min_examples = {settings.min_examples}"
+            problems[client] = (
+                f"{counted(int(total[number]), 'row')}, fewer than min_examples = {settings.min_examples}"
+            )
         elif units[number] < splits:
             kind = "groups" if table.groups is not None else "rows"
             problems[client] = f"{units[number]} {kind} to make {splits} splits of, one would be empty"
