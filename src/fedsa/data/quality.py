@@ -75,6 +75,7 @@ def repeat_notes(
     *,
     group: str | None,
     own_test: bool,
+    drawn: bool,
 ) -> list[str]:
     """Return sentences on rows that stand there more than once, and on texts of the test that were trained on.
 
@@ -86,6 +87,7 @@ def repeat_notes(
         outputs: columns of what it is to say; rows are equal where these and the labels are too.
         group: the recipe's ``partition.group``.
         own_test: the test rows are a split of the data's own.
+        drawn: which client has a row was drawn, so that `group` keeps equal rows in one client.
 
     Cost: some sorts of the rows; about 3 s for a million.
     """
@@ -117,16 +119,13 @@ def repeat_notes(
     if known.any():
         own = _paired(texts, client)
         here = int(np.isin(own[tested], own[trained]).sum())
-        column = inputs[0]
-        mend = (
-            "remove them from one of the splits"
-            if own_test
-            else (
-                f"data.partition.group = {column!r} keeps equal ones of a client in one split"
-                if group is None
-                else "equal rows of one group are in one split already"
-            )
-        )
+        if own_test:
+            mend = "remove them from one of the splits"
+        elif group is not None or not (here or drawn):
+            mend = "those are rows of other clients" if here == 0 else "their groups differ"
+        else:
+            where = "client and one split" if drawn else "split of a client"
+            mend = f"data.partition.group = {inputs[0]!r} keeps equal texts in one {where}"
         notes.append(
             f"{int(known.sum()):,} of {_count(int(tested.sum()), 'test row')} have the text of a row that is trained "
             f"on ({here:,} at the same client), so test figures may be too good; {mend}."

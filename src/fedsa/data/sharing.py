@@ -189,7 +189,14 @@ def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> SharedRows:
     fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
     inputs, outputs = _inputs(task)
     notes += repeat_notes(
-        table, labels, Partition(moved), inputs, outputs, group=settings.group, own_test=partition.own_test
+        table,
+        labels,
+        Partition(moved),
+        inputs,
+        outputs,
+        group=settings.group,
+        own_test=partition.own_test,
+        drawn=client_column(settings) is None,
     )
     return SharedRows(table, labels, names, Partition(moved), (partition, fingerprint), tuple(notes))
 
