@@ -88,7 +88,7 @@ def _of_a_decoder(task: str, settings: Row, model: Any, tokenizer: Any, row: Row
         "language_modeling": lambda: ("", row["text"]),
         "multiple_choice": lambda: (row["text"], row[settings["choices"][row["right"]]]),
     }[task]()
-    front = tokenizer(prompt)["input_ids"]
+    front = tokenizer(prompt)["input_ids"] or [tokenizer.bos_token_id or tokenizer.eos_token_id]
     said = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     ids = torch.tensor([front + said])
     logits = model(input_ids=ids).logits[0, len(front) - 1 : -1]

@@ -65,6 +65,7 @@ class Kind:
 
 
 _T5 = {**_TEXT, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+_BYTES = {"vocab_size": len(SPECIAL) + 256, "max_position_embeddings": 128}
 _EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 _GPT2 = {**_TEXT, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 48}
 _MOBILE = {"image_size": SIDE, "depth_multiplier": 0.35, "last_hidden_size": 16, "tf_padding": False}
@@ -101,7 +102,7 @@ KINDS: dict[str, Kind] = {
     "gpt2, wte": Kind(_GPT2, ["c_attn", "wte"], "language_modeling", model_type="gpt2"),
     "gpt2, classes": Kind(_GPT2, model_type="gpt2"),
     "mistral": Kind(_DECODER, task="multiple_choice"),
-    "qwen2": Kind({**_DECODER, "tie_word_embeddings": True}, ["q_proj", "lm_head"], "language_modeling"),
+    "qwen2": Kind({**_DECODER, **_BYTES, "tie_word_embeddings": True}, ["q_proj", "lm_head"], "language_modeling"),
     "qwen3": Kind(_DECODER, task="generation"),
     "gemma2": Kind(_DECODER, task="generation"),
     "gemma3_text": Kind(_DECODER, ["q_proj", "embed_tokens"], "generation"),
@@ -206,7 +207,7 @@ def write_model(name: str, folder: Path) -> Path:
     if kind.task == "image_classification":
         transformers.ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     else:
-        _write_tokenizer(folder)
+        _write_tokenizer(folder, of_bytes=config.vocab_size == _BYTES["vocab_size"])
     return folder
 
 
@@ -222,7 +223,15 @@ def _enlarge(model: nn.Module) -> None:
             module.running_var.uniform_(0.5, 2)
 
 
-def _write_tokenizer(folder: Path) -> None:
+def _write_tokenizer(folder: Path, *, of_bytes: bool) -> None:
+    """Write a tokenizer of whole words, or of bytes: transformers reads Qwen2's as such, whatever is written."""
+    if of_bytes:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        ids = {piece: number for number, piece in enumerate([*SPECIAL, *alphabet])}
+        bytewise = Tokenizer(models.BPE(ids, []))
+        bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        transformers.PreTrainedTokenizerFast(tokenizer_object=bytewise, **NAMES).save_pretrained(folder)
+        return
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
