@@ -151,3 +151,13 @@ def test_header_and_end_of_a_conversation_are_kept_where_it_is_cut():
     assert front[:6] == ["<s>", "<start>", "<user>", "so", "then", "what"]
     assert front[-5:] == ["now", "Answer:", "<end>", "<start>", "<model>"]
     assert answer == ["good", "<end>"]
+
+
+def test_a_turn_may_end_with_a_word_that_is_no_special_token():
+    template = TEMPLATES["gemma"][0].replace("<end>", "then")
+    tokenizer = decoder_words(MARKS, template)
+    encoded = Generation("{text}", "{label}", chat=True).encode(
+        table(text=["what"], label=["good"]), np.arange(1), tokenizer, limit=64
+    )
+    assert tokens(encoded, 0)[1] == ["good", "then"]
+    assert set(encoded.ends) == set(tokenizer.convert_tokens_to_ids(["then", "</s>"]))

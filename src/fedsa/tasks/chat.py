@@ -39,7 +39,7 @@ class ChatTurns:
     """Renders a prompt as the user's turn, and an answer as the model's.
 
     The answer is what the template adds for it: the conversation with the answer, without that up to it. Where the
-    template ends a turn without a special token, the tokenizer's end token follows, so that a model learns to stop.
+    template ends a turn without a token for it, the tokenizer's end token follows, so that a model learns to stop.
 
     Args:
         tokenizer: the base model's.
@@ -55,7 +55,8 @@ class ChatTurns:
         behind = self._answer(None, "x", self._rendered("x"), _WORD).partition(_WORD)[2]
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         ids: list[int] = tokenizer(behind, add_special_tokens=False)["input_ids"]
-        self.end: int | None = next((token for token in ids if token in special), None)
+        alone = ids[0] if len(ids) == 1 and behind.strip() else None  # a word of its own is an end too
+        self.end: int | None = next((token for token in ids if token in special), alone)
         """The token that ends a turn; None: the template has none."""
 
     def fronts(self, prompts: Sequence[str]) -> list[list[int]]:
