@@ -168,7 +168,7 @@ def test_a_run_learns_and_its_adapter_is_loaded_by_peft_alone(recipe, places, tm
     export(tmp_path / "run", merged, clients=["sketch"], merge=True)
     card = (adapter / "README.md").read_text("utf-8")
     assert "pipeline_tag: image-classification" in card
-    assert 'AutoImageProcessor.from_pretrained("FOLDER")' in card
+    assert 'AutoImageProcessor.from_pretrained(".")' in card
     base = AutoModelForImageClassification.from_pretrained(places[0]["vit"], num_labels=3)
     loaded = PeftModel.from_pretrained(base, adapter).eval()
     whole = AutoModelForImageClassification.from_pretrained(merged).eval()
