@@ -84,6 +84,7 @@ def jobs_of(federation) -> list[Job]:
     ]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(("dtype", "steps", "bound"), [(torch.float64, 20, 1e-10), (torch.float32, 3, 1e-5)])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe, name, dtype, steps, bound):

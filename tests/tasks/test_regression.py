@@ -54,6 +54,7 @@ def recipe(tiny_model_without_dropout, tmp_path):
     return make
 
 
+@pytest.mark.run
 def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe):
     federation = Federation.from_recipe(recipe())
     assert federation.recipe.training.trainer == "cohort"

@@ -77,6 +77,7 @@ def jobs_of(federation):
     ]  # fmt: skip
 
 
+@pytest.mark.run
 def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe):
     federation = Federation.from_recipe(recipe())
     assert (federation.recipe.training.trainer, federation.recipe.training.packing) == ("cohort", True)
