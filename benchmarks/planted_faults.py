@@ -822,14 +822,14 @@ def sound(faults: Sequence[Fault]) -> None:
 def main() -> None:
     """Plant the faults and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="faults whose name has this in it")
+    parser.add_argument("--only", action="append", help="faults whose name has this in it; may be repeated")
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time")
     parser.add_argument("--no-baseline", action="store_true", help="do not first see the tests pass without a fault")
     parser.add_argument("--check", action="store_true", help="only say which faults do not fit the source any more")
     options = parser.parse_args()
-    faults = [fault for fault in FAULTS if options.only in fault.name]
+    faults = [fault for fault in FAULTS if any(word in fault.name for word in options.only or [""])]
     if not faults:
-        raise SystemExit(f"no fault has {options.only!r} in its name")
+        raise SystemExit(f"no fault has {' or '.join(options.only)!r} in its name")
     if options.check:
         wrong = [f"{fault.name}: {reason}" for fault in faults if (reason := stale(fault))]
         print(*wrong, f"{len(faults) - len(wrong)} of {len(faults)} faults fit the source", sep="\n")
