@@ -32,11 +32,11 @@ class _Stop(Callback):
 @pytest.fixture(scope="module")
 def world(tiny_recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> World:
     place = tmp_path_factory.mktemp("world")
-    federation = Federation.from_recipe(tiny_recipe("training.local_steps=2"))
+    federation = Federation.from_recipe(tiny_recipe())
     fedsa.run(federation, place / "finished")
     with pytest.raises(KeyboardInterrupt):
         fedsa.run(federation, place / "unfinished", callbacks=[_Stop()])
-    fedsa.run(Federation.from_recipe(tiny_recipe("training.local_steps=2", "seed=1")), place / "other")
+    fedsa.run(Federation.from_recipe(tiny_recipe("seed=1")), place / "other")
     write_rows(place / "rows.csv", 30, seed=5, clients=1)
     return World(federation, place / "finished", place / "unfinished", place / "other", place / "rows.csv")
 
@@ -103,10 +103,10 @@ FULL = [*cases("unfinished", ["resume"]), *cases("finished", list(VERBS))]
 
 
 def test_a_sample_of_damages(world: World, undamaged: Callable[[str, str], Any], tmp_path: Path) -> None:
-    """Each damage of each file, and one verb in turn."""
+    """Some damages of each file, and one verb in turn."""
     verbs = list(VERBS)
-    sample = cases("unfinished", ["resume"])[::3]
-    for number, (which, name, what, _) in enumerate(cases("finished", ["resume"])):
+    sample = cases("unfinished", ["resume"])[::8]
+    for number, (which, name, what, _) in enumerate(cases("finished", ["resume"])[::3]):
         sample.append((which, name, what, verbs[number % len(verbs)]))
     results = checked(world, undamaged, tmp_path / "one", sample)
     assert results.count("told") > len(sample) // 2
