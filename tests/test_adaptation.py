@@ -170,6 +170,9 @@ def test_a_start_from_other_clients_is_their_mean(tiny_run: Callable[..., Any], 
     states = PersonalStates(run.folder, federation.algorithm, round)
     personal = [key for key in states.initial if key.factor is not Factor.A]
     seen = [({key: tensors[key] for key in personal}, weight) for tensors, weight in states.trained()]
+    assert [weight for _, weight in seen] == [
+        len(federation.rows.partition.clients[client].train) for client in federation.clients
+    ]
     assert len(seen) == 4
     candidates = [mean_personal(seen, personal, states.initial)]
     if start == "nearest":

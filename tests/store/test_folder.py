@@ -192,7 +192,8 @@ def test_a_write_that_fails_leaves_the_round_before(folder: RunFolder, monkeypat
         assert again.load_held(1) == dict.fromkeys(CLIENTS, 0)
 
 
-def test_what_an_interruption_left_is_removed(folder: RunFolder) -> None:
+@pytest.mark.parametrize("all_rounds", [False, True], ids=["two rounds are kept", "all rounds are kept"])
+def test_what_an_interruption_left_is_removed(folder: RunFolder, all_rounds: bool) -> None:
     held: dict[str, int] = {}
     save_round(folder, 1, CLIENTS, held)
     folder.commit(Progress(round=1))
@@ -203,6 +204,7 @@ def test_what_an_interruption_left_is_removed(folder: RunFolder) -> None:
         (place / ".round-000002.safetensors.partial").touch()
     folder.close()
     with RunFolder.open(folder.path, write=True).locked() as again:
+        again.keeps_all_rounds = all_rounds
         again.roll_back(Progress(round=1))
         assert {path for path in again.path.rglob("*") if path.is_file()} == kept
         assert again.load_client(CLIENTS[0], 2).tensors[A].tolist() == [1.0] * 3
