@@ -199,7 +199,8 @@ def test_what_an_interruption_left_is_removed(folder: RunFolder, all_rounds: boo
     folder.commit(Progress(round=1))
     kept = {path for path in folder.path.rglob("*") if path.is_file()}
     save_round(folder, 2, CLIENTS[:5], held)
-    folder.commit(Progress(round=1))  # the files are there, and the round is not
+    folder.settle()  # the files are there, and the round is not
+    assert len(list(folder.path.glob("clients/*/round-000002.safetensors"))) == 5
     for place in (folder.path, folder.path / "server", next(folder.path.glob("clients/*"))):
         (place / ".round-000002.safetensors.partial").touch()
     folder.close()
