@@ -35,8 +35,8 @@ def measure(batch_size: int, size: int, clients: int, threads: int, repeat: int,
     """
     import torch
 
-    from fedsa.engines.simulator import peak_rss_bytes
     from fedsa.federation import Federation
+    from fedsa.memory import peak_rss_bytes
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe
     from fedsa.training import cohort, sequential
     from fedsa.training.jobs import Job

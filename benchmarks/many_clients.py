@@ -64,12 +64,11 @@ class StandIns:
     def __init__(self, train_seconds: float, fsync_seconds: float) -> None:
         import torch
 
-        import fedsa.client
-        from fedsa.engines import simulator
-        from fedsa.training.jobs import Trained
+        from fedsa.client import learner
+        from fedsa.training.jobs import TrainingResult
 
         self.seconds, self.cpu_seconds = 0.0, 0.0
-        train, evaluate, fsync = fedsa.client.cohort.train, simulator.evaluate, os.fsync
+        train, evaluate, fsync = learner.cohort.train, learner.evaluate, os.fsync
         in_earnest = {"train", "evaluate"}
         noise: dict[Any, Any] = {}
 
@@ -82,13 +81,13 @@ class StandIns:
         def fake_client(job: Any) -> Any:
             started, cpu = time.perf_counter(), time.thread_time()
             if not noise:
-                noise.update({key: 1e-3 * torch.randn(job.tensors[key].shape) for key in job.trained})
+                noise.update({key: 1e-3 * torch.randn(job.tensors[key].shape) for key in job.keys})
             tensors = {key: value + noise[key] if key in noise else value for key, value in job.tensors.items()}
             time.sleep(train_seconds)
             seconds = time.perf_counter() - started
             self.seconds += seconds
             self.cpu_seconds += time.thread_time() - cpu
-            return Trained(tensors, {}, {"loss": 0.5, "steps": 1, "seconds": seconds})
+            return TrainingResult(tensors, {}, {"loss": 0.5, "steps": 1, "seconds": seconds})
 
         def fake_evaluate(model: Any, task: Any, encoded: Any, clients: Any, **options: Any) -> Any:
             if "evaluate" in in_earnest:
@@ -103,7 +102,7 @@ class StandIns:
             time.sleep(fsync_seconds)
             fsync(file)
 
-        fedsa.client.cohort.train, simulator.evaluate = fake_train, fake_evaluate
+        learner.cohort.train, learner.evaluate = fake_train, fake_evaluate
         if fsync_seconds:
             os.fsync = slow_fsync
 

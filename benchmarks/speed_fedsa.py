@@ -168,7 +168,7 @@ def _batches(federation: Federation, client: str, round: int) -> list[list[Any]]
         rounds=federation.recipe.rounds,
         seed=federation.recipe.seed,
         tensors={},
-        trained=(),
+        keys=(),
         received=(),
         optimizer_state={},
         rows=federation.rows.partition.clients[client].train,

@@ -159,16 +159,14 @@ class TinyRun:
 
     def personal(self, client: str) -> State:
         """Return what a client would use after the last round."""
-        from fedsa.client import personal_tensors, starting_tensors
+        from fedsa.client import personal_tensors
         from fedsa.server import load_state
 
         last, federation = self.federation.recipe.rounds, self.federation
-        server = load_state(self.folder, last)
-        state = self.folder.load_client(client, last)
-        wire_dtype = federation.recipe.wire_dtype
-        rank, recipe = federation.ranks.get(client), federation.recipe
-        initial = starting_tensors(federation.model.initial, federation.algorithm, recipe, client, rank)
-        return personal_tensors(federation.algorithm, initial, server, client, state, last, wire_dtype)
+        server = federation.server(load_state(self.folder, last), self.folder.load_held(last))
+        state, received = self.folder.load_client(client, last), server.payload(client, last + 1).tensors
+        initial = federation.site(self.folder).initial(client)
+        return personal_tensors(federation.algorithm, initial, state, received)
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from fedsa.adaptation import Onboarding, PersonalStates, cluster_means, fit_global, mean_personal
-from fedsa.client import personal_tensors
-from fedsa.evaluation import evaluate
+from fedsa.client import evaluate, personal_tensors
 from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
 from fedsa.seeds import derive_seed
-from fedsa.server import held_out, load_state
+from fedsa.server import held_out, load_state, received_by
 from fedsa.training import sequential
 from fedsa.training.jobs import Job
 from fedsa.types import Factor, Key, Side, State
@@ -36,7 +35,8 @@ def begun(run: Any, client: str) -> State:
     """Return what the server would send a client that has nothing of its own, over the initial values."""
     federation, round = run.federation, run.summary["chosen_round"]
     server = load_state(run.folder, round) if round else federation.initial_state()
-    return personal_tensors(federation.algorithm, federation.model.initial, server, client, None, round, "fp32")
+    received = received_by(federation.algorithm, server, client, round + 1)
+    return personal_tensors(federation.algorithm, federation.model.initial, None, received)
 
 
 def measured(federation: Federation, client: str, tensors: State) -> dict[str, float]:
@@ -127,7 +127,7 @@ def test_a_held_out_client_trains_from_the_federations_result(tiny_run: Callable
             rounds=1,
             seed=derive_seed(0, "adaptation"),
             tensors=start,
-            trained=tuple(key for key in start if not freeze or key.factor.side is not Side.A),
+            keys=tuple(key for key in start if not freeze or key.factor.side is not Side.A),
             received=(),
             optimizer_state={},
             rows=federation.rows.partition.clients[client].train,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
@@ -13,14 +13,14 @@ import torch
 
 from fedsa.algorithms.base import FROZEN, LOCAL, Algorithm, Plan
 from fedsa.api import run
-from fedsa.client import Client, _sharing, train_clients
+from fedsa.client.site import _sharing
 from fedsa.errors import TrainingError
 from fedsa.export import personal_state
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
 from fedsa.store import ClientState, RunFolder
-from fedsa.training.jobs import Trained
-from fedsa.types import Factor, Key, Payload
+from fedsa.training.jobs import TrainingResult
+from fedsa.types import Factor, Key, Payload, Payloads, State
 
 
 @final
@@ -54,7 +54,7 @@ def test_what_a_round_does_not_train_keeps_its_value(
 
 
 class Kept:
-    """A memory that holds the last state of each client."""
+    """The last state of each client, in memory."""
 
     def __init__(self) -> None:
         self.states: dict[str, tuple[int, ClientState]] = {}
@@ -65,21 +65,26 @@ class Kept:
     def save_client(self, client: str, round: int, state: ClientState) -> None:
         self.states[client] = (round, state)
 
+    def save_personal(self, client: str, round: int, tensors: State) -> None:
+        raise AssertionError("every client keeps its state")
 
-def clients_of(federation: Federation, memory: Kept) -> list[Client]:
-    return [
-        Client(
-            id=client,
-            rows=federation.rows.partition.clients[client].train,
-            algorithm=federation.algorithm,
-            model=federation.model,
-            task=federation.task,
-            encoded=federation.encoded,
-            recipe=federation.recipe,
-            memory=memory,
-        )
-        for client in federation.clients
-    ]
+    def load_ahead(self, clients: Iterable[str], round: int) -> None:
+        pass
+
+
+def payloads_of(round: int, by_client: Mapping[str, State], asked: list[str] | None = None) -> Payloads:
+    """Return payloads with the given tensors; who is looked up is noted in ``asked``."""
+
+    def made(client: str) -> Payload:
+        if asked is not None and client not in asked:
+            asked.append(client)
+        return Payload(client, round, round - 1, by_client[client])
+
+    return Payloads(round, by_client, made)
+
+
+def nothing_for(round: int, clients: Iterable[str], asked: list[str] | None = None) -> Payloads:
+    return payloads_of(round, {client: {} for client in clients}, asked)
 
 
 @pytest.mark.parametrize("algorithm", ["fedsa", "ffa", "fedit", "local"])
@@ -88,11 +93,12 @@ def test_a_job_says_what_the_plan_says(tiny_recipe: Callable[..., Recipe], algor
     method, initial = federation.algorithm, federation.model.initial
     received = {key for key in initial if method.plan(key, 2).received}
     trained = {key for key in initial if method.plan(key, 2).trained}
-    client = clients_of(federation, Kept())[1]
-    job = client.prepare(Payload(2, {key: torch.full_like(initial[key], 7.0) for key in received}))
+    site, sent = federation.site(Kept()), {key: torch.full_like(initial[key], 7.0) for key in received}
+    job = site.prepare(Payload("site 1", 2, 1, sent))
     assert (job.client, job.round, job.rounds, job.seed) == ("site 1", 2, 5, 0)
-    assert (set(job.received), set(job.trained), job.stored, job.optimizer_state) == (received, trained, (), {})
-    assert job.rows is client.rows
+    assert (set(job.received), set(job.keys), job.stored, job.optimizer_state) == (received, trained, (), {})
+    assert job.version == 1
+    assert job.rows is site.rows["site 1"].train
     for key, value in initial.items():
         assert torch.equal(job.tensors[key], torch.full_like(value, 7.0) if key in received else value), key
 
@@ -100,21 +106,22 @@ def test_a_job_says_what_the_plan_says(tiny_recipe: Callable[..., Recipe], algor
 @pytest.mark.parametrize("algorithm", ["fedsa", "ffa", "fedit", "local"])
 def test_what_is_kept_and_sent_is_what_the_plan_says(tiny_recipe: Callable[..., Recipe], algorithm: str) -> None:
     federation = Federation.from_recipe(tiny_recipe(f"algorithm={algorithm}"))
-    memory, plan = Kept(), {key: federation.algorithm.plan(key, 3) for key in federation.model.keys}
-    client = clients_of(federation, memory)[0]
-    job = client.prepare(Payload(3, {}))
+    states, plan = Kept(), {key: federation.algorithm.plan(key, 3) for key in federation.model.keys}
+    site = federation.site(states)
+    job = site.prepare(Payload("site 0", 3, 2, {}))
     after = {key: value + 1 for key, value in job.tensors.items()}
-    update = client.finish(job, Trained(after, {"step|x": torch.ones(1)}, {"loss": 0.5}))
-    assert (update.client, update.round, update.num_examples) == ("site 0", 3, len(client.rows))
+    update = site.finish(job, TrainingResult(after, {"step|x": torch.ones(1)}, {"loss": 0.5}))
+    assert (update.client, update.round, update.num_examples) == ("site 0", 3, len(site.rows["site 0"].train))
+    assert update.base_version == 2
     assert update.metrics == {"loss": 0.5}
     assert set(update.tensors) == {key for key in plan if plan[key].sent}
     assert all(torch.equal(value, after[key]) for key, value in update.tensors.items())
-    round, state = memory.states["site 0"]
-    assert (round, state.held) == (3, 2)
+    round, state = states.states["site 0"]
+    assert (round, state.version) == (3, 2)
     assert set(state.tensors) == {key for key in plan if plan[key].trained or plan[key].received}
     assert all(torch.equal(value, after[key]) for key, value in state.tensors.items())
     assert set(state.optimizer_state) == {"step|x"}
-    assert set(client.prepare(Payload(4, {})).stored) == set(state.tensors)
+    assert set(site.prepare(Payload("site 0", 4, 3, {})).stored) == set(state.tensors)
 
 
 @pytest.mark.parametrize("trainer", ["sequential", "cohort"])
@@ -122,12 +129,12 @@ def test_a_client_without_a_state_starts_from_the_initial_one(tiny_recipe: Calla
     federation = Federation.from_recipe(tiny_recipe(f"training.trainer={trainer}"))
     results = []
     for _ in range(2):
-        memory = Kept()
-        client = clients_of(federation, memory)[2]
-        (update,) = train_clients([(client, Payload(1, {}))])
+        states = Kept()
+        site = federation.site(states)
+        (update,) = site.train(nothing_for(1, ["site 2"]))
         results.append(update)
-        assert update.num_examples == len(client.rows)
-        assert list(memory.states) == ["site 2"]
+        assert update.num_examples == len(site.rows["site 2"].train)
+        assert list(states.states) == ["site 2"]
     first, second = results
     assert first.tensors
     assert all(torch.equal(first.tensors[key], second.tensors[key]) for key in first.tensors)
@@ -150,22 +157,16 @@ def test_clients_are_taken_as_many_as_train_together(
     tiny_recipe: Callable[..., Recipe], trainer: str, taken: list[int]
 ) -> None:
     federation = Federation.from_recipe(tiny_recipe("training.local_steps=1", trainer))
-    memory, asked = Kept(), []
-
-    def ask() -> Iterator[tuple[Client, Payload]]:
-        for client in clients_of(federation, memory):
-            asked.append(client.id)
-            yield client, Payload(1, {})
-
+    states, asked = Kept(), []
     seen = []
-    for update in train_clients(ask()):
-        assert update.client in memory.states, "what a client comes to is kept before it is told"
+    for update in federation.site(states).train(nothing_for(1, federation.clients, asked)):
+        assert update.client in states.states, "what a client comes to is kept before it is told"
         seen.append((update.client, len(asked)))
     assert seen == list(zip(federation.clients, taken, strict=True))
 
 
-def test_nobody_is_asked() -> None:
-    assert list(train_clients([])) == []
+def test_nobody_is_asked(tiny_recipe: Callable[..., Recipe]) -> None:
+    assert list(Federation.from_recipe(tiny_recipe()).site(Kept()).train(nothing_for(1, []))) == []
 
 
 def test_cohorts_of_any_size_come_to_what_one_by_one_comes_to(
@@ -175,9 +176,9 @@ def test_cohorts_of_any_size_come_to_what_one_by_one_comes_to(
     came = {}
     for trainer in ("trainer=sequential", "cohort_size=2", "cohort_size=3"):
         federation = Federation.from_recipe(tiny_recipe(*common, f"training.{trainer}"))
-        memory = Kept()
-        list(train_clients((client, Payload(1, {})) for client in clients_of(federation, memory)))
-        came[trainer] = memory.states
+        states = Kept()
+        list(federation.site(states).train(nothing_for(1, federation.clients)))
+        came[trainer] = states.states
     alone, *others = came.values()
     for other, client in itertools.product(others, alone):
         for key, value in alone[client][1].tensors.items():
@@ -231,14 +232,12 @@ def test_of_clients_that_trained_together_nothing_is_kept_if_one_fails(tiny_reci
     federation = Federation.from_recipe(
         tiny_recipe("training.cohort_size=2", "training.optimizer=sgd", "training.momentum=0.0")
     )
-    memory = Kept()
-    asked = [(client, Payload(1, {})) for client in clients_of(federation, memory)]
-    key = federation.model.keys[0]
-    broken = Payload(1, {key: torch.full_like(federation.model.initial[key], torch.nan)})
-    asked[1] = (asked[1][0], broken)
+    states, key = Kept(), federation.model.keys[0]
+    broken = {key: torch.full_like(federation.model.initial[key], torch.nan)}
+    payloads = payloads_of(1, {client: broken if client == "site 1" else {} for client in federation.clients})
     with pytest.raises(TrainingError, match="round 1: the loss is not finite"):
-        list(train_clients(asked))
-    assert memory.states == {}
+        list(federation.site(states).train(payloads))
+    assert states.states == {}
 
 
 @pytest.mark.xfail(
@@ -246,21 +245,21 @@ def test_of_clients_that_trained_together_nothing_is_kept_if_one_fails(tiny_reci
 )
 def test_it_is_the_client_that_failed_who_is_named(tiny_recipe: Callable[..., Recipe]) -> None:
     federation = Federation.from_recipe(tiny_recipe("training.cohort_size=3"))
-    asked = [(client, Payload(1, {})) for client in clients_of(federation, Kept())]
     broken = {key: torch.full_like(value, torch.inf) for key, value in federation.model.initial.items()}
-    asked[1] = (asked[1][0], Payload(1, broken))
+    payloads = payloads_of(1, {client: broken if client == "site 1" else {} for client in federation.clients})
     with pytest.raises(TrainingError, match=r"^client 'site 1', round 1: the loss is not finite"):
-        list(train_clients(asked))
+        list(federation.site(Kept()).train(payloads))
 
 
 def test_what_the_server_added_is_in_memory_once(tiny_recipe: Callable[..., Recipe]) -> None:
     """Each client's state on disk has a copy; of those that train together one is kept where they are equal."""
     federation = Federation.from_recipe(tiny_recipe("algorithm=methods:Folding", "training.cohort_size=3"))
-    memory, added = Kept(), {key for key in federation.model.keys if key.factor is Factor.DELTA}
+    states, added = Kept(), {key for key in federation.model.keys if key.factor is Factor.DELTA}
     for number, client in enumerate(federation.clients):
         tensors = {key: torch.full(federation.model.initial[key].shape, 0.5 + (number == 2)) for key in added}
-        memory.save_client(client, 1, ClientState(tensors, {}, held=0))
-    jobs = _sharing([client.prepare(Payload(2, {})) for client in clients_of(federation, memory)])
+        states.save_client(client, 1, ClientState(tensors, {}, version=0))
+    site = federation.site(states)
+    jobs = _sharing([site.prepare(Payload(client, 2, 1, {})) for client in federation.clients])
     for key in added:
         first, second, third = (job.tensors[key] for job in jobs)
         assert first is second

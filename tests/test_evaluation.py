@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from fedsa.adapters.factors import VARIANTS
-from fedsa.engines import simulator
+from fedsa.client import evaluate, learner, majority_accuracy
 from fedsa.engines.simulator import simulate
 from fedsa.errors import TrainingError
-from fedsa.evaluation import Figures, evaluate, interval, majority_accuracy, summarize, summarize_clients
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
 from fedsa.seeds import derive_seed
 from fedsa.server import sample_clients
+from fedsa.statistics import Statistics, interval, summarize, summarize_clients
 from fedsa.store import RunFolder
 from fedsa.types import Side
 
@@ -49,7 +49,7 @@ def test_figures_in_closed_form(clients, constant):
 
 def test_figures_by_hand():
     # weighted: (1·0 + 3·1) / 4 = 0.75; mean ½; deviations −½ and +½; a draw for the worst goes to the first id
-    assert summarize({"b": 1.0, "a": 0.0}, {"a": 1, "b": 3}) == Figures(0.75, 0.5, 0.5, 0.0, "a")
+    assert summarize({"b": 1.0, "a": 0.0}, {"a": 1, "b": 3}) == Statistics(0.75, 0.5, 0.5, 0.0, "a")
     assert summarize({"b": 1.0, "a": 1.0}, {"a": 1, "b": 3}).worst_client == "a"
     results = {"a": {"accuracy": 0.0, "loss": 9.0, "examples": 1}, "b": {"accuracy": 1.0, "loss": 1.0, "examples": 3}}
     assert summarize_clients(results, "loss").weighted_mean == 3.0
@@ -285,7 +285,7 @@ def run_scripted(tiny_recipe, tmp_path, monkeypatch):
                 yield client, {"examples": (examples or {}).get(client, len(rows)), "accuracy": score, "loss": 0.0}
 
         with monkeypatch.context() as patch:
-            patch.setattr(simulator, "evaluate", scripted)
+            patch.setattr(learner, "evaluate", scripted)
             with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
                 return simulate(federation, folder), splits
 
@@ -378,7 +378,7 @@ def test_a_loss_that_is_not_finite_is_told(tiny_recipe, tmp_path, monkeypatch, v
         for client, _, rows in clients:
             yield client, {"examples": len(rows), "accuracy": 0.5, "loss": value if next(calls) == 4 else 1.0}
 
-    monkeypatch.setattr(simulator, "evaluate", broken)
+    monkeypatch.setattr(learner, "evaluate", broken)
     with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
         expected = r"^client 'site 1', round 1: the validation loss is not finite; lower training\.learning_rate$"
         with pytest.raises(TrainingError, match=expected):
@@ -397,7 +397,7 @@ def test_memory_that_runs_out_in_an_evaluation_is_told(tiny_recipe, tmp_path, mo
             yield client, {"examples": len(rows), "accuracy": 0.5, "loss": 1.0}
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(simulator, "evaluate", out_of_memory)
+    monkeypatch.setattr(learner, "evaluate", out_of_memory)
     expected = (
         rf"^round 0: out of memory on cpu in the evaluation on validation, after {before} clients; "
         r"lower evaluation\.batch_size or task\.max_length$"
@@ -425,11 +425,11 @@ def test_clients_are_evaluated_as_they_are_trained(tiny_recipe, tmp_path, monkey
         seen.append(given)
         return evaluate(*arguments, **given)
 
-    monkeypatch.setattr(simulator, "evaluate", watched)
+    monkeypatch.setattr(learner, "evaluate", watched)
     with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
         simulate(federation, folder)
     assert len(seen) >= 4  # validation after rounds 0 and 1, test before and after
-    assert all(given == {**options, "mixing": None} for given in seen)
+    assert all(given == {**options, "mixing": None, "on_written": None} for given in seen)
 
 
 def test_opposite_test_labels_leave_the_chosen_round(tiny_run, tiny_recipe, tmp_path, monkeypatch):
@@ -444,7 +444,7 @@ def test_opposite_test_labels_leave_the_chosen_round(tiny_run, tiny_recipe, tmp_
             yield client, {**result, "accuracy": 1 - result["accuracy"]} if is_test else result
 
     federation = Federation.from_recipe(tiny_recipe("rounds=4"))
-    monkeypatch.setattr(simulator, "evaluate", turned)
+    monkeypatch.setattr(learner, "evaluate", turned)
     with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
         summary = simulate(federation, folder)
     assert summary["chosen_round"] == plain.summary["chosen_round"]

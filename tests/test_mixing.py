@@ -13,8 +13,8 @@ from peft import LoraConfig
 
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import make_algorithm
+from fedsa.client import evaluate
 from fedsa.errors import ModelError
-from fedsa.evaluation import evaluate
 from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.models import AdaptedModel

@@ -14,7 +14,7 @@ from fedsa.adaptation import PersonalStates
 from fedsa.adapters.similarity import cosine
 from fedsa.algorithms import make_algorithm
 from fedsa.analysis import analyze
-from fedsa.client import starting_tensors
+from fedsa.client import initial_of_client
 from fedsa.errors import ConfigError
 from fedsa.recipe import Recipe, apply_overrides, parse_recipe
 from fedsa.training import sequential
@@ -29,9 +29,9 @@ INITIAL = {A: torch.full((4, 64), 9.0), LOCAL_A: torch.full((4, 64), 9.0), B: to
 
 
 def started(recipe: Recipe, client: str, method: str = "local", **options: Any) -> dict[Key, torch.Tensor]:
-    return dict(
-        starting_tensors(options.pop("initial", INITIAL), make_algorithm(method, {}), recipe, client, **options)
-    )
+    own_a, algorithm = recipe.adapter.own_initial_a, make_algorithm(method, {})
+    initial = options.pop("initial", INITIAL)
+    return dict(initial_of_client(initial, algorithm, client, seed=recipe.seed, own_a=own_a, **options))
 
 
 def test_each_client_draws_its_own_as_lora_does(tiny_recipe: Callable[..., Recipe]) -> None:

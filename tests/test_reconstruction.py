@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsa.client import Client, reconstructed, sent_to, train_clients
-from fedsa.evaluation import evaluate
+from fedsa.client import evaluate
 from fedsa.export import personal_state
 from fedsa.federation import Federation
 from fedsa.plan import count_traffic
@@ -24,27 +23,19 @@ from fedsa.types import Factor, Side
 RECONSTRUCT = ("personal_state=reconstruct", "reconstruction.steps=2", "training.learning_rate=0.05")
 
 
-def client_of(federation: Federation, name: str, memory: Any = None) -> Client:
-    return Client(
-        id=name,
-        rows=federation.rows.partition.clients[name].train,
-        algorithm=federation.algorithm,
-        model=federation.model,
-        task=federation.task,
-        encoded=federation.encoded,
-        recipe=federation.recipe,
-        memory=memory,
-    )
-
-
 class Nothing:
-    """A memory that must not be given anything."""
+    """States of clients, of which none must be kept."""
 
     def load_client(self, client: str, round: int) -> None:
         return None
 
     def save_client(self, client: str, round: int, state: object) -> None:
         raise AssertionError("the client keeps something")
+
+    save_personal = save_client
+
+    def load_ahead(self, clients: object, round: int) -> None:
+        pass
 
 
 @pytest.mark.parametrize("trainer", ["sequential", "cohort"])
@@ -66,17 +57,17 @@ def test_a_round_refits_what_is_personal_and_then_trains_what_is_shared(
         *RECONSTRUCT, "training.trainer=sequential", f"reconstruction.freeze_personal={str(freeze).lower()}"
     )
     federation = Federation.from_recipe(recipe)
-    client = client_of(federation, "site 1", Nothing())
+    site = federation.site(Nothing())
     server = federation.initial_state()
     server = replace(
         server,
         tensors={key: value + 0.1 if key.factor is Factor.A else value for key, value in server.tensors.items()},
         versions={key: 1 if key.factor is Factor.A else 0 for key in server.tensors},
     )
-    payload = sent_to(federation.algorithm, server, "site 1", 2, 0, "fp32")
-    (update,) = train_clients([(client, payload)])
+    payloads = federation.server(server, {}).payloads(["site 1"], 2)
+    (update,) = site.train(payloads)
     # the same by hand
-    job = client.prepare(payload)
+    job = site.prepare(payloads["site 1"])
     assert all(
         torch.equal(job.tensors[key], federation.model.initial[key])
         for key in job.tensors
@@ -84,17 +75,17 @@ def test_a_round_refits_what_is_personal_and_then_trains_what_is_shared(
     )
     common = {"model": federation.model, "task": federation.task, "encoded": federation.encoded}
     settings = federation.recipe.training
-    personal = tuple(key for key in job.trained if key.factor.side is not Side.A)
+    personal = tuple(key for key in job.keys if key.factor.side is not Side.A)
     assert personal
     refit = sequential.train(
-        replace(job, trained=personal, seed=derive_seed(0, "reconstruction")),
+        replace(job, keys=personal, seed=derive_seed(0, "reconstruction")),
         settings=settings.model_copy(update={"local_steps": 2}),
         **common,
     )
-    assert all(torch.equal(refit.tensors[key], job.tensors[key]) for key in job.trained if key.factor is Factor.A)
-    shared = tuple(key for key in job.trained if key.factor is Factor.A)
+    assert all(torch.equal(refit.tensors[key], job.tensors[key]) for key in job.keys if key.factor is Factor.A)
+    shared = tuple(key for key in job.keys if key.factor is Factor.A)
     after = sequential.train(
-        replace(job, tensors=refit.tensors, trained=shared if freeze else job.trained), settings=settings, **common
+        replace(job, tensors=refit.tensors, keys=shared if freeze else job.keys), settings=settings, **common
     )
     assert set(update.tensors) == set(shared)
     assert all(torch.equal(update.tensors[key], after.tensors[key]) for key in shared)
@@ -103,12 +94,10 @@ def test_a_round_refits_what_is_personal_and_then_trains_what_is_shared(
 def test_a_client_is_measured_with_tensors_fitted_to_its_training_rows(tiny_run: Callable[..., Any]) -> None:
     run = tiny_run(*RECONSTRUCT, "training.trainer=sequential", "rounds=3")
     federation, last = run.federation, run.summary["rounds"]
-    server = load_state(run.folder, last)
+    server = federation.server(load_state(run.folder, last), {})
     for name in federation.clients:
-        payload = sent_to(federation.algorithm, server, name, last + 1, 0, "fp32")
-        job = client_of(federation, name, Nothing()).prepare(payload)
-        common = (federation.recipe, federation.model, federation.task, federation.encoded)
-        (fitted,) = reconstructed([job], *common)
+        job = federation.site(Nothing()).prepare(server.payload(name, last + 1))
+        (fitted,) = federation.learner.fit_personal([job], federation.recipe.reconstruction)
         exported = personal_state(run.folder, federation.algorithm, name, last)
         assert exported.keys() == fitted.tensors.keys()
         assert all(torch.equal(exported[key], value) for key, value in fitted.tensors.items())

@@ -2,7 +2,7 @@ import torch
 
 from fedsa.algorithms import make_algorithm
 from fedsa.client import personal_tensors
-from fedsa.server import Server
+from fedsa.server import Server, received_by
 from fedsa.types import Factor, Key, Update
 
 A = Key("layer", Factor.A)
@@ -39,7 +39,7 @@ def test_a_sampled_client_may_be_missing():
     assert record.upload_bytes == {"c1": 4}
     assert record.train_metrics == {"c1": {"loss": 1.0}}
     assert float(server.state.tensors[A]) == 2.0
-    assert server.held == {"c1": 0}
+    assert server.client_versions == {"c1": 0}
 
 
 def test_every_client_trains_unless_a_fraction_is_given():
@@ -61,16 +61,16 @@ def test_who_is_sampled_depends_on_seed_and_round_alone():
 
 
 def test_a_client_gets_what_it_lacks_and_a_fresh_one_all():
-    server = server_of(2, held={"c0": 3})
+    server = server_of(2, client_versions={"c0": 3})
     server.begin_round(5)
     server.end_round(5, [Update("c0", 5, 1, {A: torch.tensor([2.0])})])
-    assert server.held == {"c0": 4}
+    assert server.client_versions == {"c0": 4}
     assert {client: set(server.payload(client, 6).tensors) for client in server.begin_round(6)} == {
         "c0": {A},
         "c1": {A},
     }
     server.end_round(6, [])
-    server.held["c1"] = 6
+    server.client_versions["c1"] = 6
     assert set(server.payload("c1", 7).tensors) == set()
 
 
@@ -84,6 +84,6 @@ def test_modules_may_have_ranks_of_their_own():
     server = Server(algorithm, algorithm.init(initial), ["a"], seed=0)
     server.begin_round(1)
     server.end_round(1, [Update("a", 1, 5, {key: torch.ones_like(value) for key, value in initial.items()})])
-    own = personal_tensors(algorithm, initial, server.state, "a", None, 1, "fp32")
+    own = personal_tensors(algorithm, initial, None, received_by(algorithm, server.state, "a", 2))
     assert {key: tuple(value.shape) for key, value in own.items()} == {**small, **large}
     assert all(bool((value == 1).all()) for value in own.values())

@@ -260,19 +260,19 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(
     assert not other.slots
     assert any(not torch.equal(state.tensors[key], other.tensors[key]) for key in state.tensors)
 
-    train = simulator._Run._train
+    end_round = Server.end_round
 
-    def dies_in_round_2(self: Any, round: int) -> Any:
+    def dies_in_round_2(self: Server, round: int, updates: Any) -> Any:
         if round == 2:
             raise KeyboardInterrupt
-        return train(self, round)
+        return end_round(self, round, updates)
 
     path = tmp_path / "run"
     with RunFolder.create(path, dump_recipe(whole.federation.recipe)).locked() as folder:
-        monkeypatch.setattr(simulator._Run, "_train", dies_in_round_2)
+        monkeypatch.setattr(Server, "end_round", dies_in_round_2)
         with pytest.raises(KeyboardInterrupt):
             simulator.simulate(whole.federation, folder)
-    monkeypatch.setattr(simulator._Run, "_train", train)
+    monkeypatch.setattr(Server, "end_round", end_round)
     with RunFolder.open(path, write=True).locked() as folder:
         simulator.simulate(whole.federation, folder)
     files = sorted(file.relative_to(path) for file in path.rglob("*.safetensors"))

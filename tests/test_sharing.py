@@ -10,7 +10,7 @@ import torch
 from fedsa.adapters.algebra import pairs
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import make_algorithm
-from fedsa.client import Client
+from fedsa.client import Site
 from fedsa.engines.simulator import simulate
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
@@ -63,7 +63,7 @@ def watched_run(tiny_recipe, tmp_path_factory):
             return runs[algorithm, variant]
         federation = Federation.from_recipe(tiny_recipe(f"algorithm={algorithm}", f"adapter.variant={variant}"))
         updates, payloads, states = [], [], []
-        prepare, finish, end_round = Client.prepare, Client.finish, Server.end_round
+        prepare, finish, end_round = Site.prepare, Site.finish, Server.end_round
 
         def watched_prepare(self, payload):
             payloads.append(payload)
@@ -84,8 +84,8 @@ def watched_run(tiny_recipe, tmp_path_factory):
         before = base_tensors(federation)
         path = tmp_path_factory.mktemp("watched") / "run"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Client, "prepare", watched_prepare)
-            patch.setattr(Client, "finish", watched_finish)
+            patch.setattr(Site, "prepare", watched_prepare)
+            patch.setattr(Site, "finish", watched_finish)
             patch.setattr(Server, "end_round", watched_end)
             with RunFolder.create(path, dump_recipe(federation.recipe)).locked() as folder:
                 summary = simulate(federation, folder)

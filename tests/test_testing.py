@@ -57,8 +57,8 @@ class AbsorbsSomethingElse(Good):
 
 
 class SendsEverythingDown(Good):
-    def broadcast(self, state: ServerState, client: str, round: int, held: int) -> Payload:
-        return Payload(round, dict(state.tensors))
+    def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
+        return dict(state.tensors)
 
 
 class ForgetsVersions(Good):
@@ -154,8 +154,8 @@ class SendsOnlyTheLastRounds(Good):
         turn = key.factor.side is (Side.A if round % 2 else Side.B)
         return self.rest_plan(key) if key.factor.side is Side.HEAD else Plan(turn, turn, received=True)
 
-    def broadcast(self, state: ServerState, client: str, round: int, held: int) -> Payload:
-        return super().broadcast(state, client, round, max(held, round - 2))
+    def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
+        return super().broadcast(state, client, round, max(version, round - 2))
 
 
 BROKEN = [

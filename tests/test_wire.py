@@ -11,15 +11,14 @@ import torch
 
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import ServerState, weighted_mean
-from fedsa.client import Client
+from fedsa.client import Site, evaluate
 from fedsa.errors import ProtocolError
-from fedsa.evaluation import evaluate
 from fedsa.export import personal_state
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
 from fedsa.server import Server
 from fedsa.store import RunFolder
-from fedsa.training.jobs import Job, Trained
+from fedsa.training.jobs import Job, TrainingResult
 from fedsa.types import Factor, Key, Payload, Side, State, Update, total_bytes
 from fedsa.wire import on_wire
 
@@ -55,21 +54,21 @@ def crossing(
     """A run with a wire in bf16, and what crossed it."""
     import fedsa
 
-    payloads, updates, prepare, finish = [], [], Client.prepare, Client.finish
+    payloads, updates, prepare, finish = [], [], Site.prepare, Site.finish
 
-    def watched_prepare(self: Client, payload: Payload) -> Job:
+    def watched_prepare(self: Site, payload: Payload) -> Job:
         payloads.append(payload)
         return prepare(self, payload)
 
-    def watched_finish(self: Client, job: Job, trained: Trained) -> Update:
+    def watched_finish(self: Site, job: Job, trained: TrainingResult) -> Update:
         updates.append(finish(self, job, trained))
         return updates[-1]
 
     federation = Federation.from_recipe(tiny_recipe(*BF16))
     path = tmp_path_factory.mktemp("crossing") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "prepare", watched_prepare)
-        patch.setattr(Client, "finish", watched_finish)
+        patch.setattr(Site, "prepare", watched_prepare)
+        patch.setattr(Site, "finish", watched_finish)
         fedsa.run(federation, path)
     return RunFolder.open(path), payloads, updates, federation
 
@@ -136,7 +135,7 @@ def test_a_client_is_measured_and_exported_with_what_it_would_receive(tiny_run: 
 def test_a_client_begins_a_round_with_what_it_received() -> None:
     algorithm, key, other = make_algorithm("fedsa", {}), Key("layer", Factor.A), Key("layer", Factor.B)
     own, new = {key: torch.randn(8), other: torch.randn(8)}, {key: torch.randn(8)}
-    absorbed = algorithm.absorb(own, Payload(2, on_wire(new, "bf16")), own)
+    absorbed = algorithm.absorb(own, on_wire(new, "bf16"), own)
     assert same(absorbed, {**rounded(new), other: own[other]})
     assert absorbed[other] is own[other]
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any, Literal, final
 
 import numpy as np
@@ -16,17 +15,16 @@ from torch import Tensor
 from fedsa.adapters.algebra import padded, pairs, rank_of, ranked
 from fedsa.adapters.similarity import clusters
 from fedsa.algorithms.base import Algorithm, weighted_mean
-from fedsa.client import head_warmed, own_tensors, personal_tensors, sent_to, starting_tensors, train_jobs
-from fedsa.data.clients import SplitName
-from fedsa.errors import RunFolderError, TrainingError, UserError
-from fedsa.evaluation import Personal, evaluate
+from fedsa.batches import batched
+from fedsa.client import Learner, Personal, initial_of_client, own_tensors, personal_tensors
+from fedsa.errors import RunFolderError, UserError
 from fedsa.federation import Federation, client_ranks
-from fedsa.recipe import AdaptationSettings, Recipe, Start, TrainingSettings
+from fedsa.recipe import AdaptationSettings, Recipe, Start
 from fedsa.seeds import derive_seed
-from fedsa.server import load_state
+from fedsa.server import load_state, received_by
 from fedsa.store import RunFolder, recipe_of
 from fedsa.training.jobs import Job
-from fedsa.types import Factor, Key, Side, State
+from fedsa.types import Factor, Key, Side, SplitName, State
 
 __all__ = [
     "Adapted",
@@ -105,9 +103,15 @@ class PersonalStates:
                 "for the test, are missing: put their file back from a copy, or start the run again"
             )
         state, initial = self._folder.load_client(client, self._round), self._initial(client)
-        return personal_tensors(
-            self._algorithm, initial, self.server, client, state, self._round, self.recipe.wire_dtype
+        received = received_by(
+            self._algorithm,
+            self.server,
+            client,
+            self._round + 1,
+            version=state.version if state else 0,
+            wire_dtype=self.recipe.wire_dtype,
         )
+        return personal_tensors(self._algorithm, initial, state, received)
 
     def trained(self) -> Iterator[Weighted]:
         """Yield what each client of the federation would use, with its weight, of those that have trained."""
@@ -131,7 +135,14 @@ class PersonalStates:
                     yield client, tensors
 
     def _initial(self, client: str) -> State:
-        return starting_tensors(self.initial, self._algorithm, self.recipe, client, self._ranks.get(client))
+        return initial_of_client(
+            self.initial,
+            self._algorithm,
+            client,
+            seed=self.recipe.seed,
+            own_a=self.recipe.adapter.own_initial_a,
+            rank=self._ranks.get(client),
+        )
 
     def _weight(self, client: str) -> int:
         return int(self._about[client]["train_examples"]) if self.recipe.weighting == "num_examples" else 1
@@ -211,28 +222,25 @@ class Onboarding:
                 f"freeze_shared leaves nothing to train: {self._federation.recipe.algorithm} keeps nothing at the "
                 "client; leave it out"
             )
-        training = self._training()
-        remaining = iter(clients)
-        while group := list(islice(remaining, max(1, training.cohort_size))):
+        learner = self._learner
+        for group in batched(clients, learner.together):
             begun = [self._begin(client, start) for client in group]
             tensors = [own for own, _ in begun]
             before = self._measured(group, tensors, splits)
-            federation = self._federation
             jobs = [self._job(client, own, self._personal) for client, own in zip(group, tensors, strict=True)]
             if start == "initial":  # what the run's clients began with: a head of its own is warmed up as theirs were
-                warmed = head_warmed(jobs, federation.model, federation.task, federation.encoded, training)
-                tensors = [each.tensors for each in warmed]
-            jobs = [replace(job, tensors=own, trained=keys) for job, own in zip(jobs, tensors, strict=True)]
-            results = train_jobs(jobs, federation.model, federation.task, federation.encoded, training)
-            ended = [result.tensors for result in results]
+                tensors = [result.tensors for result in learner.warm_heads(jobs)]
+            jobs = [replace(job, tensors=own, keys=keys) for job, own in zip(jobs, tensors, strict=True)]
+            ended = [result.tensors for result in learner.train(jobs)]
             after = self._measured(group, ended, splits)
             for place, client in enumerate(group):
                 yield Adapted(client, ended[place], begun[place][1], before[place], after[place])
 
-    def _training(self) -> TrainingSettings:
-        """Return the recipe's training, of the adaptation's length: the schedule spans it."""
-        length = self._settings.length
-        return self._federation.recipe.training.model_copy(
+    @cached_property
+    def _learner(self) -> Learner:
+        """The federation's, with training of the adaptation's length: the schedule spans it."""
+        learner, length = self._federation.learner, self._settings.length
+        training = learner.training.model_copy(
             update={
                 "local_steps": length.get("steps"),
                 "local_epochs": length.get("epochs"),
@@ -240,6 +248,7 @@ class Onboarding:
                 "optimizer_state": "reset",
             }
         )
+        return replace(learner, training=training)
 
     def _job(self, client: str, tensors: State, keys: tuple[Key, ...]) -> Job:
         return Job(
@@ -248,7 +257,7 @@ class Onboarding:
             rounds=1,
             seed=derive_seed(self._federation.recipe.seed, "adaptation"),
             tensors=tensors,
-            trained=keys,
+            keys=keys,
             received=(),
             optimizer_state={},
             rows=self._federation.rows.partition.clients[client].train,
@@ -257,16 +266,25 @@ class Onboarding:
     def _begin(self, client: str, start: Start) -> tuple[State, int]:
         """Return what a client begins with, and from how many candidates it was chosen."""
         federation, states = self._federation, self._states
-        algorithm, wire_dtype = federation.algorithm, federation.recipe.wire_dtype
-        initial = starting_tensors(states.initial, algorithm, federation.recipe, client, federation.ranks.get(client))
+        recipe, algorithm = federation.recipe, federation.algorithm
+        initial = initial_of_client(
+            states.initial,
+            algorithm,
+            client,
+            seed=recipe.seed,
+            own_a=recipe.adapter.own_initial_a,
+            rank=federation.ranks.get(client),
+        )
         rank = rank_of(initial)
-        payload = sent_to(algorithm, states.server, client, federation.recipe.rounds + 1, 0, wire_dtype, rank=rank)
-        received = algorithm.absorb(initial, payload, initial)
-        candidates = [{**received, **ranked(personal, rank)} for personal in self._starts(start)]
+        received = received_by(
+            algorithm, states.server, client, recipe.rounds + 1, wire_dtype=recipe.wire_dtype, rank=rank
+        )
+        newcomer = personal_tensors(algorithm, initial, None, received)
+        candidates = [{**newcomer, **ranked(personal, rank)} for personal in self._starts(start)]
         if len(candidates) == 1:
             return candidates[0], 1
         rows = federation.rows.partition.clients[client].train
-        losses = [metrics["loss"] for metrics in self._evaluated([(client, each, rows) for each in candidates])]
+        losses = [metrics["loss"] for metrics in self._evaluated([Personal(client, each, rows) for each in candidates])]
         return candidates[int(np.argmin(losses))], len(candidates)
 
     def _starts(self, start: Start) -> list[State]:
@@ -298,39 +316,15 @@ class Onboarding:
         results: list[dict[SplitName, dict[str, float]]] = [{} for _ in clients]
         for split in splits:
             personal = [
-                (client, own, getattr(parts[client], split)) for client, own in zip(clients, tensors, strict=True)
+                Personal(client, own, getattr(parts[client], split))
+                for client, own in zip(clients, tensors, strict=True)
             ]
             for result, metrics in zip(results, self._evaluated(personal), strict=True):
                 result[split] = metrics
         return results
 
     def _evaluated(self, personal: Sequence[Personal]) -> list[dict[str, float]]:
-        federation, training = self._federation, self._federation.recipe.training
-        try:
-            measured = [
-                metrics
-                for _, metrics in evaluate(
-                    federation.model,
-                    federation.task,
-                    federation.encoded,
-                    personal,
-                    batch_size=federation.recipe.evaluation.batch_size,
-                    together=training.cohort_size if training.trainer == "cohort" else 0,
-                    pack=bool(training.packing),
-                    mixing=federation.mixing,
-                )
-            ]
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"client {personal[0][0]!r}: out of memory on {federation.model.device} in its evaluation; lower "
-                "evaluation.batch_size or task.max_length"
-            ) from error
-        for (client, _, _), metrics in zip(personal, measured, strict=True):
-            if not all(math.isfinite(value) for value in metrics.values()):
-                raise TrainingError(
-                    f"client {client!r}: what it is measured with gives no finite loss; lower training.learning_rate"
-                )
-        return measured
+        return [metrics for _, metrics in self._learner.evaluate(personal)]
 
 
 def mean_personal(states: Iterable[Weighted], keys: Sequence[Key], initial: State) -> dict[Key, Tensor]:
@@ -386,8 +380,7 @@ def global_model(states: PersonalStates, algorithm: Algorithm, how: Literal["ave
     """
     initial, recipe = states.initial, states.recipe
     keys = trained_keys(recipe, algorithm, initial, personal=True)
-    payload = sent_to(algorithm, states.server, "", recipe.rounds + 1, 0, "fp32")
-    shared = algorithm.absorb(initial, payload, initial)
+    shared = personal_tensors(algorithm, initial, None, received_by(algorithm, states.server, "", recipe.rounds + 1))
     average = {**shared, **mean_personal(states.trained(), keys, initial)}
     return {**average, **fit_global(average, states.own(), algorithm.adapters)} if how == "fit" else average
 

@@ -15,10 +15,10 @@ from fedsa.adapters.algebra import cropped, pairs
 from fedsa.adapters.factors import VARIANTS
 from fedsa.adapters.similarity import cosine, product_cosine, span_similarity
 from fedsa.algorithms import make_algorithm
-from fedsa.client import own_tensors, personal_tensors, starting_tensors
+from fedsa.client import initial_of_client, own_tensors, personal_tensors
 from fedsa.errors import UserError
 from fedsa.federation import client_ranks
-from fedsa.server import load_state
+from fedsa.server import load_state, received_by
 from fedsa.store import FinishedRun
 from fedsa.types import Factor, Key, Side, State
 
@@ -189,13 +189,28 @@ def _trained(
         server = load_state(folder, before)
     for client in clients:
         state = folder.load_client(client, round)
-        if state is None or state.held != round - 1:  # it did not train in this very round
+        if state is None or state.version != round - 1:  # it did not train in this very round
             continue
-        own = starting_tensors(initial, algorithm, recipe, client, ranks.get(client))
+        own = initial_of_client(
+            initial,
+            algorithm,
+            client,
+            seed=recipe.seed,
+            own_a=recipe.adapter.own_initial_a,
+            rank=ranks.get(client),
+        )
         start = None
         if server is not None:
             earlier = folder.load_client(client, before) if before else None
-            start = personal_tensors(algorithm, own, server, client, earlier, before, recipe.wire_dtype)
+            received = received_by(
+                algorithm,
+                server,
+                client,
+                round,
+                version=earlier.version if earlier else 0,
+                wire_dtype=recipe.wire_dtype,
+            )
+            start = personal_tensors(algorithm, own, earlier, received)
         yield client, (own, start, own_tensors(own, state))
 
 

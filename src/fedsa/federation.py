@@ -20,11 +20,10 @@ from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.algorithms import check_algorithm, make_algorithm
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.callbacks import check_callbacks
-from fedsa.data.clients import SplitName
+from fedsa.client import ClientStates, Learner, Mixing, Site, majority_accuracy
 from fedsa.data.partition import label_counts
 from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
 from fedsa.errors import ConfigError, DataError, FetchError, Mistake, ModelError, near
-from fedsa.evaluation import Mixing
 from fedsa.memory import give_back
 from fedsa.models import (
     AdaptedModel,
@@ -64,12 +63,12 @@ from fedsa.recipe import (
     with_absolute_paths,
 )
 from fedsa.seeds import derive_seed
-from fedsa.server import held_out, sample_size
+from fedsa.server import Server, held_out, sample_size
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.training.choice import choose_attention, choose_training, compile_model
 from fedsa.training.heads import obstacle
-from fedsa.types import Factor, Key, Side, State, total_bytes, total_elements
+from fedsa.types import Factor, Key, Side, SplitName, State, total_bytes, total_elements
 from fedsa.wire import WireDtype, on_wire
 
 if TYPE_CHECKING:
@@ -78,6 +77,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Federation",
+    "check_early",
     "check_layers",
     "check_personal",
     "client_ranks",
@@ -379,6 +379,61 @@ class Federation:
         if not self.algorithm.references:
             return None
         return Mixing(self.algorithm, self.rows.partition.clients, self.recipe.seed)
+
+    @property
+    def learner(self) -> Learner:
+        """What trains and measures the clients."""
+        recipe = self.recipe
+        return Learner(self.model, self.task, self.encoded, recipe.training, recipe.evaluation.batch_size, self.mixing)
+
+    def site(self, states: ClientStates) -> Site:
+        """Return the one site of a simulation, where all clients are.
+
+        Args:
+            states: where their states are kept.
+        """
+        recipe = self.recipe
+        return Site(
+            algorithm=self.algorithm,
+            learner=self.learner,
+            rows=self.rows.partition.clients,
+            states=states,
+            rounds=recipe.rounds,
+            seed=recipe.seed,
+            wire_dtype=recipe.wire_dtype,
+            ranks=self.ranks,
+            own_initial_a=recipe.adapter.own_initial_a,
+            reconstruction=recipe.reconstruction if recipe.personal_state == "reconstruct" else None,
+        )
+
+    def server(self, state: ServerState, client_versions: Mapping[str, int]) -> Server:
+        """Return the server.
+
+        Args:
+            state: its state after the last finished round.
+            client_versions: client id to the newest version that it holds.
+        """
+        recipe = self.recipe
+        return Server(
+            self.algorithm,
+            state,
+            self.clients,
+            seed=recipe.seed,
+            fraction_train=recipe.fraction_train,
+            weighting=recipe.weighting,
+            wire_dtype=recipe.wire_dtype,
+            client_versions=client_versions,
+            ranks=self.ranks,
+            stateless=recipe.personal_state == "reconstruct",
+            optimizer=recipe.server,
+        )
+
+    def majority(self, client: str) -> dict[str, float]:
+        """Return the test accuracy of guessing a client's most frequent class, where there are classes to guess."""
+        if not self.recipe.task.has_classes:
+            return {}
+        splits, labels = self.rows.partition.clients[client], self.rows.labels
+        return {"majority": majority_accuracy(labels[splits.train], labels[splits.test])}
 
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""

@@ -11,7 +11,7 @@ import time
 from functools import cache
 from typing import Any
 
-__all__ = ["MALLOC_TUNABLES", "give_back", "restart_with_tunables"]
+__all__ = ["MALLOC_TUNABLES", "give_back", "peak_rss_bytes", "restart_with_tunables"]
 
 MALLOC_TUNABLES = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 """For ``GLIBC_TUNABLES``: small freed blocks are not kept at hand, where they keep large ones from growing together."""
@@ -67,3 +67,15 @@ def _malloc_trim() -> Any:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return None
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory that this process has held so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # imported when something is fetched: it takes 0.1 s
     from unearth import PackageFinder, Source
     from unearth.fetchers import PyPIClient
 
-__all__ = ["PARTS", "PREFIX", "Part", "cache_folder", "part_folder"]
+__all__ = ["PARTS", "PREFIX", "Part", "cache_folder", "is_cached", "part_folder"]
 
 PREFIX = "part:"
 """What a recipe writes before a part's name, in place of a path."""

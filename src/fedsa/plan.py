@@ -233,17 +233,17 @@ def count_traffic(
         sampled = server.sample(round)
         sent = {key: tensor for key, tensor in tensors.items() if algorithm.plan(key, round).sent}
         sizes: dict[int | None, int] = {}
-        by_held: dict[tuple[int, int | None], int] = {}
+        by_version: dict[tuple[int, int | None], int] = {}
         for client in sampled:
-            held, rank = server.held.get(client, 0), by_name.get(client)
+            version, rank = server.client_versions.get(client, 0), by_name.get(client)
             if rank not in sizes:
                 sizes[rank] = total_bytes(on_wire(ranked(sent, rank), recipe.wire_dtype))
-            if (held, rank) not in by_held:
-                by_held[held, rank] = total_bytes(server.payload(client, round).tensors)
+            if (version, rank) not in by_version:
+                by_version[version, rank] = total_bytes(server.payload(client, round).tensors)
             upload += sizes[rank]
-            download += by_held[held, rank]
+            download += by_version[version, rank]
             if recipe.personal_state == "store":
-                server.held[client] = round - 1
+                server.client_versions[client] = round - 1
         server.state = algorithm.aggregate(server.state, (), round)  # new versions; values there are none
     return upload, download
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
@@ -20,15 +20,15 @@ from safetensors.torch import load, save
 from fedsa.adapters.algebra import pairs, rank_of, ranked
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
-from fedsa.client import Client, personal_tensors
+from fedsa.client import Site, personal_tensors
+from fedsa.data.clients import ClientRows
 from fedsa.errors import ProtocolError
 from fedsa.plugins import raised
-from fedsa.recipe import AdapterSettings
 from fedsa.seeds import derive_seed
-from fedsa.server import Server, load_state, save_state
+from fedsa.server import Server, load_state, received_by, save_state
 from fedsa.store import ClientState
-from fedsa.training.jobs import Job, Trained
-from fedsa.types import Factor, Key, Payload, Side, State, Update, total_bytes
+from fedsa.training.jobs import Job, TrainingResult
+from fedsa.types import Factor, Key, Side, State, Update, total_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,7 +150,7 @@ def layer_effects(case: Case, tensors: State, scaling: Mapping[str, float]) -> d
 
 
 @final
-class _Memory:
+class _States:
     """Clients' states, in memory."""
 
     def __init__(self) -> None:
@@ -163,9 +163,15 @@ class _Memory:
     def save_client(self, client: str, round: int, state: ClientState) -> None:
         self._states.setdefault(client, {})[round] = state
 
+    def save_personal(self, client: str, round: int, tensors: State) -> None:
+        raise NotImplementedError("every client keeps its state here")
+
+    def load_ahead(self, clients: Iterable[str], round: int) -> None:
+        pass
+
 
 @final
-class _Shelf:
+class _Store:
     """The server's state as bytes."""
 
     def __init__(self) -> None:
@@ -176,7 +182,7 @@ class _Shelf:
         round: int,
         tensors: State,
         versions: Mapping[Key, int],
-        held: Mapping[str, int],
+        client_versions: Mapping[str, int],
         slots: Mapping[str, Tensor],
         about: Mapping[str, Any],
     ) -> None:
@@ -201,42 +207,44 @@ class _World:
         self.initial = initial_tensors(case)
         s = self.algorithm.scaling(2.0, RANK, len(case.clients))
         self.scaling = dict.fromkeys(LAYERS, s)
-        self.memory = _Memory()
+        self.states = _States()
         self.server = self.serving(self.algorithm.init(self.initial, self.scaling), registered)
 
     def serving(self, state: ServerState, registered: Sequence[str] | None = None) -> Server:
-        held = {} if registered is not None or not hasattr(self, "server") else self.server.held
+        held = {} if registered is not None or not hasattr(self, "server") else self.server.client_versions
         clients = registered or self.case.clients
-        return Server(self.algorithm, state, clients, seed=self.case.seed, held=held, ranks=self.case.ranks)
+        return Server(self.algorithm, state, clients, seed=self.case.seed, client_versions=held, ranks=self.case.ranks)
 
-    def client(self, client: str) -> Client:
-        rows = np.arange(self.case.weights[self.case.clients.index(client)])
-        model: Any = SimpleNamespace(initial=self.initial, keys=tuple(self.initial))
-        recipe: Any = SimpleNamespace(
-            rounds=ROUNDS, seed=self.case.seed, wire_dtype="fp32", personal_state="store", adapter=AdapterSettings()
-        )
-        nothing = cast(Any, None)
-        rank = self.case.ranks.get(client)
-        return Client(client, rows, self.algorithm, model, nothing, nothing, recipe, self.memory, rank)
+    @property
+    def site(self) -> Site:
+        learner: Any = SimpleNamespace(model=SimpleNamespace(initial=self.initial, keys=tuple(self.initial)))
+        nobody = np.arange(0)
+        rows = {
+            client: ClientRows(np.arange(weight), nobody, nobody)
+            for client, weight in zip(self.case.clients, self.case.weights, strict=True)
+        }
+        return Site(self.algorithm, learner, rows, self.states, ROUNDS, self.case.seed, ranks=self.case.ranks)
 
     def job(self, client: str, round: int) -> Job:
-        return self.client(client).prepare(self.server.payload(client, round))
+        return self.site.prepare(self.server.payload(client, round))
 
     def train(self, job: Job) -> Update:
-        return self.client(job.client).finish(job, Trained(_trained(job), {}, {"loss": 0.0, "seconds": 0.0}))
+        return self.site.finish(job, TrainingResult(_trained(job), {}, {"loss": 0.0, "seconds": 0.0}))
 
     def round(self, round: int, clients: Iterable[str]) -> list[Update]:
         """Run a round of some clients, and return their updates."""
-        self.server.begin_round(round)
-        updates = [self.train(self.job(client, round)) for client in clients]
+        payloads = self.server.begin_round(round)
+        updates = [self.train(self.site.prepare(payloads[client])) for client in clients]
         self.record = self.server.end_round(round, updates)
         return updates
 
     def personal(self, client: str, round: int, state: ServerState | None = None) -> State:
         """Return what a client would use after a round."""
         initial = ranked(self.initial, self.case.ranks.get(client))
-        own = self.memory.load_client(client, round)
-        return personal_tensors(self.algorithm, initial, state or self.server.state, client, own, round, "fp32")
+        own = self.states.load_client(client, round)
+        version = own.version if own else 0
+        received = received_by(self.algorithm, state or self.server.state, client, round + 1, version=version)
+        return personal_tensors(self.algorithm, initial, own, received)
 
     def effects(self, tensors: State) -> dict[str, Tensor]:
         return layer_effects(self.case, tensors, self.scaling)
@@ -246,7 +254,7 @@ def _trained(job: Job) -> dict[Key, Tensor]:
     """Return a job's tensors with random numbers added to what is trained; the same for the same client and round."""
     generator = torch.Generator().manual_seed(derive_seed(job.seed, "training", job.client, job.round))
     return {
-        key: tensor + torch.randn(tensor.shape, generator=generator).to(tensor.dtype) if key in job.trained else tensor
+        key: tensor + torch.randn(tensor.shape, generator=generator).to(tensor.dtype) if key in job.keys else tensor
         for key, tensor in job.tensors.items()
     }
 
@@ -316,7 +324,7 @@ def combine_after_partition_is_the_identity(case: Case) -> None:
         kept = {key: value for key, value in tensors.items() if plans[key].trained and not plans[key].sent}
         frozen = {key: value for key, value in tensors.items() if not plans[key].trained}
         _hold(len(sent) + len(kept) + len(frozen) == len(tensors), "a tensor is in two parts of the plan, or in none")
-        back = case.algorithm.absorb({**frozen, **kept, **sent}, Payload(round, sent), tensors)
+        back = case.algorithm.absorb({**frozen, **kept, **sent}, sent, tensors)
         _hold(_same(back, tensors), "a client that receives its own tensors does not hold the same as before")
 
 
@@ -329,7 +337,7 @@ def uploads_are_what_the_plan_declares(case: Case) -> None:
         received = {key for key in world.initial if algorithm.plan(key, round).received}
         payloads = {client: world.server.payload(client, round) for client in clients}
         for client, payload in payloads.items():
-            lacking = {key for key in received if renewed[key] > world.server.held.get(client, 0)}
+            lacking = {key for key in received if renewed[key] > world.server.client_versions.get(client, 0)}
             _hold(set(payload.tensors) <= lacking, f"{client} is sent what it does not receive, or has already")
             complete = set(payload.tensors) == lacking or _overrides(algorithm, "broadcast")
             _hold(complete, f"{client} is not sent all that it lacks: does the server give it the round as version?")
@@ -405,12 +413,11 @@ def an_exact_method_is_exact(case: Case) -> None:
     state = algorithm.init(initial, scaling)
     own = {client: dict(ranked(initial, case.ranks.get(client))) for client in case.clients}
     start = dict(own)
-    held = dict.fromkeys(case.clients, 0)
+    versions = dict.fromkeys(case.clients, 0)
 
     def received(client: str, round: int, tensors: State) -> State:
-        payload = algorithm.broadcast(state, client, round, held[client])
-        payload = replace(payload, tensors=ranked(payload.tensors, case.ranks.get(client)))
-        return algorithm.absorb(tensors, payload, start[client])
+        newer = ranked(algorithm.broadcast(state, client, round, versions[client]), case.ranks.get(client))
+        return algorithm.absorb(tensors, newer, start[client])
 
     for round in range(1, ROUNDS + 1):
         updates, effects = [], []
@@ -419,7 +426,7 @@ def an_exact_method_is_exact(case: Case) -> None:
             trained = tuple(key for key in initial if algorithm.plan(key, round).trained)
             job = Job(client, round, ROUNDS, case.seed, before, trained, (), {}, np.arange(weight))
             own[client] = dict(algorithm.after_training(before, _trained(job), round))
-            held[client] = round - 1
+            versions[client] = round - 1
             effects.append(layer_effects(case, own[client], scaling))
             sent = {key: value for key, value in own[client].items() if algorithm.plan(key, round).sent}
             updates.append((Update(client, round, weight, sent), weight))
@@ -433,12 +440,12 @@ def an_exact_method_is_exact(case: Case) -> None:
 
 def a_saved_state_goes_on_as_if_never_saved(case: Case) -> None:
     """A server whose state is saved and loaded between rounds ends in the same bits."""
-    straight, saved, shelf = _World(case), _World(case), _Shelf()
+    straight, saved, store = _World(case), _World(case), _Store()
     for round, clients in enumerate(case.rounds, start=1):
         straight.round(round, clients)
         saved.round(round, clients)
-        save_state(shelf, round, saved.server.state, saved.server.held)
-        saved.server = saved.serving(load_state(shelf, round))
+        save_state(store, round, saved.server.state, saved.server.client_versions)
+        saved.server = saved.serving(load_state(store, round))
         one, two = straight.server.state, saved.server.state
         _hold(_same(one.tensors, two.tensors) and _same(one.slots, two.slots), "tensors differ after a resume")
         _hold(dict(one.versions) == dict(two.versions), "versions differ after a resume")
@@ -461,10 +468,10 @@ def who_skips_rounds_catches_up(case: Case) -> None:
 
     def synchronise(round: int) -> None:
         for client, tensors in synchronised.items():
-            payload = algorithm.broadcast(world.server.state, client, round, max(0, round - 2))
-            payload = replace(payload, tensors=ranked(payload.tensors, case.ranks.get(client)))
-            synchronised[client] = dict(algorithm.absorb(tensors, payload, initial[client]))
-            known[client] |= set(payload.tensors) - own
+            newer = algorithm.broadcast(world.server.state, client, round, max(0, round - 2))
+            received = ranked(newer, case.ranks.get(client))
+            synchronised[client] = dict(algorithm.absorb(tensors, received, initial[client]))
+            known[client] |= set(received) - own
 
     def compare(client: str, round: int, tensors: State) -> None:
         expected = ranked(synchronised[client], rank_of(tensors))

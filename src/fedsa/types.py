@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,11 +14,16 @@ __all__ = [
     "CLASS_NUMBER",
     "FRACTIONS",
     "NO_CLASS",
+    "SPLITS",
     "Factor",
     "Key",
+    "Moment",
     "Payload",
+    "Payloads",
+    "Results",
     "RoundRecord",
     "Side",
+    "SplitName",
     "State",
     "Update",
     "total_bytes",
@@ -134,17 +139,57 @@ State: TypeAlias = "Mapping[Key, Tensor]"
 """Named tensors. Functions that take a State do not change it."""
 
 
+SplitName: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, SplitName, SplitName] = ("train", "validation", "test")
+"""The parts of a client's rows."""
+
+Moment: TypeAlias = Literal["aggregate", "training"]
+"""After what a client is measured: it has taken in the aggregate, or just its own local training."""
+
+Results: TypeAlias = "dict[str, dict[str, float]]"
+"""Client id to its metrics."""
+
+
 @dataclass(frozen=True)
 class Payload:
     """What the server sends to one client at the start of a round.
 
     Attributes:
+        client: the client's id.
         round: the round it belongs to, counted from 1.
+        version: the server's version that the tensors bring the client to: the number of rounds that have ended.
         tensors: every received tensor that is newer than what the client holds, in the dtype of the wire.
     """
 
+    client: str
     round: int
+    version: int
     tensors: State
+
+
+class Payloads(Mapping[str, Payload]):
+    """The payloads of a round by client id, in the order in which clients train. Each is made when it is looked up.
+
+    Args:
+        round: the round they are for.
+        clients: ids, sorted.
+        make: returns a client's payload.
+    """
+
+    def __init__(self, round: int, clients: Iterable[str], make: Callable[[str], Payload]) -> None:
+        self.round = round
+        self._clients, self._make = dict.fromkeys(clients), make
+
+    def __getitem__(self, client: str) -> Payload:
+        if client not in self._clients:
+            raise KeyError(client)
+        return self._make(client)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        return len(self._clients)
 
 
 @dataclass(frozen=True)
@@ -157,6 +202,7 @@ class Update:
         num_examples: rows in the client's training set (>= 1), not rows processed.
         tensors: exactly the tensors that the sharing plan declares sent, in the dtype of the wire.
         metrics: numbers about the local training (``loss``, ``steps``, ``seconds``).
+        base_version: the server's version that the client trained from: its payload's; None: that of the round's start.
     """
 
     client: str
@@ -164,6 +210,7 @@ class Update:
     num_examples: int
     tensors: State
     metrics: Mapping[str, float] = field(default_factory=dict)
+    base_version: int | None = None
 
 
 @dataclass(frozen=True)

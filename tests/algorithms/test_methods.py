@@ -11,7 +11,7 @@ from peft.tuners.lora.layer import LoraLayer
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import algorithm_names, find_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
-from fedsa.types import Factor, Key, Payload, State, Update
+from fedsa.types import Factor, Key, State, Update
 from tiny_models import adapt, client_tensors
 
 LAYER = "layer"
@@ -138,7 +138,7 @@ def test_flora_folds_the_stacked_product_and_begins_anew():
     assert same(got[DELTA], DELTA0 + S * stacked - S * B0 @ A0)
     assert same(got[A], A0)
     assert same(got[HEAD], MEAN_HEAD)
-    mine = method.absorb(tensors(a=A1, b=B1, delta=DELTA0), Payload(2, {DELTA: got[DELTA]}), state_of(method).tensors)
+    mine = method.absorb(tensors(a=A1, b=B1, delta=DELTA0), {DELTA: got[DELTA]}, state_of(method).tensors)
     assert same(mine[A], A0)
     assert same(mine[B], B0)
     assert same(mine[DELTA], got[DELTA].numpy())

@@ -162,7 +162,7 @@ def test_a_cohort_comes_to_what_one_client_at_a_time_comes_to(checkpoint, kind, 
     options = {"model": model, "task": TASK, "encoded": token_rows(), "settings": settings}
     alone, together = [sequential.train(job, **options) for job in jobs], cohort.train(jobs, **options, pack=pack)
     for one, other, job in zip(alone, together, jobs, strict=True):
-        assert any(not torch.equal(one.tensors[key], job.tensors[key]) for key in job.trained)
+        assert any(not torch.equal(one.tensors[key], job.tensors[key]) for key in job.keys)
         for key, value in one.tensors.items():
             torch.testing.assert_close(other.tensors[key], value, rtol=0, atol=1e-5 if kind == "nf4" else 1e-3)
 

@@ -22,7 +22,7 @@ CLIENTS = [f"client {number:02d}" for number in range(12)]
 
 
 def state(value: float) -> ClientState:
-    return ClientState({A: torch.full((3,), value)}, {}, held=0)
+    return ClientState({A: torch.full((3,), value)}, {}, version=0)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 from transformers.image_utils import load_image
 
 import fedsa
+from fedsa.client import evaluate
 from fedsa.errors import ConfigError, DataError, ModelError
-from fedsa.evaluation import evaluate
 from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.plan import plan_run
@@ -99,9 +99,9 @@ def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe, name, dtype, step
     together = cohort.train(jobs, **common)
     for job, other in zip(jobs, together, strict=True):
         one = sequential.train(job, **common)
-        moved = {key: float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.trained}
+        moved = {key: float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.keys}
         assert min(moved.values()) > 1e-6
-        assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.trained) <= bound
+        assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.keys) <= bound
 
 
 @pytest.mark.parametrize("name", MODELS)

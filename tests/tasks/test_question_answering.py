@@ -27,9 +27,8 @@ from transformers import (
 
 import fedsa
 from conftest import FILLER, WORDS
-from fedsa.client import train_jobs
+from fedsa.client import Learner, evaluate
 from fedsa.errors import ConfigError, DataError
-from fedsa.evaluation import evaluate
 from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.models import AdaptedModel, peft_config_of, with_drawn_layers
@@ -115,14 +114,14 @@ def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe):
             for job in jobs_of(federation)]  # fmt: skip
     settings = TrainingSettings(local_steps=20, batch_size=4, learning_rate=2e-3, trainer="sequential")
     model, task, encoded = federation.model, federation.task, federation.encoded
-    ones = train_jobs(jobs, model, task, encoded, settings)
+    ones = Learner(model, task, encoded, settings, 64).train(jobs)
     jobs = [replace(job, rows=encoded.windows_of(job.rows)) for job in jobs]
     assert any(job.rows.max() >= len(federation.rows.table) for job in jobs)  # further windows are trained too
     common = {"model": model, "task": task, "encoded": encoded, "settings": settings}
     for pack in (False, True):
         for job, one, other in zip(jobs, ones, cohort.train(jobs, **common, pack=pack), strict=True):
-            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.trained) > 1e-3
-            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.trained) <= 1e-10
+            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.keys) > 1e-3
+            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.keys) <= 1e-10
             assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], abs=1e-10)
 
 

@@ -76,8 +76,8 @@ def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe):
     alone = [sequential.train(job, **common) for job in jobs]
     for pack in (False, True):
         for job, one, other in zip(jobs, alone, cohort.train(jobs, **common, pack=pack), strict=True):
-            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.trained) > 1e-3
-            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.trained) <= 1e-10
+            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.keys) > 1e-3
+            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.keys) <= 1e-10
 
 
 @pytest.mark.run

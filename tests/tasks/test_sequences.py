@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedsa.client import evaluate
 from fedsa.engines.simulator import simulate
 from fedsa.errors import DataError, ModelError
-from fedsa.evaluation import evaluate
 from fedsa.federation import Federation
 from fedsa.models.layout import Layout
 from fedsa.recipe import TrainingSettings, dump_recipe, parse_recipe
@@ -124,8 +124,8 @@ def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe, name):
     for pack in (False, True):
         together = cohort.train(jobs, **common, pack=pack)
         for job, one, other in zip(jobs, alone, together, strict=True):
-            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.trained) > 1e-3
-            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.trained) <= 1e-10
+            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.keys) > 1e-3
+            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.keys) <= 1e-10
             assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], abs=1e-10)
 
 

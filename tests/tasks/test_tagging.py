@@ -14,8 +14,8 @@ from transformers import AutoModel, AutoModelForTokenClassification, AutoTokeniz
 
 import fedsa
 from conftest import FILLER, WORDS
+from fedsa.client import evaluate
 from fedsa.errors import ConfigError, DataError
-from fedsa.evaluation import evaluate
 from fedsa.federation import Federation
 from fedsa.plan import plan_run
 from fedsa.recipe import TrainingSettings, parse_recipe
@@ -96,8 +96,8 @@ def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe):
     ones = [sequential.train(job, **common) for job in jobs]
     for pack in (False, True):
         for job, one, other in zip(jobs, ones, cohort.train(jobs, **common, pack=pack), strict=True):
-            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.trained) > 1e-3
-            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.trained) <= 1e-10
+            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.keys) > 1e-3
+            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.keys) <= 1e-10
 
 
 def test_a_tag_stands_at_the_first_token_of_its_word(recipe, tmp_path):

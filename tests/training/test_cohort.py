@@ -63,7 +63,7 @@ def moved(jobs, results) -> float:
     return min(
         float((result.tensors[key] - job.tensors[key]).abs().max())
         for job, result in zip(jobs, results, strict=True)
-        for key in job.trained
+        for key in job.keys
     )
 
 

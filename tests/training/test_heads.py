@@ -12,7 +12,6 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from fedsa.client import head_warmed
 from fedsa.errors import ConfigError, ModelError, TrainingError
 from fedsa.federation import Federation
 from fedsa.recipe import TrainingSettings
@@ -114,7 +113,7 @@ def test_who_has_trained_before_keeps_its_head_and_what_the_server_sends_is_fitt
         ({"round": 3}, True),  # a client's own, of one that comes late
         ({"round": 3, "received": heads}, False),
         ({"received": heads}, True),
-        ({"trained": tuple(key for key in federation.model.keys if key not in heads)}, False),
+        ({"keys": tuple(key for key in federation.model.keys if key not in heads)}, False),
     ):
         job = job_of(federation, **changes)
         result = fitted(federation, job)
@@ -199,9 +198,9 @@ def test_memory_that_runs_out_is_told(federation: Federation, monkeypatch: pytes
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(type(federation.task), "losses", none_left)
-    settings = TrainingSettings(head_warmup_epochs=1)
+    learner = replace(federation.learner, training=TrainingSettings(head_warmup_epochs=1))
     with pytest.raises(TrainingError, match="out of memory on cpu"):
-        head_warmed([job_of(federation)], federation.model, federation.task, federation.encoded, settings)
+        learner.warm_heads([job_of(federation)])
 
 
 def test_only_as_many_rows_are_kept_as_memory_is_meant_for(

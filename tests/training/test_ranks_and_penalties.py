@@ -13,7 +13,7 @@ from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
 from fedsa.training import cohort, sequential
 from fedsa.training import jobs as jobs_module
-from fedsa.training.jobs import Job, Trained
+from fedsa.training.jobs import Job, TrainingResult
 from fedsa.types import Factor
 from methods import Pulled
 from tiny_models import BASES, TASK, adapt, token_rows
@@ -41,7 +41,7 @@ def mixed(model: AdaptedModel, ranks=RANKS, **options) -> list[Job]:
     ]
 
 
-def trained(jobs, model, settings, *, together: bool) -> list[Trained]:
+def trained(jobs, model, settings, *, together: bool) -> list[TrainingResult]:
     options = {"model": model, "task": TASK, "encoded": token_rows(), "settings": settings}
     return cohort.train(jobs, **options) if together else [sequential.train(job, **options) for job in jobs]
 
@@ -112,7 +112,7 @@ def test_deltas_and_two_adapters_in_both_trainers(name, pack):
     attention = "sdpa" if name in ("llama", "modernbert") else "eager"
     model = adapt(BASES[name], method=BOTH, attention=attention, dropout=0.1, r=8)
     jobs = [
-        replace(job, trained=tuple(key for key in job.trained if key.factor is not Factor.DELTA))
+        replace(job, keys=tuple(key for key in job.keys if key.factor is not Factor.DELTA))
         for job in mixed(model, (2, 8, 4))
     ]
     jobs[1] = replace(
@@ -132,11 +132,11 @@ def test_deltas_and_two_adapters_in_both_trainers(name, pack):
 def test_gates_in_both_trainers(settings):
     model = adapt(method={"gated": True, "adapters": ("default", "rest")}, dropout=0.1)
     jobs = [
-        replace(job, trained=tuple(key for key in job.trained if key.adapter != "rest"))
+        replace(job, keys=tuple(key for key in job.keys if key.adapter != "rest"))
         for job in jobs_of(model, (7, 20, 12))
     ]
     alone, together = both(model, jobs, settings, pack=True)
-    gates = [key for key in jobs[0].trained if key.factor is Factor.GATE]
+    gates = [key for key in jobs[0].keys if key.factor is Factor.GATE]
     assert gates
     assert all(not torch.equal(alone[0].tensors[key], jobs[0].tensors[key]) for key in gates)
     assert largest_difference(alone, together) <= 1e-10
@@ -161,13 +161,13 @@ def test_the_penalty_sees_the_clients_own_trained_tensors(together):
         seen.append(({key: value.detach().clone() for key, value in tensors.items()}, before))
         return None if len(seen) % 2 else torch.zeros(())
 
-    jobs = [replace(job, penalty=penalty, trained=job.trained[:3]) for job in mixed(model)]
+    jobs = [replace(job, penalty=penalty, keys=job.keys[:3]) for job in mixed(model)]
     settings = TrainingSettings(local_steps=2, batch_size=4, optimizer="sgd", learning_rate=0.1)
     trained(jobs, model, settings, together=together)
     assert len(seen) == 6
     order = [0, 1, 2, 0, 1, 2] if together else [0, 0, 1, 1, 2, 2]
     for number, (tensors, before) in zip(order, seen, strict=True):
-        assert set(tensors) == set(before) == set(jobs[number].trained)
+        assert set(tensors) == set(before) == set(jobs[number].keys)
         assert all(torch.equal(value, jobs[number].tensors[key]) for key, value in before.items())
     firsts, lasts = (seen[:3], seen[3:]) if together else (seen[::2], seen[1::2])
     assert all(torch.equal(value, before[key]) for tensors, before in firsts for key, value in tensors.items())
@@ -187,6 +187,6 @@ def test_the_gradient_of_a_penalty_by_hand():
         plain = trained(jobs, model, settings, together=together)
         more = trained([replace(job, penalty=penalty) for job in jobs], model, settings, together=together)
         for job, one, other in zip(jobs, plain, more, strict=True):
-            for key in job.trained:
+            for key in job.keys:
                 expected = one.tensors[key] - 0.1 * 6 * job.tensors[key]
                 torch.testing.assert_close(other.tensors[key], expected, atol=1e-12, rtol=0)

@@ -44,7 +44,7 @@ def run(federation, start):
                 rounds=rounds,
                 seed=0,
                 tensors=start if tensors is None else tensors,
-                trained=federation.model.keys if trained is None else tuple(trained),
+                keys=federation.model.keys if trained is None else tuple(trained),
                 received=tuple(received),
                 optimizer_state=state or {},
                 rows=federation.rows.partition.clients[client].train,

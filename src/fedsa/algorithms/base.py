@@ -15,7 +15,7 @@ import torch
 
 from fedsa.adapters.algebra import padded, pairs
 from fedsa.adapters.factors import VARIANTS
-from fedsa.types import Factor, Key, Payload, Side, State, Update
+from fedsa.types import Factor, Key, Side, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -222,28 +222,27 @@ class Algorithm:
         """
         return ServerState(dict(initial), dict.fromkeys(initial, 0), dict(scaling or {}))
 
-    def broadcast(self, state: ServerState, client: str, round: int, held: int) -> Payload:
-        """Return what a client needs before it trains in ``round``.
+    def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
+        """Return the tensors that a client needs before it trains in ``round``: received ones that are newer.
 
         Args:
             state: the server's state.
             client: its id.
             round: the round that begins.
-            held: the newest version that the client has taken in; 0 is the initial state.
+            version: the newest version that the client holds; 0 is the initial state.
         """
-        newer = {
+        return {
             key: tensor
             for key, tensor in state.tensors.items()
-            if state.versions[key] > held and self.plan(key, round).received
+            if state.versions[key] > version and self.plan(key, round).received
         }
-        return Payload(round, newer)
 
-    def absorb(self, tensors: State, payload: Payload, initial: State) -> State:
+    def absorb(self, tensors: State, received: State, initial: State) -> State:
         """Return a client's tensors after it took in what the server sent; in fp32 at least.
 
         Args:
             tensors: the client's own.
-            payload: what the server sent, in the dtype of the wire.
+            received: the tensors that the server sent, in the dtype of the wire.
             initial: the tensors that every client started from.
         """
         begun = tensors
@@ -251,9 +250,7 @@ class Algorithm:
             begun = {**tensors, **{key: value for key, value in initial.items() if key.factor.side in (Side.A, Side.B)}}
         return {
             **begun,
-            **{
-                key: value.to(torch.promote_types(value.dtype, torch.float32)) for key, value in payload.tensors.items()
-            },
+            **{key: value.to(torch.promote_types(value.dtype, torch.float32)) for key, value in received.items()},
         }
 
     def after_training(self, before: State, after: State, round: int) -> State:

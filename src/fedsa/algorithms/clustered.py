@@ -10,7 +10,7 @@ import torch
 
 from fedsa.adapters.similarity import clusters
 from fedsa.algorithms.base import Algorithm, ServerState, weighted_mean
-from fedsa.types import Key, Payload, Side, State, Update
+from fedsa.types import Key, Side, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,18 +41,15 @@ class Clustered(Algorithm):
         if self.groups < 1 or self.group_after < 1:
             raise ValueError("groups and group_after must be at least 1")
 
-    def broadcast(self, state: ServerState, client: str, round: int, held: int) -> Payload:
+    def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
         """Return what is newer; of B the values of the client's group, and nothing before there are groups."""
-        payload = super().broadcast(state, client, round, held)
-        tensors = dict(payload.tensors)
-        for key in payload.tensors:
-            if key.factor.side is Side.B:
-                own = state.slots.get(_slot(state.groups.get(client), key), tensors[key])
-                if round > self.group_after:
-                    tensors[key] = own
-                else:
-                    del tensors[key]
-        return replace(payload, tensors=tensors)
+        newer, group = super().broadcast(state, client, round, version), state.groups.get(client)
+        if round <= self.group_after:
+            return {key: value for key, value in newer.items() if key.factor.side is not Side.B}
+        return {
+            key: state.slots.get(_slot(group, key), value) if key.factor.side is Side.B else value
+            for key, value in newer.items()
+        }
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the averages over all clients, and those of B over groups."""

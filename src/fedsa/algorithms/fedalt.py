@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from fedsa.algorithms.base import LOCAL, RECEIVED, Algorithm, Plan, ServerState, weighted_mean
-from fedsa.types import Factor, Key, Payload, Side, Update
+from fedsa.types import Factor, Key, Side, State, Update
 
 _REST = "rest"
 
@@ -42,11 +42,10 @@ class FedALT(Algorithm):
         """Return whether the tensor is sent, or is made of what is sent."""
         return key.adapter == _REST or super().renews(key, round)
 
-    def broadcast(self, state: ServerState, client: str, round: int, held: int) -> Payload:
+    def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
         """Return what is newer; of the others' adapter the mean without this client."""
-        payload = super().broadcast(state, client, round, held)
-        own = {key: state.slots.get(f"{client}|{key}", value) for key, value in payload.tensors.items()}
-        return replace(payload, tensors=own)
+        newer = super().broadcast(state, client, round, version)
+        return {key: state.slots.get(f"{client}|{key}", value) for key, value in newer.items()}
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """Return the means over all that sent, and for each of them the mean of the others."""

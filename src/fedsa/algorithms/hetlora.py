@@ -10,7 +10,7 @@ import torch
 
 from fedsa.adapters.algebra import cropped, padded, pairs, rank_of, ranked
 from fedsa.algorithms.base import Algorithm, Penalty, ServerState, weighted_mean
-from fedsa.types import Factor, Key, Payload, State, Update
+from fedsa.types import Factor, Key, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +43,9 @@ class HetLoRA(Algorithm):
         if not 0 < self.decay <= 1 or self.regularization < 0:
             raise ValueError("decay must be above 0 and at most 1, regularization at least 0")
 
-    def absorb(self, tensors: State, payload: Payload, initial: State) -> State:
+    def absorb(self, tensors: State, received: State, initial: State) -> State:
         """Return the client's tensors with what came, cut to the rank that it has by now."""
-        taken = super().absorb(tensors, payload, initial)
+        taken = super().absorb(tensors, received, initial)
         return {key: cropped(value, tensors[key].shape) if key in tensors else value for key, value in taken.items()}
 
     def after_training(self, before: State, after: State, round: int) -> State:

@@ -183,7 +183,7 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
 
 def _ends(figures: Mapping[str, Any], metric: str) -> str:
     """Return the 95 % interval of a result as text; empty where the metric has none."""
-    from fedsa.evaluation import interval
+    from fedsa.statistics import interval
 
     ends = interval(figures[metric], figures["examples"], metric)
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}" if ends else ""

@@ -24,11 +24,12 @@ def command(
 
     from fedsa.algorithms import check_algorithm
     from fedsa.commands._display import print_json, print_notes, print_table, status
-    from fedsa.data.clients import SPLITS, label_counts, label_totals
+    from fedsa.data.clients import label_counts, label_totals
     from fedsa.data.partition import save_partition
     from fedsa.data.sharing import share_rows
     from fedsa.errors import UserError
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects
+    from fedsa.types import SPLITS
     from fedsa.wording import counted
 
     data, _ = read_recipe(recipe)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
 
 import numpy as np
 
 from fedsa.data.labels import IntArray
+from fedsa.types import SplitName
 
-__all__ = ["SPLITS", "ClientRows", "Partition", "SplitName", "label_counts", "label_totals"]
-
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, SplitName, SplitName] = ("train", "validation", "test")
+__all__ = ["ClientRows", "Partition", "label_counts", "label_totals"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsa.data.clients import SPLITS, Partition
+from fedsa.data.clients import Partition
 from fedsa.data.labels import IntArray
 from fedsa.data.reading import some
+from fedsa.types import SPLITS
 
 if TYPE_CHECKING:
     import datasets

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fedsa.data.clients import SPLITS, ClientRows, Partition
+from fedsa.data.clients import ClientRows, Partition
 from fedsa.data.labels import IntArray
 from fedsa.errors import DataError
+from fedsa.types import SPLITS
 
 __all__ = ["data_fingerprint", "load_partition", "save_partition"]
 

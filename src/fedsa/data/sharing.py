@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from fedsa.data.cells import text_of
 from fedsa.data.checking import clients_without_rows, filled_rows, require_one_writing, rows_of, with_texts
-from fedsa.data.clients import SPLITS
 from fedsa.data.dealing import client_column
 from fedsa.data.files import as_dataset, expanded, is_local
 from fedsa.data.labels import IntArray, encode_labels
@@ -26,7 +25,7 @@ from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_col
 from fedsa.errors import DataError
 from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings, fields_of
 from fedsa.seeds import derive_seed
-from fedsa.types import CLASS_NUMBER, NO_CLASS
+from fedsa.types import CLASS_NUMBER, NO_CLASS, SPLITS
 
 __all__ = ["ClientTable", "SharedRows", "share_client", "share_rows", "share_tables"]
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from fedsa.data.clients import SPLITS, label_totals
+from fedsa.data.clients import label_totals
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation
 from fedsa.models import AdaptedModel, adapted_fingerprint, with_sorted_names
 from fedsa.recipe import dump_recipe
 from fedsa.store import Progress, RunFolder
+from fedsa.types import SPLITS
 
 __all__ = ["begin", "check_unchanged"]
 
@@ -40,6 +41,7 @@ def begin(federation: Federation, folder: RunFolder) -> Progress:
             client: {
                 **{f"{split}_examples": sum(by_client[client]) for split, by_client in counts.items()},
                 "labels": dict(zip(federation.rows.label_names, totals[client], strict=True)),
+                **federation.majority(client),
                 **({"held_out": True} if client in federation.held_out else {}),
             }
             for client in federation.everyone

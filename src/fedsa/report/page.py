@@ -21,8 +21,8 @@ from markupsafe import Markup
 
 from fedsa.errors import RunFolderError
 from fedsa.escapes import for_html
-from fedsa.evaluation import interval
 from fedsa.report.figures import MOST_LABELS, Table, draw_figures
+from fedsa.statistics import interval
 from fedsa.store import FinishedRun, write_atomically
 from fedsa.types import FRACTIONS
 from fedsa.wording import counted, some

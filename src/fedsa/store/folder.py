@@ -534,7 +534,7 @@ class RunFolder:
         round: int,
         tensors: State,
         versions: Mapping[Key, int],
-        held: Mapping[str, int],
+        client_versions: Mapping[str, int],
         slots: Mapping[str, Tensor] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
@@ -544,13 +544,13 @@ class RunFolder:
             round: its number.
             tensors: the server's tensors.
             versions: of each of them.
-            held: client id to the newest version that it has taken in, for whoever has trained: the one before the
-                round of its last training.
+            client_versions: client id to the newest version that it holds, for whoever has trained: the one before
+                the round of its last training.
             slots: further tensors by name.
             about: further values, as JSON has them.
         """
         path = self.path / "server" / f"round-{round:06d}.safetensors"
-        last = torch.tensor([held.get(client, -1) + 1 for client in self._folders], dtype=torch.int32)
+        last = torch.tensor([client_versions.get(client, -1) + 1 for client in self._folders], dtype=torch.int32)
         own = {"versions": {str(key): version for key, version in versions.items()}}
         named = {f"{_SLOT}{name}": tensor for name, tensor in (slots or {}).items()}
         self._make(path.parent)
@@ -609,7 +609,7 @@ class RunFolder:
         path = self._client_file(client, round)
         if client not in self._kept:
             self._make(path.parent)
-        about = {"held": state.held, "run": self._run, "client": client, "round": round}
+        about = {"held": state.version, "run": self._run, "client": client, "round": round}
         self._writes.write(path, partial(sealed, packed(tensors, about)))
         self._kept.setdefault(client, []).append(round)
         self._saved.add(client)

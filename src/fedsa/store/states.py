@@ -21,12 +21,12 @@ class ClientState:
     Attributes:
         tensors: its own value of every tensor that is not frozen.
         optimizer_state: named ``slot|key``; empty unless it is kept from round to round.
-        held: the newest server version it has taken in.
+        version: the newest server version that it holds.
     """
 
     tensors: State
     optimizer_state: Mapping[str, Tensor]
-    held: int
+    version: int
 
 
 @dataclass

@@ -21,7 +21,7 @@ from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.training.jobs import (
     Job,
-    Trained,
+    TrainingResult,
     check_finite,
     dropout_seed,
     learning_rate_factor,
@@ -46,7 +46,7 @@ def train(
     encoded: Encoded,
     settings: TrainingSettings,
     pack: bool = False,
-) -> list[Trained]:
+) -> list[TrainingResult]:
     """Return the tensors of several clients after their local training, in the order of the jobs.
 
     The clients' batches of one step go through the model together, each row through its own client's adapter. Losses,
@@ -70,7 +70,7 @@ def train(
     # Clients whose optimisers step alike stand side by side: one tensor serves them all.
     ordered = sorted(given, key=lambda each: (len(each[2]), _history(each[1])))
     clients, steps = [job for _, job, _ in ordered], [steps for _, _, steps in ordered]
-    with model.stack(len(clients), clients[0].trained) as stack, model.training():
+    with model.stack(len(clients), clients[0].keys) as stack, model.training():
         for number, job in enumerate(clients):
             stack.load(number, job.tensors)
         optimizers = Optimizers(stack, clients, steps, settings)
@@ -85,7 +85,7 @@ def train(
         check_finite(job, mean_loss, tensors[place], settings)
         kept = {**job.optimizer_state, **states[place]} if settings.optimizer_state == "keep" else {}
         metrics = {"loss": mean_loss, "steps": len(own_steps), "seconds": seconds}
-        results[number] = Trained({**job.tensors, **tensors[place]}, kept, metrics)
+        results[number] = TrainingResult({**job.tensors, **tensors[place]}, kept, metrics)
     return [results[number] for number in range(len(jobs))]
 
 
@@ -145,7 +145,7 @@ def _passes(now: Sequence[Sequence[IntArray]]) -> Iterator[list[IntArray]]:
 def _history(job: Job) -> tuple[int, ...]:
     """Return the steps that a client's kept optimiser state has seen, for each trained key; -1: it has none."""
     known = {name.partition("|")[2] for name in job.optimizer_state}
-    steps = {key: job.optimizer_state.get(f"step|{key}") for key in job.trained}
+    steps = {key: job.optimizer_state.get(f"step|{key}") for key in job.keys}
     return tuple(-1 if str(key) not in known else 0 if step is None else int(step) for key, step in steps.items())
 
 
@@ -190,7 +190,7 @@ class Optimizers:
         self, stack: Stack, clients: Sequence[Job], steps: Sequence[Steps], settings: TrainingSettings
     ) -> None:
         self._stack, self._settings = stack, settings
-        self._clients, self._keys = clients, clients[0].trained
+        self._clients, self._keys = clients, clients[0].keys
         self._device = next(iter(stack.values.values())).device
         self._blocks: list[list[_Block]] = []  # by group of clients
         self._fresh = True

@@ -23,7 +23,7 @@ from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.training.jobs import Job, Trained, learning_rate_factor, local_batches
+from fedsa.training.jobs import Job, TrainingResult, learning_rate_factor, local_batches
 from fedsa.types import Key, Side
 
 __all__ = ["obstacle", "warm_up"]
@@ -40,7 +40,7 @@ _READ = ("last_hidden_state", "pooler_output")
 
 def warm_up(
     jobs: Sequence[Job], *, model: AdaptedModel, task: Task, encoded: Encoded, settings: TrainingSettings
-) -> list[Trained]:
+) -> list[TrainingResult]:
     """Return clients' tensors with the head fitted, of those whose training begins; the others' as they are.
 
     Training begins for a client that has never trained. A head that the server sends is fitted in the first round
@@ -64,7 +64,7 @@ def warm_up(
         TrainingError: the loss is not finite.
     """
     if not settings.head_warmup_epochs:
-        return [Trained(job.tensors, job.optimizer_state, {}) for job in jobs]
+        return [TrainingResult(job.tensors, job.optimizer_state, {}) for job in jobs]
     return [_fitted(job, _heads(job), model, task, encoded, settings) for job in jobs]
 
 
@@ -81,15 +81,15 @@ def _heads(job: Job) -> tuple[Key, ...]:
     if job.stored:
         return ()
     received = set(job.received) if job.round > 1 else set()
-    return tuple(key for key in job.trained if key.factor.side is Side.HEAD and key not in received)
+    return tuple(key for key in job.keys if key.factor.side is Side.HEAD and key not in received)
 
 
 def _fitted(
     job: Job, heads: tuple[Key, ...], model: AdaptedModel, task: Task, encoded: Encoded, settings: TrainingSettings
-) -> Trained:
+) -> TrainingResult:
     """Return a client's tensors with its head fitted."""
     if not heads:
-        return Trained(job.tensors, job.optimizer_state, {})
+        return TrainingResult(job.tensors, job.optimizer_state, {})
     started = time.perf_counter()
     seed = derive_seed(job.seed, "head warm-up", job.client)
     random = np.random.default_rng(seed)
@@ -130,7 +130,7 @@ def _fitted(
         )
     give_back()
     metrics = {"loss": last, "seconds": time.perf_counter() - started}
-    return Trained({**job.tensors, **fitted}, job.optimizer_state, metrics)
+    return TrainingResult({**job.tensors, **fitted}, job.optimizer_state, metrics)
 
 
 def _kept(rows: IntArray, model: AdaptedModel, encoded: Encoded) -> IntArray:

@@ -18,7 +18,7 @@ from fedsa.types import Key, Side, State
 
 __all__ = [
     "Job",
-    "Trained",
+    "TrainingResult",
     "check_finite",
     "dropout_seed",
     "highest_rate",
@@ -40,13 +40,14 @@ class Job:
         rounds: of the whole run: schedules span it.
         seed: the run's.
         tensors: the client's tensors after it took in what the server sent.
-        trained: the keys that are trained; the others stay as they are.
+        keys: the tensors that are trained; the others stay as they are.
         received: the server's values that the proximal term pulls towards.
         optimizer_state: from the client's last round, named ``slot|key``, or empty.
         rows: the client's training rows; for a trainer, the items that the task makes of them.
         stored: the keys that its state held before.
         penalty: of the trained tensors and of the same as they began; what it returns is added to the loss.
         rate_setting: the setting that ``learning_rate`` of the trainer's settings comes from, for messages.
+        version: the server's version that the client trains from.
     """
 
     client: str
@@ -54,17 +55,18 @@ class Job:
     rounds: int
     seed: int
     tensors: State
-    trained: tuple[Key, ...]
+    keys: tuple[Key, ...]
     received: tuple[Key, ...]
     optimizer_state: Mapping[str, Tensor]
     rows: IntArray
     stored: tuple[Key, ...] = ()
     penalty: Callable[[State, State], Tensor | None] | None = None
     rate_setting: str = "training.learning_rate"
+    version: int = 0
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What came out of a job.
 
     Attributes:
@@ -233,5 +235,5 @@ def check_finite(job: Job, loss: float, tensors: State, settings: TrainingSettin
     if not math.isfinite(loss) or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise TrainingError(
             f"client {job.client!r}, round {job.round}: the loss is not finite (mean over the round: {loss}); "
-            f"lower {highest_rate(job.trained, settings, job.rate_setting)} or set training.max_grad_norm"
+            f"lower {highest_rate(job.keys, settings, job.rate_setting)} or set training.max_grad_norm"
         )

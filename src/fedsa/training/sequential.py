@@ -14,7 +14,7 @@ from fedsa.recipe import TrainingSettings
 from fedsa.tasks.base import Encoded, Task
 from fedsa.training.jobs import (
     Job,
-    Trained,
+    TrainingResult,
     check_finite,
     dropout_seed,
     learning_rate_factor,
@@ -28,7 +28,7 @@ from fedsa.types import Key, State
 __all__ = ["train"]
 
 
-def train(job: Job, *, model: AdaptedModel, task: Task, encoded: Encoded, settings: TrainingSettings) -> Trained:
+def train(job: Job, *, model: AdaptedModel, task: Task, encoded: Encoded, settings: TrainingSettings) -> TrainingResult:
     """Return one client's tensors after its local training.
 
     Raises:
@@ -36,7 +36,7 @@ def train(job: Job, *, model: AdaptedModel, task: Task, encoded: Encoded, settin
     """
     started = time.perf_counter()
     model.write(job.tensors)
-    parameters = model.train_only(job.trained)
+    parameters = model.train_only(job.keys)
     anchors = {
         key: padded(job.tensors[key], parameters[key].shape).to(model.device)
         for key in job.received
@@ -75,7 +75,7 @@ def train(job: Job, *, model: AdaptedModel, task: Task, encoded: Encoded, settin
     if settings.optimizer_state == "keep":  # also of what this round does not train, but another may
         kept = {**job.optimizer_state, **_dump_optimizer(optimizer, parameters, job)}
     metrics = {"loss": mean_loss, "steps": len(steps), "seconds": time.perf_counter() - started}
-    return Trained({**job.tensors, **trained}, kept, metrics)
+    return TrainingResult({**job.tensors, **trained}, kept, metrics)
 
 
 def _distance(parameters: Mapping[Key, nn.Parameter], anchors: State) -> Tensor:

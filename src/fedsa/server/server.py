@@ -2,58 +2,44 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, final
-
-import numpy as np
+from typing import Literal, final
 
 from fedsa.adapters.algebra import fits, ranked
 from fedsa.algorithms.base import Algorithm, ServerState
-from fedsa.errors import DataError, ProtocolError
+from fedsa.errors import ProtocolError
 from fedsa.recipe import ServerSettings
 from fedsa.seeds import derive_seed
+from fedsa.server.sampling import sample_clients
 from fedsa.server_optimizers import stepped
-from fedsa.types import Key, Payload, RoundRecord, State, Update, total_bytes
+from fedsa.types import Key, Payload, Payloads, RoundRecord, State, Update, total_bytes
 from fedsa.wire import WIRE_DTYPES, WireDtype, on_wire
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["Server", "Shelf", "held_out", "load_state", "sample_clients", "sample_size", "save_state"]
+__all__ = ["Server", "received_by"]
 
 
-class Shelf(Protocol):
-    """Where the server's state outlives a round. The run folder is one."""
+def received_by(
+    algorithm: Algorithm,
+    state: ServerState,
+    client: str,
+    round: int,
+    *,
+    version: int = 0,
+    wire_dtype: WireDtype = "fp32",
+    rank: int | None = None,
+) -> State:
+    """Return the tensors that a client is sent of a server's state before it trains in a round.
 
-    def save_server(
-        self,
-        round: int,
-        tensors: State,
-        versions: Mapping[Key, int],
-        held: Mapping[str, int],
-        slots: Mapping[str, Tensor],
-        about: Mapping[str, Any],
-    ) -> None:
-        """Keep the state that a round left."""
-        ...
-
-    def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int], dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors, their versions, further tensors and further values after a round that is kept."""
-        ...
-
-
-def save_state(shelf: Shelf, round: int, state: ServerState, held: Mapping[str, int]) -> None:
-    """Keep the server's state after a round."""
-    about = {"scaling": dict(state.scaling), "groups": dict(state.groups)}
-    shelf.save_server(round, state.tensors, state.versions, held, state.slots, about)
-
-
-def load_state(shelf: Shelf, round: int) -> ServerState:
-    """Return the server's state as it was after a round > 0 that is kept."""
-    tensors, versions, slots, about = shelf.load_server(round)
-    return ServerState(tensors, versions, about["scaling"], about["groups"], slots)
+    Args:
+        algorithm: the method.
+        state: the server's state.
+        client: its id; the method need not know it.
+        round: the round that begins.
+        version: the newest version that the client holds.
+        wire_dtype: in what tensors travel.
+        rank: the client's; None: the state's own.
+    """
+    return on_wire(ranked(algorithm.broadcast(state, client, round, version), rank), wire_dtype)
 
 
 @final
@@ -68,7 +54,7 @@ class Server:
         fraction_train: part of the clients that trains in a round; at least one does.
         weighting: clients' weights in the average.
         wire_dtype: in what tensors travel; the state itself keeps its own dtype.
-        held: client id to the newest version it has taken in; a client that is not in it holds the initial state.
+        client_versions: client id to the newest version that it holds; who is not in it holds the initial state.
         ranks: client id to its rank, where it is less than that of the state's tensors.
         stateless: clients keep nothing between rounds, so each payload has all that is not initial.
         optimizer: what is made of a round's mean.
@@ -84,7 +70,7 @@ class Server:
         fraction_train: float = 1.0,
         weighting: Literal["num_examples", "uniform"] = "num_examples",
         wire_dtype: WireDtype = "fp32",
-        held: Mapping[str, int] | None = None,
+        client_versions: Mapping[str, int] | None = None,
         ranks: Mapping[str, int] | None = None,
         stateless: bool = False,
         optimizer: ServerSettings | None = None,
@@ -92,7 +78,7 @@ class Server:
         self.algorithm = algorithm
         self.state = state
         self.clients = tuple(sorted(clients))
-        self.held = dict(held or {})
+        self.client_versions = dict(client_versions or {})
         self._ranks, self._stateless = dict(ranks or {}), stateless
         self._optimizer = optimizer or ServerSettings()
         self._seed, self._fraction, self._weighting, self._wire_dtype = seed, fraction_train, weighting, wire_dtype
@@ -102,19 +88,54 @@ class Server:
         """Return the clients that train in a round, sorted."""
         return sample_clients(self.clients, self._fraction, derive_seed(self._seed, "clients", round))
 
-    def begin_round(self, round: int) -> tuple[str, ...]:
-        """Begin a round, and return the clients that train in it, sorted: each is to be sent its `payload`."""
+    def begin_round(self, round: int) -> Payloads:
+        """Begin a round, and return the payloads of the clients that train in it.
+
+        Each payload is made when it is looked up; its bytes are counted then, as sent.
+        """
         self._open = dict.fromkeys(self.sample(round), 0)
-        return tuple(self._open)
+
+        def sent(client: str) -> Payload:
+            payload = self.payload(client, round)
+            self._open[client] = total_bytes(payload.tensors)
+            return payload
+
+        return Payloads(round, self._open, sent)
 
     def payload(self, client: str, round: int) -> Payload:
-        """Return what a client is sent before it trains in a round, or would be sent if it did."""
-        payload = self.algorithm.broadcast(self.state, client, round, self.held.get(client, 0))
-        own = ranked(payload.tensors, self._ranks.get(client))
-        payload = replace(payload, tensors=on_wire(own, self._wire_dtype))
-        if client in self._open:
-            self._open[client] = total_bytes(payload.tensors)
-        return payload
+        """Return what a client would be sent before it trains in a round."""
+        return self.payloads([client], round)[client]
+
+    def payloads(
+        self,
+        clients: Sequence[str],
+        round: int,
+        state: ServerState | None = None,
+        client_versions: Mapping[str, int] | None = None,
+    ) -> Payloads:
+        """Return what clients would be sent before a round; nothing is counted.
+
+        Args:
+            clients: ids.
+            round: the round.
+            state: the server's state before it; None: as it is now.
+            client_versions: the newest version that each client holds; None: as it is now.
+        """
+        versions = self.client_versions if client_versions is None else client_versions
+
+        def made(client: str) -> Payload:
+            tensors = received_by(
+                self.algorithm,
+                state or self.state,
+                client,
+                round,
+                version=versions.get(client, 0),
+                wire_dtype=self._wire_dtype,
+                rank=self._ranks.get(client),
+            )
+            return Payload(client, round, round - 1, tensors)
+
+        return Payloads(round, clients, made)
 
     def end_round(self, round: int, updates: Iterable[Update]) -> RoundRecord:
         """Aggregate and return the record of the round.
@@ -132,12 +153,14 @@ class Server:
         planned = {key for key in self.state.tensors if self.algorithm.plan(key, round).sent}
         upload_bytes: dict[str, int] = {}
         train_metrics: dict[str, Mapping[str, float]] = {}
+        base_versions: dict[str, int] = {}
 
         def arriving() -> Iterator[tuple[Update, int]]:
             for update in updates:
                 self._check(update, round, planned, upload_bytes)
                 upload_bytes[update.client] = total_bytes(update.tensors)
                 train_metrics[update.client] = update.metrics
+                base_versions[update.client] = round - 1 if update.base_version is None else update.base_version
                 yield update, update.num_examples if self._weighting == "num_examples" else 1
 
         arrivals = arriving()
@@ -145,8 +168,8 @@ class Server:
         for _ in arrivals:  # of a method that does not look at every update: the clients are to train all the same
             pass
         self.state = stepped(self.state, state, planned, self._optimizer) if upload_bytes else state
-        for client in () if self._stateless else upload_bytes:
-            self.held[client] = round - 1
+        if not self._stateless:
+            self.client_versions |= base_versions
         record = RoundRecord(
             round=round,
             clients=tuple(self._open),
@@ -162,8 +185,12 @@ class Server:
         """Refuse an update that does not fit the round; ``seen`` are the clients whose updates came, in order."""
         last = next(reversed(seen), "")
         whose = f"update of client {update.client!r} for round {update.round}"
-        if update.client not in self._open or update.round != round or update.client in seen:
-            raise ProtocolError(f"{whose}: not asked for in round {round}, or sent twice")
+        if update.round != round:
+            raise ProtocolError(f"{whose}: it is for another round than the open one, {round}")
+        if update.client not in self._open:
+            raise ProtocolError(f"{whose}: this client was not asked to train in round {round}")
+        if update.client in seen:
+            raise ProtocolError(f"{whose}: it came twice")
         if update.client < last:
             raise ProtocolError(f"{whose}: came after that of {last!r}; bring updates in the order of client ids")
         if update.num_examples < 1:
@@ -182,43 +209,3 @@ class Server:
                 raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {dtype}, the wire's")
             if not bool(tensor.isfinite().all()):
                 raise ProtocolError(f"{whose}: {key} is not finite")
-
-
-def sample_clients(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, ...]:
-    """Return a part of the clients, drawn without replacement, in the order in which they are given."""
-    count = sample_size(fraction, len(clients))
-    if count == len(clients):
-        return tuple(clients)
-    places = np.random.default_rng(seed).choice(len(clients), count, replace=False)
-    return tuple(clients[place] for place in sorted(places))
-
-
-def held_out(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, ...]:
-    """Return the clients that are never in the federation, sorted: at least one of a fraction above 0.
-
-    Args:
-        clients: every client's id.
-        fraction: the recipe's ``holdout_clients``.
-        seed: the run's.
-
-    Raises:
-        DataError: nobody would be left.
-    """
-    if not fraction:
-        return ()
-    drawn = sample_clients(sorted(clients), fraction, derive_seed(seed, "held-out clients"))
-    if len(drawn) == len(clients):
-        raise DataError(
-            f"holdout_clients = {fraction:g} of {len(clients)} clients leaves none for the federation: lower it, or "
-            "share the rows out over more clients"
-        )
-    return drawn
-
-
-def sample_size(fraction: float, clients: int) -> int:
-    """Return how many of ``clients`` train in a round: the nearest whole number (.5 goes up), and at least one.
-
-    >>> [sample_size(0.1, clients) for clients in (1, 14, 15, 25)]
-    [1, 1, 2, 3]
-    """
-    return max(1, math.floor(fraction * clients + 0.5))

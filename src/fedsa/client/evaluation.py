@@ -1,19 +1,18 @@
-"""Honest measuring: each client on its own rows, figures over clients, and the one round that is chosen for all."""
+"""Honest measuring: each client on its own rows, with the tensors that it would use."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import numpy as np
 import torch
 
 from fedsa.algorithms.base import Algorithm
+from fedsa.batches import batched
 from fedsa.data.clients import ClientRows
 from fedsa.memory import give_back
 from fedsa.seeds import derive_seed
@@ -25,39 +24,21 @@ if TYPE_CHECKING:
 
     from fedsa.models import AdaptedModel
 
-__all__ = [
-    "Figures",
-    "Mixing",
-    "Personal",
-    "evaluate",
-    "interval",
-    "majority_accuracy",
-    "summarize",
-    "summarize_clients",
-]
+__all__ = ["Mixing", "Personal", "evaluate", "majority_accuracy"]
 
 
-@dataclass(frozen=True)
-class Figures:
-    """One metric over all clients.
+class Personal(NamedTuple):
+    """What one client is measured with.
 
     Attributes:
-        weighted_mean: weighted by each client's number of evaluated rows: the share of all rows, for accuracy.
-        mean: unweighted: every client counts alike.
-        std: standard deviation over clients (of the population, not a sample).
-        worst: the lowest value.
-        worst_client: whose it is.
+        client: its id.
+        tensors: what it would use.
+        rows: the numbers of the rows it is measured on.
     """
 
-    weighted_mean: float
-    mean: float
-    std: float
-    worst: float
-    worst_client: str
-
-
-Personal: TypeAlias = "tuple[str, State, IntArray]"
-"""A client's id, the tensors it would use, and the numbers of its rows."""
+    client: str
+    tensors: State
+    rows: IntArray
 
 
 @final
@@ -108,8 +89,7 @@ def evaluate(
             added as in training.
         on_written: told each client, its rows and what the model wrote on them, where the task `generates`.
     """
-    remaining = iter(clients)
-    while group := list(islice(remaining, together or 1)):
+    for group in batched(clients, together or 1):
         by_client = [rows for _, _, rows in group]
         asked = [(task.outputs, [task.questions(encoded, rows) for rows in by_client], pack)]
         if task.generates:  # token by token: there is nothing to pack
@@ -184,68 +164,6 @@ def _passed(
     made = torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
     split: Sequence[Tensor] = made.split([len(own) for own in by_client])
     return split
-
-
-def interval(value: float, rows: int, metric: str) -> tuple[float, float] | None:
-    """Return Wilson's 95 % interval of a share of rows: what it may be on other rows of the same kind.
-
-    Args:
-        value: the share of the rows that are right.
-        rows: how many were looked at.
-        metric: whose value it is.
-
-    Returns:
-        The lower and the upper end, or None where the metric is not a share of rows, each right or wrong.
-
-    >>> [round(end, 3) for end in interval(84 / 98, 98, "accuracy")]
-    [0.774, 0.913]
-    """
-    if metric not in _SHARES_OF_ROWS or rows < 1 or not 0 <= value <= 1:
-        return None
-    square = _QUANTILE**2 / rows
-    middle = value + square / 2
-    half = _QUANTILE * math.sqrt(value * (1 - value) / rows + square / (4 * rows))
-    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
-
-
-_SHARES_OF_ROWS = frozenset({"accuracy", "accuracy_norm", "exact_match"})
-_QUANTILE = 1.959963984540054  # of the normal distribution, at 97.5 %; scipy.stats takes a second to import
-
-
-def summarize(values: Mapping[str, float], weights: Mapping[str, float]) -> Figures:
-    """Return the figures of one metric over clients.
-
-    Args:
-        values: client id to the metric; higher is better.
-        weights: client id to its number of rows.
-
-    Raises:
-        ValueError: no clients.
-
-    >>> summarize({"a": 0.5, "b": 1.0}, {"a": 3, "b": 1})
-    Figures(weighted_mean=0.625, mean=0.75, std=0.25, worst=0.5, worst_client='a')
-    """
-    if not values:
-        raise ValueError("no client was evaluated")
-    clients = sorted(values)
-    numbers = np.array([values[client] for client in clients], dtype=np.float64)
-    shares = np.array([weights[client] for client in clients], dtype=np.float64)
-    worst = int(numbers.argmin())
-    return Figures(
-        weighted_mean=float((numbers * shares).sum() / shares.sum()),
-        mean=float(numbers.mean()),
-        std=float(numbers.std()),
-        worst=float(numbers[worst]),
-        worst_client=clients[worst],
-    )
-
-
-def summarize_clients(results: Mapping[str, Mapping[str, Any]], metric: str) -> Figures:
-    """Return the figures of what `evaluate` gave for each client."""
-    return summarize(
-        {client: result[metric] for client, result in results.items()},
-        {client: result["examples"] for client, result in results.items()},
-    )
 
 
 def majority_accuracy(train_labels: Sequence[int] | IntArray, test_labels: Sequence[int] | IntArray) -> float:

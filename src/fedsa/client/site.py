@@ -1,0 +1,246 @@
+"""A site: its clients' rows and states, and a learner. One hospital, or a laptop with 10,000 simulated clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol, final
+
+import torch
+
+from fedsa.algorithms.base import Algorithm, Plan
+from fedsa.batches import batched
+from fedsa.client.evaluation import Personal
+from fedsa.client.learner import Learner
+from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
+from fedsa.data.clients import ClientRows
+from fedsa.memory import give_back
+from fedsa.recipe import ReconstructionSettings
+from fedsa.store import ClientState
+from fedsa.tasks.base import IntArray
+from fedsa.training.jobs import Job, TrainingResult
+from fedsa.types import Key, Moment, Payload, Payloads, Side, SplitName, State, Update
+from fedsa.wire import WireDtype, on_wire
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ClientStates", "Site"]
+
+
+class ClientStates(Protocol):
+    """Where clients' states outlive a round: at the site. The run folder of a simulation is one."""
+
+    def load_client(self, client: str, round: int) -> ClientState | None:
+        """Return the state as it was after ``round``, or None if the client had not trained by then."""
+        ...
+
+    def save_client(self, client: str, round: int, state: ClientState) -> None:
+        """Keep the state that ``round`` left; it may be changed afterwards."""
+        ...
+
+    def save_personal(self, client: str, round: int, tensors: State) -> None:
+        """Keep what a client that keeps no state was tested with after ``round``."""
+        ...
+
+    def load_ahead(self, clients: Iterable[str], round: int) -> None:
+        """Get ready to load states of ``round``, in this order."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Site:
+    """Some clients of a federation: they take in payloads, train, are measured, and hand back updates.
+
+    Attributes:
+        algorithm: the method.
+        learner: trains and measures.
+        rows: client id to its rows in ``learner.encoded``.
+        states: where clients' states are kept.
+        rounds: of the whole run.
+        seed: the run's.
+        wire_dtype: in what updates travel.
+        ranks: client id to its rank, where that is less than the adapter's.
+        own_initial_a: each client starts with an A of its own.
+        reconstruction: how clients that keep nothing fit their personal tensors anew; None: they keep their state.
+    """
+
+    algorithm: Algorithm
+    learner: Learner
+    rows: Mapping[str, ClientRows]
+    states: ClientStates
+    rounds: int
+    seed: int
+    wire_dtype: WireDtype = "fp32"
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    own_initial_a: bool = False
+    reconstruction: ReconstructionSettings | None = None
+
+    def train(self, payloads: Payloads) -> Iterator[Update]:
+        """Train clients for one round, each keeping its new state, and yield their updates.
+
+        Args:
+            payloads: what the server sends them. They are taken as they are needed: as many at a time as go through the
+                model at once.
+
+        Raises:
+            TrainingError: the training went wrong; of the clients that trained together nothing is kept.
+        """
+        self.states.load_ahead(payloads, payloads.round - 1)
+        for clients in batched(payloads, self.learner.together):
+            jobs, results = self._trained(_sharing([self.prepare(payloads[client]) for client in clients]))
+            for job, result in zip(jobs, results, strict=True):
+                yield self.finish(job, result)
+            give_back()
+
+    def prepare(self, payload: Payload) -> Job:
+        """Return what a client trains in a round."""
+        client, round = payload.client, payload.round
+        state = self.states.load_client(client, round - 1)
+        plans = self._plans(round)
+        return Job(
+            client=client,
+            round=round,
+            rounds=self.rounds,
+            seed=self.seed,
+            tensors=personal_tensors(self.algorithm, self.initial(client), state, payload.tensors),
+            keys=tuple(key for key, plan in plans.items() if plan.trained),
+            received=tuple(key for key, plan in plans.items() if plan.received),
+            optimizer_state=state.optimizer_state if state else {},
+            rows=self.rows[client].train,
+            stored=tuple(state.tensors) if state else (),
+            penalty=self.algorithm.penalty,
+            version=payload.version,
+        )
+
+    def finish(self, job: Job, result: TrainingResult) -> Update:
+        """Keep the state that a training left, and return what is sent."""
+        plans = self._plans(job.round)
+        tensors = self.algorithm.after_training(job.tensors, result.tensors, job.round)
+        if self.reconstruction is None:
+            changed = {
+                key: tensors[key] for key, plan in plans.items() if plan.trained or plan.received or key in job.stored
+            }
+            self.states.save_client(job.client, job.round, ClientState(changed, result.optimizer_state, job.version))
+        sent = on_wire({key: tensors[key] for key, plan in plans.items() if plan.sent}, self.wire_dtype)
+        examples = len(self.rows[job.client].train)
+        return Update(job.client, job.round, examples, sent, result.metrics, base_version=job.version)
+
+    def evaluate(
+        self,
+        payloads: Payloads,
+        split: SplitName,
+        moment: Moment,
+        *,
+        on_written: Callable[[str, IntArray, Tensor], None] | None = None,
+    ) -> Iterator[tuple[str, dict[str, float]]]:
+        """Yield each client's id and metrics on a split, as of the end of the round before the payloads'.
+
+        Args:
+            payloads: what the server would send them for the next round.
+            split: the rows.
+            moment: what a client is measured with: the state that its own training left, or what it would use once it
+                has taken in the payload.
+            on_written: told each client, its rows and what the model wrote on them, where the task `generates`.
+
+        Raises:
+            TrainingError: a metric is not finite, or memory ran out.
+        """
+        round = payloads.round - 1
+        mend = "" if round else "the base model itself gives it: take another"
+        return self.learner.evaluate(
+            self._personal(payloads, split, moment),
+            moment=f"round {round}",
+            split=split,
+            mend=mend,
+            on_written=on_written,
+        )
+
+    def initial(self, client: str) -> State:
+        """Return the tensors that a client starts the run with."""
+        return initial_of_client(
+            self.learner.model.initial,
+            self.algorithm,
+            client,
+            seed=self.seed,
+            own_a=self.own_initial_a,
+            rank=self.ranks.get(client),
+        )
+
+    def _personal(self, payloads: Payloads, split: SplitName, moment: Moment) -> Iterator[Personal]:
+        if moment == "aggregate" and self.reconstruction is not None:
+            yield from self._reconstructed(payloads, split)
+            return
+        round = payloads.round - 1
+        self.states.load_ahead(payloads, round)
+        for client in payloads:
+            state, initial = self.states.load_client(client, round), self.initial(client)
+            tensors = (
+                own_tensors(initial, state)
+                if moment == "training"
+                else personal_tensors(self.algorithm, initial, state, payloads[client].tensors)
+            )
+            yield Personal(client, tensors, getattr(self.rows[client], split))
+
+    def _reconstructed(self, payloads: Payloads, split: SplitName) -> Iterator[Personal]:
+        """Yield clients with personal tensors that were fitted to their training rows just now.
+
+        Those that are tested are kept: they are what is exported, and cannot be computed from the states.
+        """
+        for clients in batched(payloads, self.learner.together):
+            jobs = [self.prepare(payloads[client]) for client in clients]
+            results = self.learner.fit_personal(jobs, self._reconstruction)
+            for job, result in zip(jobs, results, strict=True):
+                if split == "test":
+                    self.states.save_personal(job.client, job.round - 1, result.tensors)
+                yield Personal(job.client, result.tensors, getattr(self.rows[job.client], split))
+
+    @property
+    def _reconstruction(self) -> ReconstructionSettings:
+        if self.reconstruction is None:
+            raise ValueError("clients of this site keep their state: nothing is fitted anew")
+        return self.reconstruction
+
+    def _trained(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], Sequence[TrainingResult]]:
+        """Return the jobs, each from where its own training begins, and their results."""
+        if self.reconstruction is None:
+            first, name = self.learner.warm_heads(jobs), "head_warmup_loss"
+            keys = [job.keys for job in jobs]
+        else:
+            first, name = self.learner.fit_personal(jobs, self.reconstruction), "reconstruction_loss"
+            every = not self.reconstruction.freeze_personal
+            keys = [tuple(key for key in job.keys if key in job.received or every) for job in jobs]
+        jobs = [
+            replace(job, tensors=begun.tensors, keys=trained)
+            for job, begun, trained in zip(jobs, first, keys, strict=True)
+        ]
+        results = self.learner.train(jobs)
+        return jobs, [_with_metrics(result, begun, name) for result, begun in zip(results, first, strict=True)]
+
+    def _plans(self, round: int) -> dict[Key, Plan]:
+        return {key: self.algorithm.plan(key, round) for key in self.learner.model.keys}
+
+
+def _with_metrics(result: TrainingResult, begun: TrainingResult, name: str) -> TrainingResult:
+    """Return a result with the seconds of what came before it, and the loss of that under a name of its own."""
+    seconds = result.metrics["seconds"] + begun.metrics.get("seconds", 0.0)
+    before = {name: begun.metrics["loss"]} if begun.metrics else {}
+    return replace(result, metrics={**result.metrics, "seconds": seconds, **before})
+
+
+def _sharing(jobs: Sequence[Job]) -> Sequence[Job]:
+    """Return the jobs with one copy of what the server has added to the frozen weights, where they hold the same."""
+    copies: dict[Key, list[Tensor]] = {}
+
+    def one(key: Key, tensor: Tensor) -> Tensor:
+        if key.factor.side is not Side.BASE:
+            return tensor
+        known = copies.setdefault(key, [])
+        for other in known:
+            if other is tensor or torch.equal(other, tensor):
+                return other
+        known.append(tensor)
+        return tensor
+
+    return [replace(job, tensors={key: one(key, tensor) for key, tensor in job.tensors.items()}) for job in jobs]

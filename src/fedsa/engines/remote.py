@@ -1,0 +1,132 @@
+"""The fleet of a federation over several sites: messages go out and come in, by whatever carries bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, final
+
+from fedsa.errors import ProtocolError
+from fedsa.messages import Message, decode, encode
+from fedsa.types import Moment, Payloads, SplitName, State, Update
+
+__all__ = ["Exchange", "RemoteFleet"]
+
+
+class Exchange(Protocol):
+    """The whole of what a carrier of messages does for the server."""
+
+    def __call__(self, requests: Mapping[str, bytes], deadline: float | None) -> Iterable[tuple[str, bytes]]:
+        """Send each site its request, and give the answers as they come, each with the site's name.
+
+        Args:
+            requests: site to bytes.
+            deadline: seconds; what has not come by then is left out. None: wait for all.
+        """
+        ...
+
+
+@final
+class RemoteFleet:
+    """Clients at sites elsewhere.
+
+    Args:
+        exchange: carries messages.
+        sites: names of the sites.
+        run: the run's id.
+        deadline: seconds that a site has for an answer; None: as long as it takes.
+    """
+
+    def __init__(self, exchange: Exchange, sites: Iterable[str], run: str, *, deadline: float | None = None) -> None:
+        self._exchange, self._sites, self._run, self._deadline = exchange, tuple(sites), run, deadline
+        self._homes: dict[str, str] = {}  # client -> its site
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Every client's id, sorted; known after `set_up`."""
+        return tuple(sorted(self._homes))
+
+    def set_up(self, fingerprint: str) -> tuple[State, Mapping[str, float]]:
+        """Learn which clients are where, and return the tensors that all start from, and each module's scale.
+
+        Args:
+            fingerprint: of what server and sites must hold alike.
+
+        Raises:
+            ProtocolError: a site refuses or has not answered, two sites name one client, or their tensors differ.
+        """
+        setup = encode(Message("setup", self._run, 0, {"fingerprint": fingerprint, "initial": True}))
+        answers = self._ask(dict.fromkeys(self._sites, setup), "ready")
+        missing = sorted(set(self._sites) - set(answers))
+        if missing:
+            raise ProtocolError(f"site {missing[0]!r} has not answered")
+        first: State | None = None
+        scaling: Mapping[str, float] = {}
+        for site in sorted(answers):
+            about, states = answers[site].about, answers[site].states
+            for client in about["examples"]:
+                if client in self._homes:
+                    raise ProtocolError(f"client {client!r} is at two sites: {self._homes[client]!r} and {site!r}")
+                self._homes[client] = site
+            initial = states["initial"]
+            if first is None:
+                first, scaling = initial, about["scaling"]
+            elif initial.keys() != first.keys() or any(not first[key].equal(initial[key]) for key in first):
+                raise ProtocolError(f"site {site!r} does not start from the same tensors as {min(answers)!r}")
+        return first or {}, scaling
+
+    def train(self, payloads: Payloads) -> Iterator[Update]:
+        """Have the sites train their clients, all at once, and yield the updates in the order of the clients' ids."""
+        answers = self._step(payloads, {"do": "train"})
+        updates = {
+            client: (about, answer.states.get(client, {}))
+            for answer in answers
+            for client, about in answer.about["updates"].items()
+        }
+        for client in payloads:
+            if client in updates:
+                about, tensors = updates[client]
+                yield Update(
+                    client,
+                    payloads.round,
+                    about["num_examples"],
+                    tensors,
+                    about["metrics"],
+                    base_version=about["base_version"],
+                )
+
+    def evaluate(self, payloads: Payloads, split: SplitName, moment: Moment) -> Iterator[tuple[str, dict[str, float]]]:
+        """Have the sites measure their clients, and yield the metrics in the order of the clients' ids."""
+        answers = self._step(payloads, {"do": "evaluate", "split": split, "moment": moment})
+        metrics = {client: values for answer in answers for client, values in answer.about["metrics"].items()}
+        for client in payloads:
+            if client in metrics:
+                yield client, metrics[client]
+
+    def _step(self, payloads: Payloads, about: Mapping[str, Any]) -> list[Message]:
+        """Send each site the payloads of its clients, and return the answers."""
+        by_site: dict[str, list[str]] = {}
+        for client in payloads:
+            by_site.setdefault(self._homes[client], []).append(client)
+        requests = {}
+        for site, clients in by_site.items():
+            made = {client: payloads[client] for client in clients}
+            versions = {client: payload.version for client, payload in made.items()}
+            states = {client: payload.tensors for client, payload in made.items()}
+            requests[site] = encode(Message("step", self._run, payloads.round, {**about, "versions": versions}, states))
+        return list(self._ask(requests, "update", payloads.round).values())
+
+    def _ask(self, requests: Mapping[str, bytes], kind: str, round: int = 0) -> dict[str, Message]:
+        """Return the sites' answers, by site.
+
+        Raises:
+            ProtocolError: an answer is a refusal, or does not fit.
+        """
+        answers: dict[str, Message] = {}
+        for site, data in self._exchange(requests, self._deadline):
+            message = decode(data, run=self._run)
+            if message.kind == "refuse":
+                raise ProtocolError(f"site {site!r} refuses: {message.about.get('why')}")
+            if message.kind != kind or message.round != round:
+                raise ProtocolError(f"site {site!r} has answered with {message.kind!r} of round {message.round}")
+            answers[site] = message
+        return answers

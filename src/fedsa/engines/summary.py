@@ -1,0 +1,112 @@
+"""What a run comes to: the tests of the chosen and the final round, and ``summary.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from fedsa.algorithms.base import ServerState
+from fedsa.callbacks import Callback
+from fedsa.engines.fleet import Fleet
+from fedsa.engines.rounds import RoundSettings, told
+from fedsa.server import Server, load_state
+from fedsa.statistics import summarize_clients
+from fedsa.store import Progress, RunFolder
+from fedsa.types import Moment, Results
+
+__all__ = ["Test", "Tests", "measure", "per_client", "scores"]
+
+
+class Test(NamedTuple):
+    """Clients' test metrics as of one round.
+
+    Attributes:
+        moment: what they were measured after.
+        round: the round.
+        results: client id to its metrics.
+    """
+
+    moment: Moment
+    round: int
+    results: Results
+
+
+class Tests(NamedTuple):
+    """All test results of a run.
+
+    Attributes:
+        before: before any training.
+        by_name: those of the chosen and the final round, by their names in the summary.
+    """
+
+    before: Results
+    by_name: Mapping[str, Test]
+
+
+def measure(
+    server: Server,
+    fleet: Fleet,
+    folder: RunFolder,
+    progress: Progress,
+    settings: RoundSettings,
+    initial: ServerState,
+    callbacks: Sequence[Callback] = (),
+) -> Tests:
+    """Measure every client on its test rows: before any training, and after the chosen and the final round.
+
+    Figures after the aggregate are always among them: what is exported is that.
+
+    Args:
+        server: of the run.
+        fleet: the clients.
+        folder: has the server's states.
+        progress: tells the chosen round.
+        settings: of the rounds.
+        initial: the server's state before the first round.
+        callbacks: told of every client that is measured.
+    """
+
+    def results(moment: Moment, round: int) -> Results:
+        state = load_state(folder, round) if round else initial
+        payloads = server.payloads(server.clients, round + 1, state, folder.load_held(round))
+        return told(fleet.evaluate(payloads, "test", moment), round, "test", callbacks)
+
+    moments = settings.moments if "aggregate" in settings.moments else (*settings.moments, "aggregate")
+    rounds = {"test": progress.chosen_round or 0, "test_final": settings.rounds}
+    before = results("training", 0)
+    measured = {(moment, round): results(moment, round) for moment in moments for round in sorted(set(rounds.values()))}
+    return Tests(
+        before,
+        {
+            settings.named(name, moment): Test(moment, round, measured[moment, round])
+            for moment in moments
+            for name, round in rounds.items()
+        },
+    )
+
+
+def scores(tests: Tests, metric: str) -> dict[str, Any]:
+    """Return the statistics of each test over clients, by its name in the summary."""
+    return {
+        name: {"round": test.round, "after": test.moment, **asdict(summarize_clients(test.results, metric))}
+        for name, test in tests.by_name.items()
+    }
+
+
+def per_client(tests: Tests, metric: str, about: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what is known of each client and its test results, as the summary has them.
+
+    Args:
+        tests: the results.
+        metric: the task's.
+        about: client id to what ``clients.json`` says of it.
+    """
+    return {
+        client: {
+            **{name: value for name, value in about[client].items() if name != "folder"},
+            "before": tests.before[client][metric],
+            **{name: test.results[client] for name, test in tests.by_name.items()},
+        }
+        for client in sorted(tests.before)
+    }

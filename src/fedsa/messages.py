@@ -1,0 +1,151 @@
+"""What travels between a server and its sites, as bytes: tensors in the safetensors format, and one entry of JSON.
+
+A message says what it is (`kind`), which run and round it belongs to, and carries the states of some clients. Clients
+that are sent the same tensors share one copy. Nothing here can carry code. What comes from the other side is not
+trusted: its size, kind, names and digest are checked before anything is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from fedsa.errors import ProtocolError
+from fedsa.types import Key, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["MOST_BYTES", "Kind", "Message", "decode", "encode"]
+
+Kind: TypeAlias = Literal["setup", "ready", "step", "update", "refuse", "finish"]
+"""setup and ready: before the first round; step: train or measure; update: the answer to it; refuse: the answer to
+what cannot be done; finish: the run is over."""
+
+MOST_BYTES = 2**31
+"""A longer message is refused before it is read."""
+
+_ENTRY = "fedsa"
+_VERSION = 1
+
+
+@final
+@dataclass(frozen=True)
+class Message:
+    """One message.
+
+    Attributes:
+        kind: what it is.
+        run: the run's id.
+        round: the round it belongs to.
+        about: what else it says, as JSON has it.
+        states: client id to tensors.
+    """
+
+    kind: Kind
+    run: str
+    round: int
+    about: Mapping[str, Any] = field(default_factory=dict)
+    states: Mapping[str, State] = field(default_factory=dict)
+
+
+def encode(message: Message) -> bytes:
+    """Return a message as bytes; equal messages give equal bytes."""
+    groups: list[State] = []
+    places: dict[str, int] = {}
+    for client, state in message.states.items():
+        places[client] = next((place for place, other in enumerate(groups) if _same(state, other)), len(groups))
+        if places[client] == len(groups):
+            groups.append(state)
+    tensors = {
+        f"{place}|{key}": tensor.contiguous() for place, state in enumerate(groups) for key, tensor in state.items()
+    }
+    entry = {
+        "version": _VERSION,
+        "kind": message.kind,
+        "run": message.run,
+        "round": message.round,
+        "about": message.about,
+        "groups": places,
+    }
+    text = json.dumps(entry, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    return save(tensors, {_ENTRY: text, "digest": _digest(text, tensors)})
+
+
+def decode(data: bytes, *, run: str | None = None, most_bytes: int = MOST_BYTES) -> Message:
+    """Return the message that bytes hold.
+
+    Args:
+        data: what came.
+        run: the run that it must belong to; None: any.
+        most_bytes: a longer one is refused.
+
+    Raises:
+        ProtocolError: it is too long, damaged, of another version or another run; nothing of it was used.
+    """
+    if len(data) > most_bytes:
+        raise ProtocolError(f"a message of {len(data):,} bytes: more than {most_bytes:,} are not taken")
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        text, digest = header[_ENTRY], header["digest"]
+        entry, tensors = json.loads(text), load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ProtocolError(f"a damaged message: {type(error).__name__}") from None
+    if digest != _digest(text, tensors):
+        raise ProtocolError("a damaged message: its digest is of other bytes")
+    return _checked(entry, tensors, run)
+
+
+def _checked(entry: Any, tensors: Mapping[str, Tensor], run: str | None) -> Message:
+    """Return the message of a decoded entry and its tensors, once all of it is as it must be."""
+    fields = {"version": int, "kind": str, "run": str, "round": int, "about": dict, "groups": dict}
+    if not isinstance(entry, dict) or any(type(entry.get(name)) is not kind for name, kind in fields.items()):
+        raise ProtocolError("a message that lacks an entry, or has one of the wrong type")
+    if entry["version"] != _VERSION:
+        raise ProtocolError(f"a message of version {entry['version']}: this fedsa speaks version {_VERSION}")
+    if entry["kind"] not in get_args(Kind):
+        raise ProtocolError("a message of an unknown kind")
+    if run is not None and entry["run"] != run:
+        raise ProtocolError(f"a message of another run than {run!r}")
+    groups: dict[int, dict[Key, Tensor]] = {place: {} for place in entry["groups"].values() if type(place) is int}
+    try:
+        for name, tensor in tensors.items():
+            place, _, key = name.partition("|")
+            groups[int(place)][Key.parse(key)] = tensor
+        states = {client: groups[place] for client, place in entry["groups"].items()}
+    except (KeyError, ValueError):
+        raise ProtocolError("a message with a tensor whose name is not one") from None
+    return Message(entry["kind"], entry["run"], entry["round"], entry["about"], states)
+
+
+def _same(one: State, two: State) -> bool:
+    """Say whether two states hold the same tensors, bit for bit."""
+    if one is two:
+        return True
+    if one.keys() != two.keys():
+        return False
+    return all(one[key] is two[key] or _bits_are_equal(one[key], two[key]) for key in one)
+
+
+def _bits_are_equal(one: Tensor, two: Tensor) -> bool:
+    return one.dtype == two.dtype and one.shape == two.shape and torch.equal(_bits(one), _bits(two))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().flatten().view(torch.uint8)
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(_bits(tensor).numpy().tobytes())
+    return digest.hexdigest()

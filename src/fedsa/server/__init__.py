@@ -1,0 +1,16 @@
+"""What the server does: it has neither rows nor a model."""
+
+from fedsa.server.sampling import held_out, sample_clients, sample_size
+from fedsa.server.server import Server, received_by
+from fedsa.server.state import ServerStore, load_state, save_state
+
+__all__ = [
+    "Server",
+    "ServerStore",
+    "held_out",
+    "load_state",
+    "received_by",
+    "sample_clients",
+    "sample_size",
+    "save_state",
+]

@@ -1,0 +1,53 @@
+"""Who trains in a round, who is evaluated, and who is held out of the federation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedsa.errors import DataError
+from fedsa.seeds import derive_seed
+
+__all__ = ["held_out", "sample_clients", "sample_size"]
+
+
+def sample_clients(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, ...]:
+    """Return a part of the clients, drawn without replacement, in the order in which they are given."""
+    count = sample_size(fraction, len(clients))
+    if count == len(clients):
+        return tuple(clients)
+    places = np.random.default_rng(seed).choice(len(clients), count, replace=False)
+    return tuple(clients[place] for place in sorted(places))
+
+
+def held_out(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, ...]:
+    """Return the clients that are never in the federation, sorted: at least one of a fraction above 0.
+
+    Args:
+        clients: every client's id.
+        fraction: the recipe's ``holdout_clients``.
+        seed: the run's.
+
+    Raises:
+        DataError: nobody would be left.
+    """
+    if not fraction:
+        return ()
+    drawn = sample_clients(sorted(clients), fraction, derive_seed(seed, "held-out clients"))
+    if len(drawn) == len(clients):
+        raise DataError(
+            f"holdout_clients = {fraction:g} of {len(clients)} clients leaves none for the federation: lower it, or "
+            "share the rows out over more clients"
+        )
+    return drawn
+
+
+def sample_size(fraction: float, clients: int) -> int:
+    """Return how many of ``clients`` train in a round: the nearest whole number (.5 goes up), and at least one.
+
+    >>> [sample_size(0.1, clients) for clients in (1, 14, 15, 25)]
+    [1, 1, 2, 3]
+    """
+    return max(1, math.floor(fraction * clients + 0.5))
