@@ -31,12 +31,13 @@ WORDS = {"bad": ["awful", "dull", "poor", "sad"], "good": ["great", "lovely", "f
 FILLER = ["the", "film", "was", "a", "product", "we", "saw", "it", "today", "very"]
 
 
-# Fixtures that make a run, and files all of whose tests make runs, plans of large models, or processes of their own.
+# Fixtures that make a run, and files whose tests train, plan whole models, try thousands of cases or start processes.
 RUNS = {"tiny_run", "finished_run", "finished", "trained", "stopped", "federation_of", "run_scripted", "watched_run"}
 FILES_OF_RUNS = {
-    *("test_api", "test_as_a_user", "test_cli", "test_damages", "test_determinism", "test_export", "test_export_loads"),
-    *("test_family", "test_golden", "test_heads", "test_judge", "test_mixing", "test_packaging", "test_permissions"),
-    *("test_plan", "test_ranks_and_penalties", "test_recipes", "test_report", "test_resume", "test_sweep"),
+    *("test_api", "test_as_a_user", "test_choice", "test_cli", "test_cohort", "test_damages", "test_determinism"),
+    *("test_export", "test_export_loads", "test_family", "test_golden", "test_heads", "test_judge", "test_mixing"),
+    *("test_mutated_recipes", "test_nasty_names", "test_packaging", "test_permissions", "test_plan", "test_products"),
+    *("test_ranks_and_penalties", "test_recipes", "test_report", "test_resume", "test_sweep"),
 }
 
 

@@ -77,7 +77,6 @@ def kind(name, variant, pack):
     return (name, pack) if variant == "lora" else None
 
 
-@pytest.mark.run
 @pytest.mark.parametrize(
     ("name", "variant", "pack"), one_of_each([(*case, pack) for case in FITTING for pack in (False, True)], kind)
 )
@@ -89,7 +88,6 @@ def test_after_twenty_steps_of_adamw_in_float64(name, variant, pack):
     assert largest_difference(alone, together) <= 1e-10
 
 
-@pytest.mark.run
 @pytest.mark.parametrize(
     ("variant", "pack"),
     one_of_each(
