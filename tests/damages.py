@@ -339,6 +339,8 @@ def _sweep(world: World, run: Path, out: Path) -> Any:
     cell: Any = None
     grid: Any = SimpleNamespace(folder=lambda cell, out: run, recipe=lambda cell: world.federation.recipe)
     result = read_result(cell, grid, run.parent)
+    if result is None:  # no run to a sweep: it begins one, which is refused where anything is in the folder
+        RunFolder.create(run, "").close()
     return result and (without_times(result.summary), _plain(result.recipe))
 
 

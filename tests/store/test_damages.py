@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 import fedsa
 from conftest import write_rows
@@ -72,8 +73,10 @@ def check(
         assert result == undamaged(verb, which), f"{case}: used without a word"
     else:
         # With the commit point of another run no file is what was written.
-        named = [*FILES] if name == "state.json" else [name, *(FILES if what.startswith("swapped") else ())]
-        assert any(str(run / each) in result for each in named) or f"{run} is not a run folder" in result, result
+        named = [*FILES] if name == "state.json" else [name]
+        named += [f"clients/{folder.name}/{Path(name).name}" for folder in (world.finished / "clients").iterdir()]
+        whole = (f"{run} is not a", f"{run} is another run than the sweep asks for")
+        assert any(str(run / each) in result for each in named) or any(text in result for text in whole), result
         assert len(result) < 1500, f"{case}: {result}"
         assert "\n" not in result, f"{case}: {result}"
     return told
@@ -139,7 +142,14 @@ def mutate(world: World, place: Path, coins: random.Random) -> tuple[Path, str]:
         what = coins.choice(list(damages_of(name)))
         try:
             damages_of(name)[what](run / name, world.other / name, coins)
-        except (ValueError, KeyError, IndexError, OSError):  # of a file that is damaged already
+        except (
+            SafetensorError,
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            OSError,
+        ):  # of a file that is damaged already
             continue
         done.append(f"{name}: {what}")
     return run, f"{which} run, {'; '.join(done)}"
