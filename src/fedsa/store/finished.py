@@ -18,6 +18,15 @@ from fedsa.store.folder import RunFolder, recipe_of
 __all__ = ["FinishedRun"]
 
 
+class _Sent(BaseModel):
+    """What must stand in a row of the summary's ``sharing_plan``."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    factor: str
+    trained: bool
+    sent: bool
+
+
 class _Summary(BaseModel):
     """What must stand in ``summary.json``."""
 
@@ -29,6 +38,11 @@ class _Summary(BaseModel):
     test: dict[str, Any]
     test_final: dict[str, Any]
     per_client: dict[str, dict[str, Any]]
+    clients: NonNegativeInt = 0
+    source: str = ""
+    variant: str = ""
+    evaluated_after: str = "aggregate"
+    sharing_plan: list[_Sent] = []
 
 
 class _Client(BaseModel):
