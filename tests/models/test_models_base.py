@@ -140,6 +140,7 @@ def test_a_folder_without_its_tokenizer_is_refused(tmp_path, kind):
     assert "its tokenizer knows no words" in text or "the folder holds no tokenizer" in text
     assert "tokenizer.save_pretrained(FOLDER)" in text
     assert len(text) < 600 + len(str(tmp_path))
+    assert ":;" not in text
 
 
 def test_a_tokenizer_of_bytes_needs_no_files(tmp_path):

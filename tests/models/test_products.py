@@ -57,6 +57,8 @@ def test_a_method_that_computes_products_refuses_other_layers(name: str, algorit
         made(name, tmp_path, algorithm=algorithm)
     layer = NAMES[name].partition(" ")[0]
     assert layer.rpartition(".")[0].removesuffix(".experts") in str(caught.value)
+    if KINDS[name].parameters:
+        assert "target_modules" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -464,7 +464,7 @@ class AdaptedModel:
                 raise ModelError(
                     f"the method weighs adapters row by row, which goes with linear layers only, and "
                     f"{path.removeprefix('base_model.model.')} is {type(module).__name__}: leave it out of "
-                    "adapter.target_modules"
+                    "the adapter's layers"
                 )
 
     @property

@@ -127,6 +127,8 @@ def not_loadable(settings: ModelSettings, error: Exception, what: str = "model")
     if "trust_remote_code" in str(error):
         return own_code_refusal(settings.path)
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if first.rstrip().endswith(":"):  # a list follows
+        first = str(error)
     first = textwrap.shorten(first, 300, placeholder=" ...")
     if "ignore_mismatched_sizes" in str(error):  # transformers tells what does not fit in a report that is silenced
         other = "the checkpoint's head has another number of classes than the task"

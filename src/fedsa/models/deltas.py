@@ -10,6 +10,7 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -232,8 +233,9 @@ def _adapted_linears(model: nn.Module) -> Iterator[tuple[Key, nn.Module]]:
             continue
         name, layer = path.removeprefix(_PREFIX), module.get_base_layer()
         if not isinstance(layer, nn.Linear | Conv1D):
+            setting = "target_parameters" if isinstance(module, ParamWrapper) else "target_modules"
             raise ModelError(
-                f"adapter.target_modules: {name} is a {type(layer).__name__} layer, and the method adds to the weights "
+                f"adapter.{setting}: {name} is a {type(layer).__name__} layer, and the method adds to the weights "
                 "of linear layers only: leave it out"
             )
         yield Key(name, Factor.DELTA), layer
