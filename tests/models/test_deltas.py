@@ -7,9 +7,8 @@ import copy
 import pytest
 import torch
 
-from fedsa.engines.beginning import _base_fingerprint
 from fedsa.errors import ModelError
-from fedsa.models import AdaptedModel
+from fedsa.models import AdaptedModel, adapted_fingerprint
 from fedsa.types import Factor, Key
 from tiny_models import BASES, TASK, adapt, albert, begin, client_tensors, gpt2, token_rows
 
@@ -146,9 +145,9 @@ def test_small_ones_are_not_rounded_away_in_bf16():
 
 def test_it_is_no_part_of_the_base():
     plain, folding = adapt(), adapt(method=BOTH)
-    assert _base_fingerprint(plain) == _base_fingerprint(folding)
+    assert adapted_fingerprint(plain) == adapted_fingerprint(folding)
     folding.write(client_tensors(folding, 1)[0])
-    assert _base_fingerprint(plain) == _base_fingerprint(folding)
+    assert adapted_fingerprint(plain) == adapted_fingerprint(folding)
 
 
 def test_what_it_does_not_go_with():
