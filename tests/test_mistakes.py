@@ -178,14 +178,19 @@ def test_data_that_does_not_fit_leaves_no_run_folder(
         pytest.param("none.csv", None, ["no file or folder", "none.csv"], id="missing file"),
         pytest.param("rows.csv", "", ["rows.csv is empty"], id="empty file"),
         pytest.param("rows.csv", "text,label,site\n", ["no rows"], id="header only"),
-        pytest.param("rows.csv", ROWS + 'a,b,c,d,e,"f\n', ["rows.csv cannot be read"], id="malformed CSV"),
-        pytest.param("rows.jsonl", '{"text": "a", "label": \n', ["rows.jsonl cannot be read"], id="malformed JSON"),
-        pytest.param("rows.xlsx", "x", ["files of this kind are not read", ".csv"], id="unknown kind of file"),
-        pytest.param("rows.csv", ROWS + "fine,,site 0\n", ["1 of 41 rows", "missing label", "row 40"], id="no label"),
+        pytest.param("rows.csv", ROWS + 'a,b,c,d,e,"f\n', ["rows.csv, line 42", "quotation mark"], id="malformed CSV"),
+        pytest.param(
+            "rows.jsonl", '{"text": "a", "label": \n', ["rows.jsonl, line 1 is not JSON"], id="malformed JSON"
+        ),
+        pytest.param("rows.xlsx", "x", ["rows.xlsx cannot be read"], id="no workbook"),
+        pytest.param("rows.ods", "x", ["files of this kind are not read", ".csv"], id="unknown kind of file"),
+        pytest.param(
+            "rows.csv", ROWS + "fine,,site 0\n", ["'label' is empty in 1 row (rows.csv, line 42)"], id="no label"
+        ),
         pytest.param(
             "rows.csv",
             ROWS.replace("good", "1").replace("bad", "-1"),
-            ["20 of 40 rows", "negative label", "row 0: -1"],
+            ["20 of 40 rows have a negative label (rows.csv, line 2: -1, rows.csv, line 4: -1"],
             id="negative label",
         ),
         pytest.param("rows.csv", ROWS + "fine,good,site 2\n", ["client 'site 2': 1 row,"], id="nearly empty client"),
@@ -220,7 +225,7 @@ def test_columns_and_texts_that_are_no_mistake(
     recipe = recipe_file(f"data.path={path}", "rounds=1")
     assert fedsa_command("run", recipe, "--out", tmp_path / "run").code == 0
     path.write_text("\n".join(map(json.dumps, [{**rows[0], "text": None}, *rows[1:]])), encoding="utf-8")
-    assert "column 'text' is empty in 1 rows (counted from 0: 0)" in refuses("data", recipe)
+    assert "column 'text' is empty in 1 row (rows.jsonl, line 1)" in refuses("data", recipe)
 
 
 def test_a_label_outside_the_range(

@@ -17,7 +17,7 @@ import pytest
 from fedsa.errors import RunFolderError, UserError
 from fedsa.report import write_report
 from fedsa.store import Progress, RunFolder
-from run_folders import resealed
+from run_folders import resealed, rewrite_recipe
 
 RECIPE = """
 algorithm = "fedsa"
@@ -586,6 +586,9 @@ def test_written_texts_are_shown_as_text(tmp_path: Path) -> None:
     assert not [tag for tag, _ in page.tags if tag in ("script", "b")]
     assert f"Prompt, as the model got it 2 + 2? <b> Written {EVIL} Right answers 4 four" in page.text
     assert "Written (nothing) Right answer 2" in page.text
+    rewrite_recipe(run, "[data]", '[task]\nkind = "language_modeling"\n[data]')
+    text = read(write_report(run)).text
+    assert f"The beginning of the text 2 + 2? <b> Written {EVIL} What stands there 4 four" in text
     for damage in ("{", '[{"client": "a"}]', "[3]", '{"a": 1}'):
         (run / "samples.json").write_text(damage)
         with pytest.raises(RunFolderError, match=r"samples\.json was changed .* `fedsa resume .*` measures"):

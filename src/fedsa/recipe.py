@@ -265,7 +265,7 @@ class TaskSettings(_Settings):
     extract: Literal["none", "gsm8k_strict", "gsm8k_flexible"] = Field(
         "none", description="what of a text is compared: all; the number behind ####; the last number"
     )
-    max_new_tokens: int = Field(64, gt=0, description="written at most, where the metric is of what the model writes")
+    max_new_tokens: int = Field(64, gt=0, description="tokens that the model writes at most on a prompt")
     max_length: int = Field(
         128,
         gt=0,
@@ -621,8 +621,9 @@ class EvaluationSettings(_Settings):
         3,
         ge=0,
         le=100,
-        description="where the metric is of what the model writes: test rows whose prompt, written text and right "
-        "answer are kept in the run folder and shown in the report; 0: no row's text is kept",
+        description="kinds generation and language_modeling: test rows that are kept in the run folder and shown in "
+        "the report, each with what the model of the chosen round writes on its prompt or its beginning and what is "
+        "right there; 0: no row's text is kept",
     )
     global_model: Literal["none", "average", "fit"] = Field(
         "none",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import rankdata
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import fedsa
 from conftest import FILLER, WORDS
@@ -92,7 +92,10 @@ def test_a_run_learns_and_is_as_planned_and_exported(recipe, tmp_path):
     for figure in ("trained_parameters", "upload_bytes", "sharing_plan"):
         assert plan[figure] == result.summary[figure]
     result.export(tmp_path / "adapter", client="site 0")
-    assert "num_labels=1" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    assert 'AutoModelForSequenceClassification.from_pretrained("base")' in (tmp_path / "adapter/README.md").read_text(
+        "utf-8"
+    )
+    assert AutoConfig.from_pretrained(tmp_path / "adapter" / "base").num_labels == 1
 
 
 def test_figures(recipe):

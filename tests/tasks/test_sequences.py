@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import AutoPeftModelForCausalLM
 
 from fedsa.client import evaluate
 from fedsa.engines.simulator import simulate
 from fedsa.errors import DataError, ModelError
+from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.models.layout import Layout
 from fedsa.recipe import TrainingSettings, dump_recipe, parse_recipe
@@ -246,6 +248,85 @@ def test_texts_that_were_written_in_the_chosen_rounds_test_are_kept(recipe, tmp_
             assert each["right"] == [federation.rows.table[int(row)]["answer"]]
             words = re.sub("<(pad|unk|s)>", "", text.partition("</s>")[0]).split()
             assert each["written"] == " ".join(words)
+
+
+SHOWN = {
+    "likelihood": {**GENERATION, "max_new_tokens": 5},
+    "all that fits": {**GENERATION, "max_new_tokens": 100},  # the model takes 64 tokens
+    "chat": {**GENERATION, "chat": True, "max_new_tokens": 5},
+    "language": TASKS["language"],
+}
+
+
+@pytest.mark.run
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("likelihood", {"cohort_size": 1}),
+        ("likelihood", {"trainer": "sequential"}),
+        *((name, {"cohort_size": 2}) for name in SHOWN),
+    ],
+)
+def test_rows_are_shown_with_what_the_exported_model_writes_on_them(recipe, tmp_path, name, changes):
+    """Where the figures are of the likelihood: the same without samples. PEFT and transformers are the judge."""
+    training = {"local_steps": 3, "batch_size": 4, "learning_rate": 1e-1, **changes}
+    kept, figures = {}, {}
+    for wanted in (0, 5):
+        federation = Federation.from_recipe(
+            recipe(SHOWN[name], evaluation={"samples": wanted}, training=training, rounds=3)
+        )
+        run = tmp_path / str(wanted)
+        with RunFolder.create(run, dump_recipe(federation.recipe)).locked() as folder:
+            summary = simulate(federation, folder)
+            kept[wanted] = folder.read_json("samples.json") if folder.has("samples.json") else None
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+        for line in lines:
+            (line["train"] or {}).pop("seconds", None)
+        figures[wanted] = lines, {name: value for name, value in summary.items() if not re.search("second|rss", name)}
+    assert kept[0] is None
+    assert figures[0] == figures[5]
+    clients = federation.clients
+    assert [each["client"] for each in kept[5]] == sorted(clients[place % 2] for place in range(5))
+    written = set()
+    for client, folder in zip(clients, export(tmp_path / "5", tmp_path / "adapters"), strict=True):
+        model = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+        tokenizer = federation.tokenizer
+        own = [each for each in kept[5] if each["client"] == client]
+        for row, each in zip(federation.rows.partition.clients[client].test, own, strict=False):
+            cell = federation.rows.table[int(row)]
+            if name == "language":
+                ids = [2, *tokenizer(cell["question"])["input_ids"], 3]
+                ids, rest = ids[: len(ids) // 2], ids[len(ids) // 2 :]
+                right = tokenizer.decode(rest, skip_special_tokens=True)
+            else:
+                ids, right = tokenizer(cell["question"])["input_ids"], cell["answer"]
+            if name == "chat":
+                ids = [4, *ids, 3, 5]
+            most = {"language": 32, "all that fits": 64 - len(ids)}.get(name, 5)
+            said = model.generate(
+                input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=most, eos_token_id=3, pad_token_id=0
+            )[0, len(ids) :].tolist()
+            text = tokenizer.decode(said[: said.index(3)] if 3 in said else said, skip_special_tokens=True)
+            assert each["written"] == text.strip()
+            assert each["prompt"] == tokenizer.decode(ids, skip_special_tokens=True)
+            assert each["right"] == [right]
+            written.add(text)
+    assert len(written) > 1
+    assert max(len(text.split()) for text in written) <= 64
+
+
+def test_where_the_model_cannot_write_nothing_is_shown(recipe, monkeypatch):
+    for name in ("likelihood", "language"):
+        federation = Federation.from_recipe(recipe(TASKS[name]))
+        task, encoded = federation.task, federation.encoded
+        assert task.sampling(encoded) is not None
+        base = federation.model.model.get_base_model()
+        monkeypatch.setattr(type(base), "can_generate", lambda self: False)
+        assert task.fitted(base, federation.tokenizer).sampling(encoded) is None
+        monkeypatch.undo()
+    for name in ("columns", "labelled"):
+        federation = Federation.from_recipe(recipe(TASKS[name]))
+        assert federation.task.sampling(federation.encoded) is None
 
 
 def test_a_batch_stands_at_the_right_with_the_answers_last(recipe):

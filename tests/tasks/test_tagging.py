@@ -121,8 +121,10 @@ def test_a_run_learns_and_is_as_planned_and_exported(recipe, tmp_path):
     for figure in ("trained_parameters", "upload_bytes", "sharing_plan"):
         assert plan[figure] == result.summary[figure]
     result.export(tmp_path / "adapter", client="site 0")
-    assert "num_labels=5" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
-    base = AutoModelForTokenClassification.from_pretrained(tmp_path / "model", num_labels=5)
+    card = (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    assert 'AutoModelForTokenClassification.from_pretrained("base")' in card
+    base = AutoModelForTokenClassification.from_pretrained(tmp_path / "adapter" / "base")
+    assert base.config.num_labels == 5
     model = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter")
     right = given = common = 0

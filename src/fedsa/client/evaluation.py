@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from fedsa.batches import batched
 from fedsa.data.clients import ClientRows
 from fedsa.memory import give_back
 from fedsa.seeds import derive_seed
-from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.base import Encoded, IntArray, Sample, Task
 from fedsa.types import State
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from fedsa.models import AdaptedModel
 
-__all__ = ["Mixing", "Personal", "evaluate", "majority_accuracy"]
+__all__ = ["Mixing", "Personal", "Sampling", "evaluate", "majority_accuracy"]
 
 
 class Personal(NamedTuple):
@@ -63,6 +64,34 @@ class Mixing:
         return chosen
 
 
+@final
+@dataclass(frozen=True)
+class Sampling:
+    """Which rows are shown with what the model writes on them.
+
+    Attributes:
+        task: writes and shows them; see `fedsa.tasks.base.Task.sampling`.
+        encoded: the rows as it takes them.
+        counts: client id to how many of its rows, from the first on.
+        keep: is given a client and its rows as a reader sees them.
+    """
+
+    task: Task
+    encoded: Encoded
+    counts: Mapping[str, int]
+    keep: Callable[[str, list[Sample]], None]
+
+    def rows(self, personal: Personal) -> IntArray:
+        """Return the numbers of those of a client's rows that are shown."""
+        return personal.rows[: self.counts.get(personal.client, 0)]
+
+    def show(self, personal: Personal, written: Tensor) -> None:
+        """Keep a client's rows that are shown, if any, with what the model wrote on them (and perhaps on more)."""
+        rows = self.rows(personal)
+        if len(rows):
+            self.keep(personal.client, self.task.samples(self.encoded, rows, written[: len(rows)]))
+
+
 def evaluate(
     model: AdaptedModel,
     task: Task,
@@ -73,7 +102,7 @@ def evaluate(
     together: int = 0,
     pack: bool = False,
     mixing: Mixing | None = None,
-    on_written: Callable[[str, IntArray, Tensor], None] | None = None,
+    sampling: Sampling | None = None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield each client's id and metrics on its rows: the task's, and ``examples``.
 
@@ -87,15 +116,19 @@ def evaluate(
         pack: as for `fedsa.training.cohort.train`; goes with ``together``.
         mixing: weigh each client's adapters for each of its rows, which takes one more pass over them; None: they are
             added as in training.
-        on_written: told each client, its rows and what the model wrote on them, where the task `generates`.
+        sampling: show some rows with what the model writes; the figures are the same without.
     """
-    for group in batched(clients, together or 1):
+    for group in batched(itertools.starmap(Personal, clients), together or 1):
         by_client = [rows for _, _, rows in group]
-        asked = [(task.outputs, [task.questions(encoded, rows) for rows in by_client], pack)]
+        asked = [_Asked(task.outputs, encoded, [task.questions(encoded, rows) for rows in by_client], pack)]
         if task.generates:  # token by token: there is nothing to pack
-            asked.append((task.generate, [task.prompts(encoded, rows) for rows in by_client], False))
+            asked.append(_Asked(task.generate, encoded, [task.prompts(encoded, rows) for rows in by_client]))
+        measured, shown = len(asked), sampling if sampling and any(len(sampling.rows(each)) for each in group) else None
+        if shown and not task.generates:
+            prompts = [shown.task.prompts(shown.encoded, shown.rows(personal)) for personal in group]
+            asked.append(_Asked(shown.task.generate, shown.encoded, prompts))
         weights = [
-            _weights(model, encoded, group, items, mixing, batch_size) if mixing else None for _, items, _ in asked
+            _weights(model, own.encoded, group, own.items, mixing, batch_size) if mixing else None for own in asked
         ]
         with model.stack(len(group)) if together else nullcontext() as stack:
             if stack is None:
@@ -104,14 +137,32 @@ def evaluate(
                 for place, (_, tensors, _) in enumerate(group):
                     stack.load(place, tensors)
             answers = [
-                _passed(model, encoded, items, batch_size, partial(ask, model.model), own, pack=packed and together > 0)
-                for (ask, items, packed), own in zip(asked, weights, strict=True)
+                _passed(
+                    model,
+                    own.encoded,
+                    own.items,
+                    batch_size,
+                    partial(own.forward, model.model),
+                    weight,
+                    pack=own.pack and together > 0,
+                )
+                for own, weight in zip(asked, weights, strict=True)
             ]
-        for (client, _, rows), *own in zip(group, *answers, strict=True):
-            if on_written is not None and task.generates:
-                on_written(client, rows, own[1])
-            yield client, {"examples": len(rows), **task.score(encoded, rows, *own)}
+        for personal, *own in zip(group, *answers, strict=True):
+            if shown:
+                shown.show(personal, own[-1])
+            metrics = task.score(encoded, personal.rows, *own[:measured])
+            yield personal.client, {"examples": len(personal.rows), **metrics}
         give_back()
+
+
+class _Asked(NamedTuple):
+    """What the model is asked of a group of clients: how, of which rows' form, and the items of each client."""
+
+    forward: Callable[[Any, Mapping[str, Tensor]], Tensor]
+    encoded: Encoded
+    items: Sequence[IntArray]
+    pack: bool = False
 
 
 def _weights(

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 
-from fedsa.client.evaluation import Mixing, Personal, evaluate
+from fedsa.client.evaluation import Mixing, Personal, Sampling, evaluate
 from fedsa.errors import TrainingError
 from fedsa.models import AdaptedModel
 from fedsa.recipe import ReconstructionSettings, TrainingSettings
 from fedsa.seeds import derive_seed
-from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.base import Encoded, Task
 from fedsa.training import cohort, heads, sequential
 from fedsa.training.jobs import Job, TrainingResult, highest_rate
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["Learner"]
 
@@ -134,7 +131,7 @@ class Learner:
         split: str = "",
         one_by_one: bool = False,
         mend: str = "",
-        on_written: Callable[[str, IntArray, Tensor], None] | None = None,
+        sampling: Sampling | None = None,
     ) -> Iterator[tuple[str, dict[str, float]]]:
         """Yield each client's id and metrics on its rows: the task's, and ``examples``.
 
@@ -144,7 +141,7 @@ class Learner:
             split: for errors: the name of the rows.
             one_by_one: measure clients one after the other, through the model's own adapter.
             mend: for errors: what to do where a metric is not finite.
-            on_written: told each client, its rows and what the model wrote on them, where the task `generates`.
+            sampling: show some rows with what the model writes; the figures are the same without.
 
         Raises:
             TrainingError: a metric is not finite, or memory ran out; it says whose, and what to lower.
@@ -159,7 +156,7 @@ class Learner:
             together=together,
             pack=bool(self.training.packing),
             mixing=self.mixing,
-            on_written=on_written,
+            sampling=sampling,
         )
         count = 0
         try:

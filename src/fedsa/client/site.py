@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, final
 
@@ -10,14 +10,13 @@ import torch
 
 from fedsa.algorithms.base import Algorithm, Plan
 from fedsa.batches import batched
-from fedsa.client.evaluation import Personal
+from fedsa.client.evaluation import Personal, Sampling
 from fedsa.client.learner import Learner
 from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
 from fedsa.data.clients import ClientRows
 from fedsa.memory import give_back
 from fedsa.recipe import ReconstructionSettings
 from fedsa.store import ClientState
-from fedsa.tasks.base import IntArray
 from fedsa.training.jobs import Job, TrainingResult
 from fedsa.types import Key, Moment, Payload, Payloads, Side, SplitName, State, Update
 from fedsa.wire import WireDtype, on_wire
@@ -133,7 +132,7 @@ class Site:
         split: SplitName,
         moment: Moment,
         *,
-        on_written: Callable[[str, IntArray, Tensor], None] | None = None,
+        sampling: Sampling | None = None,
     ) -> Iterator[tuple[str, dict[str, float]]]:
         """Yield each client's id and metrics on a split, as of the end of the round before the payloads'.
 
@@ -142,7 +141,7 @@ class Site:
             split: the rows.
             moment: what a client is measured with: the state that its own training left, or what it would use once it
                 has taken in the payload.
-            on_written: told each client, its rows and what the model wrote on them, where the task `generates`.
+            sampling: show some rows with what the model writes; the figures are the same without.
 
         Raises:
             TrainingError: a metric is not finite, or memory ran out.
@@ -154,7 +153,7 @@ class Site:
             moment=f"round {round}",
             split=split,
             mend=mend,
-            on_written=on_written,
+            sampling=sampling,
         )
 
     def initial(self, client: str) -> State:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
-from fedsa.client import Site
-from fedsa.engines.samples import OnWritten
+from fedsa.client import Sampling, Site
 from fedsa.types import Moment, Payloads, SplitName, Update
 
 __all__ = ["LocalFleet"]
@@ -18,17 +17,17 @@ class LocalFleet:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self._samples: dict[tuple[int, Moment], OnWritten] = {}  # by the round and the moment of a test
+        self._samples: dict[tuple[int, Moment], Sampling] = {}  # by the round and the moment of a test
 
-    def keep_samples(self, keep: OnWritten | None, *, after: int, moment: Moment) -> None:
-        """Have what the model writes in one test given to a function, once.
+    def keep_samples(self, sampling: Sampling | None, *, after: int, moment: Moment) -> None:
+        """Have what the model writes kept in one test, once.
 
         Args:
-            keep: the function; None: nothing is kept.
+            sampling: of which rows; None: nothing is kept.
             after: the round whose result is tested.
             moment: what the clients are tested after.
         """
-        self._samples = {} if keep is None else {(after, moment): keep}
+        self._samples = {} if sampling is None else {(after, moment): sampling}
 
     def train(self, payloads: Payloads) -> Iterator[Update]:
         """Train clients one cohort after the other, when the server asks for their updates."""
@@ -36,5 +35,5 @@ class LocalFleet:
 
     def evaluate(self, payloads: Payloads, split: SplitName, moment: Moment) -> Iterator[tuple[str, dict[str, float]]]:
         """Measure clients one cohort after the other."""
-        keep = self._samples.pop((payloads.round - 1, moment), None) if split == "test" else None
-        return self.site.evaluate(payloads, split, moment, on_written=keep)
+        sampling = self._samples.pop((payloads.round - 1, moment), None) if split == "test" else None
+        return self.site.evaluate(payloads, split, moment, sampling=sampling)

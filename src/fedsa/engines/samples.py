@@ -1,40 +1,32 @@
-"""What the model wrote on a few test rows, kept for the report of a simulation."""
+"""What the model writes on a few test rows, kept for the report of a simulation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
+from fedsa.client import Sampling
 from fedsa.federation import Federation
 from fedsa.store import RunFolder
-from fedsa.tasks.base import IntArray
+from fedsa.tasks.base import Sample
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["OnWritten", "samples_of"]
-
-OnWritten: TypeAlias = "Callable[[str, IntArray, Tensor], None]"
-"""Told a client, its rows and what the model wrote on them."""
+__all__ = ["samples_of"]
 
 
-def samples_of(federation: Federation, folder: RunFolder) -> OnWritten | None:
-    """Return what keeps the first test rows with what the model wrote in ``samples.json``, one client's in turn.
+def samples_of(federation: Federation, folder: RunFolder) -> Sampling | None:
+    """Return what keeps the first test rows with what the model writes in ``samples.json``, one client's in turn.
 
     Returns:
-        None where the model writes nothing, or the recipe wants no samples.
+        None where the task shows no rows, or the recipe wants no samples.
     """
-    task, wanted, clients = federation.task, federation.recipe.evaluation.samples, federation.clients
-    if not task.generates or not wanted:
+    wanted, clients = federation.recipe.evaluation.samples, federation.clients
+    writing = federation.task.sampling(federation.encoded) if wanted else None
+    if writing is None:
         return None
     counts = {client: len(range(place, wanted, len(clients))) for place, client in enumerate(clients)}
     kept: list[dict[str, Any]] = []
 
-    def keep(client: str, rows: IntArray, written: Tensor) -> None:
-        count = counts[client]
-        if count:
-            shown = task.samples(federation.encoded, rows[:count], written[:count])
-            kept.extend({"client": client, **sample._asdict()} for sample in shown)
-            folder.write_json("samples.json", kept)
+    def keep(client: str, samples: list[Sample]) -> None:
+        kept.extend({"client": client, **sample._asdict()} for sample in samples)
+        folder.write_json("samples.json", kept)
 
-    return keep
+    return Sampling(*writing, counts, keep)

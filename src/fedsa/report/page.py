@@ -130,6 +130,7 @@ def _render(
         rows_range=_range({metric: summary["test"].get("weighted_mean"), "examples": _test_rows(summary)}, metric),
         kinds=summary.get("sharing_by_round") or ([{**summary, "rounds": None}] if plan else []),
         samples=samples,
+        continues=recipe.get("task", {}).get("kind") == "language_modeling",
         has_ranges=any(_range(client.get("test"), metric) for client in clients),
         has_perplexity=any(_perplexity(client.get("test"), metric) for client in clients),
         in_words=_in_words(summary, metric),

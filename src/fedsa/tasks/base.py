@@ -152,15 +152,26 @@ class Task(ABC):
             generated: on the rows' `prompts`, where the task `generates`.
         """
 
+    def sampling(self, encoded: Encoded) -> tuple[Task, Encoded] | None:
+        """Return how some rows are shown with what the model writes: a task that writes, and the rows as it takes them.
+
+        The task has `prompts`, `generate` and `samples`, even where its figures are of something else. Where it
+        `generates`, what is shown is what the figures are made of.
+
+        Returns:
+            None where nothing is shown.
+        """
+        return None
+
     def samples(self, encoded: Encoded, rows: IntArray, generated: Tensor) -> list[Sample]:
-        """Return rows as a reader sees them, where the task `generates`; none, if it has no texts for that.
+        """Return rows as a reader sees them; of a task that `sampling` gives.
 
         Args:
             encoded: the rows.
             rows: some of them.
             generated: on their `prompts`.
         """
-        return []
+        raise NotImplementedError
 
     def example(self, rows: int, size: int) -> dict[str, Tensor]:
         """Return a batch of a size that means nothing, to count what a model does with one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, takewhile
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from fedsa.errors import DataError
 from fedsa.recipe import fields_of
 from fedsa.tasks.base import IntArray, Sample, Task
+from fedsa.tasks.beginnings import Beginnings
 from fedsa.tasks.chat import ChatTurns, ends_of
 from fedsa.tasks.sequences import SequenceRows, Writer, answer_losses, parts_of, sequence_example
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
@@ -39,6 +40,12 @@ class _Decoding(Task):
     pipeline_tag: ClassVar[str] = "text-generation"
     has_head: ClassVar[bool] = False
 
+    chat: bool
+    max_new_tokens: int
+    stops: tuple[int, ...]
+    limit: int | None
+    writes: bool
+
     def model_options(self) -> dict[str, Any]:
         """Return nothing: the model is as it is."""
         return {}
@@ -50,6 +57,55 @@ class _Decoding(Task):
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the summed cross-entropy of each answer in nats, shape (rows,)."""
         return answer_losses(model, batch)[0]
+
+    def fitted(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Task:
+        """Return the task as it is with a base model: it knows whether that writes, and at which tokens it stops."""
+        stops = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        own = [stops] if isinstance(stops, int) else stops or []
+        turns = ChatTurns(tokenizer) if self.chat else None
+        ends = tuple(dict.fromkeys([*ends_of(tokenizer, turns), *own]))
+        fitted: Task = replace(cast(Any, self), stops=ends, writes=bool(cast(Any, model).can_generate()))
+        return fitted
+
+    def beginnings(self, encoded: SequenceRows) -> IntArray:
+        """Return of each row how many tokens of it the model is given to go on from, shape (rows,)."""
+        raise NotImplementedError
+
+    def sampling(self, encoded: Encoded) -> tuple[Task, Encoded] | None:
+        """Return the task and the rows' beginnings; where it `generates`, itself; None where the model cannot write."""
+        own = cast("SequenceRows", encoded)
+        if self.generates:
+            return self, own
+        writing: Task = replace(cast(Any, self), limit=own.widest)
+        return (writing, Beginnings(own, self.beginnings(own))) if self.writes else None
+
+    def prompts(self, encoded: Encoded, rows: IntArray) -> IntArray:
+        """Return the items of the prompts alone, which stand behind the rows."""
+        return rows + len(encoded.labels)
+
+    def generate(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what the model writes, greedily, shape (rows, ``max_new_tokens``), padded.
+
+        It writes no more than the model takes beside the longest prompt.
+        """
+        base = cast(Any, model).get_base_model()
+        prompt = batch["input_ids"]
+        pad, room = base.config.pad_token_id, self.max_new_tokens
+        if self.limit is not None:
+            room = min(room, self.limit - int(batch["attention_mask"].sum(dim=1).max()))
+        written: Tensor = base.generate(
+            input_ids=prompt,
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=room,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+            pad_token_id=pad,
+            **({"eos_token_id": list(self.stops)} if self.stops else {}),
+        )[:, prompt.shape[1] :]
+        return torch.nn.functional.pad(written, (0, self.max_new_tokens - written.shape[1]), value=pad)
 
     def example(self, rows: int, size: int) -> dict[str, Tensor]:
         """Return a batch of a size, to count with."""
@@ -84,6 +140,8 @@ class Generation(_Decoding):
         max_length: tokens kept of a row.
         max_new_tokens: written at most.
         stops: the tokens at which the model stops to write; empty: those of its own settings.
+        limit: the most tokens that the model takes, prompt and what it writes together; None: as many as there are.
+        writes: the model can write.
     """
 
     prompt: str
@@ -94,6 +152,8 @@ class Generation(_Decoding):
     max_length: int = 128
     max_new_tokens: int = 64
     stops: tuple[int, ...] = ()
+    limit: int | None = None
+    writes: bool = False
     generates: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -157,38 +217,6 @@ class Generation(_Decoding):
         check_template(cell, named, row)
         return (self.answer.format_map(cell),)
 
-    def fitted(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Generation:
-        """Return the task as it is with a base model: it knows at which tokens that stops to write."""
-        if not self.generates:
-            return self
-        stops = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        own = [stops] if isinstance(stops, int) else stops or []
-        turns = ChatTurns(tokenizer) if self.chat else None
-        return replace(self, stops=tuple(dict.fromkeys([*ends_of(tokenizer, turns), *own])))
-
-    def prompts(self, encoded: Encoded, rows: IntArray) -> IntArray:
-        """Return the items of the prompts alone, which stand behind the rows."""
-        return rows + len(encoded.labels)
-
-    def generate(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return what the model writes, greedily, shape (rows, ``max_new_tokens``), padded."""
-        base = cast(Any, model).get_base_model()
-        prompt = batch["input_ids"]
-        pad = base.config.pad_token_id
-        written: Tensor = base.generate(
-            input_ids=prompt,
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            use_cache=True,
-            pad_token_id=pad,
-            **({"eos_token_id": list(self.stops)} if self.stops else {}),
-        )[:, prompt.shape[1] :]
-        return torch.nn.functional.pad(written, (0, self.max_new_tokens - written.shape[1]), value=pad)
-
     def score(
         self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
     ) -> dict[str, float]:
@@ -197,29 +225,27 @@ class Generation(_Decoding):
         if generated is None:
             return figures
         own = cast("SequenceRows", encoded)
-        written = [extract(text, self.extract) for text in _texts(own, generated)]
+        written = [extract(text, self.extract) for text in own.texts(generated.tolist())]
         wanted = [[extract(text.strip(), self.extract) for text in own.references[row]] for row in rows]
         return figures | {name: best_of(of, written, wanted) for name, of in METRICS.items()}
 
+    def beginnings(self, encoded: SequenceRows) -> IntArray:
+        """Return the tokens of each row's prompt: all but its answer."""
+        return encoded.lengths - encoded.answers
+
     def samples(self, encoded: Encoded, rows: IntArray, generated: Tensor) -> list[Sample]:
-        """Return prompts as the model got them, in their template and cut; what it wrote; the right answers."""
+        """Return prompts as the model got them, in their template and cut; what it wrote; the right answers.
+
+        Where the figures are not of what it writes, the right answer is the one that is trained, as it is kept.
+        """
+        if isinstance(encoded, Beginnings):
+            return encoded.samples(rows, generated)
         own = cast("SequenceRows", encoded)
         items = self.prompts(encoded, rows)
         given = [own.tokens[own.offsets[item] : own.offsets[item + 1]].tolist() for item in items]
         prompts = own.tokenizer.batch_decode(given, skip_special_tokens=True)
         rights = [own.references[row] for row in rows]
-        return [Sample(*each) for each in zip(prompts, _texts(own, generated), rights, strict=True)]
-
-
-def _texts(encoded: SequenceRows, generated: Tensor) -> list[str]:
-    """Return what was written as texts, each up to its first end token."""
-    ids = [_until(each, encoded.ends) for each in generated.tolist()]
-    return [text.strip() for text in encoded.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
-def _until(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """Return what stands before the first end token."""
-    return list(takewhile(lambda token: token not in ends, ids))
+        return [Sample(*each) for each in zip(prompts, own.texts(generated.tolist()), rights, strict=True)]
 
 
 @final
@@ -232,11 +258,17 @@ class LanguageModeling(_Decoding):
     Attributes:
         text_column: where the text is.
         max_length: tokens kept of a row.
+        max_new_tokens: written at most where a row is shown with what the model makes of its beginning.
+        stops: as for `Generation`, like ``limit`` and ``writes``.
     """
 
     text_column: str
     max_length: int = 128
-
+    max_new_tokens: int = 32
+    stops: tuple[int, ...] = ()
+    limit: int | None = None
+    writes: bool = False
+    chat: bool = field(init=False, default=False)
     metric: str = field(init=False, default="log_likelihood")
 
     @classmethod
@@ -258,3 +290,11 @@ class LanguageModeling(_Decoding):
             texts = [[text_of(cell[column], row, column)] for row, cell in zip(part.tolist(), cells, strict=True)]
             writer.put(part, chain.from_iterable(writer.fit(part, [""] * len(cells), texts)))
         return writer.rows(np.asarray(table[CLASS_NUMBER][:], dtype=np.int64), len(table), [column])
+
+    def beginnings(self, encoded: SequenceRows) -> IntArray:
+        """Return half of each row's tokens, or as many as are written if that is less."""
+        return np.clip(encoded.lengths // 2, 1, self.max_new_tokens)
+
+    def samples(self, encoded: Encoded, rows: IntArray, generated: Tensor) -> list[Sample]:
+        """Return the rows' beginnings; what the model wrote; what stands there, as many tokens of it."""
+        return cast("Beginnings", encoded).samples(rows, generated)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 import numpy as np
@@ -92,6 +92,11 @@ class SequenceRows:
             digest.update(json.dumps(self.references).encode())
         return digest.hexdigest()
 
+    def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return what a model wrote, or should have written, as texts: each up to its first end token."""
+        kept = [list(takewhile(lambda token: token not in self.ends, each)) for each in ids]
+        return [text.strip() for text in self.tokenizer.batch_decode(kept, skip_special_tokens=True)]
+
     def asked(self, rows: IntArray) -> IntArray:
         """Return the items that are asked of rows, row by row."""
         counts = self.first[rows + 1] - self.first[rows]
@@ -106,7 +111,16 @@ class SequenceRows:
         `IGNORED` in front of a shorter answer. Without any answer its width is zero.
         """
         items = np.asarray(items)
-        starts, ends, answers = self.offsets[items], self.offsets[items + 1], self.answers[items]
+        return self.laid(self.offsets[items], self.offsets[items + 1], self.answers[items])
+
+    def laid(self, starts: IntArray, ends: IntArray, answers: IntArray) -> dict[str, Tensor]:
+        """Return a batch, as ``batch`` does, of stretches of ``tokens``.
+
+        Args:
+            starts: shape (rows,).
+            ends: shape (rows,).
+            answers: shape (rows,): tokens at the end of each that are to be predicted.
+        """
         laid = partial(filled, ends=ends, left=True)
         width = width_of(int((ends - starts).max()), self.widest)
         mask = laid(np.broadcast_to(np.int64(1), self.tokens.shape), starts, width=width, fill=0)
