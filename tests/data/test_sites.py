@@ -342,13 +342,28 @@ def test_labels_that_are_numbers_here_and_words_there_are_refused(tmp_path: Path
         (["Positive", "positive"], "'Positive' (6 rows) and 'positive' (6 rows)"),
         (["yes", "yes "], "'yes' (6 rows) and 'yes ' (6 rows)"),
         (["no one", "noone"], "'no one' (6 rows) and 'noone' (6 rows)"),
+        (["caf\u00e9", "cafe\u0301"], r"'cafe\u0301' (6 rows) and 'caf\xe9' (6 rows)"),
+        (["yes", "yes\u200b"], r"'yes' (6 rows) and 'yes\u200b' (6 rows)"),
         (["yes", "no"], None),
     ],
 )
 def test_labels_that_look_alike_are_named(tmp_path: Path, names: list[str], alike: str | None) -> None:
     write(tmp_path / "a.csv", [(text, names[n % 2]) for n, (text, _) in enumerate(rows_of("a"))])
     shared = share_rows(recipe(tmp_path))
-    assert (alike is None and not shared.notes) or alike in note(shared, "blanks or capitals")
+    assert (alike is None and not shared.notes) or alike in note(shared, "are classes of their own")
+
+
+def test_clients_that_look_alike_are_named(tmp_path: Path) -> None:
+    rows = [(f"a {n}", "yes" if n % 2 else "no", ["west", "west ", "West", "east"][n % 4]) for n in range(48)]
+    write(tmp_path / "rows.csv", rows, header=("text", "label", "site"))
+    shared = share_rows(recipe(tmp_path / "rows.csv", {"kind": "column", "column": "site"}))
+    assert set(shared.partition.clients) == {"west", "west ", "West", "east"}
+    assert "'West' (12 rows) and 'west' (12 rows) and 'west ' (12 rows)" in note(shared, "are clients of their own")
+
+
+def test_a_label_that_cannot_be_seen_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", [(f"a {n}", ["yes", "no", " "][n % 3]) for n in range(18)])
+    assert "The label ' ' (6 rows)" in note(share_rows(recipe(tmp_path)), "nothing that can be seen")
 
 
 def test_one_number_in_two_writings_is_one_class_and_said(tmp_path: Path) -> None:

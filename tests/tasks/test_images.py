@@ -262,7 +262,9 @@ def test_images_that_a_model_does_not_take(recipe):
 def test_rows_that_are_no_images(recipe, tmp_path):
     pictures = write_pictures(tmp_path / "bad", ["photo", "sketch"])
     (pictures / "photo" / "cross" / "3.png").write_bytes(b"this is no picture")
-    with pytest.raises(DataError, match=r"row 11: column 'image' holds no image that can be read"):
+    with pytest.raises(
+        DataError, match=r"row 11: column 'image' holds no image that can be read \(.*3\.png\): [^<>]+; mend it"
+    ):
         Federation.from_recipe(recipe(data={"path": str(pictures)}))
     rows = [{"image": f"{number}.png", "label": number % 2, "domain": number % 3} for number in range(60)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")

@@ -115,6 +115,14 @@ def test_figures(recipe):
     assert task.score(encoded, np.arange(1), torch.ones(1))["pearson"] == 0
 
 
+def test_the_cell_that_is_no_number_is_named_where_it_makes_a_column_one_of_texts(recipe, tmp_path):
+    path = tmp_path / "rows.csv"
+    cells = ["2.5" if number != 230 else "none" for number in range(240)]
+    path.write_text("text,score,site\n" + "".join(f"so,{cell},site {n % 2}\n" for n, cell in enumerate(cells)))
+    with pytest.raises(DataError, match="row 230: column 'score' says 'none', which is no number to predict"):
+        Federation.from_recipe(recipe(data={"path": str(path), "partition": {"kind": "iid", "clients": 2}}))
+
+
 def test_what_is_no_number(recipe):
     with pytest.raises(DataError, match="which is no number to predict"):
         Federation.from_recipe(recipe(task={"kind": "regression", "answer": "site"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-__all__ = ["label_notes", "repeat_notes", "spelling_notes"]
+__all__ = ["client_notes", "label_notes", "repeat_notes", "spelling_notes"]
 
 
 def label_notes(names: Sequence[str], labels: IntArray) -> list[str]:
@@ -30,22 +31,54 @@ def label_notes(names: Sequence[str], labels: IntArray) -> list[str]:
     >>> label_notes(["Good", "bad", "good "], np.array([0, 1, 2, 2]))[0].partition(":")[2]
     " 'Good' (1 row) and 'good ' (2 rows). If they are one class, write them one way."
     """
-    counts = np.bincount(labels, minlength=len(names))
-    alike: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        if counts[number]:
-            alike.setdefault("".join(name.split()).casefold(), []).append(number)
-    groups = [
-        " and ".join(f"{names[n]!r} ({_count(int(counts[n]), 'row')})" for n in group)
-        for group in alike.values()
-        if len(group) > 1
+    counts = np.bincount(labels, minlength=len(names)).tolist()
+    return _look_alikes({name: count for name, count in zip(names, counts, strict=True) if count}, "label", "class")
+
+
+def client_notes(partition: Partition) -> list[str]:
+    """Return a sentence on clients whose names differ by blanks or capitals alone, if there are some."""
+    sizes = {client: sum(map(len, parts)) for client, parts in partition.clients.items()}
+    return _look_alikes(sizes, "client", "client")
+
+
+def _look_alikes(rows: Mapping[str, int], what: str, each: str) -> list[str]:
+    """Return sentences on names that a reader takes for one, and on a name that cannot be seen.
+
+    Args:
+        rows: how many rows each name has.
+        what: the names are of.
+        each: one of them is.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in rows:
+        alike.setdefault("".join(filter(_is_seen, unicodedata.normalize("NFKC", name))).casefold(), []).append(name)
+    notes = [
+        f"The {what} {name!r} ({_count(rows[name], 'row')}) has nothing that can be seen: look at these rows."
+        for name in alike.pop("", [])
     ]
-    if not groups:
-        return []
-    return [
-        f"Labels that differ by blanks or capitals alone are classes of their own: {some(groups)}. If they are one "
-        "class, write them one way."
+    groups = [group for group in alike.values() if len(group) > 1]
+    stored = [len({*map(_plain, group)}) < len(group) for group in groups]
+    told = [
+        " and ".join(f"{ascii(name) if as_stored else repr(name)} ({_count(rows[name], 'row')})" for name in group)
+        for group, as_stored in zip(groups, stored, strict=True)
     ]
+    if told:
+        by = "blanks, capitals or how letters are stored" if any(stored) else "blanks or capitals alone"
+        of_their_own = "classes" if each == "class" else f"{each}s"
+        notes.append(
+            f"{what.capitalize()}s that differ by {by} are {of_their_own} of their own: {some(told)}. If they are one "
+            f"{each}, write them one way."
+        )
+    return notes
+
+
+def _is_seen(letter: str) -> bool:
+    return not letter.isspace() and unicodedata.category(letter) not in ("Cf", "Cc")
+
+
+def _plain(name: str) -> str:
+    """Return a name's letters as a reader sees them."""
+    return "".join(each for each in unicodedata.normalize("NFKC", name) if each == " " or _is_seen(each))
 
 
 def spelling_notes(cells: Sequence[str], column: str) -> list[str]:

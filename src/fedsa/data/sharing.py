@@ -19,7 +19,7 @@ from fedsa.data.files import as_dataset, expanded, is_local
 from fedsa.data.labels import IntArray, encode_labels
 from fedsa.data.merging import Table, merge_tables
 from fedsa.data.partition import ClientRows, Partition, data_fingerprint, partition_columns, partition_rows
-from fedsa.data.quality import label_notes, repeat_notes, spelling_notes
+from fedsa.data.quality import client_notes, label_notes, repeat_notes, spelling_notes
 from fedsa.data.reading import FROM_0, PLACE, Places, Wanted, some
 from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
 from fedsa.errors import DataError
@@ -187,6 +187,7 @@ def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> SharedRows:
     labels = np.concatenate([numbers[split] for split in present])
     fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
     inputs, outputs = _inputs(task)
+    notes += client_notes(partition)
     notes += repeat_notes(
         table,
         labels,

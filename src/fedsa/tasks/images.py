@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -206,7 +207,8 @@ class ImageClassification(ClassTask):
             return opened(image)
         except Exception as error:  # the reader of each format fails in its own way
             path = table[row][self.image_column]["path"]
-            reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+            reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...").rstrip(".")
+            reason = re.sub(r" ?<_io\.BytesIO object at \w+>", "", reason)
             raise DataError(
                 f"row {row}: column {self.image_column!r} holds no image that can be read"
                 f"{f' ({path})' if path else ''}: {reason}; mend it, make it smaller, or leave the row out"

@@ -108,12 +108,13 @@ class Regression(Task):
         """
         rows = np.unique(rows)
         values = table.select_columns([self.number_column])[rows][self.number_column]
-        for row, value in zip(rows.tolist(), values, strict=True):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-                raise DataError(
-                    f"row {row}: column {self.number_column!r} says {shown(value)}, which is no number to predict: "
-                    "mend the row, or name another column in task.answer"
-                )
+        wrong = [place for place, value in enumerate(values) if not _is_number(value)]
+        if wrong:  # one such cell, and a CSV's whole column is read as texts
+            place = next((place for place in wrong if not _says_number(values[place])), wrong[0])
+            raise DataError(
+                f"row {rows[place]}: column {self.number_column!r} says {shown(values[place])}, which is no number to "
+                "predict: mend the row, or name another column in task.answer"
+            )
         numbers = np.full(len(table), np.nan)
         numbers[rows] = values
         texts = Classification(self.text_columns, (), self.max_length, self.finds_end)
@@ -146,3 +147,15 @@ class Regression(Task):
             for name, of in (("spearman", spearmanr), ("pearson", pearsonr))
         }
         return figures | {"loss": float(np.square(predicted - wanted).mean())}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _says_number(value: Any) -> bool:
+    """Say whether a text is that of a number."""
+    try:
+        return isinstance(value, str) and bool(np.isfinite(float(value)))
+    except ValueError:
+        return False
