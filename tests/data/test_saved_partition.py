@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +48,17 @@ def client(train: list[object], test: list[object] | None = None) -> dict[str, o
         ({"version": 2}, "has version 2 of the partition format, this fedsa reads 1"),
         ({"data": "table 5"}, r"was made for other data \(table 5; here: table 60, "),
         ({"clients": {}}, "has no clients"),
-        ({"clients": 3}, "is damaged"),
-        ({"clients": {"a": {"train": [1]}}}, r"is damaged \(KeyError: 'validation'\)"),
-        ({"clients": client([0.5])}, "train rows must be whole numbers"),
-        ({"clients": client([10**30])}, r"is damaged \(OverflowError"),
-        ({"clients": client([60])}, "row numbers outside the table of 60 rows"),
-        ({"clients": client([-1])}, "row numbers outside the table of 60 rows"),
+        ({"clients": 3}, r"is damaged \(clients: Input should be a valid dictionary\)"),
+        ({"clients": {"a": {"train": [1]}}}, r"is damaged \(clients\.a\.validation: Field required\)"),
+        ({"clients": client([0.5])}, r"is damaged \(clients\.a\.train\.0: Input should be a valid integer"),
+        ({"clients": client([0, True])}, r"is damaged \(clients\.a\.train\.1: Input should be a valid integer"),
+        ({"clients": client([10**30])}, r"is damaged \(clients\.a\.train\.0: "),
+        ({"clients": client([60])}, "row number 60 is outside the table of 60 rows"),
+        ({"clients": client([-1])}, r"is damaged \(clients\.a\.train\.0: .* greater than or equal to 0"),
         ({"clients": client([1])}, "rows of the table are given out twice"),
         ({"clients": client([0], [])}, "'a' has no test rows"),
-        ({"own_test": True}, "row numbers outside the test of None rows"),
+        ({"own_test": True}, "row numbers of a test split of its own, and the data has none"),
+        ({"own_test": "yes"}, r"is damaged \(own_test: Input should be a valid boolean"),
     ],
 )
 def test_refused(tmp_path: Path, changes: dict[str, object], text: str) -> None:
@@ -71,6 +74,73 @@ def test_missing_unreadable_and_unwritable(tmp_path: Path) -> None:
         load_partition(tmp_path / "half.json", PRINT, (60, None, None))
     with pytest.raises(DataError, match="cannot write partition"):
         save_partition(partition_rows(SAVED, labels=LABELS, columns={}, seed=0), tmp_path / "no" / "x.json", PRINT)
+
+
+STRANGE = [None, True, 7, -1, 0.5, float("nan"), float("inf"), 10**400, "", "x" * 10_000, [], [[]], {}, {"a": {}}]
+PLACES = [
+    *((name,) for name in ("format", "version", "data", "own_validation", "own_test", "clients")),
+    ("clients", "client-2"),
+    *(("clients", "client-2", split, *more) for split in ("train", "validation", "test") for more in ((), (0,))),
+]
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        load_partition(path, PRINT, (60, None, None))
+    message = str(caught.value)
+    assert str(path) in message
+    assert len(message) < 1000 + len(str(path))
+    return message
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_a_value_of_another_type_is_told(tmp_path: Path, place: tuple[str | int, ...]) -> None:
+    path = write(tmp_path)
+    deep: object = []
+    for _ in range(400):
+        deep = [deep]
+    refused = 0
+    for value in [*STRANGE, deep]:
+        content = json.loads(write(tmp_path).read_text())
+        inner = content
+        for name in place[:-1]:
+            inner = inner[name]
+        if inner[place[-1]] == value and type(inner[place[-1]]) is type(value):
+            continue
+        inner[place[-1]] = value
+        path.write_text(json.dumps(content))
+        if place[0] in ("own_validation", "own_test") and value is True:
+            assert "split of its own" in refusal(path)
+        elif isinstance(place[-1], int) and value == 7 and value is not True:
+            assert "given out twice" in refusal(path)
+        else:
+            refusal(path)
+        refused += 1
+    assert refused >= len(STRANGE)
+
+
+def test_what_is_no_json_is_told(tmp_path: Path) -> None:
+    whole = write(tmp_path).read_bytes()
+    path = tmp_path / "damaged.json"
+    generator = np.random.default_rng(0)
+    contents = [whole[:end] for end in range(0, len(whole), 23)]
+    contents += [generator.integers(128, 256, 100, dtype=np.uint8).tobytes(), b"\x00" * 50, b"\xff\xfe" + whole]
+    contents += [b"[" * 200_000, b'{"format":' * 200_000, b"1" * 6000, b"NaN", b"null", b"[]"]
+    contents += [b'{"a": 1, "format": "fedsa partition", "a": 2}', whole.replace(b'"client-1"', b'"client-2"')]
+    contents += [whole.replace(b'"client-1"', rb'"\ud800"')]
+    for content in contents:
+        path.write_bytes(content)
+        refusal(path)
+    assert "stands there twice" in refusal_of(path, whole.replace(b'"client-1"', b'"client-2"'))
+    assert "nested too deeply" in refusal_of(path, b"[" * 200_000)
+    assert "is a folder" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no file" in refusal(tmp_path / "pipe")
+
+
+def refusal_of(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return refusal(path)
 
 
 def test_fingerprint_tells_data_apart() -> None:

@@ -7,14 +7,16 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from fedsa.data.clients import ClientRows, Partition
 from fedsa.data.labels import IntArray
 from fedsa.errors import DataError
 from fedsa.types import SPLITS
+from fedsa.words import brief, counted, cut
 
 __all__ = ["data_fingerprint", "load_partition", "save_partition"]
 
@@ -93,40 +95,91 @@ def load_partition(path: Path, fingerprint: str, sizes: tuple[int, int | None, i
         DataError: no such file, not a partition, of a newer version, made for other data, or with row numbers that
             are out of range, given to two clients or missing from a split.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"no partition file {path}; write one with: fedsa data RECIPE --save {path}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read partition {path}: {error}; write it again with fedsa data --save") from None
+    content = _content(path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DataError(f"{path} is not a partition file; write one with: fedsa data RECIPE --save FILE")
-    if content.get("version") != _VERSION:
+    if content.get("version") != _VERSION or content["version"] is True:
         raise DataError(
-            f"{path} has version {content.get('version')!r} of the partition format, this fedsa reads {_VERSION}; "
+            f"{path} has version {brief(content.get('version'))} of the partition format, this fedsa reads {_VERSION}; "
             "write it again with fedsa data --save"
         )
     if content.get("data") != fingerprint:
         raise DataError(
-            f"{path} was made for other data ({content.get('data')}; here: {fingerprint}); "
+            f"{path} was made for other data ({cut(str(content.get('data')), 200)}; here: {fingerprint}); "
             "use the data it was made for, or write it again with fedsa data --save"
         )
     try:
-        clients = {client: _client_rows(content["clients"][client]) for client in sorted(content["clients"])}
-        partition = Partition(clients, bool(content["own_validation"]), bool(content["own_test"]))
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); write it again") from None
+        saved = _Saved.model_validate(content)
+        "".join(saved.clients).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{path} is damaged (a client's name is no text); write it again with fedsa data --save"
+        ) from None
+    except ValidationError as error:
+        first, *_ = error.errors(include_url=False, include_input=False)
+        where = ".".join(str(part)[:40] for part in first["loc"])
+        raise DataError(f"{path} is damaged ({where}: {first['msg']}); write it again with fedsa data --save") from None
+    clients = {client: _client_rows(saved.clients[client]) for client in sorted(saved.clients)}
+    partition = Partition(clients, saved.own_validation, saved.own_test)
     _check(partition, path, sizes)
     return partition
 
 
-def _client_rows(rows: dict[str, Any]) -> ClientRows:
-    def array(split: str) -> IntArray:
-        if not all(type(row) is int for row in rows[split]):
-            raise ValueError(f"{split} rows must be whole numbers")
-        return np.sort(np.array(rows[split], dtype=np.int64))
+def _content(path: Path) -> Any:
+    """Return what the file holds.
 
-    return ClientRows(array("train"), array("validation"), array("test"))
+    Raises:
+        DataError: there is none, it cannot be read, or it is not JSON.
+    """
+    again = "write it again with fedsa data --save"
+    try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise DataError(f"partition {path} is {'a folder' if path.is_dir() else 'no file'}; give a file")
+        return json.loads(path.read_bytes(), object_pairs_hook=_once)
+    except FileNotFoundError:
+        raise DataError(f"no partition file {path}; write one with: fedsa data RECIPE --save {path}") from None
+    except RecursionError:
+        raise DataError(f"cannot read partition {path}: it is nested too deeply; {again}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"cannot read partition {path}: it is no text; {again}") from None
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else cut(str(error), 300)
+        raise DataError(f"cannot read partition {path}: {told}; {again}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a table, if none of its names stands there twice."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{brief(next(name for name in names if names.count(name) > 1))} stands there twice")
+    return table
+
+
+_RowNumbers = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], FailFast()]
+
+
+class _SavedClient(BaseModel):
+    """What must stand in a partition file of each client."""
+
+    model_config = ConfigDict(strict=True)
+    train: _RowNumbers
+    validation: _RowNumbers
+    test: _RowNumbers
+
+
+class _Saved(BaseModel):
+    """What must stand in a partition file beside format, version and data."""
+
+    model_config = ConfigDict(strict=True)
+    own_validation: bool
+    own_test: bool
+    clients: dict[str, _SavedClient]
+
+
+def _client_rows(saved: _SavedClient) -> ClientRows:
+    train, validation, test = (np.sort(np.array(getattr(saved, split), dtype=np.int64)) for split in SPLITS)
+    return ClientRows(train, validation, test)
 
 
 def _check(partition: Partition, path: Path, sizes: tuple[int, int | None, int | None]) -> None:
@@ -146,7 +199,15 @@ def _check(partition: Partition, path: Path, sizes: tuple[int, int | None, int |
         if not used:
             continue
         rows = np.concatenate([getattr(client, split) for client in partition.clients.values() for split in used])
-        if size is None or rows.min() < 0 or rows.max() >= size:
-            raise DataError(f"{path}: row numbers outside the {table} of {size} rows; write it again")
+        if size is None:
+            raise DataError(
+                f"{path} has row numbers of a {table} split of its own, and the data has none; use the data it was "
+                "made for, or write it again with fedsa data --save"
+            )
+        if rows.max() >= size:
+            raise DataError(
+                f"{path}: row number {rows.max()} is outside the {table} of {counted(size, 'row')}; "
+                "write it again with fedsa data --save"
+            )
         if len(np.unique(rows)) < len(rows):
             raise DataError(f"{path}: rows of the {table} are given out twice; write it again with fedsa data --save")
