@@ -88,7 +88,7 @@ def test_from_dirty_files_to_a_pipeline(
         "Clients left out (data.partition.leave_out_small): tiny (2 rows",
         "Equal rows (in 'text' and the label): 1 of 180 rows repeat another one of their client",
         "15 of 36 test rows have the text of a row that is trained on",
-        "data.partition.group = 'text'",
+        "those are rows of other clients",
     ):
         assert told in seen.out
 
