@@ -86,7 +86,7 @@ def test_an_answer_is_what_the_template_adds_for_it(family):
     assert tokenizer.convert_ids_to_tokens(alone) == front
     ends = tokenizer.convert_tokens_to_ids([end, "</s>"])
     assert set(encoded.ends) == set(ends)
-    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[7, ends[0]]))
+    model = SimpleNamespace(can_generate=lambda: True, generation_config=SimpleNamespace(eos_token_id=[7, ends[0]]))
     assert set(task.fitted(model, tokenizer).stops) == {*ends, 7}
     assert encoded.notes == ()
 
@@ -112,6 +112,27 @@ def test_what_the_model_writes_ends_where_the_turn_ends():
     written = tokenizer.convert_tokens_to_ids(["good", "<end>", "bad", "bad"])
     figures = task.score(encoded, np.arange(1), torch.zeros(1), torch.tensor([written]))
     assert figures["exact_match"] == 1
+
+
+AROUND = {  # what a template writes around an answer in plain words
+    "an empty thought": "{% if m['role'] == 'assistant' %}(thought) (over) {% endif %}{{ m['content'] }} <end>",
+    "a header": "{% if m['role'] == 'assistant' %}Answer: {% endif %}{{ m['content'] }} <end>",
+    "an end in words": "{{ m['content'] }} now end",
+    "a special header": "{% if m['role'] == 'assistant' %}<think> </think> {% endif %}{{ m['content'] }} <end>",
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_the_template_writes_around_an_answer_is_not_counted_as_one(name):
+    template = f"{LOOP}<start> {AROUND[name]} {{% endfor %}}{{% if add_generation_prompt %}}<start> {{% endif %}}"
+    tokenizer = decoder_words(MARKS, template, extra=["(thought)", "(over)", "now", "end"])
+    task = Generation("{text}", "{label}", metric="exact_match", chat=True, max_new_tokens=8)
+    encoded = task.encode(table(text=["what"], label=["good film"]), np.arange(1), tokenizer, limit=64)
+    written = tokenizer.convert_tokens_to_ids(tokens(encoded, 0)[1])
+    assert encoded.texts([written]) == ["good film"]
+    assert task.score(encoded, np.arange(1), torch.zeros(1), torch.tensor([written]))["exact_match"] == 1
+    other = tokenizer.convert_tokens_to_ids(["bad", "film", "<end>"])
+    assert encoded.texts([other]) == ["bad film"]
 
 
 @pytest.mark.parametrize(

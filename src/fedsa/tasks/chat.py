@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, cast, final
 
 from jinja2 import TemplateError
@@ -52,12 +53,15 @@ class ChatTurns:
         if not tokenizer.chat_template:
             raise DataError("task.chat = true: the tokenizer has no chat template; set it to false")
         self._tokenizer = tokenizer
-        behind = self._answer(None, "x", self._rendered("x"), _WORD).partition(_WORD)[2]
+        before, _, behind = self._answer(None, "x", self._rendered("x"), _WORD).partition(_WORD)
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         ids: list[int] = tokenizer(behind, add_special_tokens=False)["input_ids"]
         alone = ids[0] if len(ids) == 1 and behind.strip() else None  # a word of its own is an end too
         self.end: int | None = next((token for token in ids if token in special), alone)
         """The token that ends a turn; None: the template has none."""
+        shown = (tokenizer(before, add_special_tokens=False)["input_ids"], takewhile(lambda id: id != self.end, ids))
+        self.around = tuple(str(tokenizer.decode([*part], skip_special_tokens=True)).strip() for part in shown)
+        """What a reader sees of what the template puts in front of an answer and behind it: no part of the answer."""
 
     def fronts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each prompt's conversation, up to where the answer begins."""

@@ -62,6 +62,7 @@ class SequenceRows:
         weights: shape (items,): bytes of an asked item's text.
         references: of each row the texts that what a model writes is compared with; empty where none are needed.
         notes: sentences on the rows.
+        around: what a chat template puts in front of an answer and behind it, as a reader sees it.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -77,6 +78,7 @@ class SequenceRows:
     weights: IntArray
     references: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
+    around: tuple[str, ...] = ("", "")
 
     @property
     def lengths(self) -> IntArray:
@@ -93,9 +95,14 @@ class SequenceRows:
         return digest.hexdigest()
 
     def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return what a model wrote, or should have written, as texts: each up to its first end token."""
+        """Return what a model wrote, or should have written, as texts: each up to its first end token.
+
+        What a chat template puts around an answer (an empty thought, say) is not part of it.
+        """
         kept = [list(takewhile(lambda token: token not in self.ends, each)) for each in ids]
-        return [text.strip() for text in self.tokenizer.batch_decode(kept, skip_special_tokens=True)]
+        texts = self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+        before, behind = self.around
+        return [text.strip().removeprefix(before).removesuffix(behind).strip() for text in texts]
 
     def asked(self, rows: IntArray) -> IntArray:
         """Return the items that are asked of rows, row by row."""
@@ -374,6 +381,7 @@ class Writer:
             right=np.zeros(len(labels), dtype=np.int64) if right is None else right,
             weights=np.ones(items, dtype=np.int64),
             notes=self.notes(columns),
+            around=("", "") if self._turns is None else self._turns.around,
         )
 
 
