@@ -70,6 +70,7 @@ from fedsa.training.choice import choose_attention, choose_training, compile_mod
 from fedsa.training.heads import obstacle
 from fedsa.types import Factor, Key, Side, SplitName, State, total_bytes, total_elements
 from fedsa.wire import WireDtype, on_wire
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -218,8 +219,9 @@ class Federation:
         elif the_task.has_head and model.config.num_labels != the_task.model_options()["num_labels"]:
             names = the_task.model_options().get("id2label", {}).values()
             raise DataError(
-                f"the model's head has {model.config.num_labels} classes, the clients' rows have "
-                f"{the_task.model_options()['num_labels']} ({', '.join(names)}): load the model with that num_labels"
+                f"the model's head has {counted(int(model.config.num_labels or 0), 'class', 'classes')}, the "
+                f"clients' rows have {the_task.model_options()['num_labels']} ({', '.join(names)}): "
+                "load the model with that num_labels"
             )
         else:
             base, drawn = fresh_base(model), layers_outside_the_base(model)
@@ -470,7 +472,8 @@ def _check_tokens(model: PreTrainedModel, tokenizer: Any, encoded: Encoded) -> N
         largest = int(encoded.batch(items[start : start + 1000])["input_ids"].max())
         if largest >= vectors:
             raise ModelError(
-                f"the tokenizer has {len(tokenizer):,} tokens and the model vectors for {vectors:,}; the rows have "
+                f"the tokenizer has {counted(len(tokenizer), 'token')} and the model vectors for {vectors:,}; "
+                "the rows have "
                 f"token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}): take the model's own tokenizer, or "
                 "make the model larger with resize_token_embeddings(len(tokenizer)) and save both"
             )

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 
 from fedsa.errors import ProtocolError
 from fedsa.types import Key, State
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +92,7 @@ def decode(data: bytes, *, run: str | None = None, most_bytes: int = MOST_BYTES)
         ProtocolError: it is too long, damaged, of another version or another run; nothing of it was used.
     """
     if len(data) > most_bytes:
-        raise ProtocolError(f"a message of {len(data):,} bytes: more than {most_bytes:,} are not taken")
+        raise ProtocolError(f"a message of {counted(len(data), 'byte')}: more than {most_bytes:,} are not taken")
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         text, digest = header[_ENTRY], header["digest"]

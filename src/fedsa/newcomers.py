@@ -19,6 +19,7 @@ from fedsa.export import base_of, card_of, config_of, refuse_adapter, require_em
 from fedsa.federation import Federation
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
 from fedsa.store import FinishedRun
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -245,9 +246,10 @@ def _write(
 ) -> None:
     """Write the adapter with a card that says what it is."""
     metric, chosen = result.metric, result.chosen
-    length = ", ".join(f"{count} {name}" for name, count in result.length.items())
+    length = ", ".join(counted(count, name.removesuffix("s")) for name, count in result.length.items())
     history = (
-        f"This client was not in the federation of {summary['clients']} clients that fedsa trained by the method "
+        f"This client was not in the federation of {counted(summary['clients'], 'client')} that fedsa trained "
+        "by the method "
         f"`{recipe.algorithm}` ({summary['source']}), adapter variant `{summary['variant']}`. It began with the result "
         f"of round {result.round} of {summary['rounds']} (start: {chosen.start}) and trained {length} on its own rows"
         f"{', with what the clients share frozen' if chosen.freeze_shared else ''}."
@@ -255,7 +257,7 @@ def _write(
     before, after = chosen.before["test"], chosen.after["test"]
     score = (
         f"- Test {metric} on this client's own rows: {before[metric]:.4f} before, {after[metric]:.4f} after "
-        f"({after['examples']} rows){weights_note(federation.algorithm)}"
+        f"({counted(int(after['examples']), 'row')}){weights_note(federation.algorithm)}"
     )
     about = {**{f"{split}_examples": count for split, count in result.examples.items()}, "labels": list(label_names)}
     model, tokenizer = federation.model, federation.tokenizer

@@ -72,7 +72,10 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         names = everyone or [f"{place:09d}" for place in range(number)]
         outside = held_out(names, recipe.holdout_clients, recipe.seed)
         number -= len(outside)
-        notes.append(f"holdout_clients: {number} clients are in the federation; what the others train is not counted")
+        notes.append(
+            f"holdout_clients: {counted(number, 'client is', 'clients are')} in the federation; what the "
+            "others train is not counted"
+        )
     each_round = None if number is None else sample_size(recipe.fraction_train, number)
     compute = _compute(recipe.compute, notes)
     labels = recipe.task.labels or (list(rows.label_names) if rows and recipe.task.has_classes else ["0", "1"])
@@ -173,7 +176,7 @@ def _ranks(
         names = client_ids("", partition.clients)
     elif isinstance(settings, dict):
         if len(settings) > clients:
-            raise UserError(f"adapter.ranks names {len(settings)} clients, and there are {clients}")
+            raise UserError(f"adapter.ranks names {counted(len(settings), 'client')}, and there are {clients}")
         names = [*settings, *(f"{number:09d}" for number in range(clients - len(settings)))]
         if recipe.fraction_train < 1:
             notes.append("adapter.ranks: which of them train in a round depends on all clients' ids: bytes are a guess")
@@ -293,19 +296,19 @@ def _computation(
         batches = training.gradient_accumulation_steps * steps
     if training.head_warmup_epochs:
         notes.append("training.head_warmup_epochs: its pass over a client's rows is not counted (FLOPs, some 60 MiB)")
-    counted: dict[str, Any] = {"tokens_per_row": tokens, "batches_per_round": batches}
-    counted |= dict.fromkeys(["flops_per_client", "flops_per_round", "total_flops", "memory_bytes", "memory"])
+    figures: dict[str, Any] = {"tokens_per_row": tokens, "batches_per_round": batches}
+    figures |= dict.fromkeys(["flops_per_client", "flops_per_round", "total_flops", "memory_bytes", "memory"])
     together = _cohort_size(training, clients, training.batch_size * tokens, compute.device)
-    counted["cohort_size"] = together
+    figures["cohort_size"] = together
     try:
         costs = _batch_costs(model, task, algorithm, recipe, together, tokens=tokens, precision=compute.precision)
     except Exception as error:  # a model's own code may look at values, and there are none
         notes.append(f"FLOPs and memory: this model's code needs values to be counted ({type(error).__name__})")
-        return counted
+        return figures
     if batches is not None:
         flops = batches * costs["flops"] // together
-        counted |= {"flops_per_client": flops, "flops_per_round": flops * clients}
-        counted["total_flops"] = counted["flops_per_round"] * recipe.rounds
+        figures |= {"flops_per_client": flops, "flops_per_round": flops * clients}
+        figures["total_flops"] = figures["flops_per_round"] * recipe.rounds
     memory = memory_of(
         weights=_frozen_bytes(model, recipe.model.quantization),
         tensors={key: parameter.detach() for key, parameter in model.parameters.items()},
@@ -321,11 +324,11 @@ def _computation(
         "bounds"
     )
     notes += [
-        f"a batch is counted as {training.batch_size} rows of {tokens} tokens ("
+        f"a batch is counted as {counted(training.batch_size, 'row')} of {counted(tokens, 'token')} ("
         + (f"an image of {model.side} pixels a side)" if model.side else of_text),
         "evaluation is counted in the memory, but not in the FLOPs; the memory of the rows themselves is not counted",
     ]
-    return counted | {"memory_bytes": sum(memory.values()), "memory": memory}
+    return figures | {"memory_bytes": sum(memory.values()), "memory": memory}
 
 
 def _cohort_size(training: TrainingSettings, clients: int, tokens: int, device: str) -> int:

@@ -237,7 +237,7 @@ def test_all_small_clients_are_listed() -> None:
 
 def test_a_client_of_one_document_is_refused() -> None:
     columns = {"who": ["x"] * 20 + ["y"] * 20, "document": [0] * 20 + list(range(1, 21))}
-    with pytest.raises(DataError, match=r"client 'x': 1 groups to make 3 splits of, one would be empty"):
+    with pytest.raises(DataError, match=r"client 'x': 1 group to make 3 splits of, one would be empty"):
         partition_rows(options("column", group="document"), labels=np.arange(40) % 2, columns=columns, seed=0)
 
 
@@ -270,8 +270,8 @@ def test_a_client_without_rows_of_an_own_split_is_refused() -> None:
             {"g": [float("nan")] + [1.0] * 59},
             r"column 'g' \(partition.group\) is empty in 1 of 60",
         ),
-        ("iid", {"clients": 30}, {}, "60 rows are too few for 30 clients with at least 3 rows each"),
-        ("iid", {"group": "g"}, {"g": [0] * 60}, "60 rows in 1 groups are too few for 3 clients"),
+        ("iid", {"clients": 30}, {}, "60 rows cannot be dealt to 30 clients with at least 3 rows each"),
+        ("iid", {"group": "g"}, {"g": [0] * 60}, "60 rows in 1 group cannot be dealt to 3 clients"),
         (
             "iid",
             {"within": "d", "clients": {"x": 2, "z": 1}},
@@ -282,7 +282,7 @@ def test_a_client_without_rows_of_an_own_split_is_refused() -> None:
             "iid",
             {"within": "d", "group": "g"},
             {"d": ["x", "y"] * 30, "g": [row // 2 for row in range(60)]},
-            r"30 groups \(column 'g'\) have rows in several values of 'd'",
+            r"30 groups \(column 'g'\) with rows in several values of 'd'",
         ),
         (
             "dirichlet",

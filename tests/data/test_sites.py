@@ -299,7 +299,7 @@ def test_small_clients_can_be_left_out_and_are_named(tmp_path: Path, group: str 
     assert sorted(sizes(shared)) == (["big"] if group else ["big", "whole"])
     told = note(shared, "leave_out_small")
     assert "small (4 rows, fewer than min_examples = 10), tiny (1 row," in told
-    assert ("whole (1 groups" in told) == bool(group)
+    assert ("whole (1 group " in told) == bool(group)
     with pytest.raises(DataError, match="clients cannot be used"):  # all of them
         share_rows(recipe(tmp_path, {**partition, "leave_out_small": True, "min_examples": 100}))
 

@@ -18,6 +18,7 @@ from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, Task
 from fedsa.training import cohort, heads, sequential
 from fedsa.training.jobs import Job, TrainingResult, highest_rate
+from fedsa.words import counted
 
 __all__ = ["Learner"]
 
@@ -173,7 +174,7 @@ class Learner:
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"{f'{moment}: ' if moment else ''}out of memory on {self.model.device} in the evaluation"
-                f"{f' on {split}' if split else ''}, after {count} clients; lower evaluation.batch_size or "
+                f"{f' on {split}' if split else ''}, after {counted(count, 'client')}; lower evaluation.batch_size or "
                 "task.max_length"
             ) from error
 
@@ -192,7 +193,11 @@ def _explaining_out_of_memory(jobs: Sequence[Job], model: AdaptedModel) -> Itera
     try:
         yield
     except torch.OutOfMemoryError as error:
-        whose = f"client {jobs[0].client!r}" if len(jobs) == 1 else f"{len(jobs)} clients from {jobs[0].client!r} on"
+        whose = (
+            f"client {jobs[0].client!r}"
+            if len(jobs) == 1
+            else f"{counted(len(jobs), 'client')} from {jobs[0].client!r} on"
+        )
         raise TrainingError(
             f"{whose}, round {jobs[0].round}: out of memory on {model.device}; lower "
             f"{'training.cohort_size, ' if len(jobs) > 1 else ''}training.batch_size or task.max_length, or set "

@@ -155,8 +155,8 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
         ends = _ends({metric: figures["weighted_mean"], "examples": rows}, metric)
         console.print(
             f"{name} {figures['round']}: weighted mean {score(figures['weighted_mean'], metric, unit='')}"
-            f"{f' (95 % interval {ends}, {rows:,} rows)' if ends else ''}, "
-            f"mean {score(figures['mean'], metric, unit='')}, std {score(figures['std'], metric, unit='')}, "
+            + (f" (95 % interval {ends}, {counted(rows, 'row')})" if ends else "")
+            + f", mean {score(figures['mean'], metric, unit='')}, std {score(figures['std'], metric, unit='')}, "
             f"worst {score(figures['worst'], metric, unit='')} ({for_terminal(figures['worst_client'])})",
             markup=False,
         )
@@ -167,7 +167,7 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
         where = f"in {counted(len(alike), 'round')} ({some(alike)})" if alike else "and round"
         console.print(
             f"Sent by each client {where}: {sent} ({kind['upload_parameters']:,} of "
-            f"{kind['trained_parameters']:,} trained parameters, {kind['upload_bytes']:,} bytes)"
+            f"{counted(kind['trained_parameters'], 'trained parameter')}, {counted(kind['upload_bytes'], 'byte')})"
         )
     console.print(
         f"{summary['train_seconds']:.0f} s of local training, {summary['wall_seconds']:.0f} s in all, "

@@ -16,6 +16,7 @@ from fedsa.commands._settings import as_toml, type_name
 from fedsa.errors import UserError
 from fedsa.plugins import raised
 from fedsa.types import Factor, Key, Side
+from fedsa.words import counted
 
 __all__ = ["LEGEND", "as_markdown", "as_text", "describe", "describe_all", "matrix", "overview"]
 
@@ -337,7 +338,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     if entry["gated"]:
         facts.append(("gates", "each layer weighs its adapters for each token, as its client has learnt"))
     if entry["references"]:
-        likeness = f"its likeness to {entry['references']} training rows of its client"
+        likeness = f"its likeness to {counted(entry['references'], 'training row')} of its client"
         facts.append(("at inference", f"adapters are weighed for each row by {likeness}: one more forward pass"))
     return facts
 

@@ -75,9 +75,9 @@ def _show(result: AdaptResult, *, compare: bool) -> None:
     from fedsa.types import FRACTIONS
     from fedsa.wording import counted
 
-    rows = ", ".join(f"{count} {split}" for split, count in result.examples.items())
+    by_split = ", ".join(f"{count} {split}" for split, count in result.examples.items())
     length = ", ".join(counted(count, name.removesuffix("s")) for name, count in result.length.items())
-    say(f"client {result.client}: {rows} rows; from round {result.round} of {result.run}, {length}\n")
+    say(f"client {result.client}: {by_split} rows; from round {result.round} of {result.run}, {length}\n")
     moments = ("validation before", "after", "test before", "after")
     print_table(
         ["start", "shared tensors", *moments, ""],

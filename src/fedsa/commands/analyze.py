@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsa.escapes import say
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from fedsa.analysis import Analysis
@@ -54,7 +55,7 @@ def command(
             if row["round"] == last
         ],
     )
-    say(f"\nRound {last}, as the clients ended their training; over pairs of {len(found.clients)} clients.")
+    say(f"\nRound {last}, as the clients ended their training; over pairs of {counted(len(found.clients), 'client')}.")
     for name, text in MEASURES.items():
         say(f"  {name:7s} {text}")
     say()

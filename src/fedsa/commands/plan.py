@@ -56,8 +56,9 @@ def _show(plan: Mapping[str, Any]) -> None:
     from fedsa.wording import counted, some
 
     print(
-        f"{plan['algorithm']} on {plan['variant']}, {plan['model']} ({plan['frozen_parameters']:,} frozen parameters"
-        + (f", {plan['classes']} classes)\n" if plan["classes"] else ")\n")
+        f"{plan['algorithm']} on {plan['variant']}, {plan['model']} "
+        f"({counted(plan['frozen_parameters'], 'frozen parameter')}"
+        + (f", {counted(plan['classes'], 'class', 'classes')})\n" if plan["classes"] else ")\n")
     )
     roles = ("trained", "sent", "received")
     kinds = plan.get("sharing_by_round", [plan])
@@ -78,7 +79,7 @@ def _show(plan: Mapping[str, Any]) -> None:
         )
         print()
     clients, each_round = plan["clients"], plan["clients_per_round"]
-    together = "one client" if clients is None else f"{each_round} of {clients} clients"
+    together = "one client" if clients is None else f"{each_round} of {counted(clients, 'client')}"
     print_table(
         ["", "client and round", f"{counted(plan['rounds'], 'round')}, {together} in each"],
         [

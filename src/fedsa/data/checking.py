@@ -13,6 +13,7 @@ from fedsa.data.labels import IntArray, is_missing
 from fedsa.data.merging import Table
 from fedsa.data.reading import Places, some
 from fedsa.errors import DataError
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     import datasets
@@ -106,7 +107,7 @@ def _listed(name: str, rows: IntArray, place: Places | None) -> str:
         shown = f"counted from 0: {', '.join(map(str, first))}{more}"
     else:
         shown = f"{'; '.join(map(place, first))}{more}"
-    return f"column {name!r} is empty in {len(rows)} row{'s' * (len(rows) != 1)} ({shown})"
+    return f"column {name!r} is empty in {counted(len(rows), 'row')} ({shown})"
 
 
 def _by_file(rows: IntArray, place: Places) -> list[str]:

@@ -13,6 +13,7 @@ from fedsa.data.cells import text_of
 from fedsa.data.labels import IntArray, is_missing
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
+from fedsa.words import counted
 
 __all__ = ["Clients", "Columns", "Pool", "client_column", "client_ids", "deal_own", "made_clients", "natural_clients"]
 
@@ -172,11 +173,11 @@ def _codes(columns: Columns, name: str, purpose: str, rows: int) -> tuple[IntArr
         raise DataError(f"column {name!r} ({purpose}) is not in the data; there is: {', '.join(columns) or 'none'}")
     values = list(columns[name])
     if len(values) != rows:
-        raise ValueError(f"column {name!r} has {len(values)} values for {rows} rows")
+        raise ValueError(f"column {name!r} has {counted(len(values), 'value')} for {counted(rows, 'row')}")
     empty = [row for row, value in enumerate(values) if is_missing(value)]
     if empty:
         raise DataError(
-            f"column {name!r} ({purpose}) is empty in {len(empty)} of {rows} rows, first in row {empty[0]}; "
+            f"column {name!r} ({purpose}) is empty in {len(empty)} of {counted(rows, 'row')}, first in row {empty[0]}; "
             "fill them in or drop the rows"
         )
     try:
@@ -212,8 +213,9 @@ def _check_spans(settings: PartitionSettings, units: Units, cell_of_row: IntArra
     spanning = int((np.bincount(pairs) > 1).sum())
     if spanning:
         raise DataError(
-            f"{spanning} groups (column {settings.group!r}) have rows in several values of {settings.within!r} "
-            "and cannot stay in one client; leave partition.within or partition.group out, or name the groups apart"
+            f"{counted(spanning, 'group')} (column {settings.group!r}) with rows in several values of "
+            f"{settings.within!r} "
+            "cannot stay in one client; leave partition.within or partition.group out, or name the groups apart"
         )
 
 
@@ -229,10 +231,11 @@ def _draw(
     """Deal until every client has enough rows, and enough units for all splits."""
     rows = int(units.size[members].sum())
     where = f"{settings.within} = {cell!r}: " if settings.within else ""
+    groups = f" in {counted(len(members), 'group')}" if settings.group else ""
     if rows < clients * settings.min_examples or len(members) < clients * splits:
         raise DataError(
-            f"{where}{rows} rows{f' in {len(members)} groups' if settings.group else ''} are too few for {clients} "
-            f"clients with at least {settings.min_examples} rows each; set fewer clients or a lower min_examples"
+            f"{where}{counted(rows, 'row')}{groups} cannot be dealt to {counted(clients, 'client')} with at least "
+            f"{counted(settings.min_examples, 'row')} each; set fewer clients or a lower min_examples"
         )
     for _ in range(_TRIES):
         client = allot(settings, units, members, clients, rng)
@@ -242,7 +245,7 @@ def _draw(
     mend = "a higher dirichlet_alpha, " if settings.kind in ("dirichlet", "client_dirichlet", "size") else ""
     raise DataError(
         f"{where}in {_TRIES} draws of kind {settings.kind!r} some client was always left with fewer than "
-        f"{settings.min_examples} rows ({rows} rows, {clients} clients); "
+        f"{counted(settings.min_examples, 'row')} ({counted(rows, 'row')}, {counted(clients, 'client')}); "
         f"set {mend}fewer clients, or a lower min_examples"
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa.errors import DataError, near
+from fedsa.words import counted
 
 __all__ = ["IntArray", "encode_labels", "is_missing"]
 
@@ -83,7 +84,8 @@ def encode_labels(
     present = len(set(numbers))
     if present < min_classes:
         raise DataError(
-            f"{where}: {present} class{'es' * (present != 1)} in {len(cells)} rows, at least {min_classes} are needed; "
+            f"{where}: {counted(present, 'class', 'classes')} in {counted(len(cells), 'row')}, at least "
+            f"{min_classes} are needed; "
             "check the label column and the split"
         )
     return np.asarray(numbers, dtype=np.int64), found
@@ -138,7 +140,7 @@ def _by_name(cells: Sequence[Any], names: list[str], kind: type, where: str, ref
         refuse(cells, lambda value: str(value) not in number, what="label out of range", mend=hint)
         return [number[str(value)] for value in cells]
     top = len(names) - 1
-    hint = f"with {len(names)} classes labels run from 0 to {top}: mend task.labels or the rows"
+    hint = f"with {counted(len(names), 'class', 'classes')} labels run from 0 to {top}: mend task.labels or the rows"
     refuse(cells, lambda value: value > top, what="label out of range", mend=hint)
     return list(cells)
 
@@ -150,4 +152,4 @@ def _refuse(
     if rows:
         shown = ", ".join(f"{place(row)}: {value!r}" for row, value in rows[:_SHOWN])
         more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-        raise DataError(f"{where}: {len(rows)} of {len(cells)} rows have a {what} ({shown}{more}); {mend}")
+        raise DataError(f"{where}: {len(rows)} of {counted(len(cells), 'row')} have a {what} ({shown}{more}); {mend}")

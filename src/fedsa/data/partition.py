@@ -170,8 +170,8 @@ def _problems(
                 f"{counted(int(total[number]), 'row')}, fewer than min_examples = {settings.min_examples}"
             )
         elif units[number] < splits:
-            kind = "groups" if table.groups is not None else "rows"
-            problems[client] = f"{units[number]} {kind} to make {splits} splits of, one would be empty"
+            kind = "group" if table.groups is not None else "row"
+            problems[client] = f"{counted(int(units[number]), kind)} to make {splits} splits of, one would be empty"
         elif empty:
             problems[client] = ", ".join(empty)
     return problems
@@ -182,7 +182,7 @@ def _refused(settings: PartitionSettings, problems: Mapping[str, str], count: in
     shown = listed[:_SHOWN] + ([f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else [])
     leave_out = "" if settings.leave_out_small else "set data.partition.leave_out_small = true to go on without them, "
     return DataError(
-        f"{len(problems)} of {count} clients cannot be used:\n  " + "\n  ".join(shown) + "\n"
+        f"{len(problems)} of {counted(count, 'client')} cannot be used:\n  " + "\n  ".join(shown) + "\n"
         f"give them more rows, {leave_out}merge these clients, or change min_examples, max_examples or clients"
     )
 

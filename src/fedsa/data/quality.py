@@ -13,6 +13,7 @@ from fedsa.data.clients import Partition
 from fedsa.data.labels import IntArray
 from fedsa.data.reading import some
 from fedsa.types import SPLITS
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     import datasets
@@ -53,13 +54,13 @@ def _look_alikes(rows: Mapping[str, int], what: str, each: str) -> list[str]:
     for name in rows:
         alike.setdefault("".join(filter(_is_seen, unicodedata.normalize("NFKC", name))).casefold(), []).append(name)
     notes = [
-        f"The {what} {name!r} ({_count(rows[name], 'row')}) has nothing that can be seen: look at these rows."
+        f"The {what} {name!r} ({counted(rows[name], 'row')}) has nothing that can be seen: look at these rows."
         for name in alike.pop("", [])
     ]
     groups = [group for group in alike.values() if len(group) > 1]
     stored = [len({*map(_plain, group)}) < len(group) for group in groups]
     told = [
-        " and ".join(f"{ascii(name) if as_stored else repr(name)} ({_count(rows[name], 'row')})" for name in group)
+        " and ".join(f"{ascii(name) if as_stored else repr(name)} ({counted(rows[name], 'row')})" for name in group)
         for group, as_stored in zip(groups, stored, strict=True)
     ]
     if told:
@@ -146,7 +147,7 @@ def repeat_notes(
     if within or across:
         notes.append(
             f"Equal rows (in {columns}{' and the label' if len(np.unique(labels)) > 1 else ''}): {within:,} of "
-            f"{_count(len(used), 'row')} repeat another one of their client, {across:,} stand at several clients."
+            f"{counted(len(used), 'row')} repeat another one of their client, {across:,} stand at several clients."
         )
     trained, tested = split == SPLITS.index("train"), split == SPLITS.index("test")
     known = np.isin(texts[tested], texts[trained])
@@ -161,14 +162,10 @@ def repeat_notes(
             where = "client and one split" if drawn else "split of a client"
             mend = f"data.partition.group = {inputs[0]!r} keeps equal texts in one {where}"
         notes.append(
-            f"{int(known.sum()):,} of {_count(int(tested.sum()), 'test row')} have the text of a row that is trained "
+            f"{int(known.sum()):,} of {counted(int(tested.sum()), 'test row')} have the text of a row that is trained "
             f"on ({here:,} at the same client), so test figures may be too good; {mend}."
         )
     return notes
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _paired(first: IntArray, second: IntArray) -> IntArray:

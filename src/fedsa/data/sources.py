@@ -19,6 +19,7 @@ from fedsa.data.sentiment import read_sentiment
 from fedsa.data.squad_shifts import read_squad_shifts
 from fedsa.errors import DataError, near
 from fedsa.recipe import DataSettings
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     import datasets
@@ -198,7 +199,7 @@ def require_columns(table: datasets.Dataset, names: Sequence[str], where: str, u
     missing = [name for name in dict.fromkeys(names) if name not in table.column_names]
     if missing:
         hints = "".join(f"\n  {name!r}: {near(name, known)}" for name in missing)
-        count = "1 column is" if len(missing) == 1 else f"{len(missing)} columns are"
+        count = counted(len(missing), "column is", "columns are")
         raise DataError(f"{where}: {count} missing:{hints}\nthe columns are: {', '.join(known)}")
 
 

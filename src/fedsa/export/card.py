@@ -16,6 +16,7 @@ from fedsa.escapes import for_markdown, for_markdown_code, for_terminal
 from fedsa.export.base import BASE, Base
 from fedsa.recipe import Recipe, fields_of
 from fedsa.tasks import make_task
+from fedsa.words import counted
 
 _WITH_PIPELINE = ("classification", "token_classification", "image_classification")
 """The kinds of task that transformers has a pipeline for which shows classes."""
@@ -26,7 +27,8 @@ __all__ = ["card_of", "history_of", "score_of", "weights_note"]
 def history_of(recipe: Recipe, summary: Mapping[str, Any], number: int) -> str:
     """Return a card's sentence on where a client's tensors come from."""
     return (
-        f"Trained with fedsa in a federation of {summary['clients']} clients by the method `{recipe.algorithm}` "
+        f"Trained with fedsa in a federation of {counted(summary['clients'], 'client')} by the method "
+        f"`{recipe.algorithm}` "
         f"({summary['source']}), adapter variant `{summary['variant']}`; this is round {number} of {summary['rounds']}."
     )
 
@@ -40,7 +42,7 @@ def score_of(summary: Mapping[str, Any], client: str, round: str) -> str:
         return (
             "- This client was held out of the federation, and was taken to an adapter of its own afterwards. Test "
             f"{metric} on its own rows: {before[metric]:.4f} before, {after[metric]:.4f} after "
-            f"({after['examples']} rows)"
+            f"({counted(after['examples'], 'row')})"
         )
     which = "test" if round == "chosen" else "test_final"
     if summary["evaluated_after"] != "aggregate":  # the tensors here are those after it
@@ -48,7 +50,7 @@ def score_of(summary: Mapping[str, Any], client: str, round: str) -> str:
     result = summary["per_client"][client].get(which)
     return (
         f"- Test {metric} on this client's own rows, after receiving the aggregate: {result[metric]:.4f} "
-        f"({result['examples']} rows)"
+        f"({counted(result['examples'], 'row')})"
         if result
         else f"- Test {metric} after receiving the aggregate: not measured in this run"
     )
@@ -60,9 +62,9 @@ def weights_note(algorithm: Algorithm) -> str:
         return ""
     return (
         "\n- **That is not quite what is here**: it was measured with the adapters "
-        f"{' and '.join(algorithm.adapters)} weighed for each row by its likeness to {algorithm.references} training "
-        "rows of the client, which static weights cannot do. Here each has weight 1, as in training; that was not "
-        "measured"
+        f"{' and '.join(algorithm.adapters)} weighed for each row by its likeness to "
+        f"{counted(algorithm.references, 'training row')} of the client, which static "
+        "weights cannot do. Here each has weight 1, as in training; that was not measured"
     )
 
 

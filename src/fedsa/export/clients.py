@@ -27,6 +27,7 @@ from fedsa.store import FinishedRun, RunFolder
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.types import State
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -154,7 +155,8 @@ def refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
         reason = f"what a client has by {recipe.algorithm} is no adapter of the base model"
     elif len(algorithm.adapters) > 1 and not VARIANTS[recipe.adapter.variant].is_product:
         reason = (
-            f"{recipe.algorithm} has {len(algorithm.adapters)} adapters for each client, and those of variant "
+            f"{recipe.algorithm} has {counted(len(algorithm.adapters), 'adapter')} for each client, and those "
+            "of variant "
             f"{recipe.adapter.variant} cannot be put together as one"
         )
     if reason:

@@ -12,6 +12,7 @@ from fedsa.errors import ModelError
 from fedsa.models.base import location_of, not_loadable, quiet
 from fedsa.models.opening import own_code
 from fedsa.recipe import ModelSettings
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +94,7 @@ def image_tokens(model: PreTrainedModel, side: int) -> int:
     """
     channels = getattr(model.config, "num_channels", 3)
     if channels != 3:
-        raise ModelError(f"{type(model).__name__} takes images of {channels} channels, and these have 3")
+        raise ModelError(f"{type(model).__name__} takes images of {counted(channels, 'channel')}, and these have 3")
     parameter = next(model.parameters())
     image = torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)
     try:

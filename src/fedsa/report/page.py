@@ -101,7 +101,7 @@ def _render(
         "range": lambda figures: _range(figures, metric),
         "perplexity": lambda figures: _perplexity(figures, metric),
         "some": some,
-        "rounds": lambda number: counted(number, "round"),
+        "counted": counted,
         "percent": lambda value: _score(value, "accuracy"),
         "spread": lambda value: _score(value, metric).replace("\u00a0%", " points"),
         "count": lambda value: "–" if value is None else f"{value:,}",
@@ -160,7 +160,8 @@ def _in_words(summary: Table, metric: str) -> str:
     both = [(c["test"][metric], c["majority"]) for c in clients if "majority" in c and metric in c.get("test", {})]
     if both and metric == "accuracy":
         better = sum(accuracy > majority for accuracy, majority in both)
-        text += f" Better than always guessing the client’s most frequent label: {better} of {len(both)} clients."
+        guessing = f"{better} of {counted(len(both), 'client')}"
+        text += f" Better than always guessing the client’s most frequent label: {guessing}."
     return text
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedsa.errors import DataError
 from fedsa.seeds import derive_seed
+from fedsa.words import counted
 
 __all__ = ["held_out", "sample_clients", "sample_size"]
 
@@ -38,7 +39,8 @@ def held_out(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, .
     drawn = sample_clients(sorted(clients), fraction, derive_seed(seed, "held-out clients"))
     if len(drawn) == len(clients):
         raise DataError(
-            f"holdout_clients = {fraction:g} of {len(clients)} clients leaves none for the federation: lower it, or "
+            f"holdout_clients = {fraction:g} of {counted(len(clients), 'client')} leaves none for the "
+            "federation: lower it, or "
             "share the rows out over more clients"
         )
     return drawn

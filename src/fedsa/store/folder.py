@@ -39,6 +39,7 @@ from fedsa.store.files import (
 )
 from fedsa.store.states import ClientState, Progress
 from fedsa.types import Key, State
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -383,7 +384,7 @@ class RunFolder:
         name, size = "metrics.jsonl", progress.metrics_bytes
         content = self._read(name) if size or (self.path / name).exists() else b""
         if len(content) < size:
-            raise self._damaged(name, f"{len(content)} bytes, {size} were written")
+            raise self._damaged(name, f"{counted(len(content), 'byte')}, {size} were written")
         return content
 
     def _changed(self, name: str) -> RunFolderError:
@@ -588,7 +589,10 @@ class RunFolder:
             return {}
         last = self._load_server(round)[0][_LAST_TRAINED].tolist()
         if len(last) != len(self._folders):
-            raise self._damaged("clients.json", f"{len(self._folders)} clients are in it, the run has {len(last)}")
+            raise self._damaged(
+                "clients.json",
+                f"{counted(len(self._folders), 'client is', 'clients are')} in it, the run has {len(last)}",
+            )
         return {client: trained - 1 for client, trained in zip(self._folders, last, strict=True) if trained}
 
     def _load_server(self, round: int) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedsa.errors import ConfigError
 from fedsa.recipe import find_toml, mistakes_of
+from fedsa.words import counted
 
 __all__ = [
     "ALL",
@@ -122,7 +123,7 @@ class SweepFile(_Entry):
         if any(rate <= 0 for rate in self.rates) or len({f"{rate:g}" for rate in self.rates}) < len(self.rates):
             problems.append("rates must differ, and be greater than 0")
         if self.tuning_seeds > len(self.seeds):
-            problems.append(f"tuning_seeds = {self.tuning_seeds}, and there are {len(self.seeds)} seeds")
+            problems.append(f"tuning_seeds = {self.tuning_seeds}, and there are {counted(len(self.seeds), 'seed')}")
         if self.recipe is None and not (self.settings and all(entry.recipe for entry in self.settings)):
             problems.append("recipe is missing: give one here, or one to each of settings")
         if problems:

@@ -14,6 +14,7 @@ from fedsa.sweep.figures import RESAMPLES, cell_rows, client_rows, paired_differ
 from fedsa.sweep.grid import Cell, Grid, Group
 from fedsa.sweep.running import Result, chosen_rate, scores
 from fedsa.types import FRACTIONS
+from fedsa.words import counted
 
 __all__ = ["Table", "as_latex", "as_markdown", "tables_of", "write_results"]
 
@@ -166,11 +167,12 @@ def _scale(runs: Mapping[int, Result]) -> str:
     if summary is None or recipe is None:
         return ""
     training, compute = recipe.training, recipe.compute
-    steps = f"{training.local_epochs} epochs" if training.local_epochs else f"{training.local_steps} steps"
+    length, unit = (training.local_epochs, "epoch") if training.local_epochs else (training.local_steps or 0, "step")
     everyone = [entry for each in runs.values() for entry in (each.summary or {})["per_client"].values()]
     trained, tested = ([entry[f"{split}_examples"] for entry in everyone] for split in ("train", "test"))
     return (
-        f"Measured on {recipe.model.path}, {summary['clients']} clients, {recipe.rounds} rounds × {steps} × batch "
+        f"Measured on {recipe.model.path}, {counted(summary['clients'], 'client')}, "
+        f"{counted(recipe.rounds, 'round')} × {counted(length, unit)} × batch "
         f"{training.batch_size * training.gradient_accumulation_steps}, {training.optimizer}; {_range(trained)} "
         f"training rows and {_range(tested)} test rows a client ({recipe.data.path}); {compute.device}, "
         f"{compute.precision}, threads: {compute.threads}."

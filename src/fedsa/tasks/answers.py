@@ -14,6 +14,7 @@ import numpy as np
 from fedsa.errors import DataError
 from fedsa.tasks.base import IntArray
 from fedsa.tasks.values import shown
+from fedsa.words import counted
 
 __all__ = ["Question", "right_places"]
 
@@ -67,7 +68,8 @@ def right_places(
         return places, None
     other, count = next(iter(others.items()))
     told = (
-        f"column {column!r} can be read as the choice's {name} and as its {other} in all of {len(cells):,} rows, and "
+        f"column {column!r} can be read as the choice's {name} and as its {other} in all of "
+        f"{counted(len(cells), 'row')}, and "
         f"in {count:,} that is another choice"
     )
     if kind is str:
@@ -154,9 +156,10 @@ def _refuse(
     wrong = int(np.flatnonzero(places < 0)[0])
     count = int((places < 0).sum())
     choices = ", ".join(map(shown, questions[wrong].choices[:8]))
-    read = f" (read as the choice's {name}, as in {len(rows) - count:,} of {len(rows):,} rows)"
+    read = f" (read as the choice's {name}, as in {len(rows) - count:,} of {counted(len(rows), 'row')})"
     said = f"{shown(cells[wrong])}{read if count < len(rows) else ''}"
     raise DataError(
         f"row {rows[wrong]}: column {column!r} says {said}, which is none of its "
-        f"{len(questions[wrong].choices)} choices ({choices}): mend the row, task.answer, or task.first_choice"
+        f"{counted(len(questions[wrong].choices), 'choice')} ({choices}): mend the row, task.answer, or "
+        "task.first_choice"
     )

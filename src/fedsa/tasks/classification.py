@@ -22,6 +22,7 @@ from fedsa.tasks.lengths import Reading, raise_length, told, unread_rows, whole_
 from fedsa.tasks.padding import filled, width_of
 from fedsa.tasks.values import text_of
 from fedsa.types import CLASS_NUMBER
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -145,7 +146,7 @@ class Classification(ClassTask):
         if len(empty):
             raise DataError(
                 f"row {empty[0]}: the tokenizer makes no token of column {self.text_columns[0]!r} (and so in "
-                f"{len(empty):,} of {len(rows):,} rows): fill it in or leave such rows out"
+                f"{len(empty):,} of {counted(len(rows), 'row')}): fill it in or leave such rows out"
             )
         return TokenRows(
             tokens=arrays["tokens"],
@@ -170,8 +171,9 @@ class Classification(ClassTask):
             notes.insert(0, f"{cut}: what is beyond is not read; {raise_length(longest, limit)}.")
         if count := int(arrays["ended"][0]):
             notes.append(
-                f"{count:,} texts hold {tokenizer.eos_token!r}, by which the model's head finds the end of a row: it "
-                "is read as a blank there."
+                f"{counted(count, 'text holds', 'texts hold')} {tokenizer.eos_token!r}, by which the model's "
+                "head finds the end of a row: that "
+                "is read as a blank."
             )
         return tuple(notes)
 

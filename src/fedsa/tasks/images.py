@@ -23,6 +23,7 @@ from fedsa.tasks.base import IntArray
 from fedsa.tasks.cache import cached_arrays
 from fedsa.tasks.classes import ClassTask
 from fedsa.types import CLASS_NUMBER
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -252,7 +253,8 @@ def _notes(deep: npt.NDArray[np.uint8]) -> tuple[str, ...]:
     if not count:
         return ()
     return (
-        f"{count:,} of {len(deep):,} images have pixels of 16 bits, or from 0 to 1, of which the whole numbers from 0 "
+        f"{count:,} of {counted(len(deep), 'image')} have pixels of 16 bits, or from 0 to 1, of which the "
+        "whole numbers from 0 "
         "to 255 are kept, as wherever transformers opens them: write them with 8 bits.",
     )
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedsa.errors import DataError
 from fedsa.tasks.base import IntArray
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,7 +107,7 @@ def unread_rows(
         (foreign, f"hold (nearly) nothing but tokens that the model's tokenizer does not know ({tokenizer.unk_token})"),
         (empty, "have no token that the model could read"),
     ):
-        told = f"{count:,} of {len(content):,} rows {what}"
+        told = f"{count:,} of {counted(len(content), 'row')} {what}"
         if 2 * count > len(content):
             raise DataError(
                 f"{told}: there is nothing to learn from them; look at column {where}, and take a model for texts of "
@@ -155,4 +156,4 @@ def told(whole: npt.NDArray[Any], longest: int) -> str:
     if not count:
         return ""
     are = "row is" if len(whole) == 1 else "rows are"
-    return f"{count:,} of {len(whole):,} {are} longer than {longest:,} tokens (longest {int(whole.max()):,})"
+    return f"{count:,} of {len(whole):,} {are} longer than {counted(longest, 'token')} (longest {int(whole.max()):,})"

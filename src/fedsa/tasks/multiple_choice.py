@@ -16,6 +16,7 @@ from fedsa.tasks.base import IntArray, Task
 from fedsa.tasks.sequences import Fitted, SequenceRows, Writer, answer_losses, parts_of, sequence_example
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
 from fedsa.types import CLASS_NUMBER
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -141,8 +142,8 @@ class MultipleChoice(Task):
         choices = texts_of(found, row, column, "choices")
         if len(choices) < 2 or (names and len(names) != len(choices)):
             raise DataError(
-                f"row {row}: column {column!r} has {len(choices)} choices"
-                + (f" and {len(names)} labels" if names else ", and two at least are needed")
+                f"row {row}: column {column!r} has {counted(len(choices), 'choice')}"
+                + (f" and {counted(len(names), 'label')}" if names else ", and two at least are needed")
                 + ": mend the row or leave it out"
             )
         return Question(choices, names, cell[self.answer])

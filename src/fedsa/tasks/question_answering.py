@@ -24,6 +24,7 @@ from fedsa.tasks.sequences import parts_of, tokens_with_places
 from fedsa.tasks.values import shown, text_of, texts_of
 from fedsa.tasks.written import METRICS, best_of
 from fedsa.types import CLASS_NUMBER
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -219,7 +220,9 @@ class QuestionAnswering(Task):
         notes = reading.unread([self.question_column, self.context_column])
         if cut_questions:
             notes.insert(
-                0, f"{cut_questions:,} questions are too long for task.max_length = {longest} and lose their end."
+                0,
+                f"{counted(cut_questions, 'question is', 'questions are')} too long for task.max_length = "
+                f"{longest} and cut at the end.",
             )
         if cut := told(whole, longest):
             notes.insert(0, f"{cut}: they are read in several windows; {raise_length(longest, limit)}.")
@@ -227,7 +230,8 @@ class QuestionAnswering(Task):
         found += np.bincount(owner, [window.holds for window in further], len(extra)).astype(int)
         if lost := int((found == 0).sum()):
             notes.append(
-                f"{lost:,} of {len(found):,} rows have an answer that no window holds whole: their windows are trained "
+                f"{lost:,} of {counted(len(found), 'row')} have an answer that no window holds whole: their "
+                "windows are trained "
                 "to point at [CLS]."
             )
         return tuple(notes)
@@ -278,7 +282,9 @@ class QuestionAnswering(Task):
         # What is left of a window for its question: then it has twice the stride for the context.
         most = longest - tokenizer.num_special_tokens_to_add(pair=True) - 2 * stride
         if most < 1 or stride < 1:
-            raise DataError(f"windows of {longest} tokens have no room for question and context: raise task.max_length")
+            raise DataError(
+                f"windows of {counted(longest, 'token')} have no room for question and context: raise task.max_length"
+            )
         column = self.question_column
         texts = [text_of(cell[column], row, column).strip() for row, cell in zip(rows.tolist(), cells, strict=True)]
         places = tokens_with_places(tokenizer, texts, add_special_tokens=False)["offset_mapping"]

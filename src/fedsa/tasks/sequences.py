@@ -20,6 +20,7 @@ from fedsa.tasks.base import IntArray
 from fedsa.tasks.chat import ChatTurns, ends_of
 from fedsa.tasks.lengths import Reading, raise_length, told
 from fedsa.tasks.padding import filled, width_of
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -251,8 +252,10 @@ class Writer:
             head, tail = self._fixed(front)
             if longest < max(1, head + tail):
                 raise DataError(
-                    f"row {row}: the model takes {self._limit} tokens, which has no room for the fixed text of "
-                    f"task.prompt ({head + tail} tokens) and task.max_new_tokens = {room}: lower task.max_new_tokens"
+                    f"row {row}: the model takes {self._limit} tokens, which has no room for the "
+                    "fixed text of "
+                    f"task.prompt ({counted(head + tail, 'token')}) and task.max_new_tokens = {room}: lower "
+                    "task.max_new_tokens"
                 )
             self._written.whole.append(len(front))
             fitted.append(Fitted(np.asarray(_without_middle(front, longest, head, tail), dtype=np.int32), 0))
@@ -303,7 +306,7 @@ class Writer:
             if least >= longest:
                 raise DataError(
                     f"row {row}: nothing of its answer is left, for what task.prompt has before and behind its columns "
-                    f"takes {least} tokens of task.max_length = {longest}: raise it, or shorten the template"
+                    f"takes {counted(least, 'token')} of task.max_length = {longest}: raise it, or shorten the template"
                 )
             answer = min(answer, longest - least)
             kept = _without_middle(front, longest - answer, head, tail)
@@ -325,7 +328,8 @@ class Writer:
         cuts, notes = self._cuts, self._reading.unread(columns)
         if self._silent:
             notes.append(
-                f"{self._silent:,} of {len(cuts.whole):,} rows have an empty answer: the model learns to say none."
+                f"{self._silent:,} of {counted(len(cuts.whole), 'row')} have an empty answer: the model learns "
+                "to say none."
             )
         if cut := told(np.array(self._written.whole), getattr(self, "_writes", 0)):
             notes.insert(0, f"{cut}, which is what a prompt may have where the model writes: it loses its middle.")

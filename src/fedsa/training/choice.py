@@ -22,6 +22,7 @@ from fedsa.models.layout import Layout
 from fedsa.recipe import ComputeSettings, TrainingSettings
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import Side
+from fedsa.words import counted
 
 __all__ = [
     "activation_bytes",
@@ -294,7 +295,9 @@ def compile_model(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntAr
     model.compile_blocks()
     after = _seconds_of_a_step(model, task, encoded, sample, pack=bool(settings.packing))
     cost, saved = time.perf_counter() - started, before - after
-    steps = f"it has paid after {math.ceil(cost / saved):,} passes" if saved > 0 else "it never pays here"
+    steps = (
+        f"it has paid after {counted(math.ceil(cost / saved), 'pass', 'passes')}" if saved > 0 else "it never pays here"
+    )
     return f"compiled in {cost:.0f} s; a pass takes {after:.3f} s instead of {before:.3f} s: {steps}"
 
 
