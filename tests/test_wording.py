@@ -1,4 +1,4 @@
-"""A count and its noun go together by `fedsa.words.counted`, so that nothing speaks of 1 rows."""
+"""What messages say, looked for in the source: counts with their nouns, options with their names in Python."""
 
 from __future__ import annotations
 
@@ -86,3 +86,46 @@ def test_the_report_counts_by_the_helper() -> None:
         )
         == []
     )
+
+
+NO_OPTION = r"--(set|small|no-binary)\b|pip download|^--(ink|muted|accent|c|out)$"
+"""What users write in recipes, sweeps and for pip, words of commands that are put together, and names in CSS."""
+
+
+def texts_with_options(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of texts, docstrings left out, that speak of an option and not of its name in Python."""
+    tree = ast.parse(source)
+    inside = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    inside |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if node in inside or not (isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", None), str)):
+            continue
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else ast.unparse(part)[2:-1] for part in parts)
+        told = re.sub(r"fedsa [a-z]+ .*--.*", "", text)  # a whole command to copy
+        if re.search(r"(?<![\w-])--[a-z]", told) and "in Python" not in text and not re.search(NO_OPTION, text):
+            yield node.lineno, text
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('f"give --to " "another one than {to}"', 1),
+        ('raise UserError("leave --start out")', 1),
+        ('f"give --to (in Python `to`) another folder"', 0),
+        ('f"write it with: fedsa data RECIPE --save {path}"', 0),
+        ('def f():\n    """Do what --to says."""', 0),
+    ],
+)
+def test_the_pattern_finds_options(source: str, found: int) -> None:
+    assert len(list(texts_with_options(f"told = {source}" if source[0] == "f" else source))) == found
+
+
+def test_what_python_can_raise_names_options_as_python_does() -> None:
+    wrong = [
+        f"{path.relative_to(SOURCE)}, line {line}: {text}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path.parent.name != "commands" and path.name != "cli.py"
+        for line, text in texts_with_options(path.read_text(encoding="utf-8"))
+    ]
+    assert wrong == []

@@ -125,7 +125,7 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
     if missing:
         raise UserError(
             f"{run} does not keep round {missing[0]}: it has {', '.join(map(str, kept))} of {summary['rounds']}; run "
-            "again with --set keep_rounds=all"
+            "again with keep_rounds = 'all' in the recipe"
         )
     variant = VARIANTS[finished.recipe.adapter.variant]
     products = load_state(folder, wanted[-1]).scaling  # of the layers whose A and B are the matrices of a product

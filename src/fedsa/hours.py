@@ -45,7 +45,7 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
     measured = recipe_of(folder)
     summary = folder.finished(measured.rounds)
     if summary is None:
-        raise UserError(f"--like {run}: the run is not finished; finish it with: fedsa resume {run}")
+        raise UserError(f"--like {run} (in Python `run`): the run is not finished; finish it with: fedsa resume {run}")
     different = [
         f"{section}.{name} is {getattr(getattr(measured, section), name)!r} there and {wanted!r} here"
         for section, name in _ALIKE
@@ -56,11 +56,13 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
     if recipe.personal_state != measured.personal_state:
         different.append(f"personal_state is {measured.personal_state!r} there and {recipe.personal_state!r} here")
     if different:
-        raise UserError(f"--like {run}: its rows do not take the time of this recipe's: {'; '.join(different)}")
+        raise UserError(
+            f"--like {run} (in Python `run`): its rows do not take the time of this recipe's: {'; '.join(different)}"
+        )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     trained = [line["train"] for line in lines if line["train"]]
     if not trained:
-        raise UserError(f"--like {run}: nothing was trained in it")
+        raise UserError(f"--like {run} (in Python `run`): nothing was trained in it")
     batch = measured.training.batch_size * measured.training.gradient_accumulation_steps
     rows = sum(each["steps"] for each in trained) * batch
     evaluations = sum(sum(name.startswith("validation") for name in line) for line in lines)
@@ -73,7 +75,9 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
     if training.local_epochs:
         epochs = measured.training.local_epochs
         if not epochs:
-            raise UserError(f"--like {run}: it has training.local_steps, and this recipe local_epochs")
+            raise UserError(
+                f"--like {run} (in Python `run`): it has training.local_steps, and this recipe local_epochs"
+            )
         own_rows = rows / len(trained) / epochs * training.local_epochs
     else:
         steps = training.local_steps or DEFAULT_LOCAL_STEPS

@@ -19,7 +19,7 @@ from fedsa.export import base_of, card_of, config_of, refuse_adapter, require_em
 from fedsa.federation import Federation
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
 from fedsa.store import FinishedRun
-from fedsa.words import counted
+from fedsa.words import counted, cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -192,18 +192,22 @@ def _settings(
     """
     settings = recipe.adaptation
     if compare and (start is not None or freeze_shared is not None):
-        raise UserError("--compare tries every start, frozen and not: leave --start and --freeze-shared out")
+        raise UserError(
+            "--compare (in Python `compare`) tries every start, frozen and not: leave --start and --freeze-shared out "
+            "(in Python `start` and `freeze_shared`)"
+        )
     if steps is not None and epochs is not None:
-        raise UserError("give --steps or --epochs, not both")
-    for name, value in (("--steps", steps), ("--epochs", epochs)):
+        raise UserError("give --steps or --epochs, not both (in Python `steps` or `epochs`)")
+    for name, value in (("steps", steps), ("epochs", epochs)):
         if value is not None and value < 1:
-            raise UserError(f"{name} {value}: must be at least 1")
+            raise UserError(f"--{name} {value}: must be at least 1, as `{name}` in Python")
     if start not in (None, "initial", "mean", "nearest"):
-        raise UserError(f"--start {start}: must be initial, mean or nearest")
+        raise UserError(f"--start {cut(str(start), 80)}: must be initial, mean or nearest, as `start` in Python")
     if start in ("mean", "nearest") and not settings.share_personal:
         raise UserError(
-            f"--start {start} puts the personal tensors of the run's clients together, which then leave the clients, "
-            "and its recipe does not allow it: a run with adaptation.share_personal = true does; or use --start initial"
+            f"--start {start} (in Python `start={start!r}`) puts the personal tensors of the run's clients "
+            "together, which then leave the clients, and its recipe does not allow it: a run with "
+            "adaptation.share_personal = true does; or use the start `initial`"
         )
     update: dict[str, Any] = {}
     if start is not None:

@@ -134,7 +134,7 @@ def _rows(recipe: Recipe, notes: list[str], tell: Progress) -> SharedRows | None
         return None
     notes.append(
         f"{counted(len(rows.partition.clients), 'client')} and the classes are counted in the rows, which are here; "
-        "--clients N counts N without reading them"
+        "--clients N (in Python `clients=N`) counts N without reading them"
     )
     return rows
 
@@ -149,10 +149,13 @@ def _clients(partition: PartitionSettings, given: int | None, notes: list[str]) 
     if known is None and given is None:
         notes.append(
             "how many clients there are is for the data to tell: what is counted over rounds is of one client that "
-            "trains in all of them; --clients N counts N"
+            "trains in all of them; --clients N (in Python `clients=N`) counts N"
         )
     if known is not None and given not in (None, known):
-        raise UserError(f"--clients {given}: the recipe has {known}; change it with --set data.partition.clients=...")
+        raise UserError(
+            f"--clients {given} (in Python `clients={given}`): the recipe has {known}; change its "
+            "data.partition.clients"
+        )
     return known or given
 
 

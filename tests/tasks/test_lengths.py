@@ -193,7 +193,7 @@ def test_an_end_token_within_a_text_is_read_as_a_blank_where_the_head_looks_for_
     encoded = encode(task.fitted(model, None), rows, tokenizer=encoder_words(eos=True))
     assert encoded.batch([0])["input_ids"].tolist() == encoded.batch([1])["input_ids"].tolist()
     assert [int((encoded.batch([row])["input_ids"] == 3).sum()) for row in range(3)] == [1, 1, 1]
-    assert encoded.notes[0].startswith("1 texts hold '</s>'")
+    assert encoded.notes[0].startswith("1 text holds '</s>'")
 
 
 def test_notes_are_kept_with_the_tokens_of_many_rows(monkeypatch, tmp_path):

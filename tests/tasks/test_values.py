@@ -96,14 +96,14 @@ NESTED = {
     "a table for tags": (TAGS, {**WORDS, "tags": {"a": 1}}, "must be lists, as many words as tags"),
     "a text for choices": (CHOICES, {"choices": "ABCD", "answer": 1}, "must hold a list of choices"),
     "a null choice": (CHOICES, {"choices": ["a", None], "answer": 0}, "list of choices in column 'choices' holds"),
-    "one choice": (CHOICES, {"choices": ["a"], "answer": 0}, "has 1 choices, and two at least"),
+    "one choice": (CHOICES, {"choices": ["a"], "answer": 0}, "has 1 choice, and two at least"),
     "lists for choices": (CHOICES, {"choices": [["a"], ["b"]], "answer": 0}, "holds a list"),
     "a table without labels": (CHOICES, {"choices": {"text": ["a", "b"]}, "answer": 0}, "or the lists text and label"),
     "a null label": (
         CHOICES, {"choices": {"text": ["a", "b"], "label": ["A", None]}, "answer": "A"}, "list of labels of choices"
     ),
     "labels too few": (
-        CHOICES, {"choices": {"text": ["a", "b"], "label": ["A"]}, "answer": "A"}, "has 2 choices and 1 labels"
+        CHOICES, {"choices": {"text": ["a", "b"], "label": ["A"]}, "answer": "A"}, "has 2 choices and 1 label"
     ),
     "a null answer": (Generation("so", "{text}"), {"text": ["good", None]}, "list of right answers in column 'text'"),
     "tables for answers": (Generation("so", "{text}"), {"text": [{"content": "good"}]}, "holds a table"),

@@ -17,6 +17,7 @@ import numpy as np
 from fedsa.data.decoding import open_text, with_encoding
 from fedsa.data.reading import FileRows, Wanted, some
 from fedsa.errors import DataError
+from fedsa.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -169,7 +170,7 @@ class _Style:
         else:
             mend = "give it all of the header's fields, or remove the line"
         return DataError(
-            f"{self.path}, line {line}: {len(cells)} field{'s' * (len(cells) != 1)}, but the header has {len(header)} "
+            f"{self.path}, line {line}: {counted(len(cells), 'field')}, but the header has {len(header)} "
             f"({some(map(repr, header))}): {mend}; if the {shown} does not separate cells, set data.separator"
         )
 

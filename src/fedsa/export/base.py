@@ -133,7 +133,7 @@ def _write(folder: Path, config: PretrainedConfig, processor: Any, location: str
     if folder.exists():
         if _is_there(folder, config, files):
             return
-        raise UserError(f"{folder} exists and is not this run's base model: give --to (in Python to=) another folder")
+        raise UserError(f"{folder} exists and is not this run's base model: give --to (in Python `to`) another folder")
     with _whole(folder) as staging, quiet():
         config.save_pretrained(staging)
         processor.save_pretrained(staging)

@@ -27,7 +27,7 @@ from fedsa.store import FinishedRun, RunFolder
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.types import State
-from fedsa.words import counted
+from fedsa.words import counted, cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,7 +102,7 @@ def export(
         if client not in about:
             raise UserError(f"run {run} has no client {client!r}; {near(client, about)}")
     if round not in ("chosen", "final"):
-        raise UserError(f"--round {round}: must be chosen or final (only these are kept)")
+        raise UserError(f"--round {cut(round, 80)}: must be chosen or final, as `round` in Python; only these are kept")
     number = int(summary["chosen_round"] if round == "chosen" else summary["rounds"])
     one = clients is not None and len(wanted) == 1
     targets = [to] if one else [to / about[client]["folder"] for client in wanted]
@@ -160,7 +160,7 @@ def refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
             f"{recipe.adapter.variant} cannot be put together as one"
         )
     if reason:
-        raise UserError(f"{reason}: write whole models with --merge (in Python merge=True)")
+        raise UserError(f"{reason}: write whole models with --merge (in Python `merge=True`)")
 
 
 def _refuse_gates(recipe: Recipe, algorithm: Algorithm) -> None:

@@ -34,9 +34,11 @@ def require_empty(target: Path) -> None:
         _refuse_link(target / _STAGING)
         taken = target.exists() and (not target.is_dir() or {entry.name for entry in target.iterdir()} - _LEFT)
     except OSError as error:
-        raise UserError(f"{target} cannot be read ({error.strerror}): give --to another folder") from error
+        raise UserError(
+            f"{target} cannot be read ({error.strerror}): give --to (in Python `to`) another folder"
+        ) from error
     if taken:
-        raise UserError(f"{target} exists and is not an empty folder: give --to another one")
+        raise UserError(f"{target} exists and is not an empty folder: give --to (in Python `to`) another one")
 
 
 @final
@@ -69,7 +71,7 @@ class Journal:
         if first != self._whose:
             raise UserError(
                 f"{self._to} holds a part of another export, which was interrupted (its {_JOURNAL} says which): give "
-                "--to another folder, or delete what is in that one"
+                "--to (in Python `to`) another folder, or delete what is in that one"
             )
         for line in lines:
             if isinstance(line.get("folder"), str) and isinstance(line.get("files"), dict):
@@ -99,7 +101,8 @@ class Journal:
         for name, path in present.items():
             if path.is_symlink() or not path.is_file() or listed.get(name) != file_hash(path):
                 raise UserError(
-                    f"{path} is not as the interrupted export wrote it, or was there before: give --to another folder, "
+                    f"{path} is not as the interrupted export wrote it, or was there before: give "
+                    "--to (in Python `to`) another folder, "
                     f"or delete {target}"
                 )
         if present.keys() == listed.keys():
@@ -172,4 +175,6 @@ def _table(line: bytes) -> dict[str, Any]:
 
 def _refuse_link(path: Path) -> None:
     if path.is_symlink():
-        raise UserError(f"{path} is a link, and an export writes nothing through links: give --to another folder")
+        raise UserError(
+            f"{path} is a link, and an export writes nothing through links: give --to (in Python `to`) another folder"
+        )

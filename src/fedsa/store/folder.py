@@ -95,11 +95,12 @@ class RunFolder:
         """
         if (path / "recipe.toml").exists():
             raise RunFolderError(
-                f"{path} holds a run already: `fedsa resume {path}` continues it, --out takes another folder"
+                f"{path} holds a run already: `fedsa resume {path}` continues it, --out (in Python `out`) "
+                "takes another folder"
             )
         # A `create` that was killed may have left its first files.
         if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - _FIRST_FILES):
-            raise RunFolderError(f"{path} is not an empty folder: give --out a new one")
+            raise RunFolderError(f"{path} is not an empty folder: give --out (in Python `out`) a new one")
         folder = cls(path)
         folder._made = [place for place in (path, *path.parents) if not place.exists()]
         folder._is_new = True

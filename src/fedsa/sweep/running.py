@@ -171,7 +171,7 @@ def read_result(cell: Cell, grid: Grid, out: Path) -> Result | None:
         if wrong:
             raise RunFolderError(
                 f"{folder} is another run than the sweep asks for ({'; '.join(wrong)}): change the sweep, move that "
-                "folder away, or give another --out"
+                "folder away, or give another --out (in Python `out`)"
             )
         if RunFolder.open(folder).is_measured:
             finished = FinishedRun.open(folder)

@@ -172,8 +172,7 @@ class Classification(ClassTask):
         if count := int(arrays["ended"][0]):
             notes.append(
                 f"{counted(count, 'text holds', 'texts hold')} {tokenizer.eos_token!r}, by which the model's "
-                "head finds the end of a row: that "
-                "is read as a blank."
+                "head finds the end of a row: that is read as a blank."
             )
         return tuple(notes)
 

@@ -64,7 +64,7 @@ class _Decoding(Task):
         own = [stops] if isinstance(stops, int) else stops or []
         turns = ChatTurns(tokenizer) if self.chat else None
         ends = tuple(dict.fromkeys([*ends_of(tokenizer, turns), *own]))
-        fitted: Task = replace(cast(Any, self), stops=ends, writes=bool(cast(Any, model).can_generate()))
+        fitted: Task = replace(cast(Any, self), stops=ends, writes=bool(getattr(model, "can_generate", bool)()))
         return fitted
 
     def beginnings(self, encoded: SequenceRows) -> IntArray:
