@@ -219,9 +219,9 @@ class Federation:
         elif the_task.has_head and model.config.num_labels != the_task.model_options()["num_labels"]:
             names = the_task.model_options().get("id2label", {}).values()
             raise DataError(
-                f"the model's head has {counted(int(model.config.num_labels or 0), 'class', 'classes')}, the "
-                f"clients' rows have {the_task.model_options()['num_labels']} ({', '.join(names)}): "
-                "load the model with that num_labels"
+                f"the model's head has {counted(int(model.config.num_labels or 0), 'class', 'classes')}, the clients' "
+                f"rows have {the_task.model_options()['num_labels']} ({', '.join(names)}): load the model with that "
+                "num_labels"
             )
         else:
             base, drawn = fresh_base(model), layers_outside_the_base(model)
@@ -472,10 +472,9 @@ def _check_tokens(model: PreTrainedModel, tokenizer: Any, encoded: Encoded) -> N
         largest = int(encoded.batch(items[start : start + 1000])["input_ids"].max())
         if largest >= vectors:
             raise ModelError(
-                f"the tokenizer has {counted(len(tokenizer), 'token')} and the model vectors for {vectors:,}; "
-                "the rows have "
-                f"token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}): take the model's own tokenizer, or "
-                "make the model larger with resize_token_embeddings(len(tokenizer)) and save both"
+                f"the tokenizer has {counted(len(tokenizer), 'token')} and the model vectors for {vectors:,}; the rows "
+                f"have token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}): take the model's own tokenizer, "
+                "or make the model larger with resize_token_embeddings(len(tokenizer)) and save both"
             )
 
 

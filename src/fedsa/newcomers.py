@@ -205,9 +205,9 @@ def _settings(
         raise UserError(f"--start {cut(str(start), 80)}: must be initial, mean or nearest, as `start` in Python")
     if start in ("mean", "nearest") and not settings.share_personal:
         raise UserError(
-            f"--start {start} (in Python `start={start!r}`) puts the personal tensors of the run's clients "
-            "together, which then leave the clients, and its recipe does not allow it: a run with "
-            "adaptation.share_personal = true does; or use the start `initial`"
+            f"--start {start} (in Python `start={start!r}`) puts the personal tensors of the run's clients together, "
+            "which then leave the clients, and its recipe does not allow it: a run with adaptation.share_personal = "
+            "true does; or use the start `initial`"
         )
     update: dict[str, Any] = {}
     if start is not None:
@@ -252,11 +252,10 @@ def _write(
     metric, chosen = result.metric, result.chosen
     length = ", ".join(counted(count, name.removesuffix("s")) for name, count in result.length.items())
     history = (
-        f"This client was not in the federation of {counted(summary['clients'], 'client')} that fedsa trained "
-        "by the method "
-        f"`{recipe.algorithm}` ({summary['source']}), adapter variant `{summary['variant']}`. It began with the result "
-        f"of round {result.round} of {summary['rounds']} (start: {chosen.start}) and trained {length} on its own rows"
-        f"{', with what the clients share frozen' if chosen.freeze_shared else ''}."
+        f"This client was not in the federation of {counted(summary['clients'], 'client')} that fedsa trained by the "
+        f"method `{recipe.algorithm}` ({summary['source']}), adapter variant `{summary['variant']}`. It began with the "
+        f"result of round {result.round} of {summary['rounds']} (start: {chosen.start}) and trained {length} on its "
+        f"own rows{', with what the clients share frozen' if chosen.freeze_shared else ''}."
     )
     before, after = chosen.before["test"], chosen.after["test"]
     score = (

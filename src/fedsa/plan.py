@@ -73,8 +73,8 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         outside = held_out(names, recipe.holdout_clients, recipe.seed)
         number -= len(outside)
         notes.append(
-            f"holdout_clients: {counted(number, 'client is', 'clients are')} in the federation; what the "
-            "others train is not counted"
+            f"holdout_clients: {counted(number, 'client is', 'clients are')} in the federation; what the others train "
+            "is not counted"
         )
     each_round = None if number is None else sample_size(recipe.fraction_train, number)
     compute = _compute(recipe.compute, notes)

@@ -173,9 +173,9 @@ class Learner:
                 yield client, metrics
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"{f'{moment}: ' if moment else ''}out of memory on {self.model.device} in the evaluation"
-                f"{f' on {split}' if split else ''}, after {counted(count, 'client')}; lower evaluation.batch_size or "
-                "task.max_length"
+                f"{f'{moment}: ' if moment else ''}out of memory on {self.model.device} in the "
+                f"evaluation{f' on {split}' if split else ''}, after {counted(count, 'client')}; lower "
+                "evaluation.batch_size or task.max_length"
             ) from error
 
     def _items(self, jobs: Sequence[Job]) -> list[Job]:

@@ -214,8 +214,8 @@ def _check_spans(settings: PartitionSettings, units: Units, cell_of_row: IntArra
     if spanning:
         raise DataError(
             f"{counted(spanning, 'group')} (column {settings.group!r}) with rows in several values of "
-            f"{settings.within!r} "
-            "cannot stay in one client; leave partition.within or partition.group out, or name the groups apart"
+            f"{settings.within!r} cannot stay in one client; leave partition.within or partition.group out, or name "
+            "the groups apart"
         )
 
 
@@ -245,8 +245,8 @@ def _draw(
     mend = "a higher dirichlet_alpha, " if settings.kind in ("dirichlet", "client_dirichlet", "size") else ""
     raise DataError(
         f"{where}in {_TRIES} draws of kind {settings.kind!r} some client was always left with fewer than "
-        f"{counted(settings.min_examples, 'row')} ({counted(rows, 'row')}, {counted(clients, 'client')}); "
-        f"set {mend}fewer clients, or a lower min_examples"
+        f"{counted(settings.min_examples, 'row')} ({counted(rows, 'row')}, {counted(clients, 'client')}); set "
+        f"{mend}fewer clients, or a lower min_examples"
     )
 
 

@@ -84,9 +84,8 @@ def encode_labels(
     present = len(set(numbers))
     if present < min_classes:
         raise DataError(
-            f"{where}: {counted(present, 'class', 'classes')} in {counted(len(cells), 'row')}, at least "
-            f"{min_classes} are needed; "
-            "check the label column and the split"
+            f"{where}: {counted(present, 'class', 'classes')} in {counted(len(cells), 'row')}, at least {min_classes} "
+            "are needed; check the label column and the split"
         )
     return np.asarray(numbers, dtype=np.int64), found
 

@@ -28,8 +28,8 @@ def history_of(recipe: Recipe, summary: Mapping[str, Any], number: int) -> str:
     """Return a card's sentence on where a client's tensors come from."""
     return (
         f"Trained with fedsa in a federation of {counted(summary['clients'], 'client')} by the method "
-        f"`{recipe.algorithm}` "
-        f"({summary['source']}), adapter variant `{summary['variant']}`; this is round {number} of {summary['rounds']}."
+        f"`{recipe.algorithm}` ({summary['source']}), adapter variant `{summary['variant']}`; this is round {number} "
+        f"of {summary['rounds']}."
     )
 
 
@@ -61,10 +61,9 @@ def weights_note(algorithm: Algorithm) -> str:
     if not algorithm.references:
         return ""
     return (
-        "\n- **That is not quite what is here**: it was measured with the adapters "
-        f"{' and '.join(algorithm.adapters)} weighed for each row by its likeness to "
-        f"{counted(algorithm.references, 'training row')} of the client, which static "
-        "weights cannot do. Here each has weight 1, as in training; that was not measured"
+        f"\n- **That is not quite what is here**: it was measured with the adapters {' and '.join(algorithm.adapters)} "
+        f"weighed for each row by its likeness to {counted(algorithm.references, 'training row')} of the client, which "
+        "static weights cannot do. Here each has weight 1, as in training; that was not measured"
     )
 
 

@@ -155,9 +155,8 @@ def refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
         reason = f"what a client has by {recipe.algorithm} is no adapter of the base model"
     elif len(algorithm.adapters) > 1 and not VARIANTS[recipe.adapter.variant].is_product:
         reason = (
-            f"{recipe.algorithm} has {counted(len(algorithm.adapters), 'adapter')} for each client, and those "
-            "of variant "
-            f"{recipe.adapter.variant} cannot be put together as one"
+            f"{recipe.algorithm} has {counted(len(algorithm.adapters), 'adapter')} for each client, and those of "
+            f"variant {recipe.adapter.variant} cannot be put together as one"
         )
     if reason:
         raise UserError(f"{reason}: write whole models with --merge (in Python `merge=True`)")

@@ -101,9 +101,8 @@ class Journal:
         for name, path in present.items():
             if path.is_symlink() or not path.is_file() or listed.get(name) != file_hash(path):
                 raise UserError(
-                    f"{path} is not as the interrupted export wrote it, or was there before: give "
-                    "--to (in Python `to`) another folder, "
-                    f"or delete {target}"
+                    f"{path} is not as the interrupted export wrote it, or was there before: give --to (in Python "
+                    f"`to`) another folder, or delete {target}"
                 )
         if present.keys() == listed.keys():
             shutil.rmtree(target / _STAGING, ignore_errors=True)

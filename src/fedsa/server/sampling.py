@@ -39,9 +39,8 @@ def held_out(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, .
     drawn = sample_clients(sorted(clients), fraction, derive_seed(seed, "held-out clients"))
     if len(drawn) == len(clients):
         raise DataError(
-            f"holdout_clients = {fraction:g} of {counted(len(clients), 'client')} leaves none for the "
-            "federation: lower it, or "
-            "share the rows out over more clients"
+            f"holdout_clients = {fraction:g} of {counted(len(clients), 'client')} leaves none for the federation: "
+            "lower it, or share the rows out over more clients"
         )
     return drawn
 

@@ -95,8 +95,8 @@ class RunFolder:
         """
         if (path / "recipe.toml").exists():
             raise RunFolderError(
-                f"{path} holds a run already: `fedsa resume {path}` continues it, --out (in Python `out`) "
-                "takes another folder"
+                f"{path} holds a run already: `fedsa resume {path}` continues it, --out (in Python `out`) takes "
+                "another folder"
             )
         # A `create` that was killed may have left its first files.
         if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - _FIRST_FILES):

@@ -171,11 +171,10 @@ def _scale(runs: Mapping[int, Result]) -> str:
     everyone = [entry for each in runs.values() for entry in (each.summary or {})["per_client"].values()]
     trained, tested = ([entry[f"{split}_examples"] for entry in everyone] for split in ("train", "test"))
     return (
-        f"Measured on {recipe.model.path}, {counted(summary['clients'], 'client')}, "
-        f"{counted(recipe.rounds, 'round')} × {counted(length, unit)} × batch "
-        f"{training.batch_size * training.gradient_accumulation_steps}, {training.optimizer}; {_range(trained)} "
-        f"training rows and {_range(tested)} test rows a client ({recipe.data.path}); {compute.device}, "
-        f"{compute.precision}, threads: {compute.threads}."
+        f"Measured on {recipe.model.path}, {counted(summary['clients'], 'client')}, {counted(recipe.rounds, 'round')} "
+        f"× {counted(length, unit)} × batch {training.batch_size * training.gradient_accumulation_steps}, "
+        f"{training.optimizer}; {_range(trained)} training rows and {_range(tested)} test rows a client "
+        f"({recipe.data.path}); {compute.device}, {compute.precision}, threads: {compute.threads}."
     )
 
 

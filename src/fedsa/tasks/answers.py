@@ -69,8 +69,7 @@ def right_places(
     other, count = next(iter(others.items()))
     told = (
         f"column {column!r} can be read as the choice's {name} and as its {other} in all of "
-        f"{counted(len(cells), 'row')}, and "
-        f"in {count:,} that is another choice"
+        f"{counted(len(cells), 'row')}, and in {count:,} that is another choice"
     )
     if kind is str:
         raise DataError(

@@ -171,8 +171,8 @@ class Classification(ClassTask):
             notes.insert(0, f"{cut}: what is beyond is not read; {raise_length(longest, limit)}.")
         if count := int(arrays["ended"][0]):
             notes.append(
-                f"{counted(count, 'text holds', 'texts hold')} {tokenizer.eos_token!r}, by which the model's "
-                "head finds the end of a row: that is read as a blank."
+                f"{counted(count, 'text holds', 'texts hold')} {tokenizer.eos_token!r}, by which the model's head "
+                "finds the end of a row: that is read as a blank."
             )
         return tuple(notes)
 

@@ -253,9 +253,8 @@ def _notes(deep: npt.NDArray[np.uint8]) -> tuple[str, ...]:
     if not count:
         return ()
     return (
-        f"{count:,} of {counted(len(deep), 'image')} have pixels of 16 bits, or from 0 to 1, of which the "
-        "whole numbers from 0 "
-        "to 255 are kept, as wherever transformers opens them: write them with 8 bits.",
+        f"{count:,} of {counted(len(deep), 'image')} have pixels of 16 bits, or from 0 to 1, of which the whole "
+        "numbers from 0 to 255 are kept, as wherever transformers opens them: write them with 8 bits.",
     )
 
 

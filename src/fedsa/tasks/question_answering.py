@@ -221,8 +221,8 @@ class QuestionAnswering(Task):
         if cut_questions:
             notes.insert(
                 0,
-                f"{counted(cut_questions, 'question is', 'questions are')} too long for task.max_length = "
-                f"{longest} and cut at the end.",
+                f"{counted(cut_questions, 'question is', 'questions are')} too long for task.max_length = {longest} "
+                "and cut at the end.",
             )
         if cut := told(whole, longest):
             notes.insert(0, f"{cut}: they are read in several windows; {raise_length(longest, limit)}.")
@@ -230,9 +230,8 @@ class QuestionAnswering(Task):
         found += np.bincount(owner, [window.holds for window in further], len(extra)).astype(int)
         if lost := int((found == 0).sum()):
             notes.append(
-                f"{lost:,} of {counted(len(found), 'row')} have an answer that no window holds whole: their "
-                "windows are trained "
-                "to point at [CLS]."
+                f"{lost:,} of {counted(len(found), 'row')} have an answer that no window holds whole: their windows "
+                "are trained to point at [CLS]."
             )
         return tuple(notes)
 

@@ -252,8 +252,7 @@ class Writer:
             head, tail = self._fixed(front)
             if longest < max(1, head + tail):
                 raise DataError(
-                    f"row {row}: the model takes {self._limit} tokens, which has no room for the "
-                    "fixed text of "
+                    f"row {row}: the model takes {self._limit} tokens, which has no room for the fixed text of "
                     f"task.prompt ({counted(head + tail, 'token')}) and task.max_new_tokens = {room}: lower "
                     "task.max_new_tokens"
                 )
@@ -328,8 +327,8 @@ class Writer:
         cuts, notes = self._cuts, self._reading.unread(columns)
         if self._silent:
             notes.append(
-                f"{self._silent:,} of {counted(len(cuts.whole), 'row')} have an empty answer: the model learns "
-                "to say none."
+                f"{self._silent:,} of {counted(len(cuts.whole), 'row')} have an empty answer: the model learns to say "
+                "none."
             )
         if cut := told(np.array(self._written.whole), getattr(self, "_writes", 0)):
             notes.insert(0, f"{cut}, which is what a prompt may have where the model writes: it loses its middle.")
