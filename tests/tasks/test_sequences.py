@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from peft import AutoPeftModelForCausalLM
 
+from fedsa.callbacks import Callback
 from fedsa.client import evaluate
 from fedsa.engines.simulator import simulate
 from fedsa.errors import DataError, ModelError
@@ -313,6 +314,30 @@ def test_rows_are_shown_with_what_the_exported_model_writes_on_them(recipe, tmp_
             written.add(text)
     assert len(written) > 1
     assert max(len(text.split()) for text in written) <= 64
+
+
+@pytest.mark.run
+def test_an_interrupted_test_shows_the_same_rows_when_it_is_repeated(recipe, tmp_path):
+    class Stop(Callback):
+        def on_client_evaluated(self, round, split, client, metrics):
+            if split == "test" and round == 2 and client == "site 1":
+                raise KeyboardInterrupt
+
+    given = recipe(SHOWN["likelihood"], training={"local_steps": 3, "batch_size": 4, "learning_rate": 1e-1})
+    federation = Federation.from_recipe(given)
+    contents = []
+    for stops in ([], [Stop()]):
+        run = tmp_path / str(len(stops))
+        with RunFolder.create(run, dump_recipe(federation.recipe)).locked() as folder:
+            if stops:
+                with pytest.raises(KeyboardInterrupt):
+                    simulate(federation, folder, stops)
+                assert (run / "samples.json").exists()  # it is left from the interrupted test
+        with RunFolder.open(run, write=True).locked() as folder:
+            simulate(Federation.from_recipe(given), folder)
+        contents.append(folder.read_json("samples.json"))
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 3
 
 
 def test_where_the_model_cannot_write_nothing_is_shown(recipe, monkeypatch):
