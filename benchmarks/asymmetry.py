@@ -27,8 +27,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from fedsa.analysis import Analysis, analyze
-from fedsa.report.similarity import draw_heat_maps, save
+from fedsa.runs.analysis import Analysis, analyze
+from fedsa.runs.report.similarity import draw_heat_maps, save
 
 SPLITS = {
     "IID": 'kind = "iid"',

@@ -35,11 +35,11 @@ def measure(batch_size: int, size: int, clients: int, threads: int, repeat: int,
     """
     import torch
 
+    from fedsa.client.training import cohort, sequential
+    from fedsa.client.training.job import Job
     from fedsa.federation import Federation
-    from fedsa.memory import peak_rss_bytes
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe
-    from fedsa.training import cohort, sequential
-    from fedsa.training.jobs import Job
+    from fedsa.system.process import peak_rss_bytes
 
     data, _ = read_recipe("quickstart")
     trainer = ["training.trainer=cohort", f"training.cohort_size={size}"] if size else ["training.trainer=sequential"]

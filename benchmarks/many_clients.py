@@ -65,7 +65,7 @@ class StandIns:
         import torch
 
         from fedsa.client import learner
-        from fedsa.training.jobs import TrainingResult
+        from fedsa.client.training.job import TrainingResult
 
         self.seconds, self.cpu_seconds = 0.0, 0.0
         train, evaluate, fsync = learner.cohort.train, learner.evaluate, os.fsync

@@ -119,7 +119,7 @@ def run_row(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
 
 def start_row(name: str, part: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run a row in a process of its own and return its figures."""
-    from fedsa.memory import MALLOC_TUNABLES
+    from fedsa.system.process import MALLOC_TUNABLES
 
     folder = Path(tempfile.mkdtemp(dir=work))
     python = options.flower_python if name in FLOWER else sys.executable

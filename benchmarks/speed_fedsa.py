@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedsa import Callback, Federation, run
+from fedsa.client.training import cohort
+from fedsa.client.training.job import Job, local_batches
 from fedsa.data.sentiment import read_sentiment
-from fedsa.parts import PREFIX, part_folder
+from fedsa.packages.parts import PREFIX, part_folder
 from fedsa.recipe import Recipe, parse_recipe
-from fedsa.training import cohort
-from fedsa.training.jobs import Job, local_batches
 
 LABELS = ("negative", "positive")
 SST2_DEV_ROWS = 872  # as many are evaluated where the rows are not SST-2's

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from fedsa.adaptation import Onboarding, PersonalStates
 from fedsa.federation import Federation
+from fedsa.runs.onboarding import Onboarding, PersonalStates
 from fedsa.store import RunFolder, recipe_of
 
 Way = tuple[str, str, bool, int]

@@ -23,11 +23,11 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from fedsa.algorithms import make_algorithm
-from fedsa.export import personal_state
 from fedsa.federation import Federation
 from fedsa.models import quiet
-from fedsa.parts import PREFIX, part_folder
+from fedsa.packages.parts import PREFIX, part_folder
 from fedsa.recipe import Recipe
+from fedsa.runs.export import personal_state
 from fedsa.store import RunFolder, recipe_of
 
 METHODS = ("fedit", "fedsa", "ffa", "local")

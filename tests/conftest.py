@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedsa.permissions import VARIABLE
 from fedsa.recipe import Recipe, parse_recipe
+from fedsa.system.permissions import VARIABLE
 
 if TYPE_CHECKING:
     from fedsa.federation import Federation

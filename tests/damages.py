@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load, save
 
 import fedsa
-from fedsa.analysis import analyze
 from fedsa.errors import FedsaError
-from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
-from fedsa.report import write_report
+from fedsa.runs.analysis import analyze
+from fedsa.runs.export import export
+from fedsa.runs.report import write_report
 from fedsa.store import recipe_of
 from fedsa.store.folder import RunFolder
 from fedsa.sweep.running import read_result

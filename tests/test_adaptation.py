@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from fedsa.adaptation import Onboarding, PersonalStates, cluster_means, fit_global, mean_personal
 from fedsa.client import evaluate, personal_tensors
-from fedsa.export import export
+from fedsa.client.training import sequential
+from fedsa.client.training.job import Job
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
+from fedsa.runs.export import export
+from fedsa.runs.onboarding import Onboarding, PersonalStates, cluster_means, fit_global, mean_personal
 from fedsa.seeds import derive_seed
 from fedsa.server import held_out, load_state, received_by
-from fedsa.training import sequential
-from fedsa.training.jobs import Job
 from fedsa.types import Factor, Key, Side, State
 
 SIX = (
@@ -378,7 +378,7 @@ def test_vera_has_a_mean_too(tiny_run: Callable[..., Any]) -> None:
 def test_a_plan_counts_the_clients_that_are_in_the_federation(
     tiny_recipe: Callable[..., Recipe], tiny_run: Callable[..., Any]
 ) -> None:
-    from fedsa.plan import plan_run
+    from fedsa.cost.plan import plan_run
 
     run = tiny_run(*HELD)
     plan = plan_run(replace_labels(tiny_recipe(*HELD)))

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from fedsa.adapters.similarity import cosine
-from fedsa.analysis import analyze, label_similarity
 from fedsa.callbacks import Callback
 from fedsa.engines.simulator import simulate
 from fedsa.errors import UserError
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
+from fedsa.runs.analysis import analyze, label_similarity
 from fedsa.store import RunFolder
 from fedsa.types import Factor
 

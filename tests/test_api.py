@@ -19,9 +19,9 @@ import fedsa
 from conftest import write_rows
 from fedsa.cli import main
 from fedsa.errors import ConfigError, DataError, ModelError, RunFolderError, UserError
-from fedsa.export import export, personal_state
 from fedsa.models import AdaptedModel
 from fedsa.recipe import OBJECTS, TaskSettings, dump_recipe
+from fedsa.runs.export import export, personal_state
 from fedsa.store import RunFolder
 
 SETTINGS: dict[str, Any] = {
@@ -37,7 +37,7 @@ def attention_by_script(patch: pytest.MonkeyPatch, fastest: str) -> None:
     def seconds(model: AdaptedModel, *_: object, **__: object) -> float:
         return 1.0 if model.attention == fastest else 2.0
 
-    patch.setattr("fedsa.training.choice._seconds_of_a_step", seconds)
+    patch.setattr("fedsa.client.training.autotune._seconds_of_a_step", seconds)
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,7 @@ def test_a_run_of_objects_goes_on_with_what_was_measured_first(
     with pytest.raises(KeyboardInterrupt):
         fedsa.run(make(), tmp_path / "run", callbacks=[Stop()])
     attention_by_script(monkeypatch, "sdpa")
-    monkeypatch.setattr("fedsa.training.choice._budget", lambda *_: 1.0)  # memory for one client only
+    monkeypatch.setattr("fedsa.client.training.autotune._budget", lambda *_: 1.0)  # memory for one client only
     other = make()
     assert (other.recipe.model.attn_implementation, other.recipe.training.cohort_size) == ("sdpa", 1)
     result = fedsa.resume(other, tmp_path / "run")

@@ -19,7 +19,7 @@ import pytest
 import fedsa.api
 import fedsa.commands._display as display
 from fedsa.__main__ import main as entry_point
-from fedsa.memory import MALLOC_TUNABLES
+from fedsa.system.process import MALLOC_TUNABLES
 
 FEDSA = str(Path(sys.executable).with_name("fedsa"))
 
@@ -60,7 +60,7 @@ needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only
 @needs_glibc
 def test_the_command_starts_anew_with_its_allocators_settings() -> None:
     code = (
-        "import os, sys\nfrom fedsa.memory import restart_with_tunables\nprint(os.getpid(), flush=True)\n"
+        "import os, sys\nfrom fedsa.system.process import restart_with_tunables\nprint(os.getpid(), flush=True)\n"
         "if sys.argv[1] == 'strip':\n    os.environ.pop('GLIBC_TUNABLES', None)\n"
         "restart_with_tunables()\nprint(os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:], sep='|')\n"
     )

@@ -14,12 +14,12 @@ import torch
 from fedsa.algorithms.base import FROZEN, LOCAL, Algorithm, Plan
 from fedsa.api import run
 from fedsa.client.site import _sharing
+from fedsa.client.training.job import TrainingResult
 from fedsa.errors import TrainingError
-from fedsa.export import personal_state
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
+from fedsa.runs.export import personal_state
 from fedsa.store import ClientState, RunFolder
-from fedsa.training.jobs import TrainingResult
 from fedsa.types import Factor, Key, Payload, Payloads, State
 
 
@@ -221,7 +221,7 @@ def test_out_of_memory_names_who_trained_and_what_to_lower(
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(f"fedsa.training.{trainer}.train", fail)
+    monkeypatch.setattr(f"fedsa.client.training.{trainer}.train", fail)
     with pytest.raises(TrainingError, match=expected):
         run(Federation.from_recipe(tiny_recipe(settings)), tmp_path / "run")
     folder = RunFolder.open(tmp_path / "run")

@@ -20,8 +20,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import fedsa
 from fedsa.algorithms import make_algorithm
 from fedsa.errors import UserError
-from fedsa.export import export, personal_state
 from fedsa.federation import Federation
+from fedsa.runs.export import export, personal_state
 from fedsa.store import FinishedRun, RunFolder, file_hash
 from run_folders import resealed
 from tiers import one_of_each

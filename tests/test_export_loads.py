@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer, pipeline
 
 import fedsa
 from fedsa.errors import UserError
-from fedsa.export import base_of, card_of, export, write_model
+from fedsa.runs.export import base_of, card_of, export, write_model
 from tiny_decoder import WORDS as DECODER_WORDS
 from tiny_decoder import write_decoder
 

@@ -14,12 +14,12 @@ from transformers import AutoModelForSequenceClassification
 
 import fedsa
 from fedsa.adapters.algebra import pairs, rank_of
+from fedsa.cost.plan import plan_run
 from fedsa.engines.simulator import simulate
 from fedsa.errors import ConfigError, UserError
-from fedsa.export import export
 from fedsa.federation import Federation
-from fedsa.plan import plan_run
 from fedsa.recipe import Recipe, apply_overrides, dump_recipe, parse_recipe, read_recipe
+from fedsa.runs.export import export
 from fedsa.server import load_state
 from fedsa.store import RunFolder
 from fedsa.types import Factor
@@ -291,8 +291,8 @@ def test_layers_of_several_ranks_keep_their_own_scale(tiny_model: Path, tmp_path
     """PEFT's rank_pattern: put together, each layer has twice its own rank, and its own s."""
     from peft import LoraConfig
 
-    from fedsa.export.folders import _save_product
     from fedsa.models import AdaptedModel
+    from fedsa.runs.export.folders import _save_product
 
     config = LoraConfig(
         r=2, lora_alpha=3, target_modules=["query", "value"], rank_pattern={"query": 5}, task_type="SEQ_CLS"

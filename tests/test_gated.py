@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from fedsa.cost.plan import plan_run
 from fedsa.errors import UserError
-from fedsa.export import export
-from fedsa.plan import plan_run
 from fedsa.recipe import Recipe
+from fedsa.runs.export import export
 from fedsa.types import Factor, Key
 from test_family import SETTINGS, states_of
 from test_plan import MEASURED

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from fedsa.algorithms import make_algorithm
+from fedsa.client.training.job import Job, local_batches
 from fedsa.engines.simulator import simulate
 from fedsa.federation import Federation
 from fedsa.recipe import apply_overrides, dump_recipe, parse_recipe
 from fedsa.server import Server
 from fedsa.store import RunFolder
-from fedsa.training.jobs import Job, local_batches
 from fedsa.types import Factor, Key, Side, Update
 
 ROUNDS, STEPS, RANK, ALPHA = 2, 3, 2, 6

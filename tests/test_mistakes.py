@@ -705,7 +705,7 @@ def test_a_target_below_a_file(
     monkeypatch: pytest.MonkeyPatch,
     words: list[str],
 ) -> None:
-    monkeypatch.setattr("fedsa.analysis.analyze", None)  # it is told before anything is computed
+    monkeypatch.setattr("fedsa.runs.analysis.analyze", None)  # it is told before anything is computed
     (tmp_path / "file.png").write_text("mine")
     places = {"RECIPE": recipe_file(), "RUN": finished_run}
     for target in ("file.png/x.png",) if words[0] == "data" else ("file.png", "file.png/x/y"):
@@ -772,7 +772,7 @@ def test_an_interruption_while_fedsa_starts(
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("fedsa.memory.restart_with_tunables", interrupt)
+    monkeypatch.setattr("fedsa.system.process.restart_with_tunables", interrupt)
     with pytest.raises(SystemExit) as end:
         start()
     signal.signal(signal.SIGTERM, before)

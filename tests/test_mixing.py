@@ -15,10 +15,10 @@ from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import make_algorithm
 from fedsa.client import evaluate
 from fedsa.errors import ModelError
-from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.models import AdaptedModel
 from fedsa.models.layout import Layout
+from fedsa.runs.export import export
 from tiny_models import bert
 
 

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from conftest import FILLER, WORDS
-from fedsa.escapes import for_csv, for_html, for_json, for_latex, for_markdown, for_markdown_code, for_terminal
+from fedsa.texts.escapes import for_csv, for_html, for_json, for_latex, for_markdown, for_markdown_code, for_terminal
 
 CLIENTS = ["\x1b[2Jred\x07", "<script>alert(1)</script>", "$\\frac{$ & 50 %"]
 LABELS = ["good\n\n# Free money", "<img src=x onerror=alert(2)>", "`|\u202e[bold] \x9b31m"]

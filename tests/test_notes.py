@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-import fedsa.data.sharing
+import fedsa.data.rows
 
 NOTES = ("the column 'age' of <west.csv> is not read", "2 rows [bold] stand there twice")
 
 
 @pytest.fixture
 def rows_with_notes(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = fedsa.data.sharing.load_rows
+    load = fedsa.data.rows.load_rows
     monkeypatch.setattr(
-        fedsa.data.sharing, "load_rows", lambda *given, **named: replace(load(*given, **named), notes=NOTES)
+        fedsa.data.rows, "load_rows", lambda *given, **named: replace(load(*given, **named), notes=NOTES)
     )
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from fedsa.adaptation import PersonalStates
 from fedsa.adapters.similarity import cosine
 from fedsa.algorithms import make_algorithm
-from fedsa.analysis import analyze
 from fedsa.client import initial_of_client
+from fedsa.client.training import sequential
+from fedsa.client.training.job import Job
 from fedsa.errors import ConfigError
 from fedsa.recipe import Recipe, apply_overrides, parse_recipe
-from fedsa.training import sequential
-from fedsa.training.jobs import Job
+from fedsa.runs.analysis import analyze
+from fedsa.runs.onboarding import PersonalStates
 from fedsa.types import Factor, Key
 
 OWN = "adapter.own_initial_a=true"

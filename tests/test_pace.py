@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from fedsa.pace import Pace, evaluated_rounds, is_evaluated, passes_on_test, passes_on_validation, trained_rows
+from fedsa.cost.pace import Pace, evaluated_rounds, is_evaluated, passes_on_test, passes_on_validation, trained_rows
 from fedsa.recipe import Recipe
 from fedsa.server import sample_size
 

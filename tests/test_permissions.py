@@ -17,8 +17,8 @@ import tomli_w
 from fedsa.algorithms import find_algorithm
 from fedsa.callbacks import check_callbacks
 from fedsa.errors import UserError
-from fedsa.permissions import VARIABLE
 from fedsa.recipe import parse_toml
+from fedsa.system.permissions import VARIABLE
 from fedsa.tasks import make_task
 from run_folders import resealed
 

@@ -20,10 +20,10 @@ import transformers
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import algorithm_names, make_algorithm
 from fedsa.algorithms.base import Algorithm, Plan
+from fedsa.cost.plan import plan_run
 from fedsa.errors import ModelError, UserError
 from fedsa.federation import Federation, first_round
 from fedsa.models import empty_model
-from fedsa.plan import plan_run
 from fedsa.recipe import ModelSettings, Recipe, apply_overrides, parse_recipe, read_recipe
 from fedsa.tasks import make_task
 from fedsa.types import Key, Side

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsa.data.sharing import share_rows
+from fedsa.data.rows import deal_rows
 from fedsa.recipe import Recipe
 
 
@@ -26,7 +26,7 @@ def test_pairs_of_rte_are_shared_out_with_equal_label_mix(glue: Path, tiny_recip
         'task.text_columns=["sentence1", "sentence2"]',
         "data.partition={kind='dirichlet', clients=3, dirichlet_alpha=0.5}",
     )
-    rows = share_rows(recipe)
+    rows = deal_rows(recipe)
     assert set(rows.label_names) == {"entailment", "not_entailment"}
     assert sum(parts.num_examples for parts in rows.partition.clients.values()) == 2490
     for parts in rows.partition.clients.values():

@@ -14,7 +14,7 @@ from transformers import BertModel
 import fedsa
 from conftest import FILLER
 from fedsa import Federation
-from fedsa.plan import plan_run
+from fedsa.cost.plan import plan_run
 from fedsa.recipe import TaskSettings, parse_recipe, read_recipe, recipe_names
 from tiers import one_of_each
 from tiny_decoder import NUMBERS, write_decoder

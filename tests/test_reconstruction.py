@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from fedsa.client import evaluate
-from fedsa.export import personal_state
+from fedsa.client.training import sequential
+from fedsa.cost.plan import count_traffic
 from fedsa.federation import Federation
-from fedsa.plan import count_traffic
+from fedsa.runs.export import personal_state
 from fedsa.seeds import derive_seed
 from fedsa.server import load_state
-from fedsa.training import sequential
 from fedsa.types import Factor, Side
 
 RECONSTRUCT = ("personal_state=reconstruct", "reconstruction.steps=2", "training.learning_rate=0.05")

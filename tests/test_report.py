@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fedsa.errors import RunFolderError, UserError
-from fedsa.report import write_report
+from fedsa.runs.report import write_report
 from fedsa.store import Progress, RunFolder
 from run_folders import resealed, rewrite_recipe
 

@@ -23,7 +23,7 @@ import torch
 
 import fedsa
 from fedsa.callbacks import Callback
-from fedsa.engines.beginning import begin
+from fedsa.engines.agreement import begin
 from fedsa.engines.simulator import simulate
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation

@@ -12,15 +12,15 @@ import torch
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import ServerState, weighted_mean
 from fedsa.client import Site, evaluate
+from fedsa.client.training.job import Job, TrainingResult
 from fedsa.errors import ProtocolError
-from fedsa.export import personal_state
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
+from fedsa.runs.export import personal_state
 from fedsa.server import Server
+from fedsa.steps.cast import on_wire
 from fedsa.store import RunFolder
-from fedsa.training.jobs import Job, TrainingResult
 from fedsa.types import Factor, Key, Payload, Side, State, Update, total_bytes
-from fedsa.wire import on_wire
 
 BF16 = ("wire_dtype=bf16",)
 A_BYTES = {"fp32": 4 * (4 * 2 * 16), "bf16": 2 * (4 * 2 * 16)}  # four A's of 2 × 16

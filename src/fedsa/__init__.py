@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from fedsa.api import RunResult, resume, run
     from fedsa.callbacks import Callback
     from fedsa.federation import Federation
-    from fedsa.newcomers import AdaptResult, adapt
+    from fedsa.runs.adapt import AdaptResult, adapt
+    from fedsa.runs.export import export
 
-__all__ = ["AdaptResult", "Callback", "Federation", "RunResult", "adapt", "resume", "run"]
+__all__ = ["AdaptResult", "Callback", "Federation", "RunResult", "adapt", "export", "resume", "run"]
 
 _HOMES = {
-    "AdaptResult": "fedsa.newcomers",
+    "AdaptResult": "fedsa.runs.adapt",
     "Callback": "fedsa.callbacks",
     "Federation": "fedsa.federation",
     "RunResult": "fedsa.api",
-    "adapt": "fedsa.newcomers",
+    "adapt": "fedsa.runs.adapt",
+    "export": "fedsa.runs.export",
     "resume": "fedsa.api",
     "run": "fedsa.api",
 }

@@ -15,7 +15,7 @@ def main() -> None:
     try:  # nothing is imported before it: Ctrl-C would end in a traceback
         import signal
 
-        from fedsa.memory import restart_with_tunables
+        from fedsa.system.process import restart_with_tunables
 
         signal.signal(signal.SIGTERM, _interrupt)
         restart_with_tunables()  # before what takes time to import

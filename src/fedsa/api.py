@@ -13,10 +13,10 @@ from rich.console import Console
 from fedsa.callbacks import Callback, make_callbacks
 from fedsa.engines.simulator import simulate
 from fedsa.errors import RunFolderError
-from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.progress import ProgressDisplay, print_notes
 from fedsa.recipe import dump_recipe
+from fedsa.runs.export import export
 from fedsa.store import RunFolder, recipe_of
 
 __all__ = ["RunResult", "finish", "resume", "run"]
@@ -49,12 +49,12 @@ class RunResult:
         merge: bool = False,
         with_base: bool = True,
     ) -> list[Path]:
-        """Write one client's adapter, or every client's, as folders that PEFT loads; see `fedsa.export.export`.
+        """Write one client's adapter, or every client's, as folders that PEFT loads; see `fedsa.runs.export`.
 
         Base model and tokenizer are those of the federation. The adapter in the federation's model ends with a
         client's tensors; a merge works on a copy of the model. Where the run computed in bf16, so that the federation's
         frozen weights are bf16, a merge loads the base again in fp32 by its name. A model that was loaded in Python has
-        none: its weights are merged as the bf16 rounding left them (give `fedsa.export.export` the base as it was).
+        none: its weights are merged as the bf16 rounding left them (give `fedsa.runs.export` the base as it was).
 
         Args:
             to: one client's files go right here; every client's into one sub-folder each.
@@ -161,6 +161,6 @@ def finish(federation: Federation, folder: RunFolder, callbacks: Sequence[Callba
     if summary is None:
         listeners = [*callbacks, *make_callbacks(federation.recipe.callbacks)]
         summary = simulate(federation, folder, listeners)
-    from fedsa.report import write_report  # it loads matplotlib: not while clients train, it would add to the peak
+    from fedsa.runs.report import write_report  # it loads matplotlib: not while clients train, it would add to the peak
 
     return RunResult(folder.path, summary, write_report(folder.path), federation)

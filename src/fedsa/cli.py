@@ -15,10 +15,10 @@ import typer
 
 from fedsa.commands import adapt, algorithms, analyze, data, export, plan, recipes, resume, run, sweep
 from fedsa.errors import FedsaError
-from fedsa.escapes import for_terminal
-from fedsa.paths import is_about_files, local_path, told
-from fedsa.permissions import allow_code
-from fedsa.words import shortened
+from fedsa.system.paths import is_about_files, local_path, told
+from fedsa.system.permissions import allow_code
+from fedsa.texts.escapes import for_terminal
+from fedsa.texts.words import shortened
 
 __all__ = ["app", "main"]
 

@@ -18,7 +18,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fedsa.words import counted, cut
+from fedsa.texts.words import counted, cut
 
 __all__ = [
     "ConfigError",

@@ -22,9 +22,9 @@ from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.callbacks import check_callbacks
 from fedsa.client import ClientStates, Learner, Mixing, Site, majority_accuracy
 from fedsa.data.partition import label_counts
-from fedsa.data.sharing import ClientTable, SharedRows, share_rows, share_tables
+from fedsa.data.rows import ClientTable, DealtRows, deal_rows, deal_tables
 from fedsa.errors import ConfigError, DataError, FetchError, Mistake, ModelError, near
-from fedsa.memory import give_back
+from fedsa.system.process import give_back
 from fedsa.models import (
     AdaptedModel,
     check_layer_names,
@@ -49,7 +49,7 @@ from fedsa.models import (
     with_drawn_layers,
     with_image_size,
 )
-from fedsa.parts import PREFIX
+from fedsa.packages.parts import PREFIX
 from fedsa.recipe import (
     DEFAULT_LOCAL_STEPS,
     OBJECTS,
@@ -66,11 +66,11 @@ from fedsa.seeds import derive_seed
 from fedsa.server import Server, held_out, sample_size
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.training.choice import choose_attention, choose_training, compile_model
-from fedsa.training.heads import obstacle
+from fedsa.client.training.autotune import choose_attention, choose_training, compile_model
+from fedsa.client.training.head_warmup import obstacle
 from fedsa.types import Factor, Key, Side, SplitName, State, total_bytes, total_elements
-from fedsa.wire import WireDtype, on_wire
-from fedsa.words import counted
+from fedsa.steps.cast import WireDtype, on_wire
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -130,7 +130,7 @@ class Federation:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     encoded: Encoded
-    rows: SharedRows
+    rows: DealtRows
     measured: tuple[tuple[str, str], ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
     held_out: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ class Federation:
         refuse_objects(recipe, "the recipe")
         tell = on_progress or (lambda text: None)
         check_early(recipe)
-        rows = share_rows(recipe, on_progress=tell)
+        rows = deal_rows(recipe, on_progress=tell)
         task = make_task(recipe.task, rows.label_names)
         tell("loading the model")
         notes: list[str] = []
@@ -208,7 +208,7 @@ class Federation:
             _refuse_adapted(model)
         named = clients if isinstance(clients, Mapping) else _numbered(clients)
         recipe = _recipe_of_objects(by_name, peft_config, rounds, task, partition, settings)
-        rows = share_tables(named, recipe)
+        rows = deal_tables(named, recipe)
         the_task = make_task(recipe.task, rows.label_names)
         notes: list[str] = []
         if isinstance(model, ModelSettings | Mapping):
@@ -238,7 +238,7 @@ class Federation:
         cls,
         recipe: Recipe,
         config: PeftConfig,
-        rows: SharedRows,
+        rows: DealtRows,
         *,
         clients: int,
         model: PreTrainedModel | None = None,
@@ -283,7 +283,7 @@ class Federation:
         tokenizer: PreTrainedTokenizerBase,
         config: PeftConfig,
         task: Task,
-        rows: SharedRows,
+        rows: DealtRows,
         tell: Progress,
         of_model: Sequence[str] = (),
         *,
@@ -668,7 +668,7 @@ def _sharing(plans: Mapping[Key, Plan], tensors: State, wire_dtype: WireDtype) -
     }
 
 
-def notes_on_texts(recipe: Recipe, rows: SharedRows, *, on_progress: Progress | None = None) -> tuple[str, ...]:
+def notes_on_texts(recipe: Recipe, rows: DealtRows, *, on_progress: Progress | None = None) -> tuple[str, ...]:
     """Return sentences on a recipe's rows of texts as its model's tokenizer reads them; no weights are loaded.
 
     They are those that a run of the recipe tells: what is cut, and what is not known. Nothing of images, and of a task

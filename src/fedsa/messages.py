@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 
 from fedsa.errors import ProtocolError
 from fedsa.types import Key, State
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor

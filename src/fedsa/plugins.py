@@ -1,7 +1,8 @@
 """Classes that live elsewhere: by ``package.module:Class``, or under a name that an installed package declares.
 
 What is installed, and what is imported already, is used as it is. A module of the current folder runs only where the
-user allows that (`fedsa.permissions`): the recipe that names it may have come with the folder, from somebody else.
+user allows that (`fedsa.system.permissions`): the recipe that names it may have come with the folder, from somebody
+else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsa.errors import UserError
-from fedsa.permissions import HOW_TO_ALLOW, code_allowed
+from fedsa.system.permissions import HOW_TO_ALLOW, code_allowed
 
 __all__ = ["declared", "load_class", "package_of", "places_in_own_code", "raised"]
 

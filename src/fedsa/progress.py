@@ -14,12 +14,12 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from fedsa.callbacks import Callback
-from fedsa.escapes import for_terminal
+from fedsa.texts.escapes import for_terminal
+from fedsa.texts.words import counted
 from fedsa.types import FRACTIONS
-from fedsa.wording import counted
 
 if TYPE_CHECKING:
-    from fedsa.pace import Pace
+    from fedsa.cost.pace import Pace
     from fedsa.recipe import Recipe
 
 __all__ = ["ProgressDisplay", "print_notes", "score"]
@@ -56,7 +56,7 @@ class ProgressDisplay(Callback):
 
     def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
         """Say what starts, and show the bar."""
-        from fedsa.pace import Pace, passes_on_validation  # it loads torch
+        from fedsa.cost.pace import Pace, passes_on_validation  # it loads torch
         from fedsa.server import sample_size
         from fedsa.tasks import make_task
 

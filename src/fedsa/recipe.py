@@ -17,8 +17,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedsa.errors import ConfigError, Mistake, UserError, near
-from fedsa.paths import local_path
-from fedsa.words import brief, cut
+from fedsa.system.paths import local_path
+from fedsa.texts.words import brief, cut
 
 __all__ = [
     "DEFAULT_ADAPTATION_EPOCHS",

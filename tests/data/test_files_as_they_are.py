@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsa.data.sharing import SharedRows, share_client, share_rows, share_tables
+from fedsa.data.rows import DealtRows, deal_newcomer, deal_rows, deal_tables
 from fedsa.errors import DataError
 from fedsa.recipe import Recipe, parse_recipe
 
@@ -45,7 +45,7 @@ def rows_of(mark: str, count: int = 12, **more: Any) -> list[dict[str, Any]]:
     return [{"text": f"{mark} says {n}", "label": "yes" if n % 2 else "no", **more} for n in range(count)]
 
 
-def texts_of(shared: SharedRows, client: str) -> list[str]:
+def texts_of(shared: DealtRows, client: str) -> list[str]:
     rows = sorted(int(row) for part in shared.partition.clients[client] for row in part)
     return shared.table.select(rows)["text"][:]
 
@@ -68,7 +68,7 @@ def test_every_client_gets_its_own_rows_whatever_its_file_is_called(names: set[s
             write(place / "files" / f"{name}.csv", rows_of(f"row of {number}"))
             write(place / "folders" / name / "rows.csv", rows_of(f"row of {number}"))
         for kind in ("files", "folders") if clients else ():
-            shared = share_rows(recipe(place / kind))
+            shared = deal_rows(recipe(place / kind))
             assert sorted(shared.partition.clients) == clients
             for number, name in enumerate(clients):
                 assert texts_of(shared, name) == [row["text"] for row in rows_of(f"row of {number}")]
@@ -89,17 +89,17 @@ def test_a_path_is_a_name_and_nothing_else(name: str, tmp_path: Path, monkeypatc
     iid = {"kind": "iid", "clients": 1}
     for path in (f"{name}.csv", f"sub/{name}", f"./sub/{name}", str(tmp_path / f"{name}.csv")):
         if path != "~.csv":
-            assert texts_of(share_rows(recipe(path, iid)), "client-1") == expected, path
-    assert texts_of(share_client("new", f"sub/{name}", recipe("none"), ["no", "yes"])[0], "new") == expected
+            assert texts_of(deal_rows(recipe(path, iid)), "client-1") == expected, path
+    assert texts_of(deal_newcomer("new", f"sub/{name}", recipe("none"), ["no", "yes"])[0], "new") == expected
 
 
 def test_hidden_files_are_passed_over_but_read_when_named(tmp_path: Path) -> None:
     write(tmp_path / ".hidden" / "rows.csv", rows_of("hidden"))
     write(tmp_path / "sites" / "a.csv", rows_of("a"))
     write(tmp_path / "sites" / ".b.csv", rows_of("b"))
-    assert list(share_rows(recipe(tmp_path / "sites")).partition.clients) == ["a"]
+    assert list(deal_rows(recipe(tmp_path / "sites")).partition.clients) == ["a"]
     iid = {"kind": "iid", "clients": 1}
-    assert texts_of(share_rows(recipe(tmp_path / ".hidden", iid)), "client-1")[0] == "hidden says 0"
+    assert texts_of(deal_rows(recipe(tmp_path / ".hidden", iid)), "client-1")[0] == "hidden says 0"
 
 
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
@@ -149,15 +149,15 @@ def test_a_line_with_other_fields_than_the_header_is_refused_with_its_line(
         writer.writerows([["text", "label"], *lines])
     line = 2 + sum(1 + cells[0].count("\n") for cells in lines[:at])
     with pytest.raises(DataError, match=rf"a\{ending}, line {line}: {len(extra)} fields?, but the header has 2"):
-        share_rows(recipe(tmp_path))
+        deal_rows(recipe(tmp_path))
 
 
 def test_a_separator_at_the_end_of_every_line_is_refused_or_is_a_column_without_a_name(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\n" + "fine,yes,\nbad,no,\n" * 6, encoding="utf-8")
     with pytest.raises(DataError, match=r"a\.csv, line 2: 3 fields.*remove the comma at the line's end"):
-        share_rows(recipe(tmp_path))
+        deal_rows(recipe(tmp_path))
     (tmp_path / "a.csv").write_text("text,label,\n" + "fine,yes,\nbad,no,\n" * 6, encoding="utf-8")
-    assert texts_of(share_rows(recipe(tmp_path)), "a")[:2] == ["fine", "bad"]
+    assert texts_of(deal_rows(recipe(tmp_path)), "a")[:2] == ["fine", "bad"]
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def test_a_separator_at_the_end_of_every_line_is_refused_or_is_a_column_without_
 def test_quotation_marks_and_headers_that_do_not_fit(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        share_rows(recipe(tmp_path))
+        deal_rows(recipe(tmp_path))
 
 
 def test_quotation_marks_that_are_part_of_the_text_are_kept_and_said(tmp_path: Path) -> None:
     lines = [f'"Great" film {n}\tyes\nno "end\tno' for n in range(8)]
     (tmp_path / "a.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
-    shared = share_rows(recipe(tmp_path))
+    shared = deal_rows(recipe(tmp_path))
     assert texts_of(shared, "a")[:2] == ['"Great" film 0', 'no "end']
     assert any("a.tsv: quotation marks" in note for note in shared.notes)
 
@@ -196,7 +196,7 @@ def test_rows_are_todays_rows(tmp_path: Path, ending: str, seconds: int) -> None
         else:
             path.write_text("\n".join(map(json.dumps, rows_of(word))), encoding="utf-8")
         os.utime(path, ns=(seconds * 10**9, seconds * 10**9))
-        assert texts_of(share_rows(recipe(path.parent)), "a")[0] == f"{word} says 0"
+        assert texts_of(deal_rows(recipe(path.parent)), "a")[0] == f"{word} says 0"
 
 
 WORDS = ["007", "7", "7.0", "NA", "N/A", "n/a", "None", "none", "null", "NULL", "nan", "NaN"]
@@ -208,7 +208,7 @@ def test_only_the_empty_cell_is_empty_and_no_name_is_a_number(tmp_path: Path, co
     rows = [{"text": f"row {n}", "label": "ab"[n % 2], "site": "one"} for n in range(6)]
     table = [{**row, column: word} for word in WORDS for row in rows]
     write(tmp_path / "rows.csv", table)
-    shared = share_rows(recipe(tmp_path / "rows.csv", {"kind": "column", "column": "site", "min_examples": 3}))
+    shared = deal_rows(recipe(tmp_path / "rows.csv", {"kind": "column", "column": "site", "min_examples": 3}))
     if column == "site":
         assert sorted(shared.partition.clients) == sorted(WORDS)
     elif column == "label":
@@ -220,7 +220,7 @@ def test_only_the_empty_cell_is_empty_and_no_name_is_a_number(tmp_path: Path, co
 def test_names_stay_apart_in_groups_and_within(tmp_path: Path) -> None:
     table = [{"text": f"row {n}", "label": "ab"[n % 2], "region": ["NA", "EU", "01", "1"][n // 15]} for n in range(60)]
     write(tmp_path / "rows.csv", table)
-    shared = share_rows(recipe(tmp_path / "rows.csv", {"kind": "iid", "clients": 1, "within": "region"}))
+    shared = deal_rows(recipe(tmp_path / "rows.csv", {"kind": "iid", "clients": 1, "within": "region"}))
     assert sorted(shared.partition.clients) == ["01-1", "1-1", "EU-1", "NA-1"]
 
 
@@ -238,7 +238,7 @@ def test_names_stay_apart_in_groups_and_within(tmp_path: Path) -> None:
 def test_numbers_as_names_in_json(tmp_path: Path, values: list[Any], clients: list[str]) -> None:
     table = [{"text": f"row {n}", "label": n // 2 % 2, "site": values[n % 2]} for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, table)), encoding="utf-8")
-    shared = share_rows(recipe(tmp_path / "rows.jsonl", {"kind": "column", "column": "site"}))
+    shared = deal_rows(recipe(tmp_path / "rows.jsonl", {"kind": "column", "column": "site"}))
     assert sorted(shared.partition.clients) == clients
     mixed = [note for note in shared.notes if "Column 'site' holds" in note]
     assert len(mixed) == (len({type(value) is str for value in values}) > 1)
@@ -252,14 +252,14 @@ def test_numbers_as_names_in_parquet(tmp_path: Path, stored: list[Any]) -> None:
     datasets.Dataset.from_list(table).to_parquet(tmp_path / "rows.parquet")
     of_column = recipe(tmp_path / "rows.parquet", {"kind": "column", "column": "site"}, drop_empty=True)
     expected = {str(int(v)) if type(v) is float else str(v) for v in stored if v is not None}
-    assert set(share_rows(of_column).partition.clients) == expected
+    assert set(deal_rows(of_column).partition.clients) == expected
 
 
 def test_floats_too_large_to_be_exact_are_no_names(tmp_path: Path) -> None:
     table = [{"text": f"row {n}", "label": n // 2 % 2, "site": float(2**53 + n % 2)} for n in range(40)]
     datasets.Dataset.from_list(table).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"row 0 \(counted from 0\): column 'site' .* too large to be exact"):
-        share_rows(recipe(tmp_path / "rows.parquet", {"kind": "column", "column": "site"}))
+        deal_rows(recipe(tmp_path / "rows.parquet", {"kind": "column", "column": "site"}))
 
 
 NO_TEXTS = {"list": ["a"], "table": {"role": "user"}, "tables": [{"role": "user"}], "empty list": [], "bytes": b"a"}
@@ -283,14 +283,14 @@ def test_what_is_no_text_is_refused_with_row_and_column(tmp_path: Path, column: 
     path, place = tmp_path / f"rows.{ending}", "line 8" if ending == "jsonl" else r"row 7 \(counted from 0\)"
     if ending == "objects":
         with pytest.raises(DataError, match=rf"north, {place}: column '{column}' holds"):
-            share_tables({"north": datasets.Dataset.from_list(table)}, recipe("objects:"))
+            deal_tables({"north": datasets.Dataset.from_list(table)}, recipe("objects:"))
         return
     if ending == "parquet":
         datasets.Dataset.from_list(table).to_parquet(path)
     else:
         path.write_text(json.dumps(table) if ending == "json" else "\n".join(map(json.dumps, table)), encoding="utf-8")
     with pytest.raises(DataError, match=rf"rows\.{ending}, {place}: column '{column}' holds"):
-        share_rows(recipe(path, {"kind": "column", "column": "site"}))
+        deal_rows(recipe(path, {"kind": "column", "column": "site"}))
 
 
 def test_a_column_that_changes_its_kind_late_is_read_as_text(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_column_that_changes_its_kind_late_is_read_as_text(tmp_path: Path) -> 
     write(tmp_path / "rows.csv", table)
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, table)), encoding="utf-8")
     for name in ("rows.csv", "rows.jsonl"):
-        shared = share_rows(recipe(tmp_path / name, {"kind": "column", "column": "site"}))
+        shared = deal_rows(recipe(tmp_path / name, {"kind": "column", "column": "site"}))
         assert {client: rows.num_examples for client, rows in shared.partition.clients.items()} == {
             "1": 15_000,
             "late": 100,
@@ -312,7 +312,7 @@ def test_a_number_that_becomes_a_word_late_is_named(tmp_path: Path) -> None:
         tmp_path / "rows.jsonl", {"kind": "iid", "clients": 1}, task={"kind": "regression", "answer": "score"}
     )
     with pytest.raises(DataError, match=r"rows\.jsonl: column 'score' holds cells of several kinds.*row 12346"):
-        share_rows(of_number)
+        deal_rows(of_number)
 
 
 def test_nulls_in_lists_and_tables_are_read(tmp_path: Path) -> None:
@@ -323,8 +323,8 @@ def test_nulls_in_lists_and_tables_are_read(tmp_path: Path) -> None:
     task = {"kind": "token_classification", "text_columns": ["words"], "answer": "tags", "labels": ["O", "B-X"]}
     of_tags = recipe(tmp_path / "rows.jsonl", {"kind": "iid", "clients": 1}, task=task)
     with pytest.raises(DataError, match=r"column 'tags' is empty in 1 row \(rows\.jsonl, line 4\)"):
-        share_rows(of_tags)
-    shared = share_rows(of_tags.model_copy(update={"data": of_tags.data.model_copy(update={"drop_empty": True})}))
+        deal_rows(of_tags)
+    shared = deal_rows(of_tags.model_copy(update={"data": of_tags.data.model_copy(update={"drop_empty": True})}))
     assert len(shared.table) == 19
     assert shared.table[0]["words"] == ["a", None]
 
@@ -345,7 +345,7 @@ CHOICE = {"kind": "multiple_choice", "prompt": "{text}", "labels": ["a", "b"], "
 )
 def test_numbers_are_read_where_a_task_needs_them(tmp_path: Path, task: Any, cells: list[str], read: list[Any]) -> None:
     write(tmp_path / "rows.csv", [{"text": f"row {n}", "x": cells[n % len(cells)]} for n in range(12)])
-    shared = share_rows(recipe(tmp_path / "rows.csv", {"kind": "iid", "clients": 1}, task=task))
+    shared = deal_rows(recipe(tmp_path / "rows.csv", {"kind": "iid", "clients": 1}, task=task))
     assert shared.table["x"][: len(cells)] == read
     assert [type(cell) for cell in shared.table["x"][: len(cells)]] == [type(cell) for cell in read]
 
@@ -358,7 +358,7 @@ def test_columns_that_are_not_used_need_not_be_alike_and_are_named(tmp_path: Pat
     (tmp_path / "d.jsonl").write_text(
         "\n".join(json.dumps({**row, "id": [1]}) for row in rows_of("d")), encoding="utf-8"
     )
-    shared = share_rows(recipe(tmp_path))
+    shared = deal_rows(recipe(tmp_path))
     (note,) = [note for note in shared.notes if "not read" in note]
     assert all(f"{column!r} (in a.csv, b.csv)" in note for column in columns)
     assert "'id' (in b.csv, c.csv, d.jsonl)" in note
@@ -366,5 +366,5 @@ def test_columns_that_are_not_used_need_not_be_alike_and_are_named(tmp_path: Pat
         name: datasets.Dataset.from_list(rows_of(name, **more))
         for name, more in {"a": {"id": 1}, "b": {"id": "x"}, "c": {}}.items()
     }
-    (note,) = [note for note in share_tables(tables, recipe("objects:")).notes if "left aside" in note]
+    (note,) = [note for note in deal_tables(tables, recipe("objects:")).notes if "left aside" in note]
     assert "'id' (of a, b)" in note

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 
-from fedsa.data.sharing import SharedRows, share_client, share_rows, share_tables
+from fedsa.data.rows import DealtRows, deal_newcomer, deal_rows, deal_tables
 from fedsa.errors import ConfigError, DataError, MissingExtraError
 from fedsa.recipe import Recipe, parse_recipe
 
@@ -36,11 +36,11 @@ def rows_of(mark: str, count: int = 12) -> list[tuple[str, ...]]:
     return [(f"{mark} says {n}", "yes" if n % 2 else "no") for n in range(count)]
 
 
-def sizes(shared: SharedRows) -> dict[str, int]:
+def sizes(shared: DealtRows) -> dict[str, int]:
     return {client: rows.num_examples for client, rows in shared.partition.clients.items()}
 
 
-def note(shared: SharedRows, words: str) -> str:
+def note(shared: DealtRows, words: str) -> str:
     (found,) = [each for each in shared.notes if words in each]
     return found
 
@@ -53,7 +53,7 @@ def test_linked_files_and_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "sites" / "folder").symlink_to("../elsewhere/more")
     (tmp_path / "linked").symlink_to("sites")
     for name in ("sites", "linked"):
-        assert sizes(share_rows(recipe(tmp_path / name))) == {"file": 12, "folder": 15}
+        assert sizes(deal_rows(recipe(tmp_path / name))) == {"file": 12, "folder": 15}
 
 
 @pytest.mark.parametrize("inner", [False, True])
@@ -62,12 +62,12 @@ def test_links_that_lead_nowhere_or_back_are_refused(tmp_path: Path, inner: bool
     write(folder / "a.csv", rows_of("a"))
     (folder / "gone.csv").symlink_to("nowhere.csv")
     with pytest.raises(DataError, match=r"gone\.csv is a link to nowhere\.csv, which cannot be read"):
-        share_rows(recipe(tmp_path / "sites"))
+        deal_rows(recipe(tmp_path / "sites"))
     (folder / "gone.csv").unlink()
     (folder / "round").symlink_to("..")
     (tmp_path / "sites" / "back").symlink_to(".")
     with pytest.raises(DataError, match=r"is a link to a folder that it lies in|has no data files"):
-        share_rows(recipe(tmp_path / "sites"))
+        deal_rows(recipe(tmp_path / "sites"))
 
 
 def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(tmp_path: Path) -> Non
     write(tmp_path / "a.csv", rows_of("a"))
     os.mkfifo(tmp_path / "b.csv")
     with pytest.raises(DataError, match=r"b\.csv is neither a file nor a folder"):
-        share_rows(recipe(tmp_path))
+        deal_rows(recipe(tmp_path))
 
 
 SEEN = {
@@ -99,7 +99,7 @@ def test_separators_and_encodings_are_found_and_said(
     rows = [(f"schöne Grüße, Zeile; {n} | Ende", "ja" if n % 2 else "nein") for n in range(12)]
     write(tmp_path / f"west{ending}", rows, encoding=encoding, delimiter=separator)
     write(tmp_path / "east.csv", rows_of("plain"))
-    shared = share_rows(recipe(tmp_path))
+    shared = deal_rows(recipe(tmp_path))
     assert sorted(shared.table["text"][12:]) == sorted(text for text, _ in rows)
     usual = {".csv": ",", ".tsv": "\t"}[ending]
     assert any(f"west{ending}: cells are separated by" in each for each in shared.notes) == (separator != usual)
@@ -114,14 +114,14 @@ def test_what_is_given_is_not_looked_for(tmp_path: Path) -> None:
     rows = [(f"zażółć gęślą {n}", "tak" if n % 2 else "nie") for n in range(12)]
     write(tmp_path / "a.csv", rows, encoding="cp1250", delimiter=";")
     given = recipe(tmp_path, separator=";", encoding="cp1250")
-    shared = share_rows(given)
+    shared = deal_rows(given)
     assert shared.table["text"][0] == "zażółć gęślą 0"
     assert shared.notes == ()
-    assert share_client("new", str(tmp_path / "a.csv"), given, ["nie", "tak"])[0].table["text"][0] == "zażółć gęślą 0"
+    assert deal_newcomer("new", str(tmp_path / "a.csv"), given, ["nie", "tak"])[0].table["text"][0] == "zażółć gęślą 0"
     with pytest.raises(DataError, match=r"a\.csv cannot be read as utf-8 text .*set data\.encoding"):
-        share_rows(recipe(tmp_path, encoding="utf-8"))
+        deal_rows(recipe(tmp_path, encoding="utf-8"))
     with pytest.raises(DataError, match="missing"):
-        share_rows(recipe(tmp_path, separator=",", encoding="cp1250"))
+        deal_rows(recipe(tmp_path, separator=",", encoding="cp1250"))
 
 
 WRONG = [("separator", ";;"), ("separator", '"'), ("encoding", "klingon"), ("encoding", "hex")]
@@ -137,14 +137,14 @@ def test_utf_8_with_some_broken_bytes_is_not_taken_for_another_encoding(tmp_path
     lines = [f"schöne Grüße {n},{'ja' if n % 2 else 'nein'}".encode() for n in range(12)]
     (tmp_path / "a.csv").write_bytes(b"\n".join([b"text,label", *lines[:5], b"caf\xe9,ja", *lines[5:]]))
     with pytest.raises(DataError, match=r"a\.csv, line 7: bytes that are not UTF-8, while the rest of the file is"):
-        share_rows(recipe(tmp_path))
+        deal_rows(recipe(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04 a workbook", b"\0\1\2\3" * 99, b"%PDF-1.7 text", b"PAR1....PAR1"])
 def test_files_of_another_kind_with_the_ending_of_a_table(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.csv (is|holds)"):
-        share_rows(recipe(tmp_path))
+        deal_rows(recipe(tmp_path))
 
 
 @pytest.mark.parametrize("ending", ["csv.gz", "jsonl.gz", "parquet", "arrow", "xlsx", "json", "jsonl"])
@@ -153,7 +153,7 @@ def test_damaged_files_are_refused_by_their_name(tmp_path: Path, ending: str) ->
         pytest.importorskip("python_calamine")
     (tmp_path / f"a.{ending}").write_bytes(b"\x1f\x8b\x08\x00 damaged \xff\xfe" * 9)
     with pytest.raises(DataError, match=rf"a\.{ending}"):
-        share_rows(recipe(tmp_path))
+        deal_rows(recipe(tmp_path))
 
 
 def workbook(path: Path, rows: list[list[Any]], sheets: int = 1) -> None:
@@ -223,7 +223,7 @@ def test_a_workbook_is_read_as_texts(tmp_path: Path) -> None:
     sites = ["007", 7, "NA", 2.5]
     rows = [[f"row {n}", n % 2, sites[n // 2 % 4], None] for n in range(80)]
     workbook(tmp_path / "rows.xlsx", [["text", "label", "site", "note"], *rows], sheets=2)
-    shared = share_rows(recipe(tmp_path / "rows.xlsx", {"kind": "column", "column": "site"}))
+    shared = deal_rows(recipe(tmp_path / "rows.xlsx", {"kind": "column", "column": "site"}))
     assert sizes(shared) == {"007": 20, "2.5": 20, "7": 20, "NA": 20}
     assert shared.label_names == ("0", "1")
     assert "'Sheet 1'; 1 more: 'Sheet 2'" in note(shared, "only the first sheet")
@@ -231,10 +231,10 @@ def test_a_workbook_is_read_as_texts(tmp_path: Path) -> None:
     rows[4][0] = None
     workbook(tmp_path / "rows.xlsx", [["text", "label", "site"], *[row[:3] for row in rows]])
     with pytest.raises(DataError, match=r"'text' is empty in 1 row \(rows\.xlsx, row 6\)"):
-        share_rows(recipe(tmp_path / "rows.xlsx", {"kind": "column", "column": "site"}))
+        deal_rows(recipe(tmp_path / "rows.xlsx", {"kind": "column", "column": "site"}))
     workbook(tmp_path / "rows.xlsx", [["text", "label"], ["a", 1], ["b", 0, "beyond"]])
     with pytest.raises(DataError, match=r"rows\.xlsx, row 3: 'beyond' stands in a column without a name"):
-        share_rows(recipe(tmp_path / "rows.xlsx", {"kind": "iid", "clients": 1}))
+        deal_rows(recipe(tmp_path / "rows.xlsx", {"kind": "iid", "clients": 1}))
 
 
 def test_without_its_extra_a_workbook_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +242,7 @@ def test_without_its_extra_a_workbook_says_what_to_install(tmp_path: Path, monke
     workbook(tmp_path / "a.xlsx", [["text", "label"], ["a", 1]])
     for partition in (FILES, {**FILES, "leave_out_unreadable": True}):
         with pytest.raises(MissingExtraError, match=r"a\.xlsx needs an extra .* pip install 'fedsa\[excel\]'"):
-            share_rows(recipe(tmp_path, partition))
+            deal_rows(recipe(tmp_path, partition))
 
 
 def test_empty_cells_are_told_by_the_line_of_the_file(tmp_path: Path) -> None:
@@ -253,35 +253,35 @@ def test_empty_cells_are_told_by_the_line_of_the_file(tmp_path: Path) -> None:
         "utf-8",
     )
     with pytest.raises(DataError) as caught:
-        share_rows(recipe(tmp_path))
+        deal_rows(recipe(tmp_path))
     assert "column 'text' is empty in 1 row (west.csv, line 4)" in str(caught.value)
     assert "column 'label' is empty in 2 rows (north.jsonl, line 7; west.csv, line 17)" in str(caught.value)
     assert "data.drop_empty = true" in str(caught.value)
-    shared = share_rows(recipe(tmp_path, drop_empty=True))
+    shared = deal_rows(recipe(tmp_path, drop_empty=True))
     assert sizes(shared) == {"east": 12, "north": 11, "west": 13}
     assert "3 of 39 train rows have an empty cell" in note(shared, "drop_empty")
     assert "1 in 'text', 2 in 'label'; 2 in west.csv, 1 in north.jsonl" in note(shared, "drop_empty")
-    (rows, _) = share_client("new", str(tmp_path / "west.csv"), recipe("none", drop_empty=True), ["no", "yes"])
+    (rows, _) = deal_newcomer("new", str(tmp_path / "west.csv"), recipe("none", drop_empty=True), ["no", "yes"])
     assert len(rows.table) == 13
 
 
 def test_wrong_labels_are_told_by_the_line_of_the_file(tmp_path: Path) -> None:
     write(tmp_path / "west.csv", [*rows_of("w"), ("x", "yess")])
     with pytest.raises(DataError, match=r"west\.csv, line 14: 'yess'.*did you mean 'yes'"):
-        share_rows(recipe(tmp_path, task={"labels": ["no", "yes"]}))
+        deal_rows(recipe(tmp_path, task={"labels": ["no", "yes"]}))
 
 
 def test_a_client_whose_rows_are_all_dropped_is_told(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", rows_of("a"))
     write(tmp_path / "b.csv", [("", "yes")] * 12)
     with pytest.raises(DataError, match=r"every row of 'b' has an empty cell.*leave_out_small"):
-        share_rows(recipe(tmp_path, drop_empty=True))
-    shared = share_rows(recipe(tmp_path, {**FILES, "leave_out_small": True}, drop_empty=True))
+        deal_rows(recipe(tmp_path, drop_empty=True))
+    shared = deal_rows(recipe(tmp_path, {**FILES, "leave_out_small": True}, drop_empty=True))
     assert sizes(shared) == {"a": 12}
     assert "each of their rows has an empty cell: b." in note(shared, "Clients left out")
     write(tmp_path / "a.csv", [("", "yes")] * 12)
     with pytest.raises(DataError, match="every row has an empty cell"):
-        share_rows(recipe(tmp_path, {**FILES, "leave_out_small": True}, drop_empty=True))
+        deal_rows(recipe(tmp_path, {**FILES, "leave_out_small": True}, drop_empty=True))
 
 
 @pytest.mark.parametrize("group", [None, "doc"])
@@ -294,14 +294,14 @@ def test_small_clients_can_be_left_out_and_are_named(tmp_path: Path, group: str 
         write(tmp_path / f"{client}.csv", rows, ("text", "label", "doc"))
     partition = {**FILES, "group": group}
     with pytest.raises(DataError, match=r"(?s)client 'small': 4 rows.*leave_out_small = true"):
-        share_rows(recipe(tmp_path, partition))
-    shared = share_rows(recipe(tmp_path, {**partition, "leave_out_small": True}))
+        deal_rows(recipe(tmp_path, partition))
+    shared = deal_rows(recipe(tmp_path, {**partition, "leave_out_small": True}))
     assert sorted(sizes(shared)) == (["big"] if group else ["big", "whole"])
     told = note(shared, "leave_out_small")
     assert "small (4 rows, fewer than min_examples = 10), tiny (1 row," in told
     assert ("whole (1 group " in told) == bool(group)
     with pytest.raises(DataError, match="clients cannot be used"):  # all of them
-        share_rows(recipe(tmp_path, {**partition, "leave_out_small": True, "min_examples": 100}))
+        deal_rows(recipe(tmp_path, {**partition, "leave_out_small": True, "min_examples": 100}))
 
 
 def test_foreign_files_can_be_left_out_and_are_named(tmp_path: Path) -> None:
@@ -318,13 +318,13 @@ def test_foreign_files_can_be_left_out_and_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError):
-        share_rows(recipe(tmp_path))
-    shared = share_rows(recipe(tmp_path, {**FILES, "leave_out_unreadable": True}))
+        deal_rows(recipe(tmp_path))
+    shared = deal_rows(recipe(tmp_path, {**FILES, "leave_out_unreadable": True}))
     assert sizes(shared) == {"good": 12}
     assert all(name in note(shared, "leave_out_unreadable") for name in [*foreign, "folder"])
     (tmp_path / "good.csv").unlink()
     with pytest.raises(DataError):
-        share_rows(recipe(tmp_path, {**FILES, "leave_out_unreadable": True}))
+        deal_rows(recipe(tmp_path, {**FILES, "leave_out_unreadable": True}))
     with pytest.raises(ConfigError, match="leave_out_unreadable"):
         recipe(tmp_path, {"kind": "iid", "clients": 1, "leave_out_unreadable": True})
 
@@ -333,7 +333,7 @@ def test_labels_that_are_numbers_here_and_words_there_are_refused(tmp_path: Path
     write(tmp_path / "a.csv", [(text, "1" if label == "yes" else "0") for text, label in rows_of("a")])
     write(tmp_path / "b.csv", rows_of("b"))
     with pytest.raises(DataError, match=r"'label' has several types: numbers in a\.csv; words in b\.csv"):
-        share_rows(recipe(tmp_path))
+        deal_rows(recipe(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -349,31 +349,36 @@ def test_labels_that_are_numbers_here_and_words_there_are_refused(tmp_path: Path
 )
 def test_labels_that_look_alike_are_named(tmp_path: Path, names: list[str], alike: str | None) -> None:
     write(tmp_path / "a.csv", [(text, names[n % 2]) for n, (text, _) in enumerate(rows_of("a"))])
-    shared = share_rows(recipe(tmp_path))
+<<<<<<< HEAD
+    shared = deal_rows(recipe(tmp_path))
     assert (alike is None and not shared.notes) or alike in note(shared, "are classes of their own")
 
 
 def test_clients_that_look_alike_are_named(tmp_path: Path) -> None:
     rows = [(f"a {n}", "yes" if n % 2 else "no", ["west", "west ", "West", "east"][n % 4]) for n in range(48)]
     write(tmp_path / "rows.csv", rows, header=("text", "label", "site"))
-    shared = share_rows(recipe(tmp_path / "rows.csv", {"kind": "column", "column": "site"}))
+    shared = deal_rows(recipe(tmp_path / "rows.csv", {"kind": "column", "column": "site"}))
     assert set(shared.partition.clients) == {"west", "west ", "West", "east"}
     assert "'West' (12 rows) and 'west' (12 rows) and 'west ' (12 rows)" in note(shared, "are clients of their own")
 
 
 def test_a_label_that_cannot_be_seen_is_told(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", [(f"a {n}", ["yes", "no", " "][n % 3]) for n in range(18)])
-    assert "The label ' ' (6 rows)" in note(share_rows(recipe(tmp_path)), "nothing that can be seen")
+    assert "The label ' ' (6 rows)" in note(deal_rows(recipe(tmp_path)), "nothing that can be seen")
+=======
+    shared = deal_rows(recipe(tmp_path))
+    assert (alike is None and not shared.notes) or alike in note(shared, "blanks or capitals")
+>>>>>>> deb9743 (Rooms: client/training, steps, runs, cost, packages, system, texts; modules are called by what they hold)
 
 
 def test_one_number_in_two_writings_is_one_class_and_said(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", [(f"a {n}", ["3", "3.0", "10"][n % 3]) for n in range(12)])
-    shared = share_rows(recipe(tmp_path))
+    shared = deal_rows(recipe(tmp_path))
     assert shared.label_names == ("3", "10")
     assert "3 and 3.0" in note(shared, "in two ways")
 
 
-def counted(shared: SharedRows, column: str) -> tuple[int, int, int, int]:
+def counted(shared: DealtRows, column: str) -> tuple[int, int, int, int]:
     """Count repeats plainly: within and across clients, test rows with a trained text, those of the same client."""
     rows = {
         client: [[(shared.table[int(n)][column], int(shared.labels[n])) for n in part] for part in parts]
@@ -396,7 +401,7 @@ def counted(shared: SharedRows, column: str) -> tuple[int, int, int, int]:
 def test_equal_rows_are_counted_as_a_plain_count_does(tmp_path: Path, different: int) -> None:
     rows = [(f"text {n * n % different}", "yn"[n % 2], f"site {n % 3}") for n in range(120)]
     write(tmp_path / "rows.csv", rows, ("text", "label", "site"))
-    shared = share_rows(recipe(tmp_path / "rows.csv", {"kind": "column", "column": "site"}))
+    shared = deal_rows(recipe(tmp_path / "rows.csv", {"kind": "column", "column": "site"}))
     within, across, everywhere, here = counted(shared, "text")
     told = [each for each in shared.notes if each.startswith("Equal rows")]
     assert bool(told) == bool(within or across)
@@ -412,7 +417,7 @@ def test_equal_rows_are_counted_as_a_plain_count_does(tmp_path: Path, different:
 
 def test_the_hint_at_group_works(tmp_path: Path) -> None:
     write(tmp_path / "rows.csv", [(f"text {n % 40}", "yn"[n % 2]) for n in range(120)])
-    shared = share_rows(recipe(tmp_path / "rows.csv", {"kind": "iid", "clients": 2, "group": "text"}))
+    shared = deal_rows(recipe(tmp_path / "rows.csv", {"kind": "iid", "clients": 2, "group": "text"}))
     assert not any("trained" in each for each in shared.notes)
 
 
@@ -436,7 +441,7 @@ def test_pictures_in_folders_of_any_name_and_linked(tmp_path: Path, name: str) -
     (tmp_path / name / "dark [1]" / "c#t" / "linked.png").symlink_to(tmp_path / "elsewhere" / "z.png")
     (tmp_path / name / "linked").symlink_to("dark [1]")
     by_domain = recipe(tmp_path / name, {"kind": "column", "column": "domain"}, task=PICTURES)
-    shared = share_rows(by_domain)
+    shared = deal_rows(by_domain)
     assert sizes(shared) == {"dark [1]": 17, "li*ght": 16, "linked": 17}
     assert shared.label_names == ("c#t", "train")
     assert shared.table[0]["image"].size == (4, 4)
@@ -448,7 +453,7 @@ def test_pictures_of_clients_with_few_classes_and_splits_of_their_own(tmp_path: 
             for split, count in {"train": 12, "test": 4}.items():
                 for n in range(count):
                     picture(tmp_path / client / split / label / f"{n}.png", n)
-    shared = share_rows(recipe(tmp_path, task=PICTURES, test_split="test"))
+    shared = deal_rows(recipe(tmp_path, task=PICTURES, test_split="test"))
     assert sizes(shared) == {"a": 32, "b": 16}
     assert shared.label_names == ("cat", "dog")
 
@@ -461,13 +466,13 @@ def test_pictures_that_a_table_describes(tmp_path: Path) -> None:
     of_table = recipe(
         tmp_path, {"kind": "column", "column": "site", "min_examples": 3}, task={**PICTURES, "label_column": "kind"}
     )
-    shared = share_rows(of_table)
+    shared = deal_rows(of_table)
     assert sizes(shared) == {"000": 6, "001": 6}
     assert "in/12.png" in note(shared, "Pictures that no metadata.csv names")
     for wrong in ("in/99.png", "../x.png", "/etc/passwd", ""):
         write(tmp_path / "metadata.csv", [*rows, (wrong, "a", "000")], ("file_name", "kind", "site"))
         with pytest.raises(DataError, match=r"metadata\.csv, line 14: file_name is .* no such picture"):
-            share_rows(of_table)
+            deal_rows(of_table)
 
 
 def test_folders_with_several_formats_are_refused_and_other_files_are_named(tmp_path: Path) -> None:
@@ -475,12 +480,12 @@ def test_folders_with_several_formats_are_refused_and_other_files_are_named(tmp_
     (tmp_path / "notes.txt").write_text("notes")
     (tmp_path / "README.md").write_text("about")
     iid = {"kind": "iid", "clients": 1}
-    assert "notes.txt" in note(share_rows(recipe(tmp_path, iid)), "other files than the data")
+    assert "notes.txt" in note(deal_rows(recipe(tmp_path, iid)), "other files than the data")
     write(tmp_path / "extra.csv", rows_of("b"))
-    assert "extra.csv" in note(share_rows(recipe(tmp_path, iid)), "their names say no split")
+    assert "extra.csv" in note(deal_rows(recipe(tmp_path, iid)), "their names say no split")
     datasets.Dataset.from_dict({"text": ["a"], "label": ["yes"]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(DataError, match=r"tables of several kinds, CSV \(extra\.csv\), Parquet \(train\.parquet\)"):
-        share_rows(recipe(tmp_path, iid))
+        deal_rows(recipe(tmp_path, iid))
 
 
 def test_classes_of_a_readme_and_of_parquet_keep_their_names(tmp_path: Path) -> None:
@@ -494,7 +499,7 @@ def test_classes_of_a_readme_and_of_parquet_keep_their_names(tmp_path: Path) -> 
     )
     table.cast_column("label", datasets.ClassLabel(names=["nein", "ja"])).to_parquet(tmp_path / "two" / "train.parquet")
     for folder in ("one", "two"):
-        assert share_rows(recipe(tmp_path / folder, {"kind": "iid", "clients": 1})).label_names == ("nein", "ja")
+        assert deal_rows(recipe(tmp_path / folder, {"kind": "iid", "clients": 1})).label_names == ("nein", "ja")
 
 
 def test_csv_on_the_hub_is_read_as_local_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,7 +510,7 @@ def test_csv_on_the_hub_is_read_as_local_files_are(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(
         datasets, "load_dataset_builder", lambda *_, **__: build("csv", data_files=str(tmp_path / "train.csv"))
     )
-    shared = share_rows(recipe("someone/rows", {"kind": "column", "column": "site"}, split="train[:30]"))
+    shared = deal_rows(recipe("someone/rows", {"kind": "column", "column": "site"}, split="train[:30]"))
     assert sizes(shared) == {"007": 15, "NA": 15}
 
 
@@ -516,11 +521,11 @@ def test_objects_keep_their_names_and_their_places() -> None:
             {"text": [f"b {n}" for n in range(12)], "label": [float(n % 2) for n in range(12)]}
         ),
     }
-    shared = share_tables(tables, recipe("objects:"))
+    shared = deal_tables(tables, recipe("objects:"))
     assert sizes(shared) == {"a": 12, "b": 12}
     assert shared.label_names == ("0", "1")
     tables["b"] = (
         tables["b"].select(range(5, 12)).map(lambda row: {"text": None if row["text"] == "b 7" else row["text"]})
     )
     with pytest.raises(DataError, match=r"'text' is empty in 1 row \(b, row 2 \(counted from 0\)\)"):
-        share_tables(tables, recipe("objects:", {**FILES, "min_examples": 3}))
+        deal_tables(tables, recipe("objects:", {**FILES, "min_examples": 3}))

@@ -10,11 +10,11 @@ from typing import Any
 import datasets
 import pytest
 
-from fedsa import parts
 from fedsa.data import files
 from fedsa.data.reading import Wanted
 from fedsa.data.sources import class_names, load_rows, require_columns
 from fedsa.errors import DataError
+from fedsa.packages import parts
 from fedsa.recipe import DataSettings
 
 CSV = "text,label\nfine,1\nbad,0\n"

@@ -9,11 +9,11 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig, get_
 from transformers import BertForSequenceClassification
 
 from fedsa.adapters.factors import VARIANTS, key_of
+from fedsa.client.training.autotune import activation_bytes
 from fedsa.errors import ModelError
 from fedsa.models import AdaptedModel, peft_config_of, plain_state, variant_of, with_drawn_layers
 from fedsa.models.dropout import AdapterDropout, FastDropout
 from fedsa.recipe import AdapterSettings
-from fedsa.training.choice import activation_bytes
 from fedsa.types import Factor, Key, Side
 from tiny_models import (
     BASES,

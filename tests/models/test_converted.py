@@ -9,7 +9,7 @@ from transformers import AutoModel
 
 from fedsa.errors import ModelError
 from fedsa.models.converted import converted
-from fedsa.parts import part_folder
+from fedsa.packages.parts import part_folder
 
 WIDTH, PATCH, GRID = 64, 2, 3
 

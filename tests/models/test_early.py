@@ -22,7 +22,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*what: Any, **named: Any) -> None:
         raise AssertionError("rows or weights were loaded")
 
-    for name in ("share_rows", "load_base", "load_tokenizer"):
+    for name in ("deal_rows", "load_base", "load_tokenizer"):
         monkeypatch.setattr(fedsa.federation, name, loaded)
 
 

@@ -17,8 +17,8 @@ from transformers import BertForSequenceClassification
 from fedsa.errors import ModelError
 from fedsa.models import empty_model, load_base, load_tokenizer
 from fedsa.models.opening import no_pickle
-from fedsa.permissions import HOW_TO_ALLOW, VARIABLE
 from fedsa.recipe import AdapterSettings, ModelSettings
+from fedsa.system.permissions import HOW_TO_ALLOW, VARIABLE
 
 CLASSES: dict[str, Any] = {"auto_model": "AutoModelForSequenceClassification", "options": {"num_labels": 2}}
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from fedsa.client.training.autotune import packing_obstacle
 from fedsa.models import AdaptedModel
 from fedsa.models.dropout import Streams
 from fedsa.models.layout import Layout
 from fedsa.models.packing import LayerStack
 from fedsa.tasks.classification import TokenRows
-from fedsa.training.choice import packing_obstacle
 from tiny_models import (
     BASES,
     TASK,

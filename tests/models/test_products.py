@@ -10,9 +10,9 @@ from peft import LoraConfig
 
 import fedsa
 from fedsa.algorithms import built_in_names, find_algorithm
-from fedsa.analysis import analyze
 from fedsa.errors import ModelError, UserError
 from fedsa.models import unlike_products
+from fedsa.runs.analysis import analyze
 from test_judge import run
 from zoo import KINDS, SETTINGS, clients_of, write_model
 
@@ -89,7 +89,7 @@ def test_the_others_run_and_are_analysed(name: str, algorithm: str, tmp_path: Pa
 
 
 def test_a_plan_refuses_what_a_run_does(tmp_path: Path) -> None:
-    from fedsa.plan import plan_run
+    from fedsa.cost.plan import plan_run
     from fedsa.recipe import parse_recipe
 
     kind = KINDS["convnext, convolutions"]

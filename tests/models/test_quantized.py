@@ -10,13 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 import fedsa
 from fedsa import Federation
+from fedsa.client.training import cohort, sequential
+from fedsa.client.training.job import Job
+from fedsa.cost.plan import plan_run
 from fedsa.errors import MissingExtraError, ModelError
 from fedsa.models import AdaptedModel, bits_of_a_weight, load_base
 from fedsa.models.quantized import quantized_layers
-from fedsa.plan import plan_run
 from fedsa.recipe import ComputeSettings, ModelSettings, TrainingSettings, parse_recipe
-from fedsa.training import cohort, sequential
-from fedsa.training.jobs import Job
 from tiny_decoder import write_decoder, write_sums
 from tiny_models import TASK, WORDS, token_rows
 

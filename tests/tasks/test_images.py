@@ -18,15 +18,15 @@ from transformers.image_utils import load_image
 
 import fedsa
 from fedsa.client import evaluate
+from fedsa.client.training import cohort, sequential
+from fedsa.client.training.job import Job
+from fedsa.cost.plan import plan_run
 from fedsa.errors import ConfigError, DataError, ModelError
-from fedsa.export import export
 from fedsa.federation import Federation
-from fedsa.plan import plan_run
 from fedsa.recipe import TrainingSettings, parse_recipe, read_recipe
+from fedsa.runs.export import export
 from fedsa.store import RunFolder, recipe_of
 from fedsa.tasks.images import ImageClassification, opened
-from fedsa.training import cohort, sequential
-from fedsa.training.jobs import Job
 from tiny_vision import CLASSES, SIDE, picture, write_dinov2, write_pictures, write_swin, write_vit
 
 MODELS = {"vit": write_vit, "dinov2": write_dinov2}

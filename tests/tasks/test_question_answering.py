@@ -28,16 +28,16 @@ from transformers import (
 import fedsa
 from conftest import FILLER, WORDS
 from fedsa.client import Learner, evaluate
+from fedsa.client.training import cohort, sequential
+from fedsa.client.training.job import Job
+from fedsa.cost.plan import plan_run
 from fedsa.errors import ConfigError, DataError
-from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.models import AdaptedModel, peft_config_of, with_drawn_layers
 from fedsa.models.layout import Layout
-from fedsa.plan import plan_run
 from fedsa.recipe import AdapterSettings, TrainingSettings, parse_recipe
+from fedsa.runs.export import export
 from fedsa.tasks.question_answering import QuestionAnswering, best_spans
-from fedsa.training import cohort, sequential
-from fedsa.training.jobs import Job
 from fedsa.types import Factor, Key, Side
 from tiny_models import rows_of
 

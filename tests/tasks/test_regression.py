@@ -13,14 +13,14 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import fedsa
 from conftest import FILLER, WORDS
+from fedsa.client.training import cohort, sequential
+from fedsa.client.training.job import Job
+from fedsa.cost.plan import plan_run
 from fedsa.errors import ConfigError, DataError
 from fedsa.federation import Federation
-from fedsa.plan import plan_run
 from fedsa.recipe import TrainingSettings, parse_recipe
 from fedsa.tasks.classification import TokenRows
 from fedsa.tasks.regression import NumberRows, Regression
-from fedsa.training import cohort, sequential
-from fedsa.training.jobs import Job
 
 
 @pytest.fixture

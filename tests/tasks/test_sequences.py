@@ -15,18 +15,18 @@ from peft import AutoPeftModelForCausalLM
 
 from fedsa.callbacks import Callback
 from fedsa.client import evaluate
+from fedsa.client.training import cohort, sequential
+from fedsa.client.training.job import Job
 from fedsa.engines.simulator import simulate
 from fedsa.errors import DataError, ModelError
-from fedsa.export import export
 from fedsa.federation import Federation
 from fedsa.models.layout import Layout
 from fedsa.recipe import TrainingSettings, dump_recipe, parse_recipe
+from fedsa.runs.export import export
 from fedsa.store import RunFolder
 from fedsa.tasks.generation import Generation
 from fedsa.tasks.sequences import IGNORED
-from fedsa.tasks.written import extract, squad_exact_match, squad_f1
-from fedsa.training import cohort, sequential
-from fedsa.training.jobs import Job
+from fedsa.tasks.text_metrics import extract, squad_exact_match, squad_f1
 from tiny_decoder import write_decoder, write_sums
 
 GENERATION = {"kind": "generation", "prompt": "{question}", "answer": "{answer}"}

@@ -15,14 +15,14 @@ from transformers import AutoModel, AutoModelForTokenClassification, AutoTokeniz
 import fedsa
 from conftest import FILLER, WORDS
 from fedsa.client import evaluate
+from fedsa.client.training import cohort, sequential
+from fedsa.client.training.job import Job
+from fedsa.cost.plan import plan_run
 from fedsa.errors import ConfigError, DataError
 from fedsa.federation import Federation
-from fedsa.plan import plan_run
 from fedsa.recipe import TrainingSettings, parse_recipe
 from fedsa.tasks.sequences import IGNORED
 from fedsa.tasks.tagging import TokenClassification, entities
-from fedsa.training import cohort, sequential
-from fedsa.training.jobs import Job
 
 TAGS = ["O", "B-MOOD", "I-MOOD", "B-THING", "I-THING"]
 

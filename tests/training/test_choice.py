@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from fedsa.client.training import autotune, cohort, sequential
+from fedsa.client.training.autotune import activation_bytes, choose_attention, choose_training
+from fedsa.client.training.job import Job
 from fedsa.errors import ModelError
 from fedsa.federation import Federation
 from fedsa.models import AdaptedModel
 from fedsa.recipe import ComputeSettings, Recipe, TrainingSettings, dump_recipe
 from fedsa.tasks.base import Encoded
-from fedsa.training import choice, cohort, sequential
-from fedsa.training.choice import activation_bytes, choose_attention, choose_training
-from fedsa.training.jobs import Job
 from tiny_models import TASK, VARIANTS, adapt, bert, client_tensors, distilbert, mistral, rows_of, token_rows, xlnet
 
 CPU = ComputeSettings(device="cpu", threads=1, precision="fp32")
@@ -78,9 +78,9 @@ def bytes_of_a_client(model: AdaptedModel, *, by_token: int) -> float:
 def measured(monkeypatch: pytest.MonkeyPatch) -> int:
     """A token takes 1000 bytes, and many clients are as fast as more of them."""
     monkeypatch.setattr(
-        choice, "activation_bytes", lambda model, task, encoded, rows, pack: 1000 * int(encoded.lengths[rows].sum())
+        autotune, "activation_bytes", lambda model, task, encoded, rows, pack: 1000 * int(encoded.lengths[rows].sum())
     )
-    monkeypatch.setattr(choice, "_SATURATED", {"cpu": 10**9})
+    monkeypatch.setattr(autotune, "_SATURATED", {"cpu": 10**9})
     return 1000
 
 
@@ -96,7 +96,7 @@ def test_without_a_budget_a_cohort_takes_half_of_what_is_free(
     model: AdaptedModel, measured: int, monkeypatch: pytest.MonkeyPatch, fits: float, size: int
 ) -> None:
     free = 2 * fits * bytes_of_a_client(model, by_token=measured)
-    monkeypatch.setattr(choice.psutil, "virtual_memory", lambda: SimpleNamespace(available=int(free) + 1))
+    monkeypatch.setattr(autotune.psutil, "virtual_memory", lambda: SimpleNamespace(available=int(free) + 1))
     assert choose(model, clients=7).cohort_size == size
 
 
@@ -113,7 +113,7 @@ def test_a_cohort_is_no_larger_than_makes_it_faster(
     model: AdaptedModel, measured: int, monkeypatch: pytest.MonkeyPatch, saturated: int, size: int
 ) -> None:
     """A client's batch has 40 tokens: so many clients, rounded, are enough."""
-    monkeypatch.setattr(choice, "_SATURATED", {"cpu": saturated})
+    monkeypatch.setattr(autotune, "_SATURATED", {"cpu": saturated})
     assert choose(model, clients=7).cohort_size == size
 
 
@@ -123,7 +123,7 @@ def test_a_cohort_is_no_larger_than_a_round(model: AdaptedModel, measured: int, 
 
 
 def test_the_real_measure_follows_the_budget(model: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_SATURATED", {"cpu": 10**9})
+    monkeypatch.setattr(autotune, "_SATURATED", {"cpu": 10**9})
     budgets = [2.0**power for power in range(-20, 1)]
     sizes = [choose(model, clients=50, compute=CPU.model_copy(update={"memory_budget": each})).cohort_size
              for each in budgets]  # fmt: skip
@@ -243,7 +243,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         raise AssertionError("measured again")
 
     for name in names:
-        monkeypatch.setattr(choice, name, measure)
+        monkeypatch.setattr(autotune, name, measure)
 
 
 def test_what_is_given_is_not_measured(model: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], list
             asked.append(model.attention)
             return seconds[model.attention]
 
-        monkeypatch.setattr(choice, "_seconds_of_a_step", measure)
+        monkeypatch.setattr(autotune, "_seconds_of_a_step", measure)
         return asked
 
     return say

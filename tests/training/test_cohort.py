@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedsa.client.training import cohort, sequential
+from fedsa.client.training.job import Job
 from fedsa.errors import TrainingError
 from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
-from fedsa.training import cohort, sequential
-from fedsa.training.jobs import Job
 from fedsa.types import Side
 from tiers import factors_of, one_of_each
 from tiny_models import BASES, FITTING, TASK, VARIANTS, adapt, token_rows

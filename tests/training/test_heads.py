@@ -12,18 +12,18 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from fedsa.client.training.head_warmup import warm_up
+from fedsa.client.training.job import Job
 from fedsa.errors import ConfigError, ModelError, TrainingError
 from fedsa.federation import Federation
 from fedsa.recipe import TrainingSettings
-from fedsa.training.heads import warm_up
-from fedsa.training.jobs import Job
 from fedsa.types import Side
 from tiny_models import BASES, TASK, adapt, token_rows
 
 
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsa.training.heads._BATCH", 4)
+    monkeypatch.setattr("fedsa.client.training.head_warmup._BATCH", 4)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_only_as_many_rows_are_kept_as_memory_is_meant_for(
     under = federation.model.model.get_base_model().base_model
     rows, lengths = job_of(federation).rows, federation.encoded.lengths
     width = federation.model.model.get_base_model().config.hidden_size
-    monkeypatch.setattr("fedsa.training.heads._MOST_BYTES", int(lengths[rows].mean()) * width * 4 * 8)
+    monkeypatch.setattr("fedsa.client.training.head_warmup._MOST_BYTES", int(lengths[rows].mean()) * width * 4 * 8)
     seen = []
     with under.register_forward_pre_hook(
         lambda _, args, inputs: seen.append(len((args or list(inputs.values()))[0])), with_kwargs=True

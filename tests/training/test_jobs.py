@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsa.client.training.job import Job, check_finite, dropout_seed, learning_rate_factor, local_batches
 from fedsa.errors import TrainingError
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, TrainingSettings
-from fedsa.training.jobs import Job, check_finite, dropout_seed, learning_rate_factor, local_batches
 from fedsa.types import Factor, Key
 
 LAW = settings(max_examples=50, deadline=None, database=None, derandomize=True)

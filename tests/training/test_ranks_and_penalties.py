@@ -9,11 +9,11 @@ import torch
 from test_cohort import SETTINGS, both, jobs_of, largest_difference, moved
 
 from fedsa.adapters.algebra import RANK_DIMENSION, rank_of, ranked
+from fedsa.client.training import cohort, sequential
+from fedsa.client.training import job as jobs_module
+from fedsa.client.training.job import Job, TrainingResult
 from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
-from fedsa.training import cohort, sequential
-from fedsa.training import jobs as jobs_module
-from fedsa.training.jobs import Job, TrainingResult
 from fedsa.types import Factor
 from methods import Pulled
 from tiny_models import BASES, TASK, adapt, token_rows

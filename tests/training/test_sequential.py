@@ -3,11 +3,11 @@ import itertools
 import pytest
 import torch
 
+from fedsa.client.training.job import Job, local_batches
+from fedsa.client.training.sequential import train
 from fedsa.errors import TrainingError
 from fedsa.federation import Federation
 from fedsa.recipe import TrainingSettings
-from fedsa.training.jobs import Job, local_batches
-from fedsa.training.sequential import train
 from fedsa.types import Side
 
 # -- training on the tiny model ---------------------------------------------------------------------------------------

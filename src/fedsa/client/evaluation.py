@@ -13,11 +13,15 @@ import numpy as np
 import torch
 
 from fedsa.algorithms.base import Algorithm
-from fedsa.batches import batched
+from fedsa.client.batches import batched
 from fedsa.data.clients import ClientRows
-from fedsa.memory import give_back
 from fedsa.seeds import derive_seed
+<<<<<<< HEAD
 from fedsa.tasks.base import Encoded, IntArray, Sample, Task
+=======
+from fedsa.system.process import give_back
+from fedsa.tasks.base import Encoded, IntArray, Task
+>>>>>>> deb9743 (Rooms: client/training, steps, runs, cost, packages, system, texts; modules are called by what they hold)
 from fedsa.types import State
 
 if TYPE_CHECKING:
@@ -113,7 +117,7 @@ def evaluate(
         clients: consumed as they are needed.
         batch_size: rows per forward pass; they are batched by length, so that little is padded.
         together: clients that go through the model at once; 0: one by one, through the model's own adapter.
-        pack: as for `fedsa.training.cohort.train`; goes with ``together``.
+        pack: as for `fedsa.client.training.cohort.train`; goes with ``together``.
         mixing: weigh each client's adapters for each of its rows, which takes one more pass over them; None: they are
             added as in training.
         sampling: show some rows with what the model writes; the figures are the same without.

@@ -16,9 +16,9 @@ from fedsa.models import AdaptedModel
 from fedsa.recipe import ReconstructionSettings, TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, Task
-from fedsa.training import cohort, heads, sequential
-from fedsa.training.jobs import Job, TrainingResult, highest_rate
-from fedsa.words import counted
+from fedsa.client.training import cohort, head_warmup, sequential
+from fedsa.client.training.job import Job, TrainingResult, highest_rate
+from fedsa.texts.words import counted
 
 __all__ = ["Learner"]
 
@@ -74,14 +74,14 @@ class Learner:
             ]
 
     def warm_heads(self, jobs: Sequence[Job]) -> Sequence[TrainingResult]:
-        """Fit the heads alone of the clients that have never trained (`fedsa.training.heads`), and return the results.
+        """Fit the heads alone of the clients that have never trained, and return the results.
 
         Raises:
             TrainingError: the training went wrong.
         """
         jobs = self._items(jobs)
         with _explaining_out_of_memory(jobs, self.model):
-            return heads.warm_up(jobs, model=self.model, task=self.task, encoded=self.encoded, settings=self.training)
+            return head_warmup.warm_up(jobs, model=self.model, task=self.task, encoded=self.encoded, settings=self.training)
 
     def fit_personal(self, jobs: Sequence[Job], settings: ReconstructionSettings) -> Sequence[TrainingResult]:
         """Fit the personal tensors (trained, not received) anew, the others frozen, and return the results.

@@ -9,17 +9,27 @@ from typing import TYPE_CHECKING, Protocol, final
 import torch
 
 from fedsa.algorithms.base import Algorithm, Plan
-from fedsa.batches import batched
+<<<<<<< HEAD
+from fedsa.client.batches import batched
 from fedsa.client.evaluation import Personal, Sampling
+=======
+from fedsa.client.batches import batched
+from fedsa.client.evaluation import Personal
+>>>>>>> deb9743 (Rooms: client/training, steps, runs, cost, packages, system, texts; modules are called by what they hold)
 from fedsa.client.learner import Learner
 from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
+from fedsa.client.training.job import Job, TrainingResult
 from fedsa.data.clients import ClientRows
-from fedsa.memory import give_back
 from fedsa.recipe import ReconstructionSettings
+from fedsa.steps.cast import WireDtype, on_wire
 from fedsa.store import ClientState
-from fedsa.training.jobs import Job, TrainingResult
+<<<<<<< HEAD
+from fedsa.client.training.job import Job, TrainingResult
+=======
+from fedsa.system.process import give_back
+from fedsa.tasks.base import IntArray
+>>>>>>> deb9743 (Rooms: client/training, steps, runs, cost, packages, system, texts; modules are called by what they hold)
 from fedsa.types import Key, Moment, Payload, Payloads, Side, SplitName, State, Update
-from fedsa.wire import WireDtype, on_wire
 
 if TYPE_CHECKING:
     from torch import Tensor

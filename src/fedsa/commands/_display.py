@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsa.escapes import for_json, for_terminal
 from fedsa.progress import ProgressDisplay, print_notes, score
+from fedsa.texts.escapes import for_json, for_terminal
+from fedsa.texts.words import counted, some
 from fedsa.types import FRACTIONS
-from fedsa.wording import counted, some
 
 if TYPE_CHECKING:
     from fedsa.recipe import Recipe
@@ -81,7 +81,7 @@ def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
     with folder.locked():
         summary = folder.finished(recipe.rounds)
         if summary is not None:
-            from fedsa.report import write_report
+            from fedsa.runs.report import write_report
 
             console.print(f"{folder.path} is complete ({counted(recipe.rounds, 'round')}); its report is written anew")
             _show(console, folder.path, summary, write_report(folder.path), json=json)

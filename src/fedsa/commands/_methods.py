@@ -16,7 +16,7 @@ from fedsa.commands._settings import as_toml, type_name
 from fedsa.errors import UserError
 from fedsa.plugins import raised
 from fedsa.types import Factor, Key, Side
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 __all__ = ["LEGEND", "as_markdown", "as_text", "describe", "describe_all", "matrix", "overview"]
 

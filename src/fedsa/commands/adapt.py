@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsa.escapes import say
+from fedsa.texts.escapes import say
 
 if TYPE_CHECKING:
-    from fedsa.newcomers import AdaptResult
+    from fedsa.runs.adapt import AdaptResult
 
 __all__ = ["command"]
 
@@ -43,13 +43,13 @@ def command(
     from typing import Any, cast
 
     from fedsa.commands._display import print_json, status
-    from fedsa.paths import refuse_unwritable
+    from fedsa.system.paths import refuse_unwritable
 
     if to:
         refuse_unwritable(to, "--to")
     with status("loading libraries") as tell:
         tell("loading libraries")
-        from fedsa.newcomers import adapt
+        from fedsa.runs.adapt import adapt
 
         result = adapt(
             run,
@@ -72,8 +72,8 @@ def command(
 
 def _show(result: AdaptResult, *, compare: bool) -> None:
     from fedsa.commands._display import print_table, score
+    from fedsa.texts.words import counted
     from fedsa.types import FRACTIONS
-    from fedsa.wording import counted
 
     by_split = ", ".join(f"{count} {split}" for split, count in result.examples.items())
     length = ", ".join(counted(count, name.removesuffix("s")) for name, count in result.length.items())

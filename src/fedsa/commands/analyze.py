@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsa.escapes import say
-from fedsa.words import counted
+from fedsa.texts.escapes import say
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
-    from fedsa.analysis import Analysis
+    from fedsa.runs.analysis import Analysis
 
 __all__ = ["command"]
 
@@ -32,12 +32,12 @@ def command(
     unknown = sorted(set(kinds) - {"pdf", "svg", "png"})
     if unknown:
         raise UserError(f"--formats {unknown[0]}: known are pdf, svg and png")
-    from fedsa.paths import refuse_unwritable
+    from fedsa.system.paths import refuse_unwritable
 
     folder = to or run / "analysis"
     if to or run.is_dir():
         refuse_unwritable(folder, "--to")
-    from fedsa.analysis import MEASURES, analyze
+    from fedsa.runs.analysis import MEASURES, analyze
     from fedsa.commands._display import print_json, print_table
 
     found = analyze(run, round)
@@ -70,7 +70,7 @@ def _write(found: Analysis, folder: Path, formats: list[str]) -> list[Path]:
     import numpy as np
     from datasets import Dataset, disable_progress_bars
 
-    from fedsa.report.similarity import draw_dendrogram, draw_heat_maps, draw_layers, draw_trend, save
+    from fedsa.runs.report.similarity import draw_dendrogram, draw_heat_maps, draw_layers, draw_trend, save
 
     disable_progress_bars()
     folder.mkdir(parents=True, exist_ok=True)

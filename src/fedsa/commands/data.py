@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedsa.escapes import say
+from fedsa.texts.escapes import say
 
 __all__ = ["command"]
 
@@ -26,17 +26,17 @@ def command(
     from fedsa.commands._display import print_json, print_notes, print_table, status
     from fedsa.data.clients import label_counts, label_totals
     from fedsa.data.partition import save_partition
-    from fedsa.data.sharing import share_rows
+    from fedsa.data.rows import deal_rows
     from fedsa.errors import UserError
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects
+    from fedsa.texts.words import counted
     from fedsa.types import SPLITS
-    from fedsa.wording import counted
 
     data, _ = read_recipe(recipe)
     parsed = parse_recipe(apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=[check_algorithm])
     refuse_objects(parsed, f"recipe {recipe}")
     with status("reading rows") as tell:
-        rows = share_rows(parsed, on_progress=tell)
+        rows = deal_rows(parsed, on_progress=tell)
         from fedsa.federation import notes_on_texts  # it loads torch
 
         notes = (*rows.notes, *notes_on_texts(parsed, rows, on_progress=tell))
@@ -47,7 +47,7 @@ def command(
     if save:
         save_partition(rows.as_saved[0], save, rows.as_saved[1])
     if plot:
-        from fedsa.data.drawing import draw_partition
+        from fedsa.data.plotting import draw_partition
 
         try:
             draw_partition(totals, list(names)).savefig(plot, bbox_inches="tight")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedsa.escapes import say
+from fedsa.texts.escapes import say
 
 __all__ = ["command"]
 
@@ -34,7 +34,7 @@ def command(
 
     if all_ == (client is not None):
         raise UserError("give --client ID, or --all")
-    from fedsa.export import export
+    from fedsa.runs.export import export
 
     clients = None if client is None else [client]
     for folder in export(run, to, clients=clients, round=round, merge=merge, with_base=with_base):

@@ -35,12 +35,12 @@ def command(
     refuse_objects(parsed, f"recipe {recipe}")
     with status("loading libraries") as tell:
         tell("loading libraries")
-        from fedsa.plan import plan_run
+        from fedsa.cost.plan import plan_run
 
         resolved = with_absolute_paths(parsed)
         plan = plan_run(resolved, clients=clients, on_progress=tell)
         if like is not None:
-            from fedsa.hours import time_like
+            from fedsa.cost.hours import time_like
 
             if plan["clients"] is None:
                 raise UserError("--like: how many clients there are is not known here; give --clients N")
@@ -53,7 +53,7 @@ def command(
 
 def _show(plan: Mapping[str, Any]) -> None:
     from fedsa.commands._display import print_table
-    from fedsa.wording import counted, some
+    from fedsa.texts.words import counted, some
 
     print(
         f"{plan['algorithm']} on {plan['variant']}, {plan['model']} "

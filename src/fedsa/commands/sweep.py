@@ -43,7 +43,7 @@ def command(
     The exit code is 1 where a row of the tables lacks a run.
     """
     from fedsa.errors import UserError
-    from fedsa.paths import refuse_unwritable
+    from fedsa.system.paths import refuse_unwritable
 
     if list_:
         _list()
@@ -127,7 +127,7 @@ def _again(
     """Return the command that makes these figures."""
     import shlex
 
-    from fedsa.permissions import code_allowed
+    from fedsa.system.permissions import code_allowed
 
     words = ["fedsa", "sweep", sweep]
     words += ["--out", str(out)] if out else []

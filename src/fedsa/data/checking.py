@@ -13,7 +13,7 @@ from fedsa.data.labels import IntArray, is_missing
 from fedsa.data.merging import Table
 from fedsa.data.reading import Places, some
 from fedsa.errors import DataError
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     import datasets

@@ -13,7 +13,7 @@ from fedsa.data.cells import text_of
 from fedsa.data.labels import IntArray, is_missing
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 __all__ = ["Clients", "Columns", "Pool", "client_column", "client_ids", "deal_own", "made_clients", "natural_clients"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa.errors import DataError, near
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 __all__ = ["IntArray", "encode_labels", "is_missing"]
 

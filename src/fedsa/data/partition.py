@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from fedsa.data.allotting import apportion, make_units
 from fedsa.data.clients import ClientRows, Partition, label_counts
 from fedsa.data.dealing import Clients, Columns, Pool, client_column, deal_own, made_clients, natural_clients
-from fedsa.data.drawing import draw_partition
 from fedsa.data.files import expanded
 from fedsa.data.labels import IntArray, encode_labels
+from fedsa.data.plotting import draw_partition
 from fedsa.data.saved import data_fingerprint, load_partition, save_partition
 from fedsa.data.splitting import split_groups, split_rows, thin_out
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
+from fedsa.texts.words import counted
 from fedsa.types import SPLITS
-from fedsa.wording import counted
 
 _SHOWN = 20
 

@@ -13,7 +13,7 @@ from fedsa.data.clients import Partition
 from fedsa.data.labels import IntArray
 from fedsa.data.reading import some
 from fedsa.types import SPLITS
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     import datasets

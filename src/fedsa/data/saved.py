@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from fedsa.data.clients import ClientRows, Partition
 from fedsa.data.labels import IntArray
 from fedsa.errors import DataError
+from fedsa.texts.words import brief, counted, cut
 from fedsa.types import SPLITS
-from fedsa.words import brief, counted, cut
 
 __all__ = ["data_fingerprint", "load_partition", "save_partition"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from fedsa.data.decoding import open_text, with_encoding
 from fedsa.data.reading import FileRows, Wanted, some
 from fedsa.errors import DataError
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa

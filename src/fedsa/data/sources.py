@@ -19,7 +19,7 @@ from fedsa.data.sentiment import read_sentiment
 from fedsa.data.squad_shifts import read_squad_shifts
 from fedsa.errors import DataError, near
 from fedsa.recipe import DataSettings
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     import datasets
@@ -102,7 +102,7 @@ def _load(
     log: Log,
     on_progress: Callable[..., None] | None,
 ) -> Mapping[str, Table | datasets.Dataset]:
-    from fedsa.parts import PREFIX
+    from fedsa.packages.parts import PREFIX
 
     path, by_file = settings.path, settings.partition.kind == "files"
     part = path.startswith(PREFIX)
@@ -135,7 +135,7 @@ def _load(
 
 def are_here(settings: DataSettings) -> bool:
     """Return whether the rows can be read without fetching anything."""
-    from fedsa.parts import PREFIX, is_cached
+    from fedsa.packages.parts import PREFIX, is_cached
 
     if settings.path.startswith(PREFIX):
         return is_cached(settings.path.removeprefix(PREFIX))
@@ -172,7 +172,7 @@ def _folder(parent: Path, name: str) -> Path | None:
 def _load_part(
     name: str, splits: Collection[str], on_progress: Callable[..., None] | None
 ) -> dict[str, datasets.Dataset]:
-    from fedsa.parts import PREFIX, part_folder
+    from fedsa.packages.parts import PREFIX, part_folder
 
     if name not in _PARTS:
         raise DataError(f"no packaged data set {name!r}: {near(name, _PARTS)}")

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedsa.adaptation import Onboarding, PersonalStates, global_model, trained_keys
 from fedsa.callbacks import Callback
 from fedsa.client import Personal
-from fedsa.engines.beginning import begin, check_unchanged
+from fedsa.engines.agreement import begin, check_unchanged
 from fedsa.engines.local import LocalFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.samples import samples_of
 from fedsa.engines.summary import measure, per_client, scores
 from fedsa.federation import Federation, first_round
-from fedsa.memory import peak_rss_bytes
+from fedsa.runs.onboarding import Onboarding, PersonalStates, global_model, trained_keys
 from fedsa.server import load_state
 from fedsa.statistics import summarize_clients
 from fedsa.store import Progress, RunFolder
+from fedsa.system.process import peak_rss_bytes
 
 __all__ = ["simulate"]
 

@@ -15,12 +15,12 @@ from fedsa.models.base import (
 )
 from fedsa.models.class_order import names_of, turn_head
 from fedsa.models.early import check_layer_names, check_model_extras
-from fedsa.models.empty import EmptyModel, empty_base, empty_model
 from fedsa.models.fingerprints import adapted_fingerprint, plain_fingerprint
 from fedsa.models.images import image_side, image_tokens, load_image_processor, with_image_size
-from fedsa.models.middle import plain_state
+from fedsa.models.lora_xs import plain_state
 from fedsa.models.products import unlike_products
 from fedsa.models.quantized import bits_of_a_weight, quantized_layers
+from fedsa.models.shapes import EmptyModel, empty_base, empty_model
 
 __all__ = [
     "HEADS",

@@ -26,14 +26,14 @@ from fedsa.errors import ModelError, near
 from fedsa.models.base import HEADS, quiet
 from fedsa.models.deltas import Deltas
 from fedsa.models.dropout import AdapterDropout, FastDropout, Streams
+from fedsa.models.from_weights import STARTS, start_from_base
 from fedsa.models.gates import with_gates
 from fedsa.models.layout import Layout
 from fedsa.models.loha import without_coins
-from fedsa.models.middle import with_middles
+from fedsa.models.lora_xs import with_middles
 from fedsa.models.packing import LayerStack
 from fedsa.models.products import is_product
 from fedsa.models.stacked import AdaptedLayer, Stack, adapted_layers, obstacles
-from fedsa.models.starting import STARTS, start_from_base
 from fedsa.models.steady import check_kept, check_norms, persistent_buffers, steady_layers, versions
 from fedsa.models.tied import untie
 from fedsa.recipe import AdapterSettings

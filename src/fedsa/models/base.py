@@ -21,7 +21,7 @@ from fedsa.models.class_order import names_of, turn_head
 from fedsa.models.converted import converted
 from fedsa.models.opening import check_files, no_pickle, own_code, own_code_refusal
 from fedsa.models.quantized import HEADS, quantized, settle
-from fedsa.parts import PREFIX, part_folder
+from fedsa.packages.parts import PREFIX, part_folder
 from fedsa.recipe import ComputeSettings, ModelSettings
 
 if TYPE_CHECKING:

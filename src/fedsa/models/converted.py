@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from fedsa.errors import ModelError, UserError
 from fedsa.models.opening import no_pickle, own_code
-from fedsa.parts import cache_folder
+from fedsa.packages.parts import cache_folder
 
 __all__ = ["converted"]
 

@@ -15,7 +15,7 @@ from fedsa.errors import MissingExtraError, ModelError
 from fedsa.models.adapted import check_names, peft_config_of
 from fedsa.models.base import described, location_of, quiet
 from fedsa.models.opening import own_code
-from fedsa.parts import PARTS, PREFIX, is_cached
+from fedsa.packages.parts import PARTS, PREFIX, is_cached
 from fedsa.recipe import AdapterSettings, ModelSettings
 
 __all__ = ["check_layer_names", "check_model_extras"]

@@ -12,7 +12,7 @@ from fedsa.errors import ModelError
 from fedsa.models.base import location_of, not_loadable, quiet
 from fedsa.models.opening import own_code
 from fedsa.recipe import ModelSettings
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

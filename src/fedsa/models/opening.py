@@ -16,7 +16,7 @@ import torch
 from transformers.utils.hub import cached_file
 
 from fedsa.errors import ModelError
-from fedsa.permissions import HOW_TO_ALLOW, code_allowed
+from fedsa.system.permissions import HOW_TO_ALLOW, code_allowed
 
 __all__ = ["check_files", "no_pickle", "own_code", "own_code_refusal"]
 

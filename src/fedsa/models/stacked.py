@@ -30,7 +30,7 @@ from fedsa.models.deltas import StackedDeltas
 from fedsa.models.dropout import Streams
 from fedsa.models.layout import Place
 from fedsa.models.loha import SteadyLoha
-from fedsa.models.middle import frozen_directions
+from fedsa.models.lora_xs import frozen_directions
 from fedsa.models.steady import steady_layers
 from fedsa.types import Factor, Key
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsa.errors import DataError
 from fedsa.seeds import derive_seed
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 __all__ = ["held_out", "sample_clients", "sample_size"]
 

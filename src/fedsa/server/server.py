@@ -11,9 +11,9 @@ from fedsa.errors import ProtocolError
 from fedsa.recipe import ServerSettings
 from fedsa.seeds import derive_seed
 from fedsa.server.sampling import sample_clients
-from fedsa.server_optimizers import stepped
+from fedsa.steps.cast import WIRE_DTYPES, WireDtype, on_wire
+from fedsa.steps.server_optimizer import stepped
 from fedsa.types import Key, Payload, Payloads, RoundRecord, State, Update, total_bytes
-from fedsa.wire import WIRE_DTYPES, WireDtype, on_wire
 
 __all__ = ["Server", "received_by"]
 

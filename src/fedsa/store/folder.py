@@ -39,7 +39,7 @@ from fedsa.store.files import (
 )
 from fedsa.store.states import ClientState, Progress
 from fedsa.types import Key, State
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

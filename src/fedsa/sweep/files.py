@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedsa.errors import ConfigError
 from fedsa.recipe import find_toml, mistakes_of
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 __all__ = [
     "ALL",

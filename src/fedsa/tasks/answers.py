@@ -14,7 +14,7 @@ import numpy as np
 from fedsa.errors import DataError
 from fedsa.tasks.base import IntArray
 from fedsa.tasks.values import shown
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 __all__ = ["Question", "right_places"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedsa.parts import cache_folder
+from fedsa.packages.parts import cache_folder
 
 __all__ = ["cached_arrays"]
 

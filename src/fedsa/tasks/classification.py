@@ -22,7 +22,7 @@ from fedsa.tasks.lengths import Reading, raise_length, told, unread_rows, whole_
 from fedsa.tasks.padding import filled, width_of
 from fedsa.tasks.values import text_of
 from fedsa.types import CLASS_NUMBER
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset

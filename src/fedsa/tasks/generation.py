@@ -17,8 +17,8 @@ from fedsa.tasks.base import IntArray, Sample, Task
 from fedsa.tasks.beginnings import Beginnings
 from fedsa.tasks.chat import ChatTurns, ends_of
 from fedsa.tasks.sequences import SequenceRows, Writer, answer_losses, parts_of, sequence_example
+from fedsa.tasks.text_metrics import METRICS, best_of, extract
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
-from fedsa.tasks.written import METRICS, best_of, extract
 from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Generation(_Decoding):
         answer: likewise. Where a column has several texts, a list or SQuAD's ``text`` in a dict, there is an answer
             with each: trained is the first, and what is written is compared with the one that it is most like.
         metric: ``log_likelihood``, ``exact_match`` or ``f1``; the latter two of what the model writes, greedily.
-        extract: what of a text is compared; see `fedsa.tasks.written.extract`.
+        extract: what of a text is compared; see `fedsa.tasks.text_metrics.extract`.
         chat: prompt and answer are turns in the tokenizer's chat template.
         max_length: tokens kept of a row.
         max_new_tokens: written at most.

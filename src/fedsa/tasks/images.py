@@ -23,7 +23,7 @@ from fedsa.tasks.base import IntArray
 from fedsa.tasks.cache import cached_arrays
 from fedsa.tasks.classes import ClassTask
 from fedsa.types import CLASS_NUMBER
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fedsa.errors import DataError
 from fedsa.tasks.base import IntArray
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,10 +21,10 @@ from fedsa.tasks.classification import TokenRows
 from fedsa.tasks.lengths import Reading, raise_length, told
 from fedsa.tasks.padding import filled, width_of
 from fedsa.tasks.sequences import parts_of, tokens_with_places
+from fedsa.tasks.text_metrics import METRICS, best_of
 from fedsa.tasks.values import shown, text_of, texts_of
-from fedsa.tasks.written import METRICS, best_of
 from fedsa.types import CLASS_NUMBER
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset

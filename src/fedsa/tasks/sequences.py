@@ -20,7 +20,7 @@ from fedsa.tasks.base import IntArray
 from fedsa.tasks.chat import ChatTurns, ends_of
 from fedsa.tasks.lengths import Reading, raise_length, told
 from fedsa.tasks.padding import filled, width_of
-from fedsa.words import counted
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset

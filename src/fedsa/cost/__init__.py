@@ -1,0 +1,1 @@
+"""What a run will take, and how much of it is left."""

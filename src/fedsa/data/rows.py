@@ -1,0 +1,371 @@
+"""Rows with their classes, shared out over clients: from a recipe, or from tables that clients bring."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias, final
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from fedsa.data.cells import text_of
+from fedsa.data.checking import clients_without_rows, filled_rows, require_one_writing, rows_of, with_texts
+from fedsa.data.dealing import client_column
+from fedsa.data.files import as_dataset, expanded, is_local
+from fedsa.data.labels import IntArray, encode_labels
+from fedsa.data.merging import Table, merge_tables
+from fedsa.data.partition import ClientRows, Partition, data_fingerprint, partition_columns, partition_rows
+from fedsa.data.quality import client_notes, label_notes, repeat_notes, spelling_notes
+from fedsa.data.reading import FROM_0, PLACE, Places, Wanted, some
+from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
+from fedsa.errors import DataError
+from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings, fields_of
+from fedsa.seeds import derive_seed
+from fedsa.types import CLASS_NUMBER, NO_CLASS, SPLITS
+
+__all__ = ["ClientTable", "DealtRows", "deal_newcomer", "deal_rows", "deal_tables"]
+
+ClientTable: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset]
+"""One client's rows: one table to be split, or tables named train, validation and test."""
+
+
+@final
+@dataclass(frozen=True)
+class DealtRows:
+    """Rows with their classes, and who holds which.
+
+    Attributes:
+        table: the texts and class numbers (``CLASS_NUMBER``) of all rows, those of a validation or test split of its
+            own after the others.
+        labels: shape (rows,): class numbers; zeros where the task has no classes and no label column.
+        label_names: in order of their number; `NO_CLASS` alone where there are none.
+        partition: client id to its rows in ``table``.
+        as_saved: the same partition with each split's own row numbers, and the fingerprint of the data it belongs to.
+        notes: whole sentences on the rows that a user should know; `fedsa data`, the run and the report show them.
+    """
+
+    table: datasets.Dataset
+    labels: IntArray
+    label_names: tuple[str, ...]
+    partition: Partition
+    as_saved: tuple[Partition, str]
+    notes: tuple[str, ...] = ()
+
+
+def deal_rows(recipe: Recipe, *, on_progress: Callable[[str], None] | None = None) -> DealtRows:
+    """Return a recipe's rows, shared out over its clients; needs no model.
+
+    Raises:
+        DataError: the data, its columns, its labels or the partition do not fit.
+    """
+    rows = load_rows(recipe.data, _wanted(recipe), on_progress=on_progress)
+    return _share(rows, recipe)
+
+
+def deal_tables(clients: Mapping[str, ClientTable], recipe: Recipe) -> DealtRows:
+    """Return clients' own tables as shared rows.
+
+    Args:
+        clients: client id to its rows.
+        recipe: for columns, labels and the fractions of the splits.
+
+    Raises:
+        DataError: no clients, clients without rows, other columns than the first client's, or as `deal_rows`.
+    """
+    return _share(_merge(clients, _wanted(recipe)), recipe)
+
+
+def deal_newcomer(client: str, path: str, recipe: Recipe, label_names: Sequence[str]) -> tuple[DealtRows, list[str]]:
+    """Return the rows of one client that was not in a federation, cut into train, validation and test as its clients'.
+
+    Args:
+        client: its id.
+        path: a local file or folder; a folder has the splits that the recipe names, from a file all is cut.
+        recipe: the federation's: columns, splits and their fractions.
+        label_names: the federation's classes; the client need not have rows of each.
+
+    Returns:
+        The rows, and what is to be known of how they were cut.
+
+    Raises:
+        DataError: the file, its columns or its labels do not fit, or there are too few rows.
+    """
+    if not is_local(path):
+        raise DataError(
+            f"no file or folder {path}: give one that is here, in a format that a recipe's data.path may have"
+        )
+    named = (
+        recipe.data.model_dump(include={"validation_split", "test_split", "split"}) if expanded(path).is_dir() else {}
+    )
+    named |= recipe.data.model_dump(include={"separator", "encoding", "drop_empty"})
+    data = DataSettings(path=path, partition=PartitionSettings(kind="iid", clients=1), **named)
+    wanted = _wanted(recipe, recipe.data.partition.group)
+    rows = load_rows(data, wanted)
+    require_columns(rows.table, _needed(recipe.task), f"{path} ({data.split} rows)", rows.unread)
+    group, notes = recipe.data.partition.group, []
+    if group is not None and group not in rows.table.column_names:
+        notes.append(
+            f"the run kept rows with one {group!r} in one split; {path} has no such column, so its rows were cut one "
+            "by one: if some belong together, the test is too easy"
+        )
+        group = None
+    fractions = recipe.data.partition.model_dump(include={"validation_fraction", "test_fraction"})
+    partition = PartitionSettings(kind="files", min_examples=3, group=group, **fractions)
+    table, validation, test = (
+        None if own is None else _of_client(own, client) for own in (rows.table, rows.validation, rows.test)
+    )
+    task = recipe.task.model_copy(update={"labels": list(label_names)}) if recipe.task.has_classes else recipe.task
+    own = recipe.model_copy(update={"task": task, "data": data.model_copy(update={"partition": partition})})
+    return _share(replace(rows, table=table, validation=validation, test=test), own, min_classes=1), notes
+
+
+def _of_client(table: datasets.Dataset, client: str) -> datasets.Dataset:
+    """Return one client's rows with its name as a column."""
+    table = table.remove_columns(CLIENT) if CLIENT in table.column_names else table
+    return table.add_column(CLIENT, [client] * len(table))
+
+
+_PLAIN = {"classification", "regression", "language_modeling", "question_answering"}
+"""Kinds of task whose `text_columns` hold a text each. Others read lists or pictures, or look at values themselves."""
+
+
+def _wanted(recipe: Recipe, *more: str | None) -> Wanted:
+    """Return what a recipe reads of a table."""
+    task, partition = recipe.task, recipe.data.partition
+    roles = {*partition_columns(partition), task.label_column, partition.label_column, *more} - {None}
+    texts = {*roles, *task.text_columns} if task.kind in _PLAIN else roles - {*task.columns}
+    texts |= {*partition_columns(partition)}
+    numbers = {task.answer} if task.kind in ("regression", "multiple_choice") or task.is_own else set()
+    if task.kind == "generation":  # {price:.2f} is of a number
+        parsed = string.Formatter().parse(f"{task.prompt}{task.answer}")
+        numbers = {field for _, field, spec, _ in parsed if field and spec}
+    return Wanted(_names({*roles, *task.columns}), _names(texts), _names(numbers - texts))
+
+
+def _names(columns: Iterable[str | None]) -> frozenset[str]:
+    return frozenset(name for name in columns if name)
+
+
+def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> DealtRows:
+    task, settings = recipe.task, recipe.data.partition
+    extra = partition_columns(settings)
+    notes = [*rows.notes]
+    present, places = _checked(rows, recipe, notes)
+    numbers, names = _classes(task, present, recipe.data.path, min_classes, places, notes)
+    dealt = numbers if settings.label_column is None else _numbered(present, settings.label_column)[0]
+    validation, test = present.get("validation"), present.get("test")
+    partition = partition_rows(
+        settings,
+        labels=dealt["train"],
+        columns=_columns(present["train"], extra),
+        seed=derive_seed(recipe.seed, "partition"),
+        validation_labels=dealt.get("validation"),
+        validation_columns=None if validation is None else _columns(validation, extra),
+        test_labels=dealt.get("test"),
+        test_columns=None if test is None else _columns(test, extra),
+    )
+    if partition.left_out:
+        listed = some(f"{client} ({why})" for client, why in partition.left_out.items())
+        notes.append(f"Clients left out (data.partition.leave_out_small): {listed}.")
+    starts = dict(zip(present, np.cumsum([0, *(len(table) for table in present.values())]), strict=False))
+    moved = {
+        client: ClientRows(
+            parts.train,
+            parts.validation + starts.get("validation", 0),
+            parts.test + starts.get("test", 0),
+        )
+        for client, parts in partition.clients.items()
+    }
+    texts = [table.select_columns(task.columns) for table in present.values()]
+    table = datasets.concatenate_datasets(
+        [table.add_column(CLASS_NUMBER, numbers[split]) for split, table in zip(present, texts, strict=True)]
+    )
+    labels = np.concatenate([numbers[split] for split in present])
+    fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
+    inputs, outputs = _inputs(task)
+    notes += client_notes(partition)
+    notes += repeat_notes(
+        table,
+        labels,
+        Partition(moved),
+        inputs,
+        outputs,
+        group=settings.group,
+        own_test=partition.own_test,
+        drawn=client_column(settings) is None,
+    )
+    return DealtRows(table, labels, names, Partition(moved), (partition, fingerprint), tuple(notes))
+
+
+def _checked(
+    rows: Rows, recipe: Recipe, notes: list[str]
+) -> tuple[dict[str, datasets.Dataset], dict[str, Callable[[int], str]]]:
+    """Return each split's rows, with texts where texts belong and no empty cell, and where each row stands."""
+    task, settings = recipe.task, recipe.data.partition
+    extra, client = partition_columns(settings), client_column(settings)
+    texts = _wanted(recipe).texts
+    present: dict[str, datasets.Dataset] = {}
+    places: dict[str, Callable[[int], str]] = {}
+    for split, table in {"train": rows.table, "validation": rows.validation, "test": rows.test}.items():
+        if table is None:
+            continue
+        where = f"{recipe.data.path} ({split} rows)"
+        needed = [*_needed(task), *([settings.label_column] if settings.label_column else [])]
+        require_columns(table, [*needed, *(extra if split == "train" else [])], where, rows.unread)
+        read = list(dict.fromkeys([*needed, *(name for name in extra if name in table.column_names)]))
+        place = rows.places.get("table" if split == "train" else split)
+        table = with_texts(table, texts & {*read}, place or FROM_0.format)
+        kept, said = filled_rows(
+            table, {name: name not in task.columns for name in read}, place, where, drop=recipe.data.drop_empty
+        )
+        if kept is not None:
+            if client in table.column_names:
+                said += clients_without_rows(table, kept, str(client), leave_out=settings.leave_out_small)
+            table, place = rows_of(table, kept), None if place is None else Places(place.files, place.codes[kept])
+        notes += said
+        present[split], places[split] = table, place or FROM_0.format
+        if task.has_classes and place is not None and split == "train":
+            require_one_writing(table, task.label_column or "", place, recipe.data.path)
+    return present, places
+
+
+def _inputs(task: TaskSettings) -> tuple[list[str], list[str]]:
+    """Return the columns that a model is given, and those of what it is to say; none for pictures."""
+    if task.kind == "image_classification":
+        return [], []
+    if task.kind in ("generation", "multiple_choice"):
+        inputs = list(dict.fromkeys([*fields_of(task.prompt or ""), *(task.choices or ())]))
+    else:
+        inputs = task.text_columns
+    return inputs, [name for name in task.columns if name not in inputs]
+
+
+def _needed(task: TaskSettings) -> list[str]:
+    """Return the columns that every split must have."""
+    return list(dict.fromkeys([*task.columns, *([task.label_column] if task.label_column else [])]))
+
+
+def _classes(
+    task: TaskSettings,
+    tables: Mapping[str, datasets.Dataset],
+    path: str,
+    min_classes: int,
+    places: Mapping[str, Callable[[int], str]],
+    notes: list[str],
+) -> tuple[dict[str, IntArray], tuple[str, ...]]:
+    """Return each split's class numbers, and the classes' names; without a label column all rows are of one kind."""
+    if task.label_column is None:
+        return {split: np.zeros(len(table), dtype=np.int64) for split, table in tables.items()}, (NO_CLASS,)
+    names: Sequence[str] | None = task.labels if task.has_classes else None
+    if not task.has_classes:  # values that only tell how rows are shared out: no split need have them all
+        return _numbered(tables, task.label_column)
+    numbers: dict[str, IntArray] = {}
+    for split, table in tables.items():
+        where = f"{path} ({split} rows)"
+        names = class_names(table, task.label_column, names, where)
+        cells = table[task.label_column][:]  # as a list: row by row takes minutes for many
+        notes += spelling_notes(sorted({cell for cell in cells if isinstance(cell, str)}), task.label_column)
+        numbers[split], names = encode_labels(
+            cells,
+            names,
+            f"{where}, column {task.label_column!r}",
+            min_classes=min_classes if split == "train" else 1,
+            place=places[split],
+        )
+    found = tuple(names or ())
+    notes += label_notes(found, np.concatenate(list(numbers.values())))
+    return numbers, found
+
+
+def _numbered(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[dict[str, IntArray], tuple[str, ...]]:
+    """Return each split's values of a column as numbers, and the values as texts in order of their number."""
+    values = {split: [str(text_of(cell)) for cell in table[column][:]] for split, table in tables.items()}
+    known = sorted(set().union(*values.values()))
+    place = {value: number for number, value in enumerate(known)}
+    return {split: np.array([place[value] for value in own], dtype=np.int64) for split, own in values.items()}, tuple(
+        known
+    )
+
+
+def _columns(table: datasets.Dataset, names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    return {name: table[name][:] for name in names if name in table.column_names}
+
+
+_NO_VALIDATION = (
+    "The clients' data sets have no validation rows: a part of each client's train rows (data.partition."
+    "validation_fraction) is kept from training to choose the round by."
+)
+
+
+def _merge(clients: Mapping[str, ClientTable], wanted: Wanted) -> Rows:
+    """Return all clients' rows in one table, with a column that names the client."""
+    if not clients:
+        raise DataError("no clients: give at least one data set")
+    whole = {client: table for client, table in clients.items() if isinstance(table, datasets.Dataset)}
+    split = {client: table for client, table in clients.items() if not isinstance(table, datasets.Dataset)}
+    if whole and split:
+        raise DataError(
+            "give every client one Dataset, or every client a DatasetDict with train and test (and validation)"
+        )
+    if whole:
+        return _stacked({"table": whole}, wanted)
+    has_validation = any("validation" in tables for tables in split.values())
+    needed = [name for name in SPLITS if name != "validation" or has_validation]
+    missing = [
+        f"{client} has no {name!r} rows" for client, tables in split.items() for name in needed if name not in tables
+    ]
+    if missing:
+        raise DataError(
+            f"{'; '.join(missing)}: give every client {', '.join(needed[:-1])} and {needed[-1]} rows; where no client "
+            "has 'validation' rows, they are cut from the 'train' rows"
+        )
+    by_split = {
+        "table" if name == "train" else name: {client: tables[name] for client, tables in split.items()}
+        for name in needed
+    }
+    rows = _stacked(by_split, wanted)
+    return rows if has_validation else replace(rows, notes=(*rows.notes, _NO_VALIDATION))
+
+
+def _stacked(by_split: Mapping[str, Mapping[str, datasets.Dataset]], wanted: Wanted) -> Rows:
+    """Return clients' tables end to end; columns that are not read are left out, and named in a note."""
+    found: dict[str, datasets.Dataset] = {}
+    places: dict[str, Places] = {}
+    unread: dict[str, list[str]] = {}
+    for split, tables in by_split.items():
+        empty = [client for client, table in tables.items() if not len(table)]
+        if empty:
+            raise DataError(f"clients without rows: {', '.join(empty)}; leave them out, or give them data")
+        parts = {}
+        for number, (client, table) in enumerate(tables.items()):
+            kept = [name for name in table.column_names if name in wanted and name != CLIENT]
+            for name in table.column_names:
+                if name not in wanted:
+                    unread.setdefault(name, []).append(client)
+            own = with_texts(table.select_columns(kept), wanted.texts & {*kept}, partial(_row_of, client))
+            arrow = own.with_format("arrow")[:]
+            codes = (number << 32) + np.arange(len(arrow), dtype=np.int64)
+            arrow = arrow.append_column(PLACE, pa.array(codes)) if kept else pa.table({PLACE: codes})
+            parts[client] = Table(arrow, {**own.features, PLACE: datasets.Value("int64")})
+        whole = as_dataset(
+            merge_tables(parts, {client: client for client in parts}, "the clients' rows", column=CLIENT, unread=unread)
+        )
+        places[split] = Places(
+            [(client, FROM_0) for client in tables], np.asarray(whole.with_format("numpy")[PLACE][:])
+        )
+        found[split] = whole.remove_columns(PLACE)
+    count = len(next(iter(by_split.values())))
+    named = [
+        repr(name) if len(set(having)) == count else f"{name!r} (of {some(dict.fromkeys(having))})"
+        for name, having in unread.items()
+    ]
+    notes = (f"Columns that are not used are left aside: {some(named)}.",) if named else ()
+    return Rows(found["table"], found.get("validation"), found.get("test"), notes, places, tuple(unread))
+
+
+def _row_of(client: str, row: int) -> str:
+    return f"{client}, {FROM_0.format(row)}"

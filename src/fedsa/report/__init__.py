@@ -1,5 +1,0 @@
-"""The report of a run."""
-
-from fedsa.report.page import write_report
-
-__all__ = ["write_report"]

@@ -1,0 +1,416 @@
+"""From a federation's result to clients that were not in it: adapters of their own; and one model for all who ask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsa.adapters.algebra import padded, pairs, rank_of, ranked
+from fedsa.adapters.similarity import clusters
+from fedsa.algorithms.base import Algorithm, weighted_mean
+from fedsa.client import Learner, Personal, initial_of_client, own_tensors, personal_tensors
+from fedsa.client.batches import batched
+from fedsa.client.training.job import Job
+from fedsa.errors import RunFolderError, UserError
+from fedsa.federation import Federation, client_ranks
+from fedsa.recipe import AdaptationSettings, Recipe, Start
+from fedsa.seeds import derive_seed
+from fedsa.server import load_state, received_by
+from fedsa.store import RunFolder, recipe_of
+from fedsa.types import Factor, Key, Side, SplitName, State
+
+__all__ = [
+    "Adapted",
+    "Onboarding",
+    "PersonalStates",
+    "Weighted",
+    "cluster_means",
+    "fit_global",
+    "global_model",
+    "mean_personal",
+    "trained_keys",
+]
+
+Weighted = tuple[State, int]
+"""A client's tensors, and its weight in a mean."""
+
+_RIDGE = 1e-6  # of the mean of ĀĀᵀ's diagonal: keeps a solvable system solvable, and changes nothing else
+
+
+def trained_keys(recipe: Recipe, algorithm: Algorithm, keys: Iterable[Key], *, personal: bool) -> tuple[Key, ...]:
+    """Return the tensors that a client trains in some round, in their order.
+
+    Args:
+        recipe: tells the rounds.
+        algorithm: the method.
+        keys: every tensor of the adapter and the head.
+        personal: only those that are never sent or received.
+    """
+    plans = {key: [algorithm.plan(key, round) for round in range(1, recipe.rounds + 1)] for key in keys}
+    return tuple(
+        key
+        for key, by_round in plans.items()
+        if any(plan.trained for plan in by_round)
+        and not (personal and any(plan.sent or plan.received for plan in by_round))
+    )
+
+
+@final
+class PersonalStates:
+    """What clients of a run would use after a round.
+
+    Args:
+        folder: the run.
+        algorithm: its method.
+        round: the chosen or the final one; others are not kept.
+    """
+
+    def __init__(self, folder: RunFolder, algorithm: Algorithm, round: int) -> None:
+        self._folder, self._algorithm, self._round = folder, algorithm, round
+        self._about: Mapping[str, Mapping[str, Any]] = folder.read_json("clients.json")
+        self.recipe, self.initial = recipe_of(folder), folder.load_initial()
+        self.server = load_state(folder, round) if round else algorithm.init(self.initial)
+        progress = folder.progress()
+        self._chosen_round = 0 if progress is None else progress.chosen_round or 0
+        self._ranks = client_ranks(self.recipe.adapter, list(self._about))
+
+    def of(self, client: str) -> State:
+        """Return what a client would use: its own tensors and the server's.
+
+        Raises:
+            RunFolderError: there is no such client, or its files are not there.
+            UserError: it was held out, and has an adapter of its own for the chosen round only.
+        """
+        kept = self._folder.load_personal(client, self._round)
+        if kept is not None:
+            return kept
+        held_out = bool(self._about.get(client, {}).get("held_out"))
+        if held_out and self._round != self._chosen_round:
+            raise UserError(
+                f"client {client!r} was held out of the federation: it has an adapter for the chosen round only, "
+                f"not for round {self._round}"
+            )
+        if held_out or self.recipe.personal_state == "reconstruct":
+            raise RunFolderError(
+                f"{self._folder.path}: the tensors of client {client!r} after round {self._round}, which were fitted "
+                "for the test, are missing: put their file back from a copy, or start the run again"
+            )
+        state, initial = self._folder.load_client(client, self._round), self._initial(client)
+        received = received_by(
+            self._algorithm,
+            self.server,
+            client,
+            self._round + 1,
+            version=state.version if state else 0,
+            wire_dtype=self.recipe.wire_dtype,
+        )
+        return personal_tensors(self._algorithm, initial, state, received)
+
+    def trained(self) -> Iterator[Weighted]:
+        """Yield what each client of the federation would use, with its weight, of those that have trained."""
+        for client, tensors in self._each():
+            yield tensors, self._weight(client)
+
+    def own(self) -> Iterator[Weighted]:
+        """Yield what each client's own training left, before the aggregate came, of those that have trained."""
+        for client, tensors in self._each():
+            state = self._folder.load_client(client, self._round)
+            yield own_tensors(self._initial(client), state) if state else tensors, self._weight(client)
+
+    def _each(self) -> Iterator[tuple[str, State]]:
+        for client, about in self._about.items():
+            if not about.get("held_out"):
+                tensors, initial = self.of(client), self._initial(client)
+                if any(
+                    not self._algorithm.plan(key, 1).received and not torch.equal(value, initial[key])
+                    for key, value in tensors.items()
+                ):
+                    yield client, tensors
+
+    def _initial(self, client: str) -> State:
+        return initial_of_client(
+            self.initial,
+            self._algorithm,
+            client,
+            seed=self.recipe.seed,
+            own_a=self.recipe.adapter.own_initial_a,
+            rank=self._ranks.get(client),
+        )
+
+    def _weight(self, client: str) -> int:
+        return int(self._about[client]["train_examples"]) if self.recipe.weighting == "num_examples" else 1
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A client that was taken to an adapter of its own.
+
+    Attributes:
+        client: its id.
+        tensors: what it ends with.
+        candidates: how many starts there were to choose from, by the loss on its training rows.
+        before: each measured split's metrics with the tensors that it starts from.
+        after: the same with those that it ends with.
+    """
+
+    client: str
+    tensors: State
+    candidates: int
+    before: Mapping[SplitName, Mapping[str, float]]
+    after: Mapping[SplitName, Mapping[str, float]]
+
+
+@final
+class Onboarding:
+    """Takes clients that were not in a federation to adapters of their own.
+
+    Args:
+        federation: model, task and the clients' rows.
+        states: the federation's result.
+        settings: how.
+    """
+
+    def __init__(self, federation: Federation, states: PersonalStates, settings: AdaptationSettings) -> None:
+        self._federation, self._states, self._settings = federation, states, settings
+        self._keys = tuple(states.initial)
+        recipe, algorithm = federation.recipe, federation.algorithm
+        self._personal = trained_keys(recipe, algorithm, self._keys, personal=True)
+        self._all = trained_keys(recipe, algorithm, self._keys, personal=False)
+
+    def choices(self) -> list[tuple[Start, bool]]:
+        """Return every start and freeze_shared that the method and the clients' consent leave."""
+        starts: tuple[Start, ...] = ("initial", "mean", "nearest") if self._settings.share_personal else ("initial",)
+        shares = self._personal != self._all
+        freezings = [freeze for freeze in (False, True) if (self._personal if freeze else self._all)]
+        return [
+            (start, freeze)
+            for freeze in freezings
+            if shares or not freeze
+            for start in (starts if self._personal else starts[:1])
+        ]
+
+    def take_in(
+        self,
+        clients: Sequence[str],
+        start: Start,
+        *,
+        freeze_shared: bool,
+        splits: Sequence[SplitName] = ("test",),
+    ) -> Iterator[Adapted]:
+        """Yield clients with adapters of their own, in their order.
+
+        Args:
+            clients: ids, of the federation's rows.
+            start: where their personal tensors begin.
+            freeze_shared: train the personal tensors only.
+            splits: what is measured before and after.
+
+        Raises:
+            UserError: nothing is left to be trained, or the clients do not share what the start needs.
+            TrainingError: a training or evaluation went wrong.
+        """
+        keys = self._personal if freeze_shared else self._all
+        if not keys:
+            raise UserError(
+                f"freeze_shared leaves nothing to train: {self._federation.recipe.algorithm} keeps nothing at the "
+                "client; leave it out"
+            )
+        learner = self._learner
+        for group in batched(clients, learner.together):
+            begun = [self._begin(client, start) for client in group]
+            tensors = [own for own, _ in begun]
+            before = self._measured(group, tensors, splits)
+            jobs = [self._job(client, own, self._personal) for client, own in zip(group, tensors, strict=True)]
+            if start == "initial":  # what the run's clients began with: a head of its own is warmed up as theirs were
+                tensors = [result.tensors for result in learner.warm_heads(jobs)]
+            jobs = [replace(job, tensors=own, keys=keys) for job, own in zip(jobs, tensors, strict=True)]
+            ended = [result.tensors for result in learner.train(jobs)]
+            after = self._measured(group, ended, splits)
+            for place, client in enumerate(group):
+                yield Adapted(client, ended[place], begun[place][1], before[place], after[place])
+
+    @cached_property
+    def _learner(self) -> Learner:
+        """The federation's, with training of the adaptation's length: the schedule spans it."""
+        learner, length = self._federation.learner, self._settings.length
+        training = learner.training.model_copy(
+            update={
+                "local_steps": length.get("steps"),
+                "local_epochs": length.get("epochs"),
+                "proximal_mu": 0.0,
+                "optimizer_state": "reset",
+            }
+        )
+        return replace(learner, training=training)
+
+    def _job(self, client: str, tensors: State, keys: tuple[Key, ...]) -> Job:
+        return Job(
+            client=client,
+            round=1,
+            rounds=1,
+            seed=derive_seed(self._federation.recipe.seed, "adaptation"),
+            tensors=tensors,
+            keys=keys,
+            received=(),
+            optimizer_state={},
+            rows=self._federation.rows.partition.clients[client].train,
+        )
+
+    def _begin(self, client: str, start: Start) -> tuple[State, int]:
+        """Return what a client begins with, and from how many candidates it was chosen."""
+        federation, states = self._federation, self._states
+        recipe, algorithm = federation.recipe, federation.algorithm
+        initial = initial_of_client(
+            states.initial,
+            algorithm,
+            client,
+            seed=recipe.seed,
+            own_a=recipe.adapter.own_initial_a,
+            rank=federation.ranks.get(client),
+        )
+        rank = rank_of(initial)
+        received = received_by(
+            algorithm, states.server, client, recipe.rounds + 1, wire_dtype=recipe.wire_dtype, rank=rank
+        )
+        newcomer = personal_tensors(algorithm, initial, None, received)
+        candidates = [{**newcomer, **ranked(personal, rank)} for personal in self._starts(start)]
+        if len(candidates) == 1:
+            return candidates[0], 1
+        rows = federation.rows.partition.clients[client].train
+        losses = [metrics["loss"] for metrics in self._evaluated([Personal(client, each, rows) for each in candidates])]
+        return candidates[int(np.argmin(losses))], len(candidates)
+
+    def _starts(self, start: Start) -> list[State]:
+        """Return the candidates for the personal tensors' values, of the full rank."""
+        if start == "initial":
+            return [{}]
+        if not self._settings.share_personal:
+            raise UserError(
+                f"start = {start} needs the mean of clients' personal tensors, which do not leave the clients in this "
+                "run: its recipe must have adaptation.share_personal = true; use start = initial"
+            )
+        if start == "mean":
+            return [self._mean]
+        return self._clusters
+
+    @cached_property
+    def _mean(self) -> State:
+        return mean_personal(self._states.trained(), self._personal, self._states.initial)
+
+    @cached_property
+    def _clusters(self) -> list[State]:
+        seen = [({key: tensors[key] for key in self._personal}, weight) for tensors, weight in self._states.trained()]
+        return cluster_means(seen, self._states.initial, self._settings.clusters)
+
+    def _measured(
+        self, clients: Sequence[str], tensors: Sequence[State], splits: Sequence[SplitName]
+    ) -> list[dict[SplitName, dict[str, float]]]:
+        parts = self._federation.rows.partition.clients
+        results: list[dict[SplitName, dict[str, float]]] = [{} for _ in clients]
+        for split in splits:
+            personal = [
+                Personal(client, own, getattr(parts[client], split))
+                for client, own in zip(clients, tensors, strict=True)
+            ]
+            for result, metrics in zip(results, self._evaluated(personal), strict=True):
+                result[split] = metrics
+        return results
+
+    def _evaluated(self, personal: Sequence[Personal]) -> list[dict[str, float]]:
+        return [metrics for _, metrics in self._learner.evaluate(personal)]
+
+
+def mean_personal(states: Iterable[Weighted], keys: Sequence[Key], initial: State) -> dict[Key, Tensor]:
+    """Return the weighted mean of clients' personal tensors; nothing if there are no clients.
+
+    Args:
+        states: clients' tensors and weights.
+        keys: the personal ones.
+        initial: for shapes, dtypes and, where clients' ranks differ, what no client has.
+    """
+    means = weighted_mean((({key: tensors[key] for key in keys}, weight) for tensors, weight in states), initial)
+    return {key: mean.to(initial[key].dtype) for key, mean in means.items()}
+
+
+def cluster_means(seen: Sequence[Weighted], initial: State, number: int = 0) -> list[State]:
+    """Return the weighted mean of each cluster of clients; one empty state if there are no clients.
+
+    Clients are alike where what their B sides learned points in the same direction (cosine, average linkage); where
+    nothing on the B side is personal, all that is personal counts.
+
+    Args:
+        seen: clients' personal tensors and weights.
+        initial: the values that they all started from, of the full rank.
+        number: of clusters; 0: the square root of the number of clients, rounded.
+    """
+    if not seen:
+        return [{}]
+    keys = tuple(seen[0][0])
+    count = min(len(seen), number or round(math.sqrt(len(seen))))
+    if count < 2:
+        return [mean_personal(seen, keys, initial)]
+    told = [key for key in keys if key.factor.side is Side.B] or keys
+    learned = torch.stack(
+        [
+            torch.cat([(padded(tensors[key], initial[key].shape) - initial[key]).double().flatten() for key in told])
+            for tensors, _ in seen
+        ]
+    )
+    labels = clusters(learned, count)
+    return [
+        mean_personal([each for each, own in zip(seen, labels, strict=True) if own == label], keys, initial)
+        for label in dict.fromkeys(labels)
+    ]
+
+
+def global_model(states: PersonalStates, algorithm: Algorithm, how: Literal["average", "fit"]) -> State:
+    """Return the tensors of one model for all.
+
+    Args:
+        states: the federation's result.
+        algorithm: its method.
+        how: ``average``: what is shared, and the mean of what is personal; ``fit``: each module's B as `fit_global`.
+    """
+    initial, recipe = states.initial, states.recipe
+    keys = trained_keys(recipe, algorithm, initial, personal=True)
+    shared = personal_tensors(algorithm, initial, None, received_by(algorithm, states.server, "", recipe.rounds + 1))
+    average = {**shared, **mean_personal(states.trained(), keys, initial)}
+    return {**average, **fit_global(average, states.own(), algorithm.adapters)} if how == "fit" else average
+
+
+def fit_global(average: State, own: Iterable[Weighted], adapters: Sequence[str]) -> dict[Key, Tensor]:
+    """Return the B of each module whose B·Ā is nearest to the weighted mean of clients' B·A, Ā being the average's A.
+
+    It is B̂ = mean(BᵢAᵢ)·Āᵀ·(ĀĀᵀ + εI)⁻¹, in float64. No BᵢAᵢ is ever made: BᵢAᵢĀᵀ is Bᵢ times a matrix of the ranks.
+
+    Args:
+        average: of all tensors.
+        own: each client's tensors as its training left them, and its weight.
+        adapters: the PEFT adapters.
+    """
+    known = {
+        (adapter, module): a.double() for adapter in adapters for module, (_, a) in pairs(average, adapter).items()
+    }
+    sums: dict[tuple[str, str], Tensor] = {}
+    total = 0
+    for tensors, weight in own:
+        total += weight
+        for adapter in adapters:
+            for module, (b, a) in pairs(tensors, adapter).items():
+                term = weight * b.double() @ (a.double() @ known[adapter, module].T)
+                sums[adapter, module] = sums[adapter, module] + term if (adapter, module) in sums else term
+    fitted = {}
+    for (adapter, module), target in sums.items():
+        a = known[adapter, module]
+        gram = a @ a.T
+        gram = gram + torch.eye(len(gram), dtype=gram.dtype) * (_RIDGE * gram.diagonal().mean())
+        key = Key(module, Factor.B, adapter)
+        fitted[key] = torch.linalg.solve(gram, (target / total).T).T.to(average[key].dtype).contiguous()
+    return fitted

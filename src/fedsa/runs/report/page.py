@@ -1,0 +1,284 @@
+"""The page of a run: one HTML file, made from the run folder alone.
+
+It opens offline, needs no script and fetches nothing, so it can be mailed and archived. The same run folder
+gives the same bytes. The curves are SVG; their colours are named in the style sheet, hence light and dark.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import tomllib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, TemplateError
+from markupsafe import Markup
+
+from fedsa.errors import RunFolderError
+from fedsa.runs.report.figures import MOST_LABELS, Table, draw_figures
+from fedsa.statistics import interval
+from fedsa.store import FinishedRun, write_atomically
+from fedsa.texts.escapes import for_html
+from fedsa.texts.words import counted, some
+from fedsa.types import FRACTIONS
+
+__all__ = ["write_report"]
+
+_COLUMNS = [
+    ("before", "Before training"),
+    ("test", "Chosen round"),
+    ("test_final", "Final round"),
+    ("test_after_training", "Chosen, after local training"),
+    ("test_final_after_training", "Final, after local training"),
+    ("test_after_aggregate", "Chosen, after the aggregate"),
+    ("test_final_after_aggregate", "Final, after the aggregate"),
+]
+_MOMENTS = {
+    "aggregate": "after it received the aggregate: with the model it would use next",
+    "training": "right after its local training",
+}
+
+
+def write_report(run: Path) -> Path:
+    """Return the path of ``report.html``, newly written from the files of a finished run.
+
+    Args:
+        run: a finished run's folder.
+
+    Raises:
+        RunFolderError: one of its files is missing, damaged or of another run.
+        UserError: the report cannot be written.
+    """
+    finished = FinishedRun.open(run)
+    recipe_text = finished.folder.recipe_text()
+    try:
+        html = _render(
+            run.resolve().name,
+            tomllib.loads(recipe_text),
+            recipe_text,
+            finished.environment(),
+            finished.summary,
+            list(finished.lines()),
+            finished.samples(),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, TemplateError) as error:
+        raise RunFolderError(
+            f"the files in {run} do not have the form that this version of fedsa writes ({error}); "
+            "make the report with the version that is named in environment.json, or repeat the run with `fedsa run`"
+        ) from error
+    report = run / "report.html"
+    write_atomically(report, html.encode(errors="replace"))
+    return report
+
+
+def _render(
+    name: str,
+    recipe: Table,
+    recipe_text: str,
+    environment: Table,
+    summary: Table,
+    records: Sequence[Table],
+    samples: Sequence[Table],
+) -> str:
+    metric = str(summary.get("metric", "accuracy"))
+    has_classes = any("majority" in entry for entry in summary["per_client"].values())
+    labels = _labels(summary["per_client"]) if has_classes else []
+    plan = summary.get("sharing_plan", [])
+    titles = _titles(summary)
+    uploads = sum(record.get("train") is not None for record in records)
+    bytes_each = 2 if summary.get("wire_dtype") == "bf16" else 4
+    trained_bytes = bytes_each * sum(row.get("parameters", 0) for row in plan if row.get("trained"))
+    engine = Environment(
+        autoescape=True, finalize=_safe, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    engine.filters |= {
+        "score": lambda value: _score(value, metric),
+        "range": lambda figures: _range(figures, metric),
+        "perplexity": lambda figures: _perplexity(figures, metric),
+        "some": some,
+        "counted": counted,
+        "percent": lambda value: _score(value, "accuracy"),
+        "spread": lambda value: _score(value, metric).replace("\u00a0%", " points"),
+        "count": lambda value: "–" if value is None else f"{value:,}",
+        "size": _size,
+        "duration": _duration,
+        "quoted": shlex.quote,
+    }
+    template = resources.files("fedsa.runs.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    clients = list(summary["per_client"].values())
+    shown_recipe = _without_folders(recipe, recipe_text)
+    return engine.from_string(template).render(
+        name=name,
+        recipe=recipe,
+        recipe_text=shown_recipe,
+        shortened=shown_recipe != recipe_text,
+        model=_short(recipe.get("model", {}).get("path", "–")).removeprefix("part:"),
+        data=_short(recipe.get("data", {}).get("path", "–")).removeprefix("part:"),
+        environment=environment,
+        s=summary,
+        metric=metric.replace("_", " "),
+        labels=labels,
+        mixes={client: _mix(entry.get("labels", {}), labels) for client, entry in summary["per_client"].items()},
+        rows={split: sum(c.get(f"{split}_examples", 0) for c in clients) for split in ("train", "validation", "test")},
+        headlines=[(key, title) for key, title in titles if key in summary and key != "before"],
+        columns=[(key, title) for key, title in titles if any(key in client for client in clients)],
+        rows_range=_range({metric: summary["test"].get("weighted_mean"), "examples": _test_rows(summary)}, metric),
+        kinds=summary.get("sharing_by_round") or ([{**summary, "rounds": None}] if plan else []),
+        samples=samples,
+        continues=recipe.get("task", {}).get("kind") == "language_modeling",
+        has_ranges=any(_range(client.get("test"), metric) for client in clients),
+        has_perplexity=any(_perplexity(client.get("test"), metric) for client in clients),
+        in_words=_in_words(summary, metric),
+        moment=_MOMENTS.get(summary.get("evaluated_after", ""), _MOMENTS["aggregate"]),
+        plan=plan,
+        bytes_each=bytes_each,
+        trained_bytes=trained_bytes,
+        uploads=uploads,
+        figures=draw_figures(records, metric, summary.get("chosen_round")),
+    )
+
+
+def _safe(value: Any) -> Any:
+    """Return what stands in the page for a value: texts without control characters; drawings as they are."""
+    return for_html(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _in_words(summary: Table, metric: str) -> str:
+    """Return the result as sentences, for a reader who stops there."""
+    test, clients, chosen = summary["test"], summary["per_client"].values(), summary.get("chosen_round", "–")
+    text = (
+        f"After {counted(summary['rounds'], 'round')}, the model of round {chosen}, chosen on validation, "
+        f"reaches {_score(test.get('weighted_mean'), metric)} {metric.replace('_', ' ')} on the clients’ own test rows "
+        f"(weighted mean) and {_score(test.get('worst'), metric)} at the worst client"
+    )
+    text += f", {test['worst_client']}." if test.get("worst_client") else "."
+    both = [(c["test"][metric], c["majority"]) for c in clients if "majority" in c and metric in c.get("test", {})]
+    if both and metric == "accuracy":
+        better = sum(accuracy > majority for accuracy, majority in both)
+        guessing = f"{better} of {counted(len(both), 'client')}"
+        text += f" Better than always guessing the client’s most frequent label: {guessing}."
+    return text
+
+
+def _titles(summary: Table) -> list[tuple[str, str]]:
+    """Return the columns of results and their titles: one for the chosen and the final round where they are one."""
+    if summary.get("chosen_round") != summary["rounds"]:
+        return _COLUMNS
+    return [
+        (key, title.replace("Chosen", "Chosen and final"))
+        for key, title in _COLUMNS
+        if not key.startswith("test_final")
+    ]
+
+
+def _test_rows(summary: Table) -> int:
+    """Return how many test rows the clients of the federation have."""
+    return sum(client.get("test_examples", 0) for client in summary["per_client"].values())
+
+
+def _range(figures: Any, metric: str) -> str | None:
+    r"""Return the 95 % interval of a result as text; None where the metric has none.
+
+    >>> _range({"accuracy": 84 / 98, "examples": 98}, "accuracy")
+    '77.4 to 91.3\xa0%'
+    """
+    value, rows = (figures.get(name) if isinstance(figures, Mapping) else None for name in (metric, "examples"))
+    ends = None if value is None or not rows or not math.isfinite(value) else interval(value, rows, metric)
+    return None if ends is None else f"{100 * ends[0]:.1f} to {_score(ends[1], metric)}"
+
+
+def _perplexity(figures: Any, metric: str) -> str | None:
+    """Return the perplexity of a result as text, or that of the weighted mean; None where there is none."""
+    if not isinstance(figures, Mapping):
+        return None
+    value = figures.get("perplexity")
+    if value is None and metric == "log_likelihood" and isinstance(figures.get("weighted_mean"), int | float):
+        value = math.exp(min(700.0, -figures["weighted_mean"]))
+    return None if value is None else _score(value, "perplexity")
+
+
+def _score(value: Any, metric: str) -> str:
+    r"""Return a metric's value as text; of a table of metrics, the value of ``metric``.
+
+    >>> _score(0.8613, "accuracy"), _score({"perplexity": 4.5678}, "perplexity"), _score(None, "f1")
+    ('86.1\xa0%', '4.568', '–')
+    """
+    if isinstance(value, Mapping):
+        value = value.get(metric)
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.1f}\u00a0%" if metric in FRACTIONS else f"{value:.4g}"
+
+
+def _size(value: float | None) -> str:
+    r"""Return bytes as text, in decimal units.
+
+    >>> _size(999), _size(147_456), _size(1.5e9)
+    ('999\xa0bytes', '147.5\xa0kB', '1.5\xa0GB')
+    """
+    if value is None:
+        return "–"
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:.1f}\u00a0{unit}"
+    return f"{value:.0f}\u00a0bytes"
+
+
+def _duration(seconds: float | None) -> str:
+    r"""Return a duration as text.
+
+    >>> _duration(8.04), _duration(200), _duration(7500)
+    ('8.0\xa0s', '3\xa0min\xa020\xa0s', '2\xa0h\xa005\xa0min')
+    """
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.1f}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}\u00a0min\u00a0{rest:02d}\u00a0s"
+    return f"{minutes // 60}\u00a0h\u00a0{minutes % 60:02d}\u00a0min"
+
+
+def _short(path: Any) -> str:
+    """Return a path without the folders of the machine it was on; a hub's name stays as it is."""
+    text = str(path)
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(text).is_absolute() and kind(text).name:
+            return f"…/{kind(text).name}"
+    return text
+
+
+def _without_folders(value: Any, text: str) -> str:
+    """Return the recipe's text with every absolute path in it shortened."""
+    if isinstance(value, str) and _short(value) != value:
+        return text.replace(json.dumps(value, ensure_ascii=False), f'"{_short(value)}"').replace(
+            f"'{value}'", f"'{_short(value)}'"
+        )
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        text = _without_folders(item, text)
+    return text
+
+
+def _labels(per_client: Mapping[str, Table]) -> list[str]:
+    """Return the labels that get a colour of their own: the most frequent ones, in the order they were given."""
+    totals: dict[str, int] = defaultdict(int)
+    for client in per_client.values():
+        for label, count in client.get("labels", {}).items():
+            totals[label] += count
+    frequent = set(sorted(totals, key=lambda label: -totals[label])[:MOST_LABELS])
+    named = [label for label in totals if label in frequent]
+    return [*named, "other labels"] if len(named) < len(totals) else named
+
+
+def _mix(counts: Mapping[str, int], labels: Sequence[str]) -> list[int]:
+    """Return a client's rows for each of ``labels``; the last takes what has no label of its own."""
+    rows = [counts.get(label, 0) for label in labels]
+    if labels and labels[-1] == "other labels":
+        rows[-1] = sum(counts.values()) - sum(rows[:-1])
+    return rows

@@ -1,0 +1,623 @@
+"""The laws that every method obeys, as functions: a plug-in's own test is one call of `check_laws`.
+
+A law runs a federation without a model: clients' tensors are random numbers of a layer of each of two sizes, and local
+training adds random numbers to what the plan says is trained. Server, clients and method are the real ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from fedsa.adapters.algebra import pairs, rank_of, ranked
+from fedsa.adapters.factors import VARIANTS
+from fedsa.algorithms.base import Algorithm, Plan, ServerState
+from fedsa.client import Site, personal_tensors
+from fedsa.client.training.job import Job, TrainingResult
+from fedsa.data.clients import ClientRows
+from fedsa.errors import ProtocolError
+from fedsa.plugins import raised
+from fedsa.seeds import derive_seed
+from fedsa.server import Server, load_state, received_by, save_state
+from fedsa.store import ClientState
+from fedsa.types import Factor, Key, Side, State, Update, total_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "LAWS",
+    "Case",
+    "a_saved_state_goes_on_as_if_never_saved",
+    "aggregate_is_pure",
+    "an_additive_method_needs_sums_alone",
+    "an_exact_method_is_exact",
+    "cases",
+    "check_laws",
+    "combine_after_partition_is_the_identity",
+    "initial_tensors",
+    "layer_effects",
+    "one_client_keeps_its_own",
+    "order_and_scale_of_weights_do_not_matter",
+    "plan_is_a_function",
+    "the_server_refuses_what_is_not_declared",
+    "uploads_are_what_the_plan_declares",
+    "who_skips_rounds_catches_up",
+    "without_updates_nothing_changes",
+]
+
+RANK = 2
+ROUNDS = 4
+LAYERS = {"layer.0": (4, 3), "layer.1": (3, 5)}
+"""Each layer's (out, in)."""
+HEAD = (2, 4)
+_VECTORS = {"lambda_d": "rank", "lambda_b": "out", "magnitude": "out", "scale": "out"}
+"""Factors that are vectors, and as long as what."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a law is tried on.
+
+    Attributes:
+        algorithm: the method with its options.
+        variant: the adapter variant.
+        mixed_ranks: client c1 has rank 1, the others 2.
+        seed: of all numbers.
+        weights: of each client, its number of rows.
+        present: who trains in each round; empty: all, in four rounds.
+    """
+
+    algorithm: Algorithm
+    variant: str
+    mixed_ranks: bool = False
+    seed: int = 0
+    weights: tuple[int, ...] = (1, 3, 2)
+    present: tuple[frozenset[int], ...] = ()
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Client ids, sorted."""
+        return tuple(f"c{number}" for number in range(len(self.weights)))
+
+    @property
+    def rounds(self) -> list[list[str]]:
+        """Who trains in each round."""
+        drawn = self.present or (frozenset(range(len(self.weights))),) * ROUNDS
+        return [[client for number, client in enumerate(self.clients) if number in numbers] for numbers in drawn]
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Ranks of the clients whose rank is less than the adapter's."""
+        return {client: 1 for client in self.clients[1:2] if self.mixed_ranks}
+
+
+def initial_tensors(case: Case) -> dict[Key, Tensor]:
+    """Return random initial tensors of a case, in fp32; what the server folds is zero.
+
+    B is not zero, as in variants that start from the weights' own directions; with mixed ranks it is.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(case.seed, "initial"))
+    factors = [factor for factor in VARIANTS[case.variant].factors if factor is not Factor.HEAD]
+    tensors: dict[Key, Tensor] = {}
+    for module, adapter, factor in itertools.product(LAYERS, case.algorithm.adapters, factors):
+        drawn = torch.randn(_shape(module, factor), generator=generator)
+        tensors[Key(module, factor, adapter)] = drawn * (not (case.mixed_ranks and factor is Factor.B))
+    for module, (_, width) in LAYERS.items() if case.algorithm.gated else ():
+        tensors[Key(module, Factor.GATE)] = torch.randn(len(case.algorithm.adapters), width, generator=generator)
+    for module, shape in LAYERS.items() if case.algorithm.folds else ():
+        tensors[Key(module, Factor.DELTA)] = torch.zeros(shape)
+    tensors[Key("classifier.weight", Factor.HEAD)] = torch.randn(HEAD, generator=generator)
+    return tensors
+
+
+def _shape(module: str, factor: Factor) -> tuple[int, ...]:
+    out, width = LAYERS[module]
+    if factor is Factor.MIDDLE:
+        return RANK, RANK
+    if factor.value in _VECTORS:
+        return ({"rank": RANK, "out": out}[_VECTORS[factor.value]],)
+    return {Side.A: (RANK, width), Side.B: (out, RANK)}.get(factor.side, (out,))
+
+
+def layer_effects(case: Case, tensors: State, scaling: Mapping[str, float]) -> dict[str, Tensor]:
+    """Return all that a client's tensors do, in float64.
+
+    For an adapter whose whole update is a product: Δ + Σ s·B·A of each layer, over its adapters, and the head. For
+    others the tensors themselves.
+    """
+    if not VARIANTS[case.variant].is_product:
+        return {str(key): tensor.double() for key, tensor in tensors.items()}
+    effects = {str(key): tensor.double() for key, tensor in tensors.items() if key.factor.side is Side.HEAD}
+    for module in LAYERS:
+        delta = tensors.get(Key(module, Factor.DELTA))
+        effects[module] = torch.zeros(LAYERS[module], dtype=torch.float64) if delta is None else delta.double()
+    for adapter in case.algorithm.adapters:
+        for module, (b, a) in pairs(tensors, adapter).items():
+            effects[module] = effects[module] + scaling[module] * b.double() @ a.double()
+    return effects
+
+
+# -- a federation without a model -------------------------------------------------------------------------------------
+
+
+@final
+class _States:
+    """Clients' states, in memory."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, dict[int, ClientState]] = {}
+
+    def load_client(self, client: str, round: int) -> ClientState | None:
+        kept = [number for number in self._states.get(client, {}) if number <= round]
+        return self._states[client][max(kept)] if kept else None
+
+    def save_client(self, client: str, round: int, state: ClientState) -> None:
+        self._states.setdefault(client, {})[round] = state
+
+    def save_personal(self, client: str, round: int, tensors: State) -> None:
+        raise NotImplementedError("every client keeps its state here")
+
+    def load_ahead(self, clients: Iterable[str], round: int) -> None:
+        pass
+
+
+@final
+class _Store:
+    """The server's state as bytes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[bytes, bytes, str]] = {}
+
+    def save_server(
+        self,
+        round: int,
+        tensors: State,
+        versions: Mapping[Key, int],
+        client_versions: Mapping[str, int],
+        slots: Mapping[str, Tensor],
+        about: Mapping[str, Any],
+    ) -> None:
+        named = {str(key): tensor.contiguous() for key, tensor in tensors.items()}
+        own = {"versions": {str(key): version for key, version in versions.items()}, "about": about}
+        kept = {name: tensor.contiguous() for name, tensor in slots.items()}
+        self._kept[round] = save(named), save(kept), json.dumps(own)
+
+    def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int], dict[str, Tensor], dict[str, Any]]:
+        tensors, slots, text = self._kept[round]
+        own = json.loads(text)
+        versions = {Key.parse(name): version for name, version in own["versions"].items()}
+        return {Key.parse(name): value for name, value in load(tensors).items()}, versions, load(slots), own["about"]
+
+
+@final
+class _World:
+    """A federation whose local training adds random numbers."""
+
+    def __init__(self, case: Case, *, registered: Sequence[str] | None = None) -> None:
+        self.case, self.algorithm = case, case.algorithm
+        self.initial = initial_tensors(case)
+        s = self.algorithm.scaling(2.0, RANK, len(case.clients))
+        self.scaling = dict.fromkeys(LAYERS, s)
+        self.states = _States()
+        self.server = self.serving(self.algorithm.init(self.initial, self.scaling), registered)
+
+    def serving(self, state: ServerState, registered: Sequence[str] | None = None) -> Server:
+        held = {} if registered is not None or not hasattr(self, "server") else self.server.client_versions
+        clients = registered or self.case.clients
+        return Server(self.algorithm, state, clients, seed=self.case.seed, client_versions=held, ranks=self.case.ranks)
+
+    @property
+    def site(self) -> Site:
+        learner: Any = SimpleNamespace(model=SimpleNamespace(initial=self.initial, keys=tuple(self.initial)))
+        nobody = np.arange(0)
+        rows = {
+            client: ClientRows(np.arange(weight), nobody, nobody)
+            for client, weight in zip(self.case.clients, self.case.weights, strict=True)
+        }
+        return Site(self.algorithm, learner, rows, self.states, ROUNDS, self.case.seed, ranks=self.case.ranks)
+
+    def job(self, client: str, round: int) -> Job:
+        return self.site.prepare(self.server.payload(client, round))
+
+    def train(self, job: Job) -> Update:
+        return self.site.finish(job, TrainingResult(_trained(job), {}, {"loss": 0.0, "seconds": 0.0}))
+
+    def round(self, round: int, clients: Iterable[str]) -> list[Update]:
+        """Run a round of some clients, and return their updates."""
+        payloads = self.server.begin_round(round)
+        updates = [self.train(self.site.prepare(payloads[client])) for client in clients]
+        self.record = self.server.end_round(round, updates)
+        return updates
+
+    def personal(self, client: str, round: int, state: ServerState | None = None) -> State:
+        """Return what a client would use after a round."""
+        initial = ranked(self.initial, self.case.ranks.get(client))
+        own = self.states.load_client(client, round)
+        version = own.version if own else 0
+        received = received_by(self.algorithm, state or self.server.state, client, round + 1, version=version)
+        return personal_tensors(self.algorithm, initial, own, received)
+
+    def effects(self, tensors: State) -> dict[str, Tensor]:
+        return layer_effects(self.case, tensors, self.scaling)
+
+
+def _trained(job: Job) -> dict[Key, Tensor]:
+    """Return a job's tensors with random numbers added to what is trained; the same for the same client and round."""
+    generator = torch.Generator().manual_seed(derive_seed(job.seed, "training", job.client, job.round))
+    return {
+        key: tensor + torch.randn(tensor.shape, generator=generator).to(tensor.dtype) if key in job.keys else tensor
+        for key, tensor in job.tensors.items()
+    }
+
+
+def _hold(condition: bool, what: str) -> None:
+    if not condition:
+        raise AssertionError(what)
+
+
+def _same(one: Mapping[Any, Tensor], two: Mapping[Any, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def _close(one: Mapping[str, Tensor], two: Mapping[str, Tensor], tolerance: float) -> bool:
+    """Say whether tensors are the same ones and differ by less than a part of their size."""
+    if one.keys() != two.keys():
+        return False
+    return all(float((one[name] - two[name]).norm()) <= tolerance * (1e-9 + float(two[name].norm())) for name in one)
+
+
+def _overrides(algorithm: Algorithm, *methods: str) -> bool:
+    """Say whether a method does one of these in a way of its own."""
+    return any(getattr(type(algorithm), name) is not getattr(Algorithm, name) for name in methods)
+
+
+def _unsent(case: Case, rounds: Iterable[int]) -> set[Key]:
+    """Return the keys that clients train in some round without sending them."""
+    plans = [(key, case.algorithm.plan(key, round)) for round in rounds for key in initial_tensors(case)]
+    return {key for key, plan in plans if plan.trained and not plan.sent}
+
+
+def _mean(effects: Collection[Mapping[str, Tensor]], weights: Sequence[int]) -> dict[str, Tensor]:
+    whole = sum(weights)
+    names = next(iter(effects))
+    return {
+        name: torch.stack([own[name] * weight for own, weight in zip(effects, weights, strict=True)]).sum(0) / whole
+        for name in names
+    }
+
+
+# -- the laws ---------------------------------------------------------------------------------------------------------
+
+
+def plan_is_a_function(case: Case) -> None:
+    """A plan depends on key and round alone; what is sent is trained; what is received is so in all rounds."""
+    algorithm, keys = case.algorithm, list(initial_tensors(case))
+    for key in keys:
+        plans = [algorithm.plan(key, round) for round in range(1, 9)]
+        _hold(all(isinstance(plan, Plan) for plan in plans), f"plan({key}, ...) is not a Plan")
+        _hold(plans == [algorithm.plan(key, round) for round in range(1, 9)], f"plan({key}, ...) is not a function")
+        _hold(all(plan.trained for plan in plans if plan.sent), f"{key} is sent in a round in which it is not trained")
+        _hold(len({plan.received for plan in plans}) == 1, f"{key} is received in some rounds and not in others")
+        if key.factor.side is Side.HEAD:
+            obeyed = {(plan.trained, plan.sent, plan.received) for plan in plans}
+            _hold(obeyed == {(True, algorithm.share_head, algorithm.share_head)}, "the head is not as share_head says")
+        if key.factor.side is Side.BASE:
+            _hold(not any(plan.trained or plan.sent for plan in plans), f"{key} is the server's: it cannot be trained")
+            _hold(plans[0].received, f"{key}: what the server adds to the weights must be received")
+
+
+def combine_after_partition_is_the_identity(case: Case) -> None:
+    """What is sent, kept and frozen are the client's tensors, each once; the sent ones put back give the same."""
+    tensors = initial_tensors(case)
+    for round in range(1, ROUNDS + 1):
+        plans = {key: case.algorithm.plan(key, round) for key in tensors}
+        sent = {key: value for key, value in tensors.items() if plans[key].sent}
+        kept = {key: value for key, value in tensors.items() if plans[key].trained and not plans[key].sent}
+        frozen = {key: value for key, value in tensors.items() if not plans[key].trained}
+        _hold(len(sent) + len(kept) + len(frozen) == len(tensors), "a tensor is in two parts of the plan, or in none")
+        back = case.algorithm.absorb({**frozen, **kept, **sent}, sent, tensors)
+        _hold(_same(back, tensors), "a client that receives its own tensors does not hold the same as before")
+
+
+def uploads_are_what_the_plan_declares(case: Case) -> None:
+    """An update has the tensors that the plan declares sent, no others, and their bytes; so has what comes down."""
+    world, algorithm = _World(case), case.algorithm
+    renewed = dict.fromkeys(world.initial, 0)
+    for round, clients in enumerate(case.rounds, start=1):
+        sent = {key for key in world.initial if algorithm.plan(key, round).sent}
+        received = {key for key in world.initial if algorithm.plan(key, round).received}
+        payloads = {client: world.server.payload(client, round) for client in clients}
+        for client, payload in payloads.items():
+            lacking = {key for key in received if renewed[key] > world.server.client_versions.get(client, 0)}
+            _hold(set(payload.tensors) <= lacking, f"{client} is sent what it does not receive, or has already")
+            complete = set(payload.tensors) == lacking or _overrides(algorithm, "broadcast")
+            _hold(complete, f"{client} is not sent all that it lacks: does the server give it the round as version?")
+        for update in world.round(round, clients):
+            _hold(
+                set(update.tensors) == sent, f"round {round}: an update's tensors are not those that the plan declares"
+            )
+            own = ranked({key: world.initial[key] for key in sent}, case.ranks.get(update.client))
+            size, most = world.record.upload_bytes[update.client], total_bytes(own)
+            may_be_less = _overrides(algorithm, "after_training")
+            _hold(size == most or (may_be_less and size < most), "bytes sent are not bytes planned")
+        for client, payload in payloads.items():
+            size = total_bytes(payload.tensors)
+            _hold(world.record.download_bytes[client] == size, "bytes received are not the payload's")
+        renewed |= {key: round for key in renewed if algorithm.renews(key, round)}
+        _hold(dict(world.server.state.versions) == renewed, "the server renews other tensors than `renews` says")
+
+
+def the_server_refuses_what_is_not_declared(case: Case) -> None:
+    """An update with one tensor more than the plan declares is refused, and the state stays."""
+    world = _World(case)
+    world.server.begin_round(1)
+    update, before = world.train(world.job(case.clients[0], 1)), world.server.state
+    for key, value in world.initial.items():
+        if key not in update.tensors:
+            try:
+                world.server.end_round(1, [replace(update, tensors={**update.tensors, key: value})])
+            except ProtocolError:
+                _hold(world.server.state is before, "a refused update changed the server's state")
+            else:
+                raise AssertionError(f"the server took {key}, which the plan does not declare sent")
+
+
+def order_and_scale_of_weights_do_not_matter(case: Case) -> None:
+    """Clients registered in another order change no bit; updates in another order and a common factor only round."""
+    world, other = _World(case), _World(case, registered=case.clients[::-1])
+    for round, clients in enumerate(case.rounds[:2], start=1):
+        state = world.server.state
+        updates = world.round(round, clients)
+        other.round(round, clients)
+        _hold(_same(world.server.state.tensors, other.server.state.tensors), "the order of registration matters")
+        turned = [(update, 7 * update.num_examples) for update in reversed(updates)]
+        after = case.algorithm.aggregate(state, iter(turned), round)
+        for client in clients:
+            one, two = world.personal(client, round), world.personal(client, round, after)
+            same = _close(world.effects(one), world.effects(two), 1e-4)
+            _hold(same, f"{client} has something else if updates come in another order, with weights times 7")
+
+
+def one_client_keeps_its_own(case: Case) -> None:
+    """With one client the aggregate does what the client's own tensors do."""
+    one = replace(case, weights=case.weights[:1], present=(), mixed_ranks=False)
+    world = _World(one)
+    for round in range(1, ROUNDS + 1):
+        job = world.job("c0", round)
+        own = case.algorithm.after_training(job.tensors, _trained(job), round)
+        world.round(round, ["c0"])
+        after = world.personal("c0", round)
+        _hold(
+            _close(world.effects(after), world.effects(own), 1e-4), f"round {round}: one client loses what it learned"
+        )
+        plain = not _overrides(case.algorithm, "absorb", "aggregate", "combine", "renewed", "broadcast")
+        _hold(not plain or _same(after, own), f"round {round}: the mean of one client is not that client, bit for bit")
+
+
+def an_exact_method_is_exact(case: Case) -> None:
+    """If a method is exact: the aggregate's update is Σ wᵢ·(Δ + s·Bᵢ·Aᵢ), to 1e-6 in float64, in every round."""
+    algorithm = case.algorithm
+    if not (algorithm.exact and VARIANTS[case.variant].is_product):
+        return
+    initial = {key: value.double() for key, value in initial_tensors(case).items()}
+    scaling = dict.fromkeys(LAYERS, algorithm.scaling(2.0, RANK, len(case.clients)))
+    state = algorithm.init(initial, scaling)
+    own = {client: dict(ranked(initial, case.ranks.get(client))) for client in case.clients}
+    start = dict(own)
+    versions = dict.fromkeys(case.clients, 0)
+
+    def received(client: str, round: int, tensors: State) -> State:
+        newer = ranked(algorithm.broadcast(state, client, round, versions[client]), case.ranks.get(client))
+        return algorithm.absorb(tensors, newer, start[client])
+
+    for round in range(1, ROUNDS + 1):
+        updates, effects = [], []
+        for client, weight in zip(case.clients, case.weights, strict=True):
+            before = received(client, round, own[client])
+            trained = tuple(key for key in initial if algorithm.plan(key, round).trained)
+            job = Job(client, round, ROUNDS, case.seed, before, trained, (), {}, np.arange(weight))
+            own[client] = dict(algorithm.after_training(before, _trained(job), round))
+            versions[client] = round - 1
+            effects.append(layer_effects(case, own[client], scaling))
+            sent = {key: value for key, value in own[client].items() if algorithm.plan(key, round).sent}
+            updates.append((Update(client, round, weight, sent), weight))
+        state = algorithm.aggregate(state, iter(updates), round)
+        mean = _mean(effects, case.weights)
+        for client in case.clients:
+            after = layer_effects(case, received(client, round + 1, own[client]), scaling)
+            both = [{module: values[module] for module in LAYERS} for values in (after, mean)]
+            _hold(_close(both[0], both[1], 1e-6), f"round {round}: {client} has not the mean of the clients' updates")
+
+
+def a_saved_state_goes_on_as_if_never_saved(case: Case) -> None:
+    """A server whose state is saved and loaded between rounds ends in the same bits."""
+    straight, saved, store = _World(case), _World(case), _Store()
+    for round, clients in enumerate(case.rounds, start=1):
+        straight.round(round, clients)
+        saved.round(round, clients)
+        save_state(store, round, saved.server.state, saved.server.client_versions)
+        saved.server = saved.serving(load_state(store, round))
+        one, two = straight.server.state, saved.server.state
+        _hold(_same(one.tensors, two.tensors) and _same(one.slots, two.slots), "tensors differ after a resume")
+        _hold(dict(one.versions) == dict(two.versions), "versions differ after a resume")
+        _hold(one.groups == two.groups and one.scaling == two.scaling, "groups or scales differ after a resume")
+        for client in case.clients:
+            both = straight.personal(client, round), saved.personal(client, round)
+            _hold(_same(*both), f"{client} differs after a resume")
+
+
+def who_skips_rounds_catches_up(case: Case) -> None:
+    """A client that was away receives what it would hold had it been sent something in every round.
+
+    Not compared is what a client trains in some round without sending it: that is its own.
+    """
+    world, algorithm = _World(case), case.algorithm
+    initial = {client: ranked(world.initial, case.ranks.get(client)) for client in case.clients}
+    synchronised = {client: dict(initial[client]) for client in case.clients}
+    own = _unsent(case, range(1, len(case.rounds) + 1))
+    known: dict[str, set[Key]] = {client: set() for client in case.clients}
+
+    def synchronise(round: int) -> None:
+        for client, tensors in synchronised.items():
+            newer = algorithm.broadcast(world.server.state, client, round, max(0, round - 2))
+            received = ranked(newer, case.ranks.get(client))
+            synchronised[client] = dict(algorithm.absorb(tensors, received, initial[client]))
+            known[client] |= set(received) - own
+
+    def compare(client: str, round: int, tensors: State) -> None:
+        expected = ranked(synchronised[client], rank_of(tensors))
+        wrong = [str(key) for key in sorted(known[client]) if not torch.equal(tensors[key], expected[key])]
+        _hold(not wrong, f"round {round}: {client} was away and does not hold what it would otherwise: {wrong[:3]}")
+
+    for round, clients in enumerate(case.rounds, start=1):
+        synchronise(round)
+        for client in clients:
+            compare(client, round, world.job(client, round).tensors)
+        world.round(round, clients)
+    last = len(case.rounds)
+    synchronise(last + 1)
+    for client in case.clients:
+        compare(client, last + 1, world.personal(client, last))
+
+
+def without_updates_nothing_changes(case: Case) -> None:
+    """A round in which no update arrives leaves what every client would use in a round.
+
+    Not compared is what a client trains in some round without sending it: the server's value takes the place of it.
+    """
+    world = _World(case)
+    own = _unsent(case, range(1, 3))
+    world.round(1, case.rounds[0])
+    before = world.server.state
+    world.round(2, [])
+    for client in case.clients:
+        one, two = world.personal(client, 2, before), world.personal(client, 2)
+        same = all(torch.equal(one[key], two[key]) for key in one if key not in own)
+        _hold(same and one.keys() == two.keys(), f"{client} has something else after a round without updates")
+
+
+def aggregate_is_pure(case: Case) -> None:
+    """Aggregation changes neither the state before nor the updates; the new state has its shapes and types."""
+    world = _World(case)
+    for round, clients in enumerate(case.rounds[:2], start=1):
+        state = world.server.state
+        world.server.begin_round(round)
+        updates = [world.train(world.job(client, round)) for client in clients]
+        copies = [{key: value.clone() for key, value in own.items()} for own in (state.tensors, *_tensors(updates))]
+        slots = {name: value.clone() for name, value in state.slots.items()}
+        world.server.end_round(round, updates)
+        unchanged = all(_same(own, copy) for own, copy in zip((state.tensors, *_tensors(updates)), copies, strict=True))
+        _hold(unchanged and _same(state.slots, slots), "aggregate changed what it was given")
+        after = world.server.state.tensors
+        _hold(after.keys() == state.tensors.keys(), "aggregate adds or drops tensors")
+        for key, value in after.items():
+            like = value.shape == state.tensors[key].shape and value.dtype == state.tensors[key].dtype
+            _hold(like and bool(value.isfinite().all()), f"{key} has another shape or type, or is not finite")
+
+
+def _tensors(updates: Iterable[Update]) -> list[State]:
+    return [update.tensors for update in updates]
+
+
+def an_additive_method_needs_sums_alone(case: Case) -> None:
+    """A method without `aggregate` needs no more than the mean, and one with it needs more, with its default options.
+
+    What is compared: clients that all send the mean, and clients that send their own tensors.
+    """
+    if case.mixed_ranks:
+        return
+    if case.algorithm.is_additive():
+        _hold(_needs_sums_alone(case), "it is not additive: the mean of the updates is not all that the server needs")
+        return
+    plain = replace(case, algorithm=type(case.algorithm)(), weights=(1, 3, 2))
+    _hold(
+        not _needs_sums_alone(plain),
+        "it overrides aggregate, and the mean of the updates is all that the server needs: override combine instead",
+    )
+
+
+def _needs_sums_alone(case: Case) -> bool:
+    """Say whether clients that all send the mean give what clients that send their own tensors give."""
+    world = _World(case)
+    state = world.server.state
+    updates = world.round(1, case.clients)
+    mean = {
+        key: torch.stack([update.tensors[key].double() * update.num_examples for update in updates]).sum(0)
+        / sum(case.weights)
+        for key in updates[0].tensors
+    }
+    alike = [(replace(update, tensors=mean), update.num_examples) for update in updates]
+    after = case.algorithm.aggregate(state, iter(alike), 1)
+    pairs_of_effects = (
+        [world.effects(world.personal(client, 1, each)) for each in (world.server.state, after)]
+        for client in case.clients
+    )
+    return all(_close(one, two, 1e-4) for one, two in pairs_of_effects)
+
+
+LAWS: dict[str, Callable[[Case], None]] = {
+    law.__name__.replace("_", " "): law
+    for law in (
+        plan_is_a_function,
+        combine_after_partition_is_the_identity,
+        uploads_are_what_the_plan_declares,
+        the_server_refuses_what_is_not_declared,
+        order_and_scale_of_weights_do_not_matter,
+        one_client_keeps_its_own,
+        an_exact_method_is_exact,
+        a_saved_state_goes_on_as_if_never_saved,
+        who_skips_rounds_catches_up,
+        without_updates_nothing_changes,
+        aggregate_is_pure,
+        an_additive_method_needs_sums_alone,
+    )
+}
+"""Every law by its name."""
+
+
+def cases(algorithm: Algorithm) -> list[Case]:
+    """Return a case for each adapter variant that the method goes with, and for mixed ranks where it goes with them."""
+    return [
+        Case(algorithm, variant, mixed)
+        for variant in VARIANTS
+        for mixed in (False, True)
+        if algorithm.refusal(variant, mixed_ranks=mixed) is None
+    ]
+
+
+def check_laws(algorithm: Algorithm, *, examples: int = 3) -> None:
+    """Try every law on a method, with every adapter variant that it does not refuse.
+
+    Args:
+        algorithm: the method with the options to try.
+        examples: random federations for each law and variant; the same in every call.
+
+    Raises:
+        AssertionError: a law does not hold; which, with what, and what is wrong.
+    """
+    tried = cases(algorithm)
+    _hold(bool(tried), f"{type(algorithm).__name__} refuses every adapter variant: there is nothing to check")
+    for case, (name, law), seed in itertools.product(tried, LAWS.items(), range(examples)):
+        random = np.random.default_rng(derive_seed(seed, "laws"))
+        clients = int(random.integers(2, 5))
+        drawn = replace(
+            case,
+            seed=seed,
+            weights=tuple(map(int, random.integers(1, 100, clients))),
+            present=tuple(frozenset(np.flatnonzero(random.random(clients) < 0.6).tolist()) for _ in range(ROUNDS)),
+        )
+        try:
+            law(drawn)
+        except Exception as error:
+            ranks = " with mixed ranks" if case.mixed_ranks else ""
+            what = str(error) if isinstance(error, AssertionError) else raised(error)
+            raise AssertionError(f"{type(algorithm).__name__} on {case.variant}{ranks}: {name}: {what}") from error

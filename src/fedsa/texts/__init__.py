@@ -1,0 +1,1 @@
+"""What is shown to people: counts with their nouns, short texts, names made safe."""
