@@ -38,6 +38,12 @@ def test_wheel_carries_recipes_and_template(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("fedsa-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("recipes/quickstart.toml", "report/report.html.jinja", "py.typed", "algorithms/fedsa.py"):
+    for name in (
+        "recipes/quickstart.toml",
+        "runs/report/report.html.jinja",
+        "runs/export/card.md.jinja",
+        "py.typed",
+        "algorithms/fedsa.py",
+    ):
         assert f"fedsa/{name}" in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]

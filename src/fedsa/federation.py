@@ -21,10 +21,11 @@ from fedsa.algorithms import check_algorithm, make_algorithm
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.callbacks import check_callbacks
 from fedsa.client import ClientStates, Learner, Mixing, Site, majority_accuracy
+from fedsa.client.training.autotune import choose_attention, choose_training, compile_model
+from fedsa.client.training.head_warmup import obstacle
 from fedsa.data.partition import label_counts
 from fedsa.data.rows import ClientTable, DealtRows, deal_rows, deal_tables
 from fedsa.errors import ConfigError, DataError, FetchError, Mistake, ModelError, near
-from fedsa.system.process import give_back
 from fedsa.models import (
     AdaptedModel,
     check_layer_names,
@@ -64,13 +65,12 @@ from fedsa.recipe import (
 )
 from fedsa.seeds import derive_seed
 from fedsa.server import Server, held_out, sample_size
+from fedsa.steps.cast import WireDtype, on_wire
+from fedsa.system.process import give_back
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.client.training.autotune import choose_attention, choose_training, compile_model
-from fedsa.client.training.head_warmup import obstacle
-from fedsa.types import Factor, Key, Side, SplitName, State, total_bytes, total_elements
-from fedsa.steps.cast import WireDtype, on_wire
 from fedsa.texts.words import counted
+from fedsa.types import Factor, Key, Side, SplitName, State, total_bytes, total_elements
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fedsa.errors import ProtocolError
-from fedsa.types import Key, State
 from fedsa.texts.words import counted
+from fedsa.types import Key, State
 
 if TYPE_CHECKING:
     from torch import Tensor

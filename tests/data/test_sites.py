@@ -349,7 +349,6 @@ def test_labels_that_are_numbers_here_and_words_there_are_refused(tmp_path: Path
 )
 def test_labels_that_look_alike_are_named(tmp_path: Path, names: list[str], alike: str | None) -> None:
     write(tmp_path / "a.csv", [(text, names[n % 2]) for n, (text, _) in enumerate(rows_of("a"))])
-<<<<<<< HEAD
     shared = deal_rows(recipe(tmp_path))
     assert (alike is None and not shared.notes) or alike in note(shared, "are classes of their own")
 
@@ -365,10 +364,6 @@ def test_clients_that_look_alike_are_named(tmp_path: Path) -> None:
 def test_a_label_that_cannot_be_seen_is_told(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", [(f"a {n}", ["yes", "no", " "][n % 3]) for n in range(18)])
     assert "The label ' ' (6 rows)" in note(deal_rows(recipe(tmp_path)), "nothing that can be seen")
-=======
-    shared = deal_rows(recipe(tmp_path))
-    assert (alike is None and not shared.notes) or alike in note(shared, "blanks or capitals")
->>>>>>> deb9743 (Rooms: client/training, steps, runs, cost, packages, system, texts; modules are called by what they hold)
 
 
 def test_one_number_in_two_writings_is_one_class_and_said(tmp_path: Path) -> None:

@@ -7,10 +7,6 @@ import copy
 import pytest
 import torch
 
-<<<<<<< HEAD
-=======
-from fedsa.engines.agreement import _base_fingerprint
->>>>>>> deb9743 (Rooms: client/training, steps, runs, cost, packages, system, texts; modules are called by what they hold)
 from fedsa.errors import ModelError
 from fedsa.models import AdaptedModel, adapted_fingerprint
 from fedsa.types import Factor, Key

@@ -16,12 +16,8 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.client.batches import batched
 from fedsa.data.clients import ClientRows
 from fedsa.seeds import derive_seed
-<<<<<<< HEAD
-from fedsa.tasks.base import Encoded, IntArray, Sample, Task
-=======
 from fedsa.system.process import give_back
-from fedsa.tasks.base import Encoded, IntArray, Task
->>>>>>> deb9743 (Rooms: client/training, steps, runs, cost, packages, system, texts; modules are called by what they hold)
+from fedsa.tasks.base import Encoded, IntArray, Sample, Task
 from fedsa.types import State
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import final
 import torch
 
 from fedsa.client.evaluation import Mixing, Personal, Sampling, evaluate
+from fedsa.client.training import cohort, head_warmup, sequential
+from fedsa.client.training.job import Job, TrainingResult, highest_rate
 from fedsa.errors import TrainingError
 from fedsa.models import AdaptedModel
 from fedsa.recipe import ReconstructionSettings, TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, Task
-from fedsa.client.training import cohort, head_warmup, sequential
-from fedsa.client.training.job import Job, TrainingResult, highest_rate
 from fedsa.texts.words import counted
 
 __all__ = ["Learner"]
@@ -81,7 +81,9 @@ class Learner:
         """
         jobs = self._items(jobs)
         with _explaining_out_of_memory(jobs, self.model):
-            return head_warmup.warm_up(jobs, model=self.model, task=self.task, encoded=self.encoded, settings=self.training)
+            return head_warmup.warm_up(
+                jobs, model=self.model, task=self.task, encoded=self.encoded, settings=self.training
+            )
 
     def fit_personal(self, jobs: Sequence[Job], settings: ReconstructionSettings) -> Sequence[TrainingResult]:
         """Fit the personal tensors (trained, not received) anew, the others frozen, and return the results.

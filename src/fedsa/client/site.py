@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Protocol, final
 import torch
 
 from fedsa.algorithms.base import Algorithm, Plan
-<<<<<<< HEAD
 from fedsa.client.batches import batched
 from fedsa.client.evaluation import Personal, Sampling
-=======
-from fedsa.client.batches import batched
-from fedsa.client.evaluation import Personal
->>>>>>> deb9743 (Rooms: client/training, steps, runs, cost, packages, system, texts; modules are called by what they hold)
 from fedsa.client.learner import Learner
 from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
 from fedsa.client.training.job import Job, TrainingResult
@@ -23,12 +18,7 @@ from fedsa.data.clients import ClientRows
 from fedsa.recipe import ReconstructionSettings
 from fedsa.steps.cast import WireDtype, on_wire
 from fedsa.store import ClientState
-<<<<<<< HEAD
-from fedsa.client.training.job import Job, TrainingResult
-=======
 from fedsa.system.process import give_back
-from fedsa.tasks.base import IntArray
->>>>>>> deb9743 (Rooms: client/training, steps, runs, cost, packages, system, texts; modules are called by what they hold)
 from fedsa.types import Key, Moment, Payload, Payloads, Side, SplitName, State, Update
 
 if TYPE_CHECKING:

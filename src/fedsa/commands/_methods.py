@@ -15,8 +15,8 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.commands._settings import as_toml, type_name
 from fedsa.errors import UserError
 from fedsa.plugins import raised
-from fedsa.types import Factor, Key, Side
 from fedsa.texts.words import counted
+from fedsa.types import Factor, Key, Side
 
 __all__ = ["LEGEND", "as_markdown", "as_text", "describe", "describe_all", "matrix", "overview"]
 

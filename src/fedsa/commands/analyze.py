@@ -37,8 +37,8 @@ def command(
     folder = to or run / "analysis"
     if to or run.is_dir():
         refuse_unwritable(folder, "--to")
-    from fedsa.runs.analysis import MEASURES, analyze
     from fedsa.commands._display import print_json, print_table
+    from fedsa.runs.analysis import MEASURES, analyze
 
     found = analyze(run, round)
     files = _write(found, folder, kinds)

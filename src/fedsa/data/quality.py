@@ -12,8 +12,8 @@ import numpy as np
 from fedsa.data.clients import Partition
 from fedsa.data.labels import IntArray
 from fedsa.data.reading import some
-from fedsa.types import SPLITS
 from fedsa.texts.words import counted
+from fedsa.types import SPLITS
 
 if TYPE_CHECKING:
     import datasets

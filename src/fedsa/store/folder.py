@@ -38,8 +38,8 @@ from fedsa.store.files import (
     write_error,
 )
 from fedsa.store.states import ClientState, Progress
-from fedsa.types import Key, State
 from fedsa.texts.words import counted
+from fedsa.types import Key, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

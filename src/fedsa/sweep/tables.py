@@ -13,8 +13,8 @@ from fedsa.sweep.figures import RESAMPLES, cell_rows, client_rows, paired_differ
 from fedsa.sweep.grid import Cell, Grid, Group
 from fedsa.sweep.running import Result, chosen_rate, scores
 from fedsa.texts.escapes import for_csv, for_latex, for_markdown_cell, for_terminal
-from fedsa.types import FRACTIONS
 from fedsa.texts.words import counted
+from fedsa.types import FRACTIONS
 
 __all__ = ["Table", "as_latex", "as_markdown", "tables_of", "write_results"]
 

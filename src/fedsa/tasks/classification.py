@@ -21,8 +21,8 @@ from fedsa.tasks.classes import ClassTask
 from fedsa.tasks.lengths import Reading, raise_length, told, unread_rows, whole_lengths
 from fedsa.tasks.padding import filled, width_of
 from fedsa.tasks.values import text_of
-from fedsa.types import CLASS_NUMBER
 from fedsa.texts.words import counted
+from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
     from datasets import Dataset

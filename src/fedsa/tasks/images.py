@@ -22,8 +22,8 @@ from fedsa.errors import DataError, ModelError
 from fedsa.tasks.base import IntArray
 from fedsa.tasks.cache import cached_arrays
 from fedsa.tasks.classes import ClassTask
-from fedsa.types import CLASS_NUMBER
 from fedsa.texts.words import counted
+from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,8 +15,8 @@ from fedsa.tasks.answers import Question, right_places
 from fedsa.tasks.base import IntArray, Task
 from fedsa.tasks.sequences import Fitted, SequenceRows, Writer, answer_losses, parts_of, sequence_example
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
-from fedsa.types import CLASS_NUMBER
 from fedsa.texts.words import counted
+from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
     from datasets import Dataset

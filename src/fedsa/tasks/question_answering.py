@@ -23,8 +23,8 @@ from fedsa.tasks.padding import filled, width_of
 from fedsa.tasks.sequences import parts_of, tokens_with_places
 from fedsa.tasks.text_metrics import METRICS, best_of
 from fedsa.tasks.values import shown, text_of, texts_of
-from fedsa.types import CLASS_NUMBER
 from fedsa.texts.words import counted
+from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,8 +21,8 @@ from fedsa.models.dropout import FastDropout
 from fedsa.models.layout import Layout
 from fedsa.recipe import ComputeSettings, TrainingSettings
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.types import Side
 from fedsa.texts.words import counted
+from fedsa.types import Side
 
 __all__ = [
     "activation_bytes",

@@ -12,10 +12,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined, Template
 
 from fedsa.algorithms.base import Algorithm
-from fedsa.texts.escapes import for_markdown, for_markdown_code, for_terminal
-from fedsa.runs.export.base import BASE, Base
 from fedsa.recipe import Recipe, fields_of
+from fedsa.runs.export.base import BASE, Base
 from fedsa.tasks import make_task
+from fedsa.texts.escapes import for_markdown, for_markdown_code, for_terminal
 from fedsa.texts.words import counted
 
 _WITH_PIPELINE = ("classification", "token_classification", "image_classification")

@@ -26,8 +26,8 @@ from fedsa.seeds import derive_seed
 from fedsa.store import FinishedRun, RunFolder
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
-from fedsa.types import State
 from fedsa.texts.words import counted, cut
+from fedsa.types import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
