@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +230,16 @@ def test_without_its_base_no_folder_of_this_machine_is_named(
         assert b"/tiny-bert" not in file.read_bytes(), file
 
 
-def test_the_copy_of_the_base_is_written_once_and_kept(finished_run: Path, tmp_path: Path) -> None:
+def test_the_copy_of_the_base_is_written_once_and_kept(
+    tiny_model: Path, tiny_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    nameless = tmp_path_factory.mktemp("nameless") / "model"  # so that the names of the classes need a copy
+    shutil.copytree(tiny_model, nameless)
+    config = json.loads((nameless / "config.json").read_text())
+    (nameless / "config.json").write_text(
+        json.dumps({name: value for name, value in config.items() if name not in ("id2label", "label2id")})
+    )
+    finished_run = tiny_run(f"model.path='{nameless.as_posix()}'").folder.path
     folders = export(finished_run, tmp_path / "all")
     assert sorted(path.name for path in tmp_path.rglob("model.safetensors")) == ["model.safetensors"]
     assert {PeftConfig.from_pretrained(str(folder)).base_model_name_or_path for folder in folders} == {

@@ -133,7 +133,7 @@ def test_an_installed_package_declares_a_method(
     [
         (
             "plugged_broken:X",
-            r"'plugged_broken:X' cannot be imported: ZeroDivisionError: .*plugged_broken.py, line 2\)$",
+            r"'plugged_broken:X' cannot be imported: ZeroDivisionError: .*plugged_broken.py, line 2, in <module>\)$",
         ),
         ("plugged_typo:X", r"cannot be imported: SyntaxError: .*plugged_typo.py, line 1\)$"),
         ("plugged_nowhere:X", "No module named 'plugged_nowhere', neither installed nor in the current folder$"),

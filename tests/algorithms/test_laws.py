@@ -259,7 +259,9 @@ def test_an_update_of_a_client_that_was_not_sampled_is_refused(algorithm, varian
     (sampled,) = server.sample(1)
     (update,) = some_updates(algorithm, variant, 0, [1])
     for client in set(server.clients) - {sampled}:
-        with pytest.raises(ProtocolError, match=f"^update of client '{client}' for round 1: not asked for"):
+        with pytest.raises(
+            ProtocolError, match=f"^update of client '{client}' for round 1: this client was not asked to train"
+        ):
             server.end_round(1, [dataclasses.replace(update, client=client)])
 
 

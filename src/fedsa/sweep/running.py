@@ -173,7 +173,8 @@ def read_result(cell: Cell, grid: Grid, out: Path) -> Result | None:
                 f"{folder} is another run than the sweep asks for ({'; '.join(wrong)}): change the sweep, move that "
                 "folder away, or give another --out (in Python `out`)"
             )
-        if RunFolder.open(folder).is_measured:
+        # A run that has lost its summary is resumed, which measures it anew.
+        if RunFolder.open(folder).is_measured and (folder / "summary.json").exists():
             finished = FinishedRun.open(folder)
             return Result(folder, finished.summary, "", _processor_seconds(_log_text(folder)), finished.recipe)
     text = _log_text(folder)
