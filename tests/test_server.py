@@ -1,7 +1,9 @@
+import pytest
 import torch
 
 from fedsa.algorithms import make_algorithm
 from fedsa.client import personal_tensors
+from fedsa.errors import ProtocolError
 from fedsa.server import Server, received_by
 from fedsa.types import Factor, Key, Update
 
@@ -87,3 +89,41 @@ def test_modules_may_have_ranks_of_their_own():
     own = personal_tensors(algorithm, initial, None, received_by(algorithm, server.state, "a", 2))
     assert {key: tuple(value.shape) for key, value in own.items()} == {**small, **large}
     assert all(bool((value == 1).all()) for value in own.values())
+
+
+def bad(how: str) -> Update:
+    value = {"nan": torch.tensor([torch.nan]), "shape": torch.zeros(2), "dtype": torch.zeros(1, dtype=torch.float64)}
+    if how == "round":
+        return Update("c1", 7, 1, {A: torch.tensor([9.0])})
+    if how == "tensor":
+        return Update("c1", 1, 1, {A: torch.tensor([9.0]), A._replace(factor=Factor.B): torch.zeros(1)})
+    return Update("c1", 1, 1, {A: value[how]})
+
+
+@pytest.mark.parametrize("how", ["nan", "shape", "dtype", "round", "tensor"])
+def test_with_a_quorum_a_bad_update_is_named_and_the_round_goes_on(how: str) -> None:
+    good = [Update("c0", 1, 1, {A: torch.tensor([2.0])}), Update("c2", 1, 3, {A: torch.tensor([4.0])})]
+    server = server_of(3, quorum=2)
+    server.begin_round(1)
+    record = server.end_round(1, [good[0], bad(how), good[1]])
+    assert record.finished == ("c0", "c2")
+    assert list(record.rejected) == ["c1"]
+    assert "client 'c1'" in record.rejected["c1"]
+    assert float(server.state.tensors[A]) == 3.5, "nothing of the bad one counts"
+    assert set(server.client_versions) == {"c0", "c2"}
+
+
+def test_below_the_quorum_the_round_fails_and_the_state_is_as_it_was() -> None:
+    server = server_of(3, quorum=2)
+    before = server.state
+    server.begin_round(1)
+    with pytest.raises(ProtocolError, match=r"^round 1: 1 good update, the quorum is 2 \(update of client 'c1'"):
+        server.end_round(1, [Update("c0", 1, 1, {A: torch.tensor([2.0])}), bad("nan")])
+    assert server.state is before
+
+
+def test_without_a_quorum_a_bad_update_ends_the_round() -> None:
+    server = server_of(3)
+    server.begin_round(1)
+    with pytest.raises(ProtocolError, match="is not finite"):
+        server.end_round(1, [Update("c0", 1, 1, {A: torch.tensor([2.0])}), bad("nan")])

@@ -224,6 +224,7 @@ class RoundRecord:
         download_bytes: sent to each of them, as on the wire without framing.
         upload_bytes: received from each finished client.
         train_metrics: each finished client's own numbers.
+        rejected: ids whose update was not taken, each with the reason.
     """
 
     round: int
@@ -232,6 +233,7 @@ class RoundRecord:
     download_bytes: Mapping[str, int]
     upload_bytes: Mapping[str, int]
     train_metrics: Mapping[str, Mapping[str, float]]
+    rejected: Mapping[str, str] = field(default_factory=dict)
 
 
 def total_bytes(tensors: State) -> int:

@@ -13,6 +13,7 @@ from fedsa.seeds import derive_seed
 from fedsa.server.sampling import sample_clients
 from fedsa.steps.cast import WIRE_DTYPES, WireDtype, on_wire
 from fedsa.steps.server_optimizer import stepped
+from fedsa.texts.words import counted
 from fedsa.types import Key, Payload, Payloads, RoundRecord, State, Update, total_bytes
 
 __all__ = ["Server", "received_by"]
@@ -58,6 +59,8 @@ class Server:
         ranks: client id to its rank, where it is less than that of the state's tensors.
         stateless: clients keep nothing between rounds, so each payload has all that is not initial.
         optimizer: what is made of a round's mean.
+        quorum: an update that does not fit is left out, named in the round's record, as long as so many good ones come;
+            None: it ends the round, as a simulation wants it, where it can only be a fault of the program.
     """
 
     def __init__(
@@ -74,13 +77,14 @@ class Server:
         ranks: Mapping[str, int] | None = None,
         stateless: bool = False,
         optimizer: ServerSettings | None = None,
+        quorum: int | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.state = state
         self.clients = tuple(sorted(clients))
         self.client_versions = dict(client_versions or {})
         self._ranks, self._stateless = dict(ranks or {}), stateless
-        self._optimizer = optimizer or ServerSettings()
+        self._optimizer, self._quorum = optimizer or ServerSettings(), quorum
         self._seed, self._fraction, self._weighting, self._wire_dtype = seed, fraction_train, weighting, wire_dtype
         self._open: dict[str, int] = {}  # the round's clients, each with the bytes it was sent
 
@@ -148,16 +152,23 @@ class Server:
 
         Raises:
             ProtocolError: an update that was not asked for or came out of order, or whose tensors are not exactly what
-                the plan declares; the state is as it was before.
+                the plan declares; with a quorum: fewer good updates than that. The state is as it was before.
         """
         planned = {key for key in self.state.tensors if self.algorithm.plan(key, round).sent}
         upload_bytes: dict[str, int] = {}
         train_metrics: dict[str, Mapping[str, float]] = {}
         base_versions: dict[str, int] = {}
+        rejected: dict[str, str] = {}
 
         def arriving() -> Iterator[tuple[Update, int]]:
             for update in updates:
-                self._check(update, round, planned, upload_bytes)
+                try:
+                    self._check(update, round, planned, upload_bytes)
+                except ProtocolError as error:
+                    if self._quorum is None:
+                        raise
+                    rejected[update.client] = str(error)
+                    continue
                 upload_bytes[update.client] = total_bytes(update.tensors)
                 train_metrics[update.client] = update.metrics
                 base_versions[update.client] = round - 1 if update.base_version is None else update.base_version
@@ -167,6 +178,11 @@ class Server:
         state = self.algorithm.aggregate(self.state, arrivals, round)
         for _ in arrivals:  # of a method that does not look at every update: the clients are to train all the same
             pass
+        if len(upload_bytes) < (self._quorum or 0):
+            reasons = "; ".join(rejected.values()) or "the others did not come"
+            raise ProtocolError(
+                f"round {round}: {counted(len(upload_bytes), 'good update')}, the quorum is {self._quorum} ({reasons})"
+            )
         self.state = stepped(self.state, state, planned, self._optimizer) if upload_bytes else state
         if not self._stateless:
             self.client_versions |= base_versions
@@ -177,6 +193,7 @@ class Server:
             download_bytes=self._open,
             upload_bytes=upload_bytes,
             train_metrics=train_metrics,
+            rejected=rejected,
         )
         self._open = {}
         return record
