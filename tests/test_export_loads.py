@@ -256,3 +256,40 @@ def test_the_copy_of_the_base_is_written_once_and_kept(
     with pytest.raises(UserError, match=r"other/base exists and is not this run's base model: give --to"):
         export(finished_run, tmp_path / "other")
     assert (tmp_path / "other" / "base" / "notes.txt").read_text() == "mine"
+
+
+TURN_ENDS = (
+    "{% for m in messages %}user: {{ m['content'] }} ? {% endfor %}{% if add_generation_prompt %}model: {% endif %}"
+)
+"""A template whose turns end with another token than the tokenizer's end token."""
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_a_card_writes_stops_where_a_turn_ends(
+    tiny_decoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    merge: bool,
+) -> None:
+    base = tmp_path / "model"
+    shutil.copytree(tiny_decoder, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = TURN_ENDS.replace("user:", "{{ 'user:' if m['role'] == 'user' else 'model:' }}")
+    tokenizer.save_pretrained(base)
+    federation = fedsa.Federation.from_objects(
+        {"path": str(base), "attn_implementation": "eager"},
+        LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0),
+        {"one": datasets.Dataset.from_dict({"text": ["so", "it"] * 20, "label": ["red", "red"] * 20})},
+        rounds=2,
+        task={**TASKS["chat"], "max_new_tokens": 6, "metric": "exact_match"},
+        training={"learning_rate": 0.05, "local_steps": 20, "trainer": "sequential"},
+        compute={"device": "cpu", "threads": 1, "precision": "fp32"},
+    )
+    result = fedsa.run(federation, tmp_path / "run")
+    assert result.summary["per_client"]["one"]["test_final"]["exact_match"] == 1
+    folder = tmp_path / "exported"
+    result.export(folder, client="one", merge=merge, round="final")
+    (said,) = run_as_printed(folder, monkeypatch, capsys)
+    assert said.split().index("?") == len(said.split()) - 1  # nothing behind it, though there is room for six tokens

@@ -14,7 +14,7 @@ from fedsa.tasks.base import IntArray
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatTurns", "ends_of"]
+__all__ = ["ChatTurns", "ends_of", "own_stops", "stops_of"]
 
 _WORD = "qzq"
 """An answer that no template has in its own text."""
@@ -33,6 +33,22 @@ def ends_of(tokenizer: PreTrainedTokenizerBase, turns: ChatTurns | None) -> tupl
         raise DataError("the tokenizer has no end token (eos_token), which ends an answer: set one")
     own = [] if turns is None or turns.end is None else [turns.end]
     return tuple(dict.fromkeys([*own, cast(int, tokenizer.eos_token_id)]))
+
+
+def own_stops(model: object) -> tuple[int, ...]:
+    """Return the tokens at which a model stops to write by its own settings."""
+    stops = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return (stops,) if isinstance(stops, int) else tuple(stops or ())
+
+
+def stops_of(model: object, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> tuple[int, ...]:
+    """Return the tokens at which a model that is asked here stops to write: those that end an answer, and its own.
+
+    Raises:
+        DataError: the tokenizer has no end token, or no chat template that goes, where ``chat`` wants one.
+    """
+    turns = ChatTurns(tokenizer) if chat else None
+    return tuple(dict.fromkeys([*ends_of(tokenizer, turns), *own_stops(model)]))
 
 
 @final

@@ -15,7 +15,7 @@ from fedsa.errors import DataError
 from fedsa.recipe import fields_of
 from fedsa.tasks.base import IntArray, Sample, Task
 from fedsa.tasks.beginnings import Beginnings
-from fedsa.tasks.chat import ChatTurns, ends_of
+from fedsa.tasks.chat import stops_of
 from fedsa.tasks.sequences import SequenceRows, Writer, answer_losses, parts_of, sequence_example
 from fedsa.tasks.text_metrics import METRICS, best_of, extract
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
@@ -60,11 +60,8 @@ class _Decoding(Task):
 
     def fitted(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Task:
         """Return the task as it is with a base model: it knows whether that writes, and at which tokens it stops."""
-        stops = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        own = [stops] if isinstance(stops, int) else stops or []
-        turns = ChatTurns(tokenizer) if self.chat else None
-        ends = tuple(dict.fromkeys([*ends_of(tokenizer, turns), *own]))
-        fitted: Task = replace(cast(Any, self), stops=ends, writes=bool(getattr(model, "can_generate", bool)()))
+        stops = stops_of(model, tokenizer, chat=self.chat)
+        fitted: Task = replace(cast(Any, self), stops=stops, writes=bool(getattr(model, "can_generate", bool)()))
         return fitted
 
     def beginnings(self, encoded: SequenceRows) -> IntArray:

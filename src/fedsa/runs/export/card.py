@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def card_of(
     history: str,
     score: str,
     merged: bool = False,
+    ends: Sequence[str] = (),
 ) -> ModelCard:
     """Return the card of a client's model.
 
@@ -91,6 +92,7 @@ def card_of(
         history: a sentence: where the tensors come from.
         score: a list's line: what they are worth.
         merged: it is a whole model.
+        ends: the tokens at which it stops to write, where its own settings do not name them all.
     """
     task = make_task(recipe.task, list(about["labels"]))
     options, settings = task.model_options(), recipe.task
@@ -122,6 +124,7 @@ def card_of(
         base_code=_base_code(base, target, options),
         names=list(options.get("id2label", {}).values()),
         task=task,
+        ends=[] if merged else list(ends),
         t=settings,
         kind=settings.kind,
         fields=fields_of(settings.prompt or ""),

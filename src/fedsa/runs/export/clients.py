@@ -26,6 +26,7 @@ from fedsa.seeds import derive_seed
 from fedsa.store import FinishedRun, RunFolder
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
+from fedsa.tasks.chat import own_stops, stops_of
 from fedsa.texts.words import counted, cut
 from fedsa.types import State
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["export", "personal_state", "refuse_adapter"]
+
+_WRITING = ("generation", "multiple_choice", "language_modeling")
+"""Kinds of task whose card has code that writes."""
 
 
 def personal_state(folder: RunFolder, algorithm: Algorithm, client: str, round: int) -> State:
@@ -133,9 +137,13 @@ def export(
         state = personal.get(client) or states.of(client)
         history, score = history_of(recipe, summary, number), score_of(summary, client, round)
         score += weights_note(algorithm)
+        stops = _more_stops(model, recipe, tokenizer)
+        ends = tokenizer.convert_ids_to_tokens(list(stops))
         card = card_of(
-            recipe, summary, client, about[client], known, target, history=history, score=score, merged=merge
+            recipe, summary, client, about[client], known, target, history=history, score=score, merged=merge, ends=ends
         )
+        if merge and stops:
+            _stop_at(model, stops)
         write_model(model, state, tokenizer, card, target, base=known, merge=merge, journal=journal)
     journal.close()
     return targets
@@ -210,6 +218,22 @@ def _adapted(
     if not task.takes_images:
         fit_padding(plain, tokenizer)
     return AdaptedModel(plain, config, seed=seed, adapters=algorithm.adapters, folds=algorithm.folds)
+
+
+def _more_stops(model: AdaptedModel, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens at which the run's model stops to write; none where those are its own settings' already."""
+    if recipe.task.kind not in _WRITING:
+        return ()
+    base = model.model.get_base_model()
+    stops = stops_of(base, tokenizer, chat=recipe.task.chat)
+    return () if {*stops} <= {*own_stops(base)} else stops
+
+
+def _stop_at(model: AdaptedModel, stops: Sequence[int]) -> None:
+    """Make a model's own settings name the tokens at which it stops to write."""
+    settings: Any = cast(Any, model.model.get_base_model()).generation_config
+    settings.eos_token_id = list(stops)
+    settings._from_model_config = False  # they are no longer what its config.json says
 
 
 def _in_fp32(model: AdaptedModel) -> AdaptedModel:
