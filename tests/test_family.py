@@ -84,10 +84,12 @@ def test_ranks_by_name_are_planned_too(
     plan, summary = plan_run(tiny_recipe(*settings)), tiny_run(*settings).summary
     assert {name: plan[name] for name in MEASURED} == {name: summary[name] for name in MEASURED}
     by_site = settings_of("Two", "adapter={r=4, ranks={'site 1' = 1}, target_modules=['value']}")
-    plan, summary = plan_run(tiny_recipe(*by_site), clients=3), tiny_run(*by_site).summary
-    assert {name: plan[name] for name in MEASURED} == {name: summary[name] for name in MEASURED}
-    counted = plan_run(tiny_recipe(*by_site))  # the rows are here
-    assert {name: counted[name] for name in MEASURED} == {name: summary[name] for name in MEASURED}
+    summary = tiny_run(*by_site).summary
+    for clients in (3, None):  # told, and counted in the rows, which are here
+        plan = plan_run(tiny_recipe(*by_site), clients=clients)
+        assert {name: plan[name] for name in MEASURED} == {name: summary[name] for name in MEASURED}
+    unknown = plan_run(tiny_recipe(*by_site, "data.path=someone/rows-on-the-hub"))
+    assert any(note.startswith("adapter.ranks: which rank") for note in unknown["notes"])
     with pytest.raises(UserError, match="names 3 clients, and there are 2"):
         plan_run(tiny_recipe(*settings_of("Two", "adapter={r=4, ranks={a=1, b=2, c=3}}")), clients=2)
 

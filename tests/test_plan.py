@@ -377,7 +377,7 @@ def test_clients_that_the_recipe_tells(tiny_recipe: Callable[..., Recipe], parti
     if clients is None or ("site" in partition and "a=2" not in partition):
         assert plan_run(recipe, clients=4)["clients"] == 4
     else:
-        with pytest.raises(UserError, match=f"--clients 4: the recipe has {clients}"):
+        with pytest.raises(UserError, match=rf"--clients 4 \(in Python `clients=4`\): the recipe has {clients}"):
             plan_run(recipe, clients=4)
 
 
