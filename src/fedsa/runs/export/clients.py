@@ -138,7 +138,7 @@ def export(
         history, score = history_of(recipe, summary, number), score_of(summary, client, round)
         score += weights_note(algorithm)
         stops = _more_stops(model, recipe, tokenizer)
-        ends = tokenizer.convert_ids_to_tokens(list(stops))
+        ends = tokenizer.convert_ids_to_tokens(list(stops)) if stops else []  # one of images has no tokens
         card = card_of(
             recipe, summary, client, about[client], known, target, history=history, score=score, merged=merge, ends=ends
         )
