@@ -719,7 +719,12 @@ class RunFolder:
             self.close()
 
     def _make(self, place: Path) -> None:
-        """Make a folder in the run's. The run's own is never made again: it would be empty beside what was moved."""
+        """Make a folder in the run's. The run's own is never made again: it would be empty beside what was moved.
+
+        Raises:
+            RunFolderError: another folder is in its place.
+        """
+        self._require_there()
         try:
             if place.parent != self.path:
                 place.parent.mkdir(exist_ok=True)
