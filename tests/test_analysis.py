@@ -108,7 +108,7 @@ def test_only_what_is_kept_can_be_compared(finished):
     found = analyze(path)
     assert found.rounds == [3]
     assert "within" not in {measure for _, measure, *_ in found.matrices}
-    with pytest.raises(UserError, match=r"does not keep round 1: it has .*3 of 3.*keep_rounds=all"):
+    with pytest.raises(UserError, match=r"does not keep round 1: it has .*3 of 3.*keep_rounds"):
         analyze(path, [1])
 
 
