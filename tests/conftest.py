@@ -39,6 +39,7 @@ FILES_OF_RUNS = {
     *("test_mutated_recipes", "test_nasty_names", "test_packaging", "test_permissions", "test_plan", "test_products"),
     *("test_ranks_and_penalties", "test_recipes", "test_report", "test_resume", "test_sweep"),
     *("test_callbacks", "test_client", "test_notes", "test_progress", "test_steady", "test_tied", "test_images"),
+    *("test_evaluation", "test_opening", "test_question_answering", "test_sequences", "test_files_as_they_are"),
 }
 
 
