@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fedsa.engines.remote import RemoteFleet
+from fedsa.errors import ProtocolError
+from fedsa.messages import Message, decode, encode
 from fedsa.recipe import Recipe
-from fedsa.types import Key
+from fedsa.types import Key, Payload, Payloads
 from processes import run_federation
 
 SEQUENTIAL = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=3")
@@ -47,3 +50,66 @@ def tensors_of(path: Path) -> dict[Key, torch.Tensor]:
     from safetensors.torch import load_file
 
     return {Key.parse(name): value for name, value in load_file(path).items() if not name.startswith("optimizer|")}
+
+
+KEY = Key.parse("layer:A:default")
+GOOD = {"num_examples": 3, "base_version": 0, "metrics": {"loss": 1.0}}
+
+
+def fleet_that_answers(about: dict[str, Any]) -> RemoteFleet:
+    """Return a fleet of two sites, of which the first gives a fixed answer to each step."""
+    state = {KEY: torch.zeros(1)}
+
+    def exchange(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+        for site, data in requests.items():
+            asked = decode(data)
+            if asked.kind == "setup":
+                ready = {"examples": {f"{site} client": 3}, "scaling": {}}
+                yield site, encode(Message("ready", "a-run", 0, ready, {"initial": state}))
+            else:
+                said = about if site == "north" else {"updates": {}, "metrics": {}}
+                yield site, encode(Message("update", "a-run", asked.round, said, {"north client": state}))
+
+    fleet = RemoteFleet(exchange, ["north", "south"], "a-run")
+    fleet.set_up("")
+    return fleet
+
+
+@pytest.mark.parametrize(
+    ("updates", "text"),
+    [
+        ({"south client": GOOD}, "site 'north' speaks for client 'south client', which is not its own"),
+        ({"nobody": GOOD}, "site 'north' speaks for client 'nobody', which is not its own"),
+        (None, "site 'north' has answered without updates"),
+        ({"north client": None}, "its numbers are missing or make no sense"),
+        ({"north client": {**GOOD, "num_examples": "3"}}, "its numbers are missing or make no sense"),
+        ({"north client": {**GOOD, "base_version": 7}}, "its numbers are missing or make no sense"),
+        ({"north client": {**GOOD, "metrics": {"loss": "low"}}}, "its metrics are not numbers by their names"),
+    ],
+)
+def test_a_site_speaks_for_its_own_clients_and_in_numbers(updates: Any, text: str) -> None:
+    fleet = fleet_that_answers({"updates": updates})
+    payloads = Payloads(1, fleet.clients, lambda client: Payload(client, 1, 0, {}))
+    with pytest.raises(ProtocolError, match=text):
+        list(fleet.train(payloads))
+
+
+def test_a_good_answer_is_an_update() -> None:
+    fleet = fleet_that_answers({"updates": {"north client": GOOD}, "metrics": {"north client": {"loss": 2.0}}})
+    payloads = Payloads(1, fleet.clients, lambda client: Payload(client, 1, 0, {}))
+    (update,) = fleet.train(payloads)
+    assert (update.client, update.num_examples, update.base_version, set(update.tensors)) == (
+        "north client",
+        3,
+        0,
+        {KEY},
+    )
+    assert dict(fleet.evaluate(payloads, "validation", "aggregate")) == {"north client": {"loss": 2.0}}
+
+
+@pytest.mark.parametrize("place", [0, 7, 9, 60, 200, -1])
+def test_a_message_with_a_changed_byte_is_refused(place: int) -> None:
+    data = bytearray(encode(Message("update", "a-run", 1, {"updates": {}}, {"c": {KEY: torch.ones(4)}})))
+    data[place] ^= 1
+    with pytest.raises(ProtocolError, match="message"):
+        decode(bytes(data), run="a-run")

@@ -76,34 +76,28 @@ class RemoteFleet:
 
     def train(self, payloads: Payloads) -> Iterator[Update]:
         """Have the sites train their clients, all at once, and yield the updates in the order of the clients' ids."""
-        answers = self._step(payloads, {"do": "train"})
         updates = {
-            client: (about, answer.states.get(client, {}))
-            for answer in answers
-            for client, about in answer.about["updates"].items()
+            client: _update(client, payloads.round, about, answer.states.get(client, {}))
+            for site, answer in self._step(payloads, {"do": "train"}).items()
+            for client, about in self._own(site, answer, "updates")
         }
         for client in payloads:
             if client in updates:
-                about, tensors = updates[client]
-                yield Update(
-                    client,
-                    payloads.round,
-                    about["num_examples"],
-                    tensors,
-                    about["metrics"],
-                    base_version=about["base_version"],
-                )
+                yield updates[client]
 
     def evaluate(self, payloads: Payloads, split: SplitName, moment: Moment) -> Iterator[tuple[str, dict[str, float]]]:
         """Have the sites measure their clients, and yield the metrics in the order of the clients' ids."""
-        answers = self._step(payloads, {"do": "evaluate", "split": split, "moment": moment})
-        metrics = {client: values for answer in answers for client, values in answer.about["metrics"].items()}
+        metrics = {
+            client: _numbers(client, values)
+            for site, answer in self._step(payloads, {"do": "evaluate", "split": split, "moment": moment}).items()
+            for client, values in self._own(site, answer, "metrics")
+        }
         for client in payloads:
             if client in metrics:
                 yield client, metrics[client]
 
-    def _step(self, payloads: Payloads, about: Mapping[str, Any]) -> list[Message]:
-        """Send each site the payloads of its clients, and return the answers."""
+    def _step(self, payloads: Payloads, about: Mapping[str, Any]) -> dict[str, Message]:
+        """Send each site the payloads of its clients, and return the answers by site."""
         by_site: dict[str, list[str]] = {}
         for client in payloads:
             by_site.setdefault(self._homes[client], []).append(client)
@@ -113,7 +107,21 @@ class RemoteFleet:
             versions = {client: payload.version for client, payload in made.items()}
             states = {client: payload.tensors for client, payload in made.items()}
             requests[site] = encode(Message("step", self._run, payloads.round, {**about, "versions": versions}, states))
-        return list(self._ask(requests, "update", payloads.round).values())
+        return self._ask(requests, "update", payloads.round)
+
+    def _own(self, site: str, answer: Message, name: str) -> Iterator[tuple[str, Any]]:
+        """Yield what an answer says of the site's own clients.
+
+        Raises:
+            ProtocolError: it says nothing of that kind, or speaks for a client of another site.
+        """
+        said = answer.about.get(name)
+        if not isinstance(said, dict):
+            raise ProtocolError(f"site {site!r} has answered without {name}")
+        for client, values in said.items():
+            if self._homes.get(client) != site:
+                raise ProtocolError(f"site {site!r} speaks for client {client!r}, which is not its own")
+            yield client, values
 
     def _ask(self, requests: Mapping[str, bytes], kind: str, round: int = 0) -> dict[str, Message]:
         """Return the sites' answers, by site.
@@ -130,3 +138,26 @@ class RemoteFleet:
                 raise ProtocolError(f"site {site!r} has answered with {message.kind!r} of round {message.round}")
             answers[site] = message
         return answers
+
+
+def _update(client: str, round: int, about: Any, tensors: State) -> Update:
+    """Return a client's update from what its site says of it.
+
+    Raises:
+        ProtocolError: a number is missing, or is none.
+    """
+    count, base = (about.get(name) if isinstance(about, dict) else None for name in ("num_examples", "base_version"))
+    if type(count) is not int or type(base) is not int or not 0 <= base < round:
+        raise ProtocolError(f"update of client {client!r} for round {round}: its numbers are missing or make no sense")
+    return Update(client, round, count, tensors, _numbers(client, about.get("metrics")), base_version=base)
+
+
+def _numbers(client: str, values: Any) -> dict[str, float]:
+    """Return a client's metrics.
+
+    Raises:
+        ProtocolError: they are not numbers by name.
+    """
+    if not isinstance(values, dict) or any(type(value) not in (int, float) for value in values.values()):
+        raise ProtocolError(f"client {client!r}: its metrics are not numbers by their names")
+    return values
