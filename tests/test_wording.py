@@ -19,7 +19,7 @@ NOUNS = (
 )
 BEHIND = re.compile(rf" (?:[a-z]+ )?({NOUNS})\b")
 NO_COUNT = {  # what stands there is a name, a verb follows it, or it is two at least
-    "_LEVELS",
+    "LEVELS",
     "_TRIES",
     "_range(tested)",
     "_range(trained)",

@@ -1,0 +1,59 @@
+"""The recipe: a federation as pure data. One file a section, `recipe` for the whole, `reading` and `parsing` for TOML.
+
+Every field has a type, a range and a default; a recipe with mistakes is refused with all of them at once.
+``auto`` values are chosen once, when a run starts, and written to the run's resolved recipe.
+"""
+
+from fedsa.recipe.adapter import AdapterSettings
+from fedsa.recipe.compute import ComputeSettings
+from fedsa.recipe.data import DataSettings
+from fedsa.recipe.evaluation import (
+    DEFAULT_ADAPTATION_EPOCHS,
+    AdaptationSettings,
+    EvaluationSettings,
+    ReconstructionSettings,
+    Start,
+)
+from fedsa.recipe.mistakes import mistakes_of
+from fedsa.recipe.model import ModelSettings
+from fedsa.recipe.parsing import Check, dump_recipe, parse_recipe
+from fedsa.recipe.partition import PartitionSettings
+from fedsa.recipe.paths import OBJECTS, refuse_objects, with_absolute_paths
+from fedsa.recipe.reading import apply_overrides, find_toml, parse_toml, read_recipe, read_toml, recipe_names
+from fedsa.recipe.recipe import Recipe
+from fedsa.recipe.server import SERVER_DEFAULTS, ServerSettings
+from fedsa.recipe.task import TaskSettings, fields_of
+from fedsa.recipe.training import DEFAULT_LOCAL_STEPS, TrainingSettings
+
+__all__ = [
+    "DEFAULT_ADAPTATION_EPOCHS",
+    "DEFAULT_LOCAL_STEPS",
+    "OBJECTS",
+    "SERVER_DEFAULTS",
+    "AdaptationSettings",
+    "AdapterSettings",
+    "Check",
+    "ComputeSettings",
+    "DataSettings",
+    "EvaluationSettings",
+    "ModelSettings",
+    "PartitionSettings",
+    "Recipe",
+    "ReconstructionSettings",
+    "ServerSettings",
+    "Start",
+    "TaskSettings",
+    "TrainingSettings",
+    "apply_overrides",
+    "dump_recipe",
+    "fields_of",
+    "find_toml",
+    "mistakes_of",
+    "parse_recipe",
+    "parse_toml",
+    "read_recipe",
+    "read_toml",
+    "recipe_names",
+    "refuse_objects",
+    "with_absolute_paths",
+]

@@ -1,0 +1,85 @@
+"""The section ``[adapter]``: what is trained on the base model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fedsa.recipe.base import Settings
+
+__all__ = ["AdapterSettings"]
+
+_UNUSED: dict[str, dict[str, str]] = {
+    "vera": {"lora_alpha": "scale"},
+    "loha": {"dropout": "dropout"},
+    "ia3": {"r": "rank", "lora_alpha": "scale", "dropout": "dropout"},
+}
+"""Settings of the adapter that a variant does not have, and what they would be."""
+
+
+class AdapterSettings(Settings):
+    """The adapter that is trained on the base model, in PEFT's own words."""
+
+    variant: Literal["lora", "rslora", "vera", "dora", "pissa", "olora", "loha", "ia3", "lora_xs"] = Field(
+        "lora", description="adapter variant"
+    )
+    r: int = Field(0, ge=0, description="rank; 0: 8, and 256 for vera; ia3 has none")
+    ranks: dict[str, int] | list[int] | None = Field(
+        None, description="clients' own ranks, up to r: by client id (others r), or a list that is dealt in turn"
+    )
+    own_initial_a: bool = Field(
+        False,
+        description="every client draws an initial A of its own, where A stays at the client (local, alora); false: "
+        "all start from one A",
+    )
+    lora_alpha: int = Field(16, gt=0, description="LoRA scale: lora_alpha/r, or lora_alpha/sqrt(r) for rslora")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout in front of the adapter; loha and ia3 have none")
+    target_modules: list[str] | str | None = Field(
+        None, description="layers to adapt: name endings, or a regular expression; empty: PEFT's choice for the model"
+    )
+    feedforward_modules: list[str] | str | None = Field(
+        None,
+        description="ia3: those of target_modules whose input is scaled, not their output; empty: none, or PEFT's "
+        "choice where target_modules is too",
+    )
+    modules_to_save: list[str] | None = Field(
+        None, description="layers trained in full and kept with the adapter; empty: the classification head"
+    )
+
+    @model_validator(mode="after")
+    def _is_used(self) -> AdapterSettings:
+        problems = []
+        for name, reason in _UNUSED.get(self.variant, {}).items():
+            default = type(self).model_fields[name].default  # written out in a resolved recipe
+            if getattr(self, name) not in (default, 0):
+                problems.append(f"{name} does not go with variant = {self.variant!r}, which has no {reason}: remove it")
+        if self.feedforward_modules is not None and self.variant != "ia3":
+            problems.append(f"feedforward_modules goes with variant = 'ia3' only, not with {self.variant!r}")
+        elif self.feedforward_modules is not None and self.target_modules is None:
+            problems.append("feedforward_modules needs target_modules, of which they are some")
+        elif isinstance(self.feedforward_modules, list) and isinstance(self.target_modules, list):
+            missing = sorted(set(self.feedforward_modules) - set(self.target_modules))
+            if missing:
+                problems.append(f"feedforward_modules: {missing[0]!r} is not in target_modules; add it there too")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> AdapterSettings:
+        ranks = list(self.ranks.values()) if isinstance(self.ranks, dict) else self.ranks
+        if ranks is None:
+            return self
+        if self.variant in ("pissa", "olora"):
+            raise ValueError(
+                f"ranks does not go with variant = {self.variant!r}: the frozen weights lack what the whole rank holds"
+            )
+        if not ranks or min(ranks) < 1 or (self.rank and max(ranks) > self.rank):
+            raise ValueError(f"ranks must be from 1 to r = {self.rank} (got {self.ranks})")
+        return self
+
+    @property
+    def rank(self) -> int:
+        """The rank after the variant's default; 0: the variant has none."""
+        return self.r or {"vera": 256, "ia3": 0}.get(self.variant, 8)

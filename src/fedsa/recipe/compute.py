@@ -1,0 +1,28 @@
+"""The section ``[compute]``: what a run computes on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedsa.recipe.base import Settings
+
+__all__ = ["ComputeSettings"]
+
+
+class ComputeSettings(Settings):
+    """What the run computes on. ``auto`` is resolved once and written to the resolved recipe."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    threads: int = Field(0, ge=0, le=1024, description="processor threads; 0: all cores")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of frozen weights, forward and backward; auto: bf16 where the hardware has it"
+    )
+    memory_budget: float | None = Field(
+        None, gt=0, description="GiB that a cohort's training may take; empty: half of what is free at the start"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, about a third more time"
+    )
+    compile: bool = Field(False, description="torch.compile the layers: pays for long runs only")

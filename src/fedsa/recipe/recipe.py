@@ -1,0 +1,118 @@
+"""A whole recipe, and what its sections ask of each other."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from fedsa.errors import Mistake
+from fedsa.recipe.adapter import AdapterSettings
+from fedsa.recipe.base import Settings
+from fedsa.recipe.compute import ComputeSettings
+from fedsa.recipe.data import DataSettings
+from fedsa.recipe.evaluation import AdaptationSettings, EvaluationSettings, ReconstructionSettings
+from fedsa.recipe.model import ModelSettings
+from fedsa.recipe.server import ServerSettings
+from fedsa.recipe.task import TaskSettings
+from fedsa.recipe.training import TrainingSettings
+
+__all__ = ["Recipe", "contradictions"]
+
+
+class Recipe(Settings):
+    """A whole federation."""
+
+    description: str = Field("", description="one line for `fedsa recipes`")
+    algorithm: str = Field("fedsa", description="a name from `fedsa algorithms`, or package.module:Class")
+    algorithm_options: dict[str, Any] = Field({}, description="the algorithm's own options")
+    share_head: bool | None = Field(None, description="send and average the head too; empty: as in the method's paper")
+    weighting: Literal["num_examples", "uniform"] = Field("num_examples", description="clients' weights in the average")
+    rounds: int = Field(gt=0, description="communication rounds")
+    fraction_train: float = Field(1.0, gt=0, le=1, description="part of the clients that trains in a round")
+    personal_state: Literal["store", "reconstruct"] = Field(
+        "store",
+        description="what is trained and not received. store: a client keeps it from round to round; reconstruct: a "
+        "client keeps nothing, and fits it anew from its rows whenever it is needed",
+    )
+    holdout_clients: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="part of the clients that is never in the federation; at the end each is taken to an own adapter "
+        "as [adaptation] says",
+    )
+    wire_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="in what shared tensors travel, both ways; bf16: half the bytes; what stays is fp32"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    keep_rounds: Literal["needed", "all"] = Field(
+        "needed",
+        description="rounds whose tensors stay in the run folder: those that are needed, or all",
+    )
+    callbacks: list[str] = Field([], description="progress listeners, e.g. tensorboard")
+    model: ModelSettings
+    adapter: AdapterSettings = AdapterSettings()
+    task: TaskSettings = Field(default_factory=TaskSettings)
+    data: DataSettings
+    training: TrainingSettings = TrainingSettings()
+    server: ServerSettings = ServerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    adaptation: AdaptationSettings = AdaptationSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="after")
+    def _personal_tensors(self) -> Recipe:
+        problems = []
+        if self.personal_state == "reconstruct":
+            name = "personal_state = 'reconstruct'"
+            if self.training.optimizer_state == "keep":
+                problems.append(f"{name}: a client keeps nothing, so training.optimizer_state must be 'reset'")
+            if self.evaluation.evaluate_after != "aggregate":
+                problems.append(
+                    f"{name}: after a round a client has nothing of its own to be measured, so "
+                    "evaluation.evaluate_after must be 'aggregate'"
+                )
+        if self.evaluation.global_model != "none" and not self.adaptation.share_personal:
+            problems.append(
+                f"evaluation.global_model = {self.evaluation.global_model!r} puts clients' personal tensors together, "
+                "which then leave the client: set adaptation.share_personal = true if they agree"
+            )
+        if self.adapter.own_initial_a and self.adaptation.share_personal:
+            problems.append(
+                "adaptation.share_personal puts clients' A's together, which with adapter.own_initial_a start apart: "
+                "their mean says nothing: leave one of the two out"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def contradictions(recipe: Recipe) -> list[Mistake]:
+    """Return the mistakes that only two sections together make."""
+    variant = recipe.adapter.variant
+    mistakes = []
+    if variant in ("ia3", "lora_xs") and recipe.training.b_learning_rate_ratio != 1:
+        mistakes.append(
+            Mistake(
+                "training.b_learning_rate_ratio",
+                f"does not go with adapter.variant = {variant!r}, which has no A side and B side: remove it",
+            )
+        )
+    if recipe.training.head_warmup_epochs and recipe.personal_state == "reconstruct":
+        mistakes.append(
+            Mistake(
+                "training.head_warmup_epochs",
+                "does not go with personal_state = 'reconstruct', which fits heads anew in every round: set it to 0",
+            )
+        )
+    if recipe.model.quantization and variant not in ("lora", "rslora", "dora"):
+        mistakes.append(
+            Mistake(
+                "model.quantization",
+                f"does not go with adapter.variant = {variant!r}, which needs the weights in full: use lora, rslora or "
+                "dora, or remove it",
+            )
+        )
+    return mistakes
