@@ -5,6 +5,7 @@ Every field has a type, a range and a default; a recipe with mistakes is refused
 """
 
 from fedsa.recipe.adapter import AdapterSettings
+from fedsa.recipe.base import Scope, is_resolved, scope_of
 from fedsa.recipe.compute import ComputeSettings
 from fedsa.recipe.data import DataSettings
 from fedsa.recipe.evaluation import (
@@ -20,7 +21,7 @@ from fedsa.recipe.parsing import Check, dump_recipe, parse_recipe
 from fedsa.recipe.partition import PartitionSettings
 from fedsa.recipe.paths import OBJECTS, refuse_objects, with_absolute_paths
 from fedsa.recipe.reading import apply_overrides, find_toml, parse_toml, read_recipe, read_toml, recipe_names
-from fedsa.recipe.recipe import Recipe
+from fedsa.recipe.recipe import Recipe, agreed_settings
 from fedsa.recipe.server import SERVER_DEFAULTS, ServerSettings
 from fedsa.recipe.task import TaskSettings, fields_of
 from fedsa.recipe.training import DEFAULT_LOCAL_STEPS, TrainingSettings
@@ -40,14 +41,17 @@ __all__ = [
     "PartitionSettings",
     "Recipe",
     "ReconstructionSettings",
+    "Scope",
     "ServerSettings",
     "Start",
     "TaskSettings",
     "TrainingSettings",
+    "agreed_settings",
     "apply_overrides",
     "dump_recipe",
     "fields_of",
     "find_toml",
+    "is_resolved",
     "mistakes_of",
     "parse_recipe",
     "parse_toml",
@@ -55,5 +59,6 @@ __all__ = [
     "read_toml",
     "recipe_names",
     "refuse_objects",
+    "scope_of",
     "with_absolute_paths",
 ]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fedsa.recipe.base import Settings
+from fedsa.recipe.base import Agreed, Resolved, Settings
 
 __all__ = ["AdapterSettings"]
 
@@ -21,29 +21,31 @@ _UNUSED: dict[str, dict[str, str]] = {
 class AdapterSettings(Settings):
     """The adapter that is trained on the base model, in PEFT's own words."""
 
-    variant: Literal["lora", "rslora", "vera", "dora", "pissa", "olora", "loha", "ia3", "lora_xs"] = Field(
+    variant: Agreed[Literal["lora", "rslora", "vera", "dora", "pissa", "olora", "loha", "ia3", "lora_xs"]] = Field(
         "lora", description="adapter variant"
     )
-    r: int = Field(0, ge=0, description="rank; 0: 8, and 256 for vera; ia3 has none")
-    ranks: dict[str, int] | list[int] | None = Field(
+    r: Agreed[Resolved[int]] = Field(0, ge=0, description="rank; 0: 8, and 256 for vera; ia3 has none")
+    ranks: Agreed[dict[str, int] | list[int] | None] = Field(
         None, description="clients' own ranks, up to r: by client id (others r), or a list that is dealt in turn"
     )
-    own_initial_a: bool = Field(
+    own_initial_a: Agreed[bool] = Field(
         False,
         description="every client draws an initial A of its own, where A stays at the client (local, alora); false: "
         "all start from one A",
     )
-    lora_alpha: int = Field(16, gt=0, description="LoRA scale: lora_alpha/r, or lora_alpha/sqrt(r) for rslora")
-    dropout: float = Field(0.05, ge=0, lt=1, description="dropout in front of the adapter; loha and ia3 have none")
-    target_modules: list[str] | str | None = Field(
+    lora_alpha: Agreed[int] = Field(16, gt=0, description="LoRA scale: lora_alpha/r, or lora_alpha/sqrt(r) for rslora")
+    dropout: Agreed[float] = Field(
+        0.05, ge=0, lt=1, description="dropout in front of the adapter; loha and ia3 have none"
+    )
+    target_modules: Agreed[Resolved[list[str] | str | None]] = Field(
         None, description="layers to adapt: name endings, or a regular expression; empty: PEFT's choice for the model"
     )
-    feedforward_modules: list[str] | str | None = Field(
+    feedforward_modules: Agreed[Resolved[list[str] | str | None]] = Field(
         None,
         description="ia3: those of target_modules whose input is scaled, not their output; empty: none, or PEFT's "
         "choice where target_modules is too",
     )
-    modules_to_save: list[str] | None = Field(
+    modules_to_save: Agreed[list[str] | None] = Field(
         None, description="layers trained in full and kept with the adapter; empty: the classification head"
     )
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedsa.recipe.base import Settings
+from fedsa.recipe.base import Machine, Resolved, Settings
 
 __all__ = ["ComputeSettings"]
 
@@ -14,15 +14,15 @@ __all__ = ["ComputeSettings"]
 class ComputeSettings(Settings):
     """What the run computes on. ``auto`` is resolved once and written to the resolved recipe."""
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    threads: int = Field(0, ge=0, le=1024, description="processor threads; 0: all cores")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    device: Machine[Resolved[str]] = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    threads: Machine[Resolved[int]] = Field(0, ge=0, le=1024, description="processor threads; 0: all cores")
+    precision: Machine[Resolved[Literal["auto", "fp32", "bf16"]]] = Field(
         "auto", description="of frozen weights, forward and backward; auto: bf16 where the hardware has it"
     )
-    memory_budget: float | None = Field(
+    memory_budget: Machine[float | None] = Field(
         None, gt=0, description="GiB that a cohort's training may take; empty: half of what is free at the start"
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: Machine[bool] = Field(
         False, description="compute activations again in the backward pass: less memory, about a third more time"
     )
-    compile: bool = Field(False, description="torch.compile the layers: pays for long runs only")
+    compile: Machine[bool] = Field(False, description="torch.compile the layers: pays for long runs only")

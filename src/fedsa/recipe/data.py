@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from fedsa.recipe.base import Settings, repeated
+from fedsa.recipe.base import Machine, Settings, repeated
 from fedsa.recipe.partition import PartitionSettings
 
 __all__ = ["DataSettings"]
@@ -13,21 +13,23 @@ __all__ = ["DataSettings"]
 class DataSettings(Settings):
     """Where the rows are."""
 
-    path: str = Field(description="hub name, local folder or file (CSV, JSONL, Parquet, Excel), or part:NAME")
-    name: str | None = Field(None, description="the hub data set's configuration")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    split: str = Field("train", description="the split whose rows are shared out")
-    validation_split: str | None = Field(
+    path: Machine[str] = Field(description="hub name, local folder or file (CSV, JSONL, Parquet, Excel), or part:NAME")
+    name: Machine[str | None] = Field(None, description="the hub data set's configuration")
+    revision: Machine[str | None] = Field(None, description="branch, tag or commit on the hub")
+    split: Machine[str] = Field("train", description="the split whose rows are shared out")
+    validation_split: Machine[str | None] = Field(
         None, description="a split of its own for validation, shared out with the same label mix"
     )
-    test_split: str | None = Field(None, description="a split of its own for test, shared out with the same label mix")
-    separator: str | None = Field(
+    test_split: Machine[str | None] = Field(
+        None, description="a split of its own for test, shared out with the same label mix"
+    )
+    separator: Machine[str | None] = Field(
         None, description="CSV and TSV: the character between cells, or tab; empty: found by looking, and said"
     )
-    encoding: str | None = Field(
+    encoding: Machine[str | None] = Field(
         None, description="of text files, say cp1252 or utf-16; empty: UTF-8, or else found by looking, and said"
     )
-    drop_empty: bool = Field(
+    drop_empty: Machine[bool] = Field(
         False, description="go on without rows that have an empty cell in a column that is read; they are counted"
     )
     partition: PartitionSettings

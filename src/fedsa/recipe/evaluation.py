@@ -1,4 +1,4 @@
-"""The sections ``[evaluation]``, ``[reconstruction]`` and ``[adaptation]``: how clients are measured and fitted anew."""
+"""The sections ``[evaluation]``, ``[reconstruction]`` and ``[adaptation]``: clients are measured, or fitted anew."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fedsa.recipe.base import Settings
+from fedsa.recipe.base import Agreed, Machine, Settings
 
 __all__ = [
     "DEFAULT_ADAPTATION_EPOCHS",
@@ -26,21 +26,23 @@ Start = Literal["initial", "mean", "nearest"]
 class EvaluationSettings(Settings):
     """When and how clients are evaluated, each on its own rows."""
 
-    evaluate_every: int = Field(1, gt=0, description="rounds between evaluations on validation; the last is always one")
-    fraction_evaluate: float = Field(
+    evaluate_every: Agreed[int] = Field(
+        1, gt=0, description="rounds between evaluations on validation; the last is always one"
+    )
+    fraction_evaluate: Agreed[float] = Field(
         1.0,
         gt=0,
         le=1,
         description="part of the clients that is evaluated on validation in a round, drawn anew each time; test at the "
         "end is of all",
     )
-    evaluate_after: Literal["aggregate", "training", "both"] = Field(
+    evaluate_after: Agreed[Literal["aggregate", "training", "both"]] = Field(
         "aggregate",
         description="aggregate: with what the client would use next; training: its own model after local training; "
         "both: the round is chosen by the first",
     )
-    batch_size: int = Field(64, gt=0, description="rows per forward pass")
-    samples: int = Field(
+    batch_size: Machine[int] = Field(64, gt=0, description="rows per forward pass")
+    samples: Machine[int] = Field(
         3,
         ge=0,
         le=100,
@@ -48,7 +50,7 @@ class EvaluationSettings(Settings):
         "the report, each with what the model of the chosen round writes on its prompt or its beginning and what is "
         "right there; 0: no row's text is kept",
     )
-    global_model: Literal["none", "average", "fit"] = Field(
+    global_model: Agreed[Literal["none", "average", "fit"]] = Field(
         "none",
         description="one model for all at the end, measured beside the clients' own. average: of their personal "
         "tensors; fit: one B fitted to the mean of their B·A. Needs adaptation.share_personal",
@@ -58,11 +60,11 @@ class EvaluationSettings(Settings):
 class ReconstructionSettings(Settings):
     """How a client that keeps nothing between rounds makes its personal tensors anew (FedRecon, arXiv:2102.03448)."""
 
-    steps: int = Field(10, gt=0, description="optimiser steps on the personal tensors, the shared ones frozen")
-    learning_rate: float | None = Field(
+    steps: Agreed[int] = Field(10, gt=0, description="optimiser steps on the personal tensors, the shared ones frozen")
+    learning_rate: Agreed[float | None] = Field(
         None, gt=0, description="constant rate of these steps; empty: training.learning_rate"
     )
-    freeze_personal: bool = Field(
+    freeze_personal: Agreed[bool] = Field(
         True, description="in the round's training that follows, only what is shared is trained, as in the paper"
     )
 
@@ -70,22 +72,24 @@ class ReconstructionSettings(Settings):
 class AdaptationSettings(Settings):
     """How a client that was not in the federation comes to an adapter of its own."""
 
-    steps: int | None = Field(
+    steps: Agreed[int | None] = Field(
         None, gt=0, description=f"optimiser steps; empty: epochs, {DEFAULT_ADAPTATION_EPOCHS} unless given"
     )
-    epochs: int | None = Field(None, gt=0, description="passes over the client's training rows")
-    freeze_shared: bool = Field(False, description="train the personal tensors only")
-    start: Start = Field(
+    epochs: Agreed[int | None] = Field(None, gt=0, description="passes over the client's training rows")
+    freeze_shared: Agreed[bool] = Field(False, description="train the personal tensors only")
+    start: Agreed[Start] = Field(
         "initial",
         description="of the personal tensors. initial: as every client began; mean: of the federation's clients; "
         "nearest: the mean of that cluster of them with the lowest loss on the newcomer's training rows",
     )
-    share_personal: bool = Field(
+    share_personal: Agreed[bool] = Field(
         False,
         description="the clients let their personal tensors be put together: these then leave the client. Needed for "
         "start = mean and nearest, and for evaluation.global_model",
     )
-    clusters: int = Field(0, ge=0, description="start = nearest: of the clients; 0: the square root of their number")
+    clusters: Agreed[int] = Field(
+        0, ge=0, description="start = nearest: of the clients; 0: the square root of their number"
+    )
 
     @property
     def length(self) -> dict[str, int]:

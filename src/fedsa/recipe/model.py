@@ -7,7 +7,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, field_validator
 
-from fedsa.recipe.base import Settings
+from fedsa.recipe.base import Machine, Resolved, Settings
 
 __all__ = ["ModelSettings"]
 
@@ -15,17 +15,17 @@ __all__ = ["ModelSettings"]
 class ModelSettings(Settings):
     """The base model. It is loaded once, and never changed."""
 
-    path: str = Field(description="hub name, local folder, or part:NAME for a packaged part")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+    path: Machine[str] = Field(description="hub name, local folder, or part:NAME for a packaged part")
+    revision: Machine[Resolved[str | None]] = Field(None, description="branch, tag or commit on the hub")
+    attn_implementation: Machine[Resolved[Literal["eager", "sdpa", "flash_attention_2"] | None]] = Field(
         None, description="attention kernel; empty: eager or sdpa, whichever trains faster here"
     )
-    quantization: Literal["nf4", "int8"] | None = Field(
+    quantization: Machine[Literal["nf4", "int8"] | None] = Field(
         None,
         description="frozen linear layers in 4 or 8 bits as in QLoRA (extra bnb); for lora, rslora and dora; empty: in "
         "compute.precision",
     )
-    config: dict[str, Any] | None = Field(
+    config: Machine[dict[str, Any] | None] = Field(
         None,
         description="architecture in transformers' words (model_type, hidden_size, ...): `fedsa plan` then needs no "
         "download; weights of other sizes are refused",

@@ -6,42 +6,46 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fedsa.recipe.base import Settings
+from fedsa.recipe.base import Agreed, Machine, Settings
 
 __all__ = ["PartitionSettings"]
+
+_Kind = Literal["column", "files", "iid", "dirichlet", "client_dirichlet", "shards", "size", "saved"]
 
 
 class PartitionSettings(Settings):
     """How rows are split over clients, and each client's rows into train, validation and test."""
 
-    kind: Literal["column", "files", "iid", "dirichlet", "client_dirichlet", "shards", "size", "saved"] = Field(
+    kind: Machine[_Kind] = Field(
         "iid",
         description="column: natural clients; files: one file or folder each; iid; dirichlet: label skew, each label's "
         "shares over clients drawn; client_dirichlet: label skew, each client's label mix drawn, equal sizes; shards: "
         "few labels each; size: uneven sizes, equal label mix; saved: a partition file",
     )
-    clients: int | dict[str, int] | None = Field(
+    clients: Machine[int | dict[str, int] | None] = Field(
         None, description="number of clients; with `within`, per value (one number for all, or a table)"
     )
-    column: str | None = Field(None, description="kind = column: the column that names the client")
-    within: str | None = Field(None, description="split inside each value of this column separately")
-    label_column: str | None = Field(
+    column: Machine[str | None] = Field(None, description="kind = column: the column that names the client")
+    within: Machine[str | None] = Field(None, description="split inside each value of this column separately")
+    label_column: Machine[str | None] = Field(
         None, description="the column whose values are shared out as labels (superclasses, say); empty: the task's"
     )
-    group: str | None = Field(None, description="rows with one value here stay in one client and one split")
-    dirichlet_alpha: float = Field(
+    group: Agreed[str | None] = Field(None, description="rows with one value here stay in one client and one split")
+    dirichlet_alpha: Machine[float] = Field(
         0.5, gt=0, description="concentration of the label mix (or of sizes): lower is more uneven"
     )
-    shards_per_client: int = Field(2, gt=0, description="kind = shards: label-sorted shards per client")
-    file: str | None = Field(None, description="kind = saved: a file that `fedsa data --save` wrote")
-    validation_fraction: float = Field(0.15, gt=0, lt=1, description="of a client's rows, unless data.validation_split")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="of a client's rows, unless data.test_split")
-    min_examples: int = Field(10, ge=3, description="fewest rows a client may have, all splits together")
-    max_examples: int | None = Field(None, ge=3, description="most rows a client keeps, all splits together")
-    leave_out_small: bool = Field(
+    shards_per_client: Machine[int] = Field(2, gt=0, description="kind = shards: label-sorted shards per client")
+    file: Machine[str | None] = Field(None, description="kind = saved: a file that `fedsa data --save` wrote")
+    validation_fraction: Agreed[float] = Field(
+        0.15, gt=0, lt=1, description="of a client's rows, unless data.validation_split"
+    )
+    test_fraction: Agreed[float] = Field(0.2, gt=0, lt=1, description="of a client's rows, unless data.test_split")
+    min_examples: Agreed[int] = Field(10, ge=3, description="fewest rows a client may have, all splits together")
+    max_examples: Agreed[int | None] = Field(None, ge=3, description="most rows a client keeps, all splits together")
+    leave_out_small: Machine[bool] = Field(
         False, description="go on without clients that have fewer rows than min_examples, or too few for their splits"
     )
-    leave_out_unreadable: bool = Field(
+    leave_out_unreadable: Machine[bool] = Field(
         False, description="kind = files: go on without clients whose file is empty, foreign or cannot be read"
     )
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fedsa.errors import Mistake
 from fedsa.recipe.adapter import AdapterSettings
-from fedsa.recipe.base import Settings
+from fedsa.recipe.base import Agreed, Note, Resolved, Scope, Settings
 from fedsa.recipe.compute import ComputeSettings
 from fedsa.recipe.data import DataSettings
 from fedsa.recipe.evaluation import AdaptationSettings, EvaluationSettings, ReconstructionSettings
@@ -17,40 +17,44 @@ from fedsa.recipe.server import ServerSettings
 from fedsa.recipe.task import TaskSettings
 from fedsa.recipe.training import TrainingSettings
 
-__all__ = ["Recipe", "contradictions"]
+__all__ = ["Recipe", "agreed_settings", "contradictions"]
 
 
 class Recipe(Settings):
     """A whole federation."""
 
-    description: str = Field("", description="one line for `fedsa recipes`")
-    algorithm: str = Field("fedsa", description="a name from `fedsa algorithms`, or package.module:Class")
-    algorithm_options: dict[str, Any] = Field({}, description="the algorithm's own options")
-    share_head: bool | None = Field(None, description="send and average the head too; empty: as in the method's paper")
-    weighting: Literal["num_examples", "uniform"] = Field("num_examples", description="clients' weights in the average")
-    rounds: int = Field(gt=0, description="communication rounds")
-    fraction_train: float = Field(1.0, gt=0, le=1, description="part of the clients that trains in a round")
-    personal_state: Literal["store", "reconstruct"] = Field(
+    description: Note[str] = Field("", description="one line for `fedsa recipes`")
+    algorithm: Agreed[str] = Field("fedsa", description="a name from `fedsa algorithms`, or package.module:Class")
+    algorithm_options: Agreed[dict[str, Any]] = Field({}, description="the algorithm's own options")
+    share_head: Agreed[Resolved[bool | None]] = Field(
+        None, description="send and average the head too; empty: as in the method's paper"
+    )
+    weighting: Agreed[Literal["num_examples", "uniform"]] = Field(
+        "num_examples", description="clients' weights in the average"
+    )
+    rounds: Agreed[int] = Field(gt=0, description="communication rounds")
+    fraction_train: Agreed[float] = Field(1.0, gt=0, le=1, description="part of the clients that trains in a round")
+    personal_state: Agreed[Literal["store", "reconstruct"]] = Field(
         "store",
         description="what is trained and not received. store: a client keeps it from round to round; reconstruct: a "
         "client keeps nothing, and fits it anew from its rows whenever it is needed",
     )
-    holdout_clients: float = Field(
+    holdout_clients: Agreed[float] = Field(
         0.0,
         ge=0,
         lt=1,
         description="part of the clients that is never in the federation; at the end each is taken to an own adapter "
         "as [adaptation] says",
     )
-    wire_dtype: Literal["fp32", "bf16"] = Field(
+    wire_dtype: Agreed[Literal["fp32", "bf16"]] = Field(
         "fp32", description="in what shared tensors travel, both ways; bf16: half the bytes; what stays is fp32"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
-    keep_rounds: Literal["needed", "all"] = Field(
+    seed: Agreed[int] = Field(0, ge=0, lt=2**32, description="of everything random")
+    keep_rounds: Note[Literal["needed", "all"]] = Field(
         "needed",
         description="rounds whose tensors stay in the run folder: those that are needed, or all",
     )
-    callbacks: list[str] = Field([], description="progress listeners, e.g. tensorboard")
+    callbacks: Note[list[str]] = Field([], description="progress listeners, e.g. tensorboard")
     model: ModelSettings
     adapter: AdapterSettings = AdapterSettings()
     task: TaskSettings = Field(default_factory=TaskSettings)
@@ -87,6 +91,14 @@ class Recipe(Settings):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def agreed_settings(recipe: Recipe) -> dict[str, Any]:
+    """What server and sites must hold alike of a recipe: as JSON has it, sections as tables, defaults written out.
+
+    Where model and rows lie is not in it, nor which they are: weights and tensors have hashes of their own.
+    """
+    return recipe.of_scope(Scope.AGREED)
 
 
 def contradictions(recipe: Recipe) -> list[Mistake]:

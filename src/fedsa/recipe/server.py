@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedsa.recipe.base import Settings
+from fedsa.recipe.base import Agreed, Settings
 
 __all__ = ["SERVER_DEFAULTS", "ServerSettings"]
 
@@ -23,18 +23,22 @@ SERVER_DEFAULTS: dict[str, dict[str, float]] = {
 class ServerSettings(Settings):
     """What the server makes of a round's mean: it can take it as a gradient of its own."""
 
-    optimizer: Literal["none", "fedavgm", "fedadam", "fedyogi"] = Field(
+    optimizer: Agreed[Literal["none", "fedavgm", "fedadam", "fedyogi"]] = Field(
         "none",
         description="none: the mean is the new value; fedavgm: momentum; fedadam, fedyogi: adaptive steps. For methods "
         "whose tensors are averaged in place",
     )
-    learning_rate: float | None = Field(
+    learning_rate: Agreed[float | None] = Field(
         None, gt=0, description="of the server; empty: 1 for fedavgm, 0.01 for the others (their paper tunes it)"
     )
-    momentum: float | None = Field(None, ge=0, lt=1, description="fedavgm only; empty: 0.9")
-    beta1: float | None = Field(None, ge=0, lt=1, description="of the first moment, fedadam and fedyogi; empty: 0.9")
-    beta2: float | None = Field(None, ge=0, lt=1, description="of the second moment, fedadam and fedyogi; empty: 0.99")
-    tau: float | None = Field(
+    momentum: Agreed[float | None] = Field(None, ge=0, lt=1, description="fedavgm only; empty: 0.9")
+    beta1: Agreed[float | None] = Field(
+        None, ge=0, lt=1, description="of the first moment, fedadam and fedyogi; empty: 0.9"
+    )
+    beta2: Agreed[float | None] = Field(
+        None, ge=0, lt=1, description="of the second moment, fedadam and fedyogi; empty: 0.99"
+    )
+    tau: Agreed[float | None] = Field(
         None, gt=0, description="added to the root of the second moment, fedadam and fedyogi; empty: 0.001"
     )
 

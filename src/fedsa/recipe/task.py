@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedsa.errors import near
-from fedsa.recipe.base import Settings, repeated
+from fedsa.recipe.base import Agreed, Settings, repeated
 
 __all__ = ["TaskSettings", "fields_of"]
 
@@ -53,66 +53,70 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 class TaskSettings(Settings):
     """How a row becomes a batch, a loss and a metric."""
 
-    kind: str = Field(
+    kind: Agreed[str] = Field(
         "classification",
         description="classification, image_classification, token_classification, question_answering, regression, "
         "generation, language_modeling, multiple_choice, or package.module:Class",
     )
-    text_columns: list[str] = Field(
+    text_columns: Agreed[list[str]] = Field(
         ["text"],
         min_length=1,
         max_length=2,
         description="one column, or two for pairs; image_classification: the column of the image, image by default; "
         "token_classification: the column of the list of words; question_answering: question and context, the default",
     )
-    label_column: str | None = Field(
+    label_column: Agreed[str | None] = Field(
         None,
         description="the column of the class; empty: label. For tasks without classes: a column whose values are "
         "shared out as classes are, or empty",
     )
-    labels: list[str] | None = Field(
+    labels: Agreed[list[str] | None] = Field(
         None,
         description="class names in order of their number; empty: found in the data. multiple_choice: the choices, "
         "where every row has the same; token_classification: O, B-KIND and I-KIND of each kind",
     )
-    prompt: str | None = Field(None, description="what the model is given; {column} stands for a row's value")
-    answer: str | None = Field(
+    prompt: Agreed[str | None] = Field(None, description="what the model is given; {column} stands for a row's value")
+    answer: Agreed[str | None] = Field(
         None,
         description="generation: what it is to say, with {column}; multiple_choice: the column that tells the right "
         "choice (its number, its letter, its text, or true and false); regression: the column of the number; "
         "token_classification: the column of the list of tags; question_answering: the column with the lists text and "
         "answer_start, answers by default",
     )
-    chat: bool = Field(False, description="prompt and answer are a turn each in the tokenizer's chat template")
-    choices: list[str] | None = Field(
+    chat: Agreed[bool] = Field(False, description="prompt and answer are a turn each in the tokenizer's chat template")
+    choices: Agreed[list[str] | None] = Field(
         None, description="columns with a choice each, or one column with a list (or with text and label, as in ARC)"
     )
-    choice_template: str = Field(" {choice}", description="a choice as the model would say it")
-    first_choice: int = Field(0, ge=0, le=1, description="the number of the first choice, where the answer is a number")
-    metric: Literal["log_likelihood", "exact_match", "f1"] = Field(
+    choice_template: Agreed[str] = Field(" {choice}", description="a choice as the model would say it")
+    first_choice: Agreed[int] = Field(
+        0, ge=0, le=1, description="the number of the first choice, where the answer is a number"
+    )
+    metric: Agreed[Literal["log_likelihood", "exact_match", "f1"]] = Field(
         "log_likelihood",
         description="log_likelihood: of the answer's tokens (mean, nats); exact_match, f1: of what the model writes, "
         "against the answer, normalised as for SQuAD",
     )
-    extract: Literal["none", "gsm8k_strict", "gsm8k_flexible"] = Field(
+    extract: Agreed[Literal["none", "gsm8k_strict", "gsm8k_flexible"]] = Field(
         "none", description="what of a text is compared: all; the number behind ####; the last number"
     )
-    max_new_tokens: int = Field(64, gt=0, description="tokens that the model writes at most on a prompt")
-    max_length: int = Field(
+    max_new_tokens: Agreed[int] = Field(64, gt=0, description="tokens that the model writes at most on a prompt")
+    max_length: Agreed[int] = Field(
         128,
         gt=0,
         description="tokens kept of one example; not for images; question_answering: of a window, 384 by default",
     )
-    doc_stride: int = Field(
+    doc_stride: Agreed[int] = Field(
         128,
         gt=0,
         description="question_answering: tokens that neighbouring windows share, a third of a window's at most",
     )
-    max_answer_length: int = Field(30, gt=0, description="question_answering: tokens of a predicted answer at most")
-    image_size: int | None = Field(
+    max_answer_length: Agreed[int] = Field(
+        30, gt=0, description="question_answering: tokens of a predicted answer at most"
+    )
+    image_size: Agreed[int | None] = Field(
         None, gt=0, description="pixels of an image's side; empty: what the base model's image processor says"
     )
-    options: dict[str, Any] = Field({}, description="of a task of your own")
+    options: Agreed[dict[str, Any]] = Field({}, description="of a task of your own")
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fedsa.recipe.base import Settings
+from fedsa.recipe.base import Agreed, Machine, Resolved, Settings
 
 __all__ = ["DEFAULT_LOCAL_STEPS", "TrainingSettings"]
 
@@ -17,42 +17,50 @@ DEFAULT_LOCAL_STEPS = 10
 class TrainingSettings(Settings):
     """A client's local training in one round."""
 
-    local_steps: int | None = Field(
+    local_steps: Agreed[Resolved[int | None]] = Field(
         None, gt=0, description=f"optimiser steps per round; {DEFAULT_LOCAL_STEPS} if local_epochs is not given"
     )
-    local_epochs: int | None = Field(None, gt=0, description="passes over the client's rows per round")
-    batch_size: int = Field(16, gt=0, description="rows per optimiser step and accumulation step")
-    gradient_accumulation_steps: int = Field(1, gt=0, description="batches per optimiser step")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD")
-    learning_rate: float = Field(1e-3, gt=0, description="peak rate")
-    head_learning_rate: float | None = Field(None, gt=0, description="peak rate of the head; empty: learning_rate")
-    head_warmup_epochs: int = Field(
+    local_epochs: Agreed[int | None] = Field(None, gt=0, description="passes over the client's rows per round")
+    batch_size: Agreed[int] = Field(16, gt=0, description="rows per optimiser step and accumulation step")
+    gradient_accumulation_steps: Agreed[int] = Field(1, gt=0, description="batches per optimiser step")
+    optimizer: Agreed[Literal["adamw", "sgd"]] = Field("adamw", description="AdamW, or SGD")
+    learning_rate: Agreed[float] = Field(1e-3, gt=0, description="peak rate")
+    head_learning_rate: Agreed[float | None] = Field(
+        None, gt=0, description="peak rate of the head; empty: learning_rate"
+    )
+    head_warmup_epochs: Agreed[int] = Field(
         0,
         ge=0,
         description="passes over a client's rows, before its first training, in which its head alone is fitted to what "
         "the frozen model makes of them; one pass through the model",
     )
-    head_warmup_learning_rate: float = Field(1e-2, gt=0, description="of the warm-up, AdamW's whatever the optimizer")
-    b_learning_rate_ratio: float = Field(
+    head_warmup_learning_rate: Agreed[float] = Field(
+        1e-2, gt=0, description="of the warm-up, AdamW's whatever the optimizer"
+    )
+    b_learning_rate_ratio: Agreed[float] = Field(
         1.0, gt=0, description="LoRA+: peak rate of the B side over learning_rate, which the A side keeps"
     )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for sgd")
-    momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
+    weight_decay: Agreed[float] = Field(0.0, ge=0, description="decoupled for adamw, L2 for sgd")
+    momentum: Agreed[float] = Field(0.0, ge=0, lt=1, description="sgd only")
+    schedule: Agreed[Literal["constant", "linear", "cosine"]] = Field(
         "constant", description="over the whole run, not one round"
     )
-    warmup_fraction: float = Field(0.0, ge=0, lt=1, description="part of the whole run with a rising rate")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; 'none' in a recipe: off")
-    proximal_mu: float = Field(0.0, ge=0, description="FedProx: μ/2·‖w − w_received‖² on what the server sent")
-    optimizer_state: Literal["reset", "keep"] = Field("reset", description="at a client, from round to round")
-    group_by_length: bool = Field(
+    warmup_fraction: Agreed[float] = Field(0.0, ge=0, lt=1, description="part of the whole run with a rising rate")
+    max_grad_norm: Agreed[float | None] = Field(
+        1.0, gt=0, description="clip the global gradient norm; 'none' in a recipe: off"
+    )
+    proximal_mu: Agreed[float] = Field(0.0, ge=0, description="FedProx: μ/2·‖w − w_received‖² on what the server sent")
+    optimizer_state: Agreed[Literal["reset", "keep"]] = Field("reset", description="at a client, from round to round")
+    group_by_length: Agreed[bool] = Field(
         False, description="batches of rows of like length: less padding, but rows no longer meet at random"
     )
-    trainer: Literal["auto", "sequential", "cohort"] = Field(
+    trainer: Machine[Resolved[Literal["auto", "sequential", "cohort"]]] = Field(
         "auto", description="cohort: many clients in one pass, equal within rounding; auto: where the adapter allows it"
     )
-    cohort_size: int = Field(0, ge=0, description="clients in one pass; 0: by compute.memory_budget and speed")
-    packing: bool | None = Field(
+    cohort_size: Machine[Resolved[int]] = Field(
+        0, ge=0, description="clients in one pass; 0: by compute.memory_budget and speed"
+    )
+    packing: Machine[Resolved[bool | None]] = Field(
         None, description="cohort: several texts in one row instead of padding; empty: where the model allows it"
     )
 

@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from fedsa.algorithms import algorithm_names, check_algorithm, make_algorithm
 from fedsa.callbacks import check_callbacks
 from fedsa.errors import ConfigError, Mistake, UserError, near
-from fedsa.recipe import Recipe, apply_overrides, parse_recipe, read_recipe, refuse_objects, with_absolute_paths
+from fedsa.recipe import (
+    Recipe,
+    Scope,
+    apply_overrides,
+    is_resolved,
+    parse_recipe,
+    read_recipe,
+    refuse_objects,
+    scope_of,
+    with_absolute_paths,
+)
 from fedsa.sweep.files import (
     ALL,
     MethodEntry,
@@ -27,24 +35,8 @@ __all__ = ["Cell", "Grid", "Group", "differences", "make_grid"]
 
 _RATE, _SEED = "training.learning_rate", "seed"
 
-_OPEN = {
-    "share_head",
-    "model.revision",
-    "model.attn_implementation",
-    "adapter.r",
-    "adapter.target_modules",
-    "adapter.feedforward_modules",
-    "training.local_steps",
-    "training.trainer",
-    "training.cohort_size",
-    "training.packing",
-    "compute.device",
-    "compute.precision",
-}
-"""What a run writes out where its recipe leaves it open: None, 0 or auto."""
-
-_BESIDE = {"description", "callbacks", "keep_rounds", "compute.threads", "compute.memory_budget"}
-"""What changes no figure but time and memory."""
+_TIME = {"compute.threads", "compute.memory_budget"}
+"""What changes time and memory, and figures by rounding at most."""
 
 
 @dataclass(frozen=True, order=True)
@@ -234,24 +226,21 @@ def differences(asked: Recipe, made: Recipe) -> list[str]:
         asked: a recipe as it is given to ``fedsa run``.
         made: the one in the run folder, resolved or not.
     """
-    wanted, found = _flat(asked), _flat(made)
+    wanted, found = _compared(asked), _compared(made)
+    left_open = {key for key, field, value in asked.entries() if is_resolved(field) and value in (None, 0, "auto")}
     return [
         f"{key}: {wanted.get(key)!r} is asked for, {found.get(key)!r} was run"
-        for key in sorted(wanted.keys() | found.keys())
-        if key not in _BESIDE
-        and _sorted(wanted.get(key)) != _sorted(found.get(key))
-        and not (key in _OPEN and wanted.get(key) in (None, 0, "auto"))
+        for key in sorted({*wanted, *found} - left_open)
+        if _sorted(wanted.get(key)) != _sorted(found.get(key))
         and not (key == "task.max_length" and found[key] < wanted[key])  # a run cuts it to what the model takes
     ]
 
 
-def _flat(model: BaseModel) -> dict[str, Any]:
-    """Return a recipe's values by dotted key."""
-    flat: dict[str, Any] = {}
-    for name, value in model:
-        inner = _flat(value) if isinstance(value, BaseModel) else {"": value}
-        flat |= {f"{name}.{key}".rstrip("."): each for key, each in inner.items()}
-    return flat
+def _compared(recipe: Recipe) -> dict[str, Any]:
+    """Return the values by dotted key of the settings that change figures."""
+    return {
+        key: value for key, field, value in recipe.entries() if scope_of(field) is not Scope.NOTE and key not in _TIME
+    }
 
 
 def _sorted(value: Any) -> Any:
