@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from pydantic.fields import FieldInfo
 
-from fedsa.recipe import Recipe, Scope, agreed_settings, apply_overrides, is_resolved, parse_recipe, scope_of
+from fedsa.recipe import Recipe, agreed_settings, apply_overrides, is_resolved, parse_recipe, scope_of
 from fedsa.recipe.base import Settings
 
 MINIMAL = {
