@@ -136,7 +136,6 @@ def test_the_commit_of_a_hub_model_is_resolved(
     tiny_recipe: Callable[..., Recipe], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hub is away: its answer is the tiny model, with the commit that transformers writes into the config."""
-    import fedsa.federation
     from fedsa.models import load_base, load_tokenizer
     from fedsa.recipe import ModelSettings
 
@@ -147,8 +146,8 @@ def test_the_commit_of_a_hub_model_is_resolved(
         base.config._commit_hash = "0123abcd"
         return base, drawn
 
-    monkeypatch.setattr(fedsa.federation, "load_base", load)
-    monkeypatch.setattr(fedsa.federation, "load_tokenizer", lambda settings: load_tokenizer(here))
+    monkeypatch.setattr("fedsa.federation.base_models.load_base", load)
+    monkeypatch.setattr("fedsa.federation.base_models.load_tokenizer", lambda settings: load_tokenizer(here))
     assert Federation.from_recipe(tiny_recipe("model.path=someone/tiny")).recipe.model.revision == "0123abcd"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import fedsa.federation
+import fedsa.callbacks
 import fedsa.models.early as early
 from fedsa.errors import UserError
 from fedsa.federation import Federation, check_early
@@ -22,8 +22,8 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*what: Any, **named: Any) -> None:
         raise AssertionError("rows or weights were loaded")
 
-    for name in ("deal_rows", "load_base", "load_tokenizer"):
-        monkeypatch.setattr(fedsa.federation, name, loaded)
+    for place in ("federation.deal_rows", "base_models.load_base", "base_models.load_tokenizer"):
+        monkeypatch.setattr(f"fedsa.federation.{place}", loaded)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:

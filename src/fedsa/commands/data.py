@@ -39,7 +39,7 @@ def command(
         rows = deal_rows(parsed, on_progress=tell)
         from fedsa.federation import notes_on_texts  # it loads torch
 
-        notes = (*rows.notes, *notes_on_texts(parsed, rows, on_progress=tell))
+        notes = (*rows.notes, *notes_on_texts(parsed.model, parsed.task, rows, on_progress=tell))
     names = rows.label_names
     splits = {split: label_counts(rows.partition, rows.labels, len(names), split) for split in SPLITS}
     clients = sorted(rows.partition.clients)

@@ -97,7 +97,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         image_size=recipe.task.image_size,
         on_progress=tell,
     )
-    check_layers(recipe, algorithm, model.model)
+    check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
     tensors: State = {key: parameter.detach() for key, parameter in model.parameters.items()}
     tell("counting")
     upload, download = count_traffic(algorithm, tensors, recipe, number or 1, _ranks(recipe, number, notes, everyone))

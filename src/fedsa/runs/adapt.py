@@ -137,7 +137,6 @@ def adapt(
         recipe,
         config_of(finished),
         rows,
-        clients=int(summary["clients"]),
         model=_fresh(base),
         tokenizer=tokenizer,
         on_progress=tell,

@@ -124,7 +124,7 @@ def export(
     if not merge:
         refuse_adapter(recipe, algorithm)
     task = make_task(recipe.task, finished.label_names)
-    tokenizer = tokenizer or load_processor(recipe, task)
+    tokenizer = tokenizer or load_processor(recipe.model, task, recipe.task.image_size)
     model, known = None, None
     states = PersonalStates(folder, algorithm, number)
     personal = {client: states.of(client) for client in wanted[:1]}  # what is missing is told before a model is loaded

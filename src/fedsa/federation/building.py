@@ -1,0 +1,104 @@
+"""A federation is put together: model, task and rows are made to fit, checked, and what is left open is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fedsa.algorithms import make_algorithm
+from fedsa.data.rows import DealtRows
+from fedsa.federation.checks import (
+    check_head_warmup,
+    check_layers,
+    check_personal,
+    check_steady,
+    check_weighable,
+)
+from fedsa.federation.encoding import encode_rows
+from fedsa.federation.resolving import client_ranks, measured_settings, with_choices, written_out
+from fedsa.models import AdaptedModel, plain_fingerprint, resolve_compute
+from fedsa.recipe import Recipe
+from fedsa.seeds import derive_seed
+from fedsa.server import held_out, sample_size
+from fedsa.tasks.base import Task
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+    from fedsa.federation.federation import Federation
+
+__all__ = ["build"]
+
+
+def build(
+    make: type[Federation],
+    recipe: Recipe,
+    base: PreTrainedModel,
+    processor: Any,
+    config: PeftConfig,
+    task: Task,
+    rows: DealtRows,
+    tell: Callable[[str], None],
+    of_model: Sequence[str] = (),
+    *,
+    has_scale: bool = False,
+) -> Federation:
+    """Put a federation together.
+
+    Args:
+        make: the class.
+        recipe: any.
+        base: the base model; it is adapted in place.
+        processor: its tokenizer or image processor.
+        config: PEFT's description of the adapter.
+        task: the task.
+        rows: all rows, and who holds which.
+        tell: told what takes time.
+        of_model: what a user should know of the model.
+        has_scale: the config has the method's scale already, as that of a run has.
+
+    Raises:
+        UserError: model, task, method and rows do not fit together.
+    """
+    loaded = plain_fingerprint(base, config)
+    compute = resolve_compute(recipe.compute)
+    algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+    everyone = sorted(rows.partition.clients)
+    outside = held_out(everyone, recipe.holdout_clients, recipe.seed)
+    in_a_round = sample_size(recipe.fraction_train, len(everyone) - len(outside))
+    model = AdaptedModel(
+        base,
+        config,
+        seed=derive_seed(recipe.seed, "init"),
+        device=compute.device,
+        precision=compute.precision,
+        adapters=algorithm.adapters,
+        folds=algorithm.folds,
+        gated=algorithm.gated,
+        scaling=None if has_scale else partial(algorithm.scaling, clients=in_a_round),
+    )
+    check_personal(recipe, algorithm, model.keys, model.variant)
+    check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
+    check_head_warmup(
+        recipe.training.head_warmup_epochs, algorithm, model, task, recipe.task.kind, recipe.server.optimizer
+    )
+    check_weighable(algorithm, recipe.algorithm, model, task, recipe.task.kind)
+    ranks = client_ranks(recipe.adapter, everyone)
+    task, processor, encoded, limit = encode_rows(
+        task, base, processor, rows, image_size=recipe.task.image_size, tell=tell
+    )
+    resolved = written_out(recipe, base, model.config, limit).model_copy(
+        update={"compute": compute, "share_head": algorithm.share_head}
+    )
+    notes = (*rows.notes, *getattr(encoded, "notes", ()), *of_model)  # a task of one's own need not have any
+    trained = [
+        task.training_items(encoded, rows.partition.clients[client].train)
+        for client in everyone
+        if client not in outside
+    ]
+    check_steady(model, task, encoded, trained[0][:2])
+    chosen = with_choices(resolved, model, task, encoded, trained, tell)
+    measured = measured_settings(resolved, chosen)
+    return make(chosen, algorithm, model, processor, task, encoded, rows, measured, ranks, outside, notes, loaded)

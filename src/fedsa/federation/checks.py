@@ -1,0 +1,207 @@
+"""What a federation cannot be made of: refused before anything is trained, most of it before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from torch import nn
+
+from fedsa.adapters.factors import VARIANTS
+from fedsa.algorithms.base import Algorithm
+from fedsa.callbacks import check_callbacks
+from fedsa.client.training.head_warmup import obstacle
+from fedsa.errors import ConfigError, Mistake, ModelError
+from fedsa.models import AdaptedModel, check_layer_names, check_model_extras, unlike_products
+from fedsa.recipe import AdapterSettings, Recipe
+from fedsa.tasks import make_task
+from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.texts.words import counted
+from fedsa.types import Key, Side
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "check_early",
+    "check_head_warmup",
+    "check_layers",
+    "check_personal",
+    "check_steady",
+    "check_tokens",
+    "check_weighable",
+]
+
+
+def check_early(recipe: Recipe) -> None:
+    """Refuse what can be seen before any rows are read and any weights are loaded or fetched.
+
+    Raises:
+        ConfigError: there is no such callback, or it needs an extra that is not installed.
+        MissingExtraError: the model or the task needs one.
+        ModelError: the adapter names layers that the model does not have.
+    """
+    mistakes = check_callbacks({"callbacks": recipe.callbacks})
+    if mistakes:
+        raise ConfigError(mistakes)
+    if recipe.task.is_own:  # it may need the names of the classes, which the rows tell
+        check_model_extras(recipe.model, takes_images=False)
+        return
+    task = make_task(recipe.task, recipe.task.labels or ["0", "1"])
+    check_model_extras(recipe.model, takes_images=task.takes_images)
+    check_layer_names(recipe.model, recipe.adapter, auto_model=task.auto_model, options=task.model_options())
+
+
+def check_personal(recipe: Recipe, algorithm: Algorithm, keys: Sequence[Key], variant: str) -> None:
+    """Refuse what a recipe wants of clients' personal tensors if the method has none, or nothing but them.
+
+    Args:
+        recipe: any.
+        algorithm: its method.
+        keys: every tensor of the adapter and the head.
+        variant: the adapter's.
+
+    Raises:
+        ConfigError: with every such setting.
+    """
+    by_round = [[algorithm.plan(key, round) for key in keys] for round in range(1, recipe.rounds + 1)]
+    has_personal = any(plan.trained and not (plan.sent or plan.received) for plans in by_round for plan in plans)
+    always_shares = all(any(plan.trained and plan.received for plan in plans) for plans in by_round)
+    mistakes = []
+    if recipe.personal_state == "reconstruct" and not (has_personal and always_shares):
+        lacks = "shares nothing in some round" if has_personal else "keeps nothing at the client"
+        mistakes.append(Mistake("personal_state", f"'reconstruct' is of no use: {recipe.algorithm} {lacks}; use store"))
+    if recipe.adaptation.freeze_shared and not has_personal and recipe.holdout_clients:
+        mistakes.append(
+            Mistake("adaptation.freeze_shared", f"{recipe.algorithm} keeps nothing at the client: use false")
+        )
+    if recipe.evaluation.global_model == "fit" and not VARIANTS[variant].is_product:
+        mistakes.append(
+            Mistake("evaluation.global_model", f"'fit' needs ΔW = s·B·A, which {variant} is not: use 'average'")
+        )
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def check_layers(
+    model: nn.Module, name: str, algorithm: Algorithm, adapter: AdapterSettings, global_model: str
+) -> None:
+    """Refuse layers whose update is not s·B·A of two matrices, where that is computed of every adapted layer.
+
+    Args:
+        model: PEFT's, with the adapter in it; its tensors may be without values.
+        name: of the method.
+        algorithm: the method.
+        adapter: the recipe's ``[adapter]``.
+        global_model: its ``evaluation.global_model``.
+
+    Raises:
+        ModelError: with the layers' names.
+    """
+    if algorithm.needs_product or algorithm.folds:
+        who, mend = f"algorithm = {name!r} computes", "use a method that does not (fedsa, fedit)"
+    elif global_model == "fit":
+        who, mend = "evaluation.global_model = 'fit' computes", "use 'average'"
+    elif adapter.ranks or len(algorithm.adapters) > 1:
+        what = "adapter.ranks cuts" if adapter.ranks else f"algorithm = {name!r} adds up"
+        who, mend = what, "leave ranks out" if adapter.ranks else "use a method of one adapter"
+    else:
+        return
+    odd = unlike_products(model)
+    if odd:
+        first, kind = next(iter(odd.items()))
+        more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+        raise ModelError(
+            f"{who} B·A of each layer as matrices, and {first}{more} is {kind}, whose update is no such product: "
+            f"take it out of the adapter's layers, or {mend}"
+        )
+
+
+def check_tokens(model: PreTrainedModel, tokenizer: Any, encoded: Encoded) -> None:
+    """Refuse rows with a token that the model has no vector for.
+
+    Raises:
+        ModelError: the tokenizer is another model's, or has tokens that the model was not made larger for.
+    """
+    try:
+        vectors = cast(Any, model.get_input_embeddings()).num_embeddings
+    except (NotImplementedError, AttributeError):  # a model without such a table, as of images
+        return
+    if not hasattr(tokenizer, "all_special_ids") or len(tokenizer) <= vectors:
+        return
+    items = np.flatnonzero(encoded.lengths)
+    for start in range(0, len(items), 1000):
+        largest = int(encoded.batch(items[start : start + 1000])["input_ids"].max())
+        if largest >= vectors:
+            raise ModelError(
+                f"the tokenizer has {counted(len(tokenizer), 'token')} and the model vectors for {vectors:,}; the rows "
+                f"have token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}): take the model's own tokenizer, "
+                "or make the model larger with resize_token_embeddings(len(tokenizer)) and save both"
+            )
+
+
+def check_steady(model: AdaptedModel, task: Task, encoded: Encoded, items: IntArray) -> None:
+    """Refuse a base model that would not stay as it is while clients train."""
+
+    def run(adapted: nn.Module) -> None:
+        batch = model.begin(encoded.batch(items), [len(items)], seeds=[0], batches=[0])
+        task.losses(adapted, batch)
+
+    model.check_steady(run)
+
+
+def check_head_warmup(
+    epochs: int, algorithm: Algorithm, model: AdaptedModel, task: Task, kind: str, optimizer: str
+) -> None:
+    """Refuse a warm-up of heads that goes with the rest as little.
+
+    Args:
+        epochs: the recipe's ``training.head_warmup_epochs``.
+        algorithm: the method.
+        model: the base with its adapter.
+        task: the task.
+        kind: its name.
+        optimizer: the server's, by its name.
+
+    Raises:
+        ModelError: there is no head to fit alone, or the server would take the warm-up for a step of the training.
+    """
+    if not epochs:
+        return
+    why = obstacle(model, task)
+    if why:
+        raise ModelError(
+            f"training.head_warmup_epochs = {epochs} does not go with task.kind = "
+            f"{kind!r} and this model ({why}): set it to 0"
+        )
+    sent = any(key.factor.side is Side.HEAD and algorithm.plan(key, 1).sent for key in model.keys)
+    if sent and optimizer != "none":
+        raise ModelError(
+            f"training.head_warmup_epochs = {epochs} does not go with server.optimizer = "
+            f"{optimizer!r} where the head is sent, which would carry the warm-up on like a step of "
+            "the training: set it to 0, or share_head = false"
+        )
+
+
+def check_weighable(algorithm: Algorithm, name: str, model: AdaptedModel, task: Task, kind: str) -> None:
+    """Refuse a method that weighs its adapters by what is in a row, where it cannot.
+
+    Args:
+        algorithm: the method.
+        name: its name.
+        model: the base with its adapter.
+        task: the task.
+        kind: its name.
+
+    Raises:
+        ModelError: the layers cannot be weighed row by row, or a row holds the answer too.
+    """
+    if not algorithm.references:
+        return
+    model.require_weighable()
+    if not task.has_head:
+        raise ModelError(
+            f"{name} weighs its adapters by what is in a row, and with task.kind = {kind!r} that is the answer too: "
+            "use another method, or an option that does not weigh"
+        )

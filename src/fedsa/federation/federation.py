@@ -1,0 +1,293 @@
+"""The federation itself: a model, rows, clients and a method, wired."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, final
+
+from fedsa.algorithms.base import Algorithm, ServerState
+from fedsa.client import ClientStates, Learner, Mixing, Site, majority_accuracy
+from fedsa.data.partition import label_counts
+from fedsa.data.rows import ClientTable, DealtRows, deal_rows, deal_tables
+from fedsa.errors import DataError, ModelError
+from fedsa.federation.base_models import fresh_base, load_named_base, load_processor, refuse_adapted
+from fedsa.federation.building import build
+from fedsa.federation.checks import check_early
+from fedsa.federation.objects import fitted_base, numbered, recipe_of_objects
+from fedsa.federation.resolving import for_newcomer
+from fedsa.models import AdaptedModel, peft_config_of, with_drawn_layers
+from fedsa.recipe import ModelSettings, Recipe, TaskSettings, refuse_objects
+from fedsa.seeds import derive_seed
+from fedsa.server import Server
+from fedsa.tasks import make_task
+from fedsa.tasks.base import Encoded, Task
+from fedsa.types import SplitName
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Federation"]
+
+Progress = Callable[[str], None]
+
+
+@final
+@dataclass(frozen=True)
+class Federation:
+    """Everything a run needs, in memory. Engines drive it; nothing in it changes but the model's adapter tensors.
+
+    Attributes:
+        recipe: resolved: no ``auto`` left in it, paths absolute, a hub model's commit named.
+        algorithm: the method.
+        model: the base with its adapter, shared by all clients.
+        tokenizer: the base model's; its image processor, where rows are images.
+        task: the task.
+        encoded: every row, as tokens or pixels.
+        rows: the rows as text, and who holds which.
+        measured: settings that were open, and were chosen by measuring: (section, name).
+        ranks: client id to its rank, of those whose rank is less than the adapter's.
+        held_out: ids of clients whose rows are there, but that are never in the federation, sorted.
+        notes: whole sentences on rows and model that a user should know; the run and the report show them.
+        base: fingerprint of the base model as it was loaded.
+    """
+
+    recipe: Recipe
+    algorithm: Algorithm
+    model: AdaptedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    encoded: Encoded
+    rows: DealtRows
+    measured: tuple[tuple[str, str], ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    held_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    base: str = ""
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, *, on_progress: Progress | None = None) -> Federation:
+        """Return the federation that a recipe describes.
+
+        Args:
+            recipe: as `parse_recipe` gives it.
+            on_progress: told what takes time (fetching, loading, tokenising).
+
+        Raises:
+            UserError: the recipe's model, adapter or data cannot be used.
+            FetchError: a packaged part could not be fetched.
+        """
+        refuse_objects(recipe, "the recipe")
+        tell = on_progress or (lambda text: None)
+        check_early(recipe)
+        rows = deal_rows(recipe, on_progress=tell)
+        task = make_task(recipe.task, rows.label_names)
+        tell("loading the model")
+        notes: list[str] = []
+        base, drawn = load_named_base(recipe, task, tell, notes)
+        seed = derive_seed(recipe.seed, "init")
+        config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed)
+        config = with_drawn_layers(config, drawn, base)
+        processor = load_processor(recipe.model, task, recipe.task.image_size)
+        return build(cls, recipe, base, processor, config, task, rows, tell, notes)
+
+    @classmethod
+    def from_objects(
+        cls,
+        model: str | ModelSettings | Mapping[str, Any] | PreTrainedModel,
+        peft_config: PeftConfig,
+        clients: Mapping[str, ClientTable] | Sequence[ClientTable],
+        *,
+        rounds: int,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        partition: Mapping[str, Any] | None = None,
+        task: TaskSettings | Mapping[str, Any] | None = None,
+        on_progress: Progress | None = None,
+        **settings: Any,
+    ) -> Federation:
+        """Return a federation made of Python objects.
+
+        Args:
+            model: hub name or local folder, a recipe's ``[model]`` (say, ``{"path": NAME, "revision": COMMIT}``), or a
+                loaded model with a fitting head. A loaded model is adapted in place and cast to fp32 (with
+                ``compute.precision`` bf16, its frozen weights to bf16), so it serves one federation only. It keeps its
+                attention kernel. Its layers outside the base (head, pooler) are trained and exported with the adapter.
+                Whether a layer *inside* the base was in a checkpoint or is random cannot be known: name such layers in
+                ``modules_to_save``.
+            peft_config: a PEFT ``LoraConfig``, ``VeraConfig``, ``LoHaConfig`` or ``IA3Config``; it is copied.
+            clients: client id to its rows, or a list of rows (ids ``client-1``, ...). A client's rows are one
+                ``datasets.Dataset`` (split by ``partition``'s fractions) or a ``DatasetDict`` with ``train`` and
+                ``test``, and ``validation`` (where no client has that, it is cut from ``train``).
+            rounds: communication rounds.
+            tokenizer: needed with a loaded model (an image processor, where rows are images); else the model's own.
+                One given beside a name is not in the recipe: ``RunResult.export`` writes it, ``fedsa export`` writes
+                the model's own.
+            partition: settings of a recipe's ``data.partition``: fractions, sizes, group.
+            task: columns and labels; see `TaskSettings`.
+            on_progress: told what takes time.
+            settings: any other top-level key of a recipe, e.g. ``algorithm="fedsa"``, ``training={"batch_size": 8}``.
+
+        Raises:
+            UserError: something does not fit; a ConfigError lists all mistakes in the settings.
+        """
+        tell = on_progress or (lambda text: None)
+        model = {"path": model} if isinstance(model, str) else model
+        by_name = model if isinstance(model, ModelSettings | Mapping) else None
+        if not isinstance(model, ModelSettings | Mapping):
+            refuse_adapted(model)
+        named = clients if isinstance(clients, Mapping) else numbered(clients)
+        recipe = recipe_of_objects(by_name, peft_config, rounds, task, partition, settings)
+        rows = deal_tables(named, recipe)
+        the_task = make_task(recipe.task, rows.label_names)
+        notes: list[str] = []
+        if isinstance(model, ModelSettings | Mapping):
+            base, drawn = load_named_base(recipe, the_task, tell, notes)
+            tokenizer = tokenizer or load_processor(recipe.model, the_task, recipe.task.image_size)
+        elif tokenizer is None:
+            raise DataError("give tokenizer=... with a loaded model, or give the model as a name")
+        else:
+            base, drawn = fitted_base(model, the_task, notes)
+        config = copy.deepcopy(peft_config)
+        config.task_type = the_task.peft_task_type
+        config = with_drawn_layers(config, drawn, base)
+        return build(cls, recipe, base, tokenizer, config, the_task, rows, tell, notes)
+
+    @classmethod
+    def of_newcomer(
+        cls,
+        recipe: Recipe,
+        config: PeftConfig,
+        rows: DealtRows,
+        *,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        on_progress: Progress | None = None,
+    ) -> Federation:
+        """Return model, task and rows of a client that was not in a finished run, to train it by itself.
+
+        Args:
+            recipe: the run's.
+            config: PEFT's description of the run's adapter.
+            rows: the newcomer's.
+            model: the base as it was before the run; it is adapted in place. None: loaded by its name.
+            tokenizer: None: the named model's.
+            on_progress: told what takes time.
+
+        Raises:
+            UserError: the model cannot be loaded, or the adapter does not fit it.
+        """
+        tell = on_progress or (lambda text: None)
+        recipe = for_newcomer(recipe)
+        task = make_task(recipe.task, rows.label_names)
+        base = load_named_base(recipe, task, tell)[0] if model is None else fresh_base(model)
+        processor = tokenizer or load_processor(recipe.model, task, recipe.task.image_size)
+        return build(cls, recipe, base, processor, config, task, rows, tell, has_scale=True)
+
+    def measured_as_in(self, recipe: Recipe) -> Federation:
+        """Return this federation with what it chose by measuring as in a run's recipe: clocks and memory differ.
+
+        Raises:
+            ModelError: the model has no such attention kernel here.
+        """
+        own = self.recipe
+        for section, name in self.measured:
+            settings = getattr(own, section).model_copy(update={name: getattr(getattr(recipe, section), name)})
+            own = own.model_copy(update={section: settings})
+        attention = own.model.attn_implementation
+        if attention and ("model", "attn_implementation") in self.measured and not self.model.set_attention(attention):
+            raise ModelError(f"the model has no attention kernel {attention!r} here, with which the run was begun")
+        return replace(self, recipe=own)
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Ids of the clients that are in the federation, sorted."""
+        outside = set(self.held_out)
+        return tuple(client for client in self.everyone if client not in outside)
+
+    @property
+    def everyone(self) -> tuple[str, ...]:
+        """Every client's id, also of those that are held out, sorted."""
+        return tuple(sorted(self.rows.partition.clients))
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How clients' adapters are weighed for each row in evaluation; None: they are added as in training."""
+        if not self.algorithm.references:
+            return None
+        return Mixing(self.algorithm, self.rows.partition.clients, self.recipe.seed)
+
+    @property
+    def learner(self) -> Learner:
+        """What trains and measures the clients."""
+        recipe = self.recipe
+        return Learner(self.model, self.task, self.encoded, recipe.training, recipe.evaluation.batch_size, self.mixing)
+
+    def site(self, states: ClientStates) -> Site:
+        """Return the one site of a simulation, where all clients are.
+
+        Args:
+            states: where their states are kept.
+        """
+        recipe = self.recipe
+        return Site(
+            algorithm=self.algorithm,
+            learner=self.learner,
+            rows=self.rows.partition.clients,
+            states=states,
+            rounds=recipe.rounds,
+            seed=recipe.seed,
+            wire_dtype=recipe.wire_dtype,
+            ranks=self.ranks,
+            own_initial_a=recipe.adapter.own_initial_a,
+            reconstruction=recipe.reconstruction if recipe.personal_state == "reconstruct" else None,
+        )
+
+    def server(self, state: ServerState, client_versions: Mapping[str, int]) -> Server:
+        """Return the server.
+
+        Args:
+            state: its state after the last finished round.
+            client_versions: client id to the newest version that it holds.
+        """
+        recipe = self.recipe
+        return Server(
+            self.algorithm,
+            state,
+            self.clients,
+            seed=recipe.seed,
+            fraction_train=recipe.fraction_train,
+            weighting=recipe.weighting,
+            wire_dtype=recipe.wire_dtype,
+            client_versions=client_versions,
+            ranks=self.ranks,
+            stateless=recipe.personal_state == "reconstruct",
+            optimizer=recipe.server,
+        )
+
+    def majority(self, client: str) -> dict[str, float]:
+        """Return the test accuracy of guessing a client's most frequent class, where there are classes to guess."""
+        if not self.recipe.task.has_classes:
+            return {}
+        splits, labels = self.rows.partition.clients[client], self.rows.labels
+        return {"majority": majority_accuracy(labels[splits.train], labels[splits.test])}
+
+    def initial_state(self) -> ServerState:
+        """Return the server's state before the first round."""
+        return self.algorithm.init(self.model.initial, self.model.scaling)
+
+    def fingerprint(self) -> str:
+        """Return a hash of every client's rows, tokens and labels: a resumed run must have the same."""
+        digest = hashlib.sha256(self.encoded.fingerprint().encode())
+        for client in self.everyone:
+            digest.update(json.dumps(client).encode())
+            for part in self.rows.partition.clients[client]:
+                digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def label_counts(self, split: SplitName) -> Mapping[str, Sequence[int]]:
+        """Return, for each client, its number of rows of each class in a split."""
+        return label_counts(self.rows.partition, self.rows.labels, len(self.rows.label_names), split)

@@ -1,0 +1,150 @@
+"""What a recipe leaves open, written out: by PEFT, by transformers, by the hub, by defaults, and by measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fedsa.client.training.autotune import choose_attention, choose_training, compile_model
+from fedsa.errors import DataError, ModelError, near
+from fedsa.models import AdaptedModel, resolve_compute
+from fedsa.packages.parts import PREFIX
+from fedsa.recipe import DEFAULT_LOCAL_STEPS, OBJECTS, AdapterSettings, ComputeSettings, Recipe, with_absolute_paths
+from fedsa.server import sample_size
+from fedsa.system.process import give_back
+from fedsa.tasks.base import Encoded, IntArray, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["client_ranks", "for_newcomer", "measured_settings", "with_choices", "written_out"]
+
+_KERNELS = ("eager", "sdpa", "flash_attention_2")
+"""The attention kernels that a recipe can name."""
+
+
+def client_ranks(settings: AdapterSettings, clients: Sequence[str]) -> dict[str, int]:
+    """Return the ranks that a recipe's ``adapter.ranks`` gives, of the clients whose rank is less than the adapter's.
+
+    Args:
+        settings: the section.
+        clients: every client's id, sorted: a list of ranks is dealt to them in turn.
+
+    Raises:
+        DataError: it names a client that there is not.
+    """
+    given = settings.ranks or {}
+    if isinstance(given, Mapping):
+        unknown = sorted(set(given) - set(clients))
+        if unknown:
+            raise DataError(f"adapter.ranks: there is no client {unknown[0]!r}; {near(unknown[0], clients)}")
+    else:
+        given = {client: given[number % len(given)] for number, client in enumerate(clients)}
+    return {client: rank for client, rank in given.items() if rank < settings.rank}
+
+
+def _usable(settings: ComputeSettings) -> ComputeSettings:
+    """Return a run's settings if its device is here, else what this machine has."""
+    try:
+        return resolve_compute(settings)
+    except ModelError:
+        return resolve_compute(ComputeSettings(gradient_checkpointing=settings.gradient_checkpointing))
+
+
+def written_out(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int | None) -> Recipe:
+    """Return the recipe with what was chosen written out: by PEFT, by transformers, by the hub, by defaults."""
+    training = recipe.training
+    longest = recipe.task.max_length if limit is None else min(recipe.task.max_length, limit)
+    names = {name: getattr(config, name, None) for name in ("target_modules", "feedforward_modules")}
+    adapter = {"r": recipe.adapter.rank} | {
+        name: value if isinstance(value, str) else sorted(value) for name, value in names.items() if value is not None
+    }
+    if training.local_steps is None and training.local_epochs is None:
+        training = training.model_copy(update={"local_steps": DEFAULT_LOCAL_STEPS})
+    model: dict[str, Any] = {}
+    if recipe.model.path == OBJECTS and base.config._attn_implementation in _KERNELS:  # the user's own model keeps it
+        model["attn_implementation"] = base.config._attn_implementation
+    commit = getattr(base.config, "_commit_hash", None)
+    if commit and _is_hub_name(recipe.model.path):
+        model["revision"] = commit
+    return with_absolute_paths(
+        recipe.model_copy(
+            update={
+                "model": recipe.model.model_copy(update=model),
+                "adapter": recipe.adapter.model_copy(update=adapter),
+                "task": recipe.task.model_copy(update={"max_length": longest}),
+                "training": training,
+            }
+        )
+    )
+
+
+def measured_settings(recipe: Recipe, chosen: Recipe) -> tuple[tuple[str, str], ...]:
+    """Return the settings that a recipe leaves to measuring."""
+    training = recipe.training
+    settings = {
+        ("model", "attn_implementation"): recipe.model != chosen.model,
+        ("training", "trainer"): training.trainer == "auto",
+        ("training", "cohort_size"): not training.cohort_size,
+        ("training", "packing"): training.packing is None,
+    }
+    return tuple(name for name, is_open in settings.items() if is_open)
+
+
+def with_choices(
+    recipe: Recipe,
+    model: AdaptedModel,
+    task: Task,
+    encoded: Encoded,
+    trained: Sequence[IntArray],
+    tell: Callable[[str], None],
+) -> Recipe:
+    """Return the recipe with what is chosen by measuring written out.
+
+    Args:
+        recipe: resolved otherwise.
+        model: the base with its adapter.
+        task: the task.
+        encoded: every row, as tokens.
+        trained: each client's training rows.
+        tell: told what takes time.
+    """
+    tell("measuring what trains fastest")
+    torch.set_num_threads(recipe.compute.threads)
+    if recipe.compute.gradient_checkpointing:
+        model.checkpoint_activations()
+    if recipe.model.attn_implementation is None and model.attention in _KERNELS:
+        name = choose_attention(recipe.training, model=model, task=task, encoded=encoded, rows=np.concatenate(trained))
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attn_implementation": name})})
+    training = choose_training(
+        recipe.training,
+        recipe.compute,
+        model=model,
+        task=task,
+        encoded=encoded,
+        rows=trained,
+        clients=sample_size(recipe.fraction_train, len(trained)),
+    )
+    if recipe.compute.compile:
+        tell("compiling")
+        tell(compile_model(model, task, encoded, np.concatenate(trained), training))
+    give_back()
+    return recipe.model_copy(update={"training": training})
+
+
+def _is_hub_name(path: str) -> bool:
+    return path != OBJECTS and not path.startswith(PREFIX) and not Path(path).expanduser().exists()
+
+
+def for_newcomer(recipe: Recipe) -> Recipe:
+    """Return a run's recipe as it is for one client that was not in the run, on this machine."""
+    training = recipe.training.model_copy(update={"trainer": "sequential", "cohort_size": 0, "packing": None})
+    adapter = recipe.adapter.model_copy(update={"ranks": None})
+    compute = _usable(recipe.compute)
+    return recipe.model_copy(
+        update={"training": training, "adapter": adapter, "compute": compute, "holdout_clients": 0.0}
+    )

@@ -1,0 +1,61 @@
+"""What clients train, send and receive, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedsa.algorithms.base import Algorithm, Plan
+from fedsa.steps.cast import WireDtype, on_wire
+from fedsa.types import Factor, Key, State, total_bytes, total_elements
+
+__all__ = ["first_round"]
+
+
+def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype, rounds: int = 1) -> dict[str, Any]:
+    """Return what a client trains, sends and receives in round 1, as a run's summary tells it.
+
+    Args:
+        algorithm: the method.
+        tensors: every tensor of the adapter and the head; only shapes and types are looked at.
+        wire_dtype: in what they travel.
+        rounds: of the run.
+
+    Returns:
+        ``trained_parameters``, ``upload_parameters``, ``upload_bytes``, ``download_bytes`` (of all that is received,
+        though in round 1 nothing is newer than what the client holds), and ``sharing_plan``: for each factor
+        ``factor``, ``tensors``, ``parameters``, ``trained``, ``sent``, ``received``; more than one entry for a factor
+        that is not treated alike in all adapters. Where clients have ranks of their own, it is one of the highest.
+        Where not every round is like the first, also ``sharing_by_round``: the same of each kind of round, and its
+        ``rounds``.
+    """
+    kinds: dict[tuple[Plan, ...], list[int]] = {}
+    for round in range(1, rounds + 1):
+        kinds.setdefault(tuple(algorithm.plan(key, round) for key in tensors), []).append(round)
+    each = [
+        {"rounds": alike, **_sharing(dict(zip(tensors, plans, strict=True)), tensors, wire_dtype)}
+        for plans, alike in kinds.items()
+    ]
+    first = {name: value for name, value in each[0].items() if name != "rounds"}
+    return first | ({"sharing_by_round": each} if len(each) > 1 else {})
+
+
+def _sharing(plans: Mapping[Key, Plan], tensors: State, wire_dtype: WireDtype) -> dict[str, Any]:
+    table: dict[tuple[Factor, Plan], dict[str, Any]] = {}
+    for key, plan in plans.items():
+        entry = table.setdefault(
+            (key.factor, plan), {"factor": key.factor.value, "tensors": 0, "parameters": 0, **plan._asdict()}
+        )
+        entry["tensors"] += 1
+        entry["parameters"] += tensors[key].numel()
+    trained, sent, received = (
+        {key: tensors[key] for key, plan in plans.items() if getattr(plan, role)}
+        for role in ("trained", "sent", "received")
+    )
+    return {
+        "trained_parameters": total_elements(trained),
+        "upload_parameters": total_elements(sent),
+        "upload_bytes": total_bytes(on_wire(sent, wire_dtype)),
+        "download_bytes": total_bytes(on_wire(received, wire_dtype)),
+        "sharing_plan": [entry for factor in Factor for (of, _), entry in table.items() if of is factor],
+    }
