@@ -63,15 +63,15 @@ FAULTS = (
     Fault(
         "weights: every client counts alike",
         "server/server.py",
-        'yield update, update.num_examples if self._weighting == "num_examples" else 1',
-        "yield update, 1",
+        'weight = update.num_examples if self._weighting == "num_examples" else 1',
+        "weight = 1",
         ("test_server.py::test_weighting",),
     ),
     Fault(
         "weights: the setting is not looked at",
         "server/server.py",
-        'yield update, update.num_examples if self._weighting == "num_examples" else 1',
-        "yield update, update.num_examples",
+        'weight = update.num_examples if self._weighting == "num_examples" else 1',
+        "weight = update.num_examples",
         ("test_server.py::test_weighting",),
     ),
     Fault(
@@ -119,8 +119,8 @@ FAULTS = (
     Fault(
         "update: a tensor that was not declared is taken",
         "server/server.py",
-        "if planned != set(update.tensors):",
-        "if not planned <= set(update.tensors):",
+        "if planned.keys() != update.tensors.keys():",
+        "if not planned.keys() <= update.tensors.keys():",
         ("algorithms/test_laws.py::test_the_server_refuses_what_is_not_declared",),
     ),
     Fault(
@@ -176,8 +176,8 @@ FAULTS = (
     Fault(
         "mean: rows that no client has become zero",
         "algorithms/base.py",
-        "filled = before.double().clone()",
-        "filled = torch.zeros_like(before.double())",
+        "whole = before.double().clone()",
+        "whole = torch.zeros_like(before.double())",
         ("algorithms/test_base.py::test_rows_that_no_client_has_stay_as_they_were",),
     ),
     Fault(
@@ -254,15 +254,16 @@ FAULTS = (
     Fault(
         "privacy: all that is trained is sent, B too",
         "client/site.py",
-        "for key, plan in plans.items() if plan.sent}",
-        "for key, plan in plans.items() if plan.trained}",
+        "{key: tensors[key] for key, plan in plans.items() if plan.sent},\n            job.step_state",
+        "{key: tensors[key] for key, plan in plans.items() if plan.trained},\n            job.step_state",
         ("test_client.py::test_what_is_kept_and_sent_is_what_the_plan_says",),
     ),
     Fault(
         "privacy: a tensor that the plan keeps goes along with the update",
         "client/site.py",
-        "sent = on_wire({key: tensors[key]",
-        "sent = on_wire({**dict(list(tensors.items())[:2])} | {key: tensors[key]",
+        "            {key: tensors[key] for key, plan in plans.items() if plan.sent},",
+        "            {**dict(list(tensors.items())[:2])}"
+        " | {key: tensors[key] for key, plan in plans.items() if plan.sent},",
         ("test_client.py::test_what_is_kept_and_sent_is_what_the_plan_says",),
     ),
     Fault(
@@ -275,8 +276,8 @@ FAULTS = (
     Fault(
         "held version: a client keeps that it holds the round it trained in",
         "client/site.py",
-        "ClientState(changed, result.optimizer_state, job.version)",
-        "ClientState(changed, result.optimizer_state, job.version + 1)",
+        "ClientState(changed, result.optimizer_state, job.version, step_state)",
+        "ClientState(changed, result.optimizer_state, job.version + 1, step_state)",
         ("test_wire.py::test_a_client_is_measured_and_exported_with_what_it_would_receive",),
     ),
     Fault(
@@ -306,19 +307,19 @@ FAULTS = (
     Fault(
         "wire: bf16 is cut off instead of rounded",
         "steps/cast.py",
-        "return {key: tensor.to(WIRE_DTYPES[wire_dtype]) for key, tensor in tensors.items()}",
-        "dtype = WIRE_DTYPES[wire_dtype]\n    cut = {\n"
-        "        key: (tensor.contiguous().view(torch.int32) & -65536).view(torch.float32)\n"
-        '        if wire_dtype == "bf16" and tensor.dtype == torch.float32\n        else tensor\n'
-        "        for key, tensor in tensors.items()\n    }\n"
-        "    return {key: tensor.to(dtype) for key, tensor in cut.items()}",
-        ("test_wire.py::test_on_wire_rounds_to_the_nearest_and_copies_nothing_in_fp32",),
+        "return {key: tensor.to(_DTYPES[self.wire_dtype]) for key, tensor in tensors.items()}",
+        "cut = {\n"
+        "            key: (tensor.contiguous().view(torch.int32) & -65536).view(torch.float32)\n"
+        '            if self.wire_dtype == "bf16" and tensor.dtype == torch.float32\n            else tensor\n'
+        "            for key, tensor in tensors.items()\n        }\n"
+        "        return {key: tensor.to(_DTYPES[self.wire_dtype]) for key, tensor in cut.items()}",
+        ("test_wire.py::test_a_cast_rounds_to_the_nearest_and_copies_nothing_in_fp32",),
     ),
     Fault(
         "wire: what is sent down is not put on it",
         "server/server.py",
-        "return on_wire(ranked(algorithm.broadcast(state, client, round, version), rank), wire_dtype)",
-        'return on_wire(ranked(algorithm.broadcast(state, client, round, version), rank), "fp32")',
+        "return steps.on_payload(ranked(algorithm.broadcast(state, client, round, version), rank))",
+        "return ranked(algorithm.broadcast(state, client, round, version), rank)",
         ("test_wire.py::test_what_crosses_is_in_bf16_and_half_the_bytes",),
     ),
     # -- the server's optimiser --------------------------------------------------------------------------------------

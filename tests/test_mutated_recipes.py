@@ -13,6 +13,7 @@ from fedsa.algorithms import check_algorithm
 from fedsa.callbacks import check_callbacks
 from fedsa.errors import ConfigError
 from fedsa.recipe import Recipe, dump_recipe, parse_recipe, parse_toml
+from fedsa.steps import check_steps
 from mutated_recipes import mutated
 
 SAMPLE = range(400)
@@ -24,7 +25,7 @@ LONGEST = 20_000
 def parsed(data: dict[str, Any]) -> Recipe | None:
     """Return the recipe, or None where it is refused with a short message."""
     try:
-        return parse_recipe(data, checks=[check_algorithm, check_callbacks])
+        return parse_recipe(data, checks=[check_algorithm, check_steps, check_callbacks])
     except ConfigError as error:
         mistakes = error
     assert mistakes.mistakes

@@ -25,6 +25,7 @@ from fedsa.errors import ModelError, UserError
 from fedsa.federation import Federation, first_round
 from fedsa.models import empty_model
 from fedsa.recipe import ModelSettings, Recipe, apply_overrides, parse_recipe, read_recipe
+from fedsa.steps import PLAIN
 from fedsa.tasks import make_task
 from fedsa.types import Key, Side
 from tiers import factors_of, one_of_each
@@ -70,7 +71,7 @@ def counted(recipe: Recipe) -> dict[str, int]:
         task_type=task.peft_task_type,
     )
     assert {tensor.device.type for tensor in [*model.model.parameters(), *model.model.buffers()]} == {"meta"}
-    return parameters_of(first_round(make_algorithm("fedsa", {}), model.parameters, "fp32"))
+    return parameters_of(first_round(make_algorithm("fedsa", {}), model.parameters, PLAIN))
 
 
 # -- what is sent ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe
 from fedsa.runs.export import personal_state
 from fedsa.server import Server
-from fedsa.steps.cast import on_wire
+from fedsa.steps import chain
+from fedsa.steps.cast import Cast
 from fedsa.store import RunFolder
 from fedsa.types import Factor, Key, Payload, Side, State, Update, total_bytes
 
@@ -74,12 +75,13 @@ def crossing(
     return RunFolder.open(path), payloads, updates, federation
 
 
-def test_on_wire_rounds_to_the_nearest_and_copies_nothing_in_fp32() -> None:
+def test_a_cast_rounds_to_the_nearest_and_copies_nothing_in_fp32() -> None:
     key = Key("layer", Factor.A)
     values = torch.cat([torch.randn(1000), torch.tensor([0.0, -0.0, 1.00390625, 1.01171875, -1.00390625, 1e-40])])
-    assert torch.equal(on_wire({key: values}, "bf16")[key].float(), rounded({key: values})[key])
-    assert on_wire({key: values}, "bf16")[key].dtype == torch.bfloat16
-    assert on_wire({key: values}, "fp32")[key] is values
+    down = Cast("bf16").on_payload({key: values})[key]
+    assert torch.equal(down.float(), rounded({key: values})[key])
+    assert down.dtype == torch.bfloat16
+    assert Cast("fp32").on_payload({key: values})[key] is values
 
 
 def test_what_crosses_is_in_bf16_and_half_the_bytes(tiny_run: Callable[..., Any], crossing: Any) -> None:
@@ -136,7 +138,7 @@ def test_a_client_is_measured_and_exported_with_what_it_would_receive(tiny_run: 
 def test_a_client_begins_a_round_with_what_it_received() -> None:
     algorithm, key, other = make_algorithm("fedsa", {}), Key("layer", Factor.A), Key("layer", Factor.B)
     own, new = {key: torch.randn(8), other: torch.randn(8)}, {key: torch.randn(8)}
-    absorbed = algorithm.absorb(own, on_wire(new, "bf16"), own)
+    absorbed = algorithm.absorb(own, Cast("bf16").on_payload(new), own)
     assert same(absorbed, {**rounded(new), other: own[other]})
     assert absorbed[other] is own[other]
 
@@ -155,7 +157,7 @@ def test_where_nothing_is_shared_the_wire_changes_no_byte(tiny_run: Callable[...
 @pytest.mark.parametrize(("wire", "sent"), [("bf16", torch.float32), ("fp32", torch.bfloat16)])
 def test_an_update_in_another_dtype_than_the_wires_is_refused(wire: Any, sent: torch.dtype) -> None:
     algorithm, key = make_algorithm("fedsa", {}), Key("layer", Factor.A)
-    server = Server(algorithm, algorithm.init({key: torch.zeros(2)}), ["a"], seed=0, wire_dtype=wire)
+    server = Server(algorithm, algorithm.init({key: torch.zeros(2)}), ["a"], seed=0, steps=chain(wire))
     server.begin_round(1)
     with pytest.raises(ProtocolError, match=r"is of torch\.\w+, not torch\.\w+, the wire's$"):
         server.end_round(1, [Update("a", 1, 1, {key: torch.ones(2, dtype=sent)})])
@@ -163,9 +165,9 @@ def test_an_update_in_another_dtype_than_the_wires_is_refused(wire: Any, sent: t
 
 def test_a_value_that_overflows_on_the_wire_is_refused_like_any_that_is_not_finite() -> None:
     algorithm, key = make_algorithm("fedsa", {}), Key("layer", Factor.A)
-    server = Server(algorithm, algorithm.init({key: torch.zeros(1)}), ["a"], seed=0, wire_dtype="bf16")
+    server = Server(algorithm, algorithm.init({key: torch.zeros(1)}), ["a"], seed=0, steps=chain("bf16"))
     server.begin_round(1)
-    most = on_wire({key: torch.tensor([torch.finfo(torch.float32).max])}, "bf16")
+    most = Cast("bf16").on_payload({key: torch.tensor([torch.finfo(torch.float32).max])})
     with pytest.raises(ProtocolError, match="is not finite"):
         server.end_round(1, [Update("a", 1, 1, most)])
 
@@ -178,7 +180,7 @@ def test_the_wire_is_part_of_the_recipe(tiny_recipe: Callable[..., Any]) -> None
 def test_the_servers_own_state_is_not_rounded_by_sending_it() -> None:
     algorithm, key = make_algorithm("fedsa", {}), Key("layer", Factor.A)
     value = torch.randn(8)
-    server = Server(algorithm, ServerState({key: value.clone()}, {key: 1}), ["a"], seed=0, wire_dtype="bf16")
+    server = Server(algorithm, ServerState({key: value.clone()}, {key: 1}), ["a"], seed=0, steps=chain("bf16"))
     server.begin_round(2)
     assert torch.equal(server.payload("a", 2).tensors[key].float(), rounded({key: value})[key])
     assert torch.equal(server.state.tensors[key], value)

@@ -16,10 +16,10 @@ from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import ConfigError, Mistake, UserError, near
 from fedsa.plugins import declared, load_class, package_of
-from fedsa.recipe import SERVER_DEFAULTS
 
 __all__ = [
     "GROUP",
+    "algorithm_in",
     "algorithm_names",
     "built_in_names",
     "check_algorithm",
@@ -145,22 +145,36 @@ def _unknown_option(name: str, option: str, known: set[str]) -> str:
     return f"{name} has no such option; {near(option, own) if own else 'it has none'}"
 
 
+def algorithm_in(data: Mapping[str, Any]) -> Algorithm | None:
+    """Return the algorithm of a recipe's raw data; None where a type is wrong, which is the recipe's mistake to report.
+
+    Raises:
+        UserError: as `make_algorithm`.
+    """
+    name, options, share_head = (
+        data.get("algorithm", "fedsa"),
+        data.get("algorithm_options", {}),
+        data.get("share_head"),
+    )
+    if not (isinstance(name, str) and isinstance(options, Mapping) and isinstance(share_head, bool | None)):
+        return None
+    return make_algorithm(name, options, share_head)
+
+
 def check_algorithm(data: Mapping[str, Any]) -> list[Mistake]:
     """Return the mistakes in a recipe's raw data about its algorithm and the algorithm's options."""
     name = data.get("algorithm", "fedsa")
-    options, share_head = data.get("algorithm_options", {}), data.get("share_head")
-    if not (isinstance(name, str) and isinstance(options, Mapping) and isinstance(share_head, bool | None)):
-        return []  # a wrong type is the recipe's own mistake to report
     try:
-        algorithm = make_algorithm(name, options, share_head)
+        algorithm = algorithm_in(data)
     except ConfigError as error:
         return list(error.mistakes)
     except UserError as error:
         return [Mistake("algorithm", str(error))]
+    if algorithm is None:
+        return []
     return [
         *_adapter_mistakes(name, algorithm, data),
         *_start_mistakes(name, algorithm, data),
-        *_server_mistakes(name, algorithm, data),
     ]
 
 
@@ -181,12 +195,3 @@ def _start_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) ->
     known = isinstance(variant, str) and variant in VARIANTS
     reason = algorithm.own_start_refusal(variant) if known else None
     return [Mistake("adapter.own_initial_a", f"does not go with {name}: {reason}")] if reason else []
-
-
-def _server_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) -> list[Mistake]:
-    server = data.get("server", {})
-    optimizer = server.get("optimizer", "none") if isinstance(server, Mapping) else "none"
-    if not isinstance(optimizer, str) or optimizer not in SERVER_DEFAULTS or optimizer == "none":
-        return []
-    reason = algorithm.optimizer_refusal()
-    return [Mistake("server.optimizer", f"{optimizer} does not go with {name}: {reason}")] if reason else []

@@ -29,6 +29,7 @@ __all__ = [
     "Penalty",
     "Plan",
     "ServerState",
+    "completed",
     "mean_update",
     "product",
     "weighted_mean",
@@ -149,6 +150,12 @@ class Algorithm:
         plans = [self.plan(key, round) for round in (1, 2)]  # methods that alternate do so from round to round
         return any(plan.trained for plan in plans) and not any(plan.sent or plan.received for plan in plans)
 
+    def sends(self) -> bool:
+        """Say whether a client sends anything in some round."""
+        factors = {factor for about in VARIANTS.values() for factor in about.factors}
+        keys = [Key("layer", factor, adapter) for factor in factors for adapter in self.adapters]
+        return any(self.plan(key, round).sent for key in keys for round in (1, 2))
+
     def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
         """Return why the method does not go with an adapter variant, or None if it does.
 
@@ -185,11 +192,7 @@ class Algorithm:
         own = type(self)
         if own.combine is not Algorithm.combine or own.renewed is not Algorithm.renewed:
             return "its server makes other values of what is sent than their mean"
-        factors = {factor for about in VARIANTS.values() for factor in about.factors}
-        keys = [Key("layer", factor, adapter) for factor in factors for adapter in self.adapters]
-        if not any(self.plan(key, round).sent for key in keys for round in (1, 2)):
-            return "it sends nothing"
-        return None
+        return None if self.sends() else "it sends nothing"
 
     def own_start_refusal(self, variant: str) -> str | None:
         """Return why clients cannot draw initial A's of their own, or None if they can.
@@ -357,7 +360,7 @@ def weighted_mean(states: Iterable[tuple[State, int]], before: State | None = No
             else:
                 sums[key], weights[key] = term, there
     means = {key: total / weights[key] for key, total in sums.items()}
-    return {key: _filled(mean, (before or {}).get(key)) for key, mean in means.items()}
+    return {key: completed(mean, (before or {}).get(key)) for key, mean in means.items()}
 
 
 def mean_update(state: ServerState, updates: Iterable[tuple[State, int]]) -> dict[str, Tensor]:
@@ -386,10 +389,10 @@ def product(state: ServerState, tensors: State, module: str) -> Tensor:
     return b @ a * state.scaling[module]
 
 
-def _filled(mean: Tensor, before: Tensor | None) -> Tensor:
-    """Return a mean with the rows and columns that no state had as they were before."""
-    if before is None or mean.shape == before.shape:
-        return mean
-    filled = before.double().clone()
-    filled[tuple(slice(0, size) for size in mean.shape)] = mean
-    return filled
+def completed(value: Tensor, before: Tensor | None) -> Tensor:
+    """Return a value of a lower rank with the rows and columns that it lacks as they were before, in float64."""
+    if before is None or value.shape == before.shape:
+        return value
+    whole = before.double().clone()
+    whole[tuple(slice(0, size) for size in value.shape)] = value
+    return whole

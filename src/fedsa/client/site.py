@@ -16,7 +16,7 @@ from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
 from fedsa.client.training.job import Job, TrainingResult
 from fedsa.data.clients import ClientRows
 from fedsa.recipe import ReconstructionSettings
-from fedsa.steps.cast import WireDtype, on_wire
+from fedsa.steps import PLAIN, Chain
 from fedsa.store import ClientState
 from fedsa.system.process import give_back
 from fedsa.types import Key, Moment, Payload, Payloads, Side, SplitName, State, Update
@@ -59,7 +59,7 @@ class Site:
         states: where clients' states are kept.
         rounds: of the whole run.
         seed: the run's.
-        wire_dtype: in what updates travel.
+        steps: what happens to updates on their way.
         ranks: client id to its rank, where that is less than the adapter's.
         own_initial_a: each client starts with an A of its own.
         reconstruction: how clients that keep nothing fit their personal tensors anew; None: they keep their state.
@@ -71,7 +71,7 @@ class Site:
     states: ClientStates
     rounds: int
     seed: int
-    wire_dtype: WireDtype = "fp32"
+    steps: Chain = PLAIN
     ranks: Mapping[str, int] = field(default_factory=dict)
     own_initial_a: bool = False
     reconstruction: ReconstructionSettings | None = None
@@ -98,12 +98,13 @@ class Site:
         client, round = payload.client, payload.round
         state = self.states.load_client(client, round - 1)
         plans = self._plans(round)
+        tensors = personal_tensors(self.algorithm, self.initial(client), state, payload.tensors)
         return Job(
             client=client,
             round=round,
             rounds=self.rounds,
             seed=self.seed,
-            tensors=personal_tensors(self.algorithm, self.initial(client), state, payload.tensors),
+            tensors=tensors,
             keys=tuple(key for key, plan in plans.items() if plan.trained),
             received=tuple(key for key, plan in plans.items() if plan.received),
             optimizer_state=state.optimizer_state if state else {},
@@ -111,18 +112,28 @@ class Site:
             stored=tuple(state.tensors) if state else (),
             penalty=self.algorithm.penalty,
             version=payload.version,
+            before={key: tensors[key] for key, plan in plans.items() if plan.sent},
+            step_state=state.step_state if state else {},
         )
 
     def finish(self, job: Job, result: TrainingResult) -> Update:
         """Keep the state that a training left, and return what is sent."""
         plans = self._plans(job.round)
         tensors = self.algorithm.after_training(job.tensors, result.tensors, job.round)
+        sent, step_state = self.steps.on_client(
+            {key: tensors[key] for key, plan in plans.items() if plan.sent},
+            job.step_state,
+            client=job.client,
+            round=job.round,
+            before=job.before,
+            seed=self.seed,
+        )
         if self.reconstruction is None:
             changed = {
                 key: tensors[key] for key, plan in plans.items() if plan.trained or plan.received or key in job.stored
             }
-            self.states.save_client(job.client, job.round, ClientState(changed, result.optimizer_state, job.version))
-        sent = on_wire({key: tensors[key] for key, plan in plans.items() if plan.sent}, self.wire_dtype)
+            kept = ClientState(changed, result.optimizer_state, job.version, step_state)
+            self.states.save_client(job.client, job.round, kept)
         examples = len(self.rows[job.client].train)
         return Update(job.client, job.round, examples, sent, result.metrics, base_version=job.version)
 

@@ -29,11 +29,14 @@ def command(
     from fedsa.data.rows import deal_rows
     from fedsa.errors import UserError
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects
+    from fedsa.steps import check_steps
     from fedsa.texts.words import counted
     from fedsa.types import SPLITS
 
     data, _ = read_recipe(recipe)
-    parsed = parse_recipe(apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=[check_algorithm])
+    parsed = parse_recipe(
+        apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=[check_algorithm, check_steps]
+    )
     refuse_objects(parsed, f"recipe {recipe}")
     with status("reading rows") as tell:
         rows = deal_rows(parsed, on_progress=tell)

@@ -28,10 +28,11 @@ def command(
     from fedsa.commands._display import print_json, status
     from fedsa.errors import UserError
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects, with_absolute_paths
+    from fedsa.steps import check_steps
 
     data, _ = read_recipe(recipe)
     settings = apply_overrides(data, set_ or [])
-    parsed = parse_recipe(settings, source=f"recipe {recipe}", checks=[check_algorithm, check_callbacks])
+    parsed = parse_recipe(settings, source=f"recipe {recipe}", checks=[check_algorithm, check_steps, check_callbacks])
     refuse_objects(parsed, f"recipe {recipe}")
     with status("loading libraries") as tell:
         tell("loading libraries")

@@ -31,11 +31,12 @@ def command(
         refuse_objects,
         with_absolute_paths,
     )
+    from fedsa.steps import check_steps
     from fedsa.store import RunFolder
 
     data, name = read_recipe(recipe)
     settings = apply_overrides(data, set_ or [])
-    parsed = parse_recipe(settings, source=f"recipe {recipe}", checks=[check_algorithm, check_callbacks])
+    parsed = parse_recipe(settings, source=f"recipe {recipe}", checks=[check_algorithm, check_steps, check_callbacks])
     refuse_objects(parsed, f"recipe {recipe}")
     parsed = with_absolute_paths(parsed)
     folder = RunFolder.create(out or _free(Path("runs") / name), dump_recipe(parsed))

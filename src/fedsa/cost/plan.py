@@ -23,11 +23,10 @@ from fedsa.data.dealing import client_ids
 from fedsa.data.rows import DealtRows, deal_rows
 from fedsa.data.sources import are_here
 from fedsa.errors import ModelError, UserError
-from fedsa.federation import check_layers, client_ranks, first_round
+from fedsa.federation import check_layers, client_ranks, first_round, steps_of
 from fedsa.models import EmptyModel, bits_of_a_weight, empty_model, quantized_layers, resolve_compute
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, OBJECTS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
 from fedsa.server import Server, held_out, sample_size
-from fedsa.steps.cast import on_wire
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.texts.words import counted
@@ -112,7 +111,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         "device": compute.device,
         "precision": compute.precision,
         "frozen_parameters": _frozen_parameters(model),
-        **first_round(algorithm, tensors, recipe.wire_dtype, recipe.rounds),
+        **first_round(algorithm, tensors, steps_of(recipe), recipe.rounds),
         "total_upload_bytes": upload,
         "total_download_bytes": download,
         **_computation(recipe, compute, model, task, algorithm, each_round or 1, notes),
@@ -224,13 +223,14 @@ def count_traffic(
     names = [f"{number:09d}" for number in range(clients)]
     by_name = {names[place]: rank for place, rank in (ranks or {}).items()}
     scaling = {key.module: 1.0 for key in tensors if key.factor is Factor.A}  # values there are none
+    steps = steps_of(recipe)
     server = Server(
         algorithm,
         algorithm.init(tensors, scaling),
         names,
         seed=recipe.seed,
         fraction_train=recipe.fraction_train,
-        wire_dtype=recipe.wire_dtype,
+        steps=steps,
         ranks=by_name,
         stateless=recipe.personal_state == "reconstruct",
     )
@@ -243,7 +243,7 @@ def count_traffic(
         for client in sampled:
             version, rank = server.client_versions.get(client, 0), by_name.get(client)
             if rank not in sizes:
-                sizes[rank] = total_bytes(on_wire(ranked(sent, rank), recipe.wire_dtype))
+                sizes[rank] = steps.upload_bytes(ranked(sent, rank))
             if (version, rank) not in by_version:
                 by_version[version, rank] = total_bytes(server.payload(client, round).tensors)
             upload += sizes[rank]

@@ -17,7 +17,7 @@ from fedsa.engines.local import LocalFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.samples import samples_of
 from fedsa.engines.summary import measure, per_client, scores
-from fedsa.federation import Federation, first_round
+from fedsa.federation import Federation, first_round, steps_of
 from fedsa.runs.onboarding import Onboarding, PersonalStates, global_model, trained_keys
 from fedsa.server import load_state
 from fedsa.statistics import summarize_clients
@@ -77,7 +77,7 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
         "chosen_by": f"weighted mean of validation {settings.metric}",
         **scores(tests, settings.metric),
         **further,
-        **first_round(federation.algorithm, federation.model.initial, recipe.wire_dtype, recipe.rounds),
+        **first_round(federation.algorithm, federation.model.initial, steps_of(recipe), recipe.rounds),
         "total_upload_bytes": progress.upload_bytes,
         "total_download_bytes": progress.download_bytes,
         "train_seconds": progress.train_seconds,

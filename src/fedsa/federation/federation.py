@@ -19,6 +19,7 @@ from fedsa.federation.building import build
 from fedsa.federation.checks import check_early
 from fedsa.federation.objects import fitted_base, numbered, recipe_of_objects
 from fedsa.federation.resolving import for_newcomer
+from fedsa.federation.sharing import steps_of
 from fedsa.models import AdaptedModel, peft_config_of, with_drawn_layers
 from fedsa.recipe import ModelSettings, Recipe, TaskSettings, refuse_objects
 from fedsa.seeds import derive_seed
@@ -240,7 +241,7 @@ class Federation:
             states=states,
             rounds=recipe.rounds,
             seed=recipe.seed,
-            wire_dtype=recipe.wire_dtype,
+            steps=steps_of(recipe),
             ranks=self.ranks,
             own_initial_a=recipe.adapter.own_initial_a,
             reconstruction=recipe.reconstruction if recipe.personal_state == "reconstruct" else None,
@@ -261,11 +262,10 @@ class Federation:
             seed=recipe.seed,
             fraction_train=recipe.fraction_train,
             weighting=recipe.weighting,
-            wire_dtype=recipe.wire_dtype,
+            steps=steps_of(recipe),
             client_versions=client_versions,
             ranks=self.ranks,
             stateless=recipe.personal_state == "reconstruct",
-            optimizer=recipe.server,
         )
 
     def majority(self, client: str) -> dict[str, float]:

@@ -6,19 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsa.algorithms.base import Algorithm, Plan
-from fedsa.steps.cast import WireDtype, on_wire
+from fedsa.recipe import Recipe
+from fedsa.steps import Chain, chain
 from fedsa.types import Factor, Key, State, total_bytes, total_elements
 
-__all__ = ["first_round"]
+__all__ = ["first_round", "steps_of"]
 
 
-def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype, rounds: int = 1) -> dict[str, Any]:
+def steps_of(recipe: Recipe) -> Chain:
+    """What happens to updates between client and server in a run of the recipe."""
+    return chain(recipe.wire_dtype, recipe.server)
+
+
+def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int = 1) -> dict[str, Any]:
     """Return what a client trains, sends and receives in round 1, as a run's summary tells it.
 
     Args:
         algorithm: the method.
         tensors: every tensor of the adapter and the head; only shapes and types are looked at.
-        wire_dtype: in what they travel.
+        steps: what happens to them on their way.
         rounds: of the run.
 
     Returns:
@@ -33,14 +39,14 @@ def first_round(algorithm: Algorithm, tensors: State, wire_dtype: WireDtype, rou
     for round in range(1, rounds + 1):
         kinds.setdefault(tuple(algorithm.plan(key, round) for key in tensors), []).append(round)
     each = [
-        {"rounds": alike, **_sharing(dict(zip(tensors, plans, strict=True)), tensors, wire_dtype)}
+        {"rounds": alike, **_sharing(dict(zip(tensors, plans, strict=True)), tensors, steps)}
         for plans, alike in kinds.items()
     ]
     first = {name: value for name, value in each[0].items() if name != "rounds"}
     return first | ({"sharing_by_round": each} if len(each) > 1 else {})
 
 
-def _sharing(plans: Mapping[Key, Plan], tensors: State, wire_dtype: WireDtype) -> dict[str, Any]:
+def _sharing(plans: Mapping[Key, Plan], tensors: State, steps: Chain) -> dict[str, Any]:
     table: dict[tuple[Factor, Plan], dict[str, Any]] = {}
     for key, plan in plans.items():
         entry = table.setdefault(
@@ -55,7 +61,7 @@ def _sharing(plans: Mapping[Key, Plan], tensors: State, wire_dtype: WireDtype) -
     return {
         "trained_parameters": total_elements(trained),
         "upload_parameters": total_elements(sent),
-        "upload_bytes": total_bytes(on_wire(sent, wire_dtype)),
-        "download_bytes": total_bytes(on_wire(received, wire_dtype)),
+        "upload_bytes": steps.upload_bytes(sent),
+        "download_bytes": total_bytes(steps.on_payload(received)),
         "sharing_plan": [entry for factor in Factor for (of, _), entry in table.items() if of is factor],
     }

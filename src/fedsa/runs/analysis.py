@@ -17,7 +17,7 @@ from fedsa.adapters.similarity import cosine, product_cosine, span_similarity
 from fedsa.algorithms import make_algorithm
 from fedsa.client import initial_of_client, own_tensors, personal_tensors
 from fedsa.errors import UserError
-from fedsa.federation import client_ranks
+from fedsa.federation import client_ranks, steps_of
 from fedsa.server import load_state, received_by
 from fedsa.store import FinishedRun
 from fedsa.types import Factor, Key, Side, State
@@ -208,7 +208,7 @@ def _trained(
                 client,
                 round,
                 version=earlier.version if earlier else 0,
-                wire_dtype=recipe.wire_dtype,
+                steps=steps_of(recipe),
             )
             start = personal_tensors(algorithm, own, earlier, received)
         yield client, (own, start, own_tensors(own, state))

@@ -19,7 +19,7 @@ from fedsa.client import Learner, Personal, initial_of_client, own_tensors, pers
 from fedsa.client.batches import batched
 from fedsa.client.training.job import Job
 from fedsa.errors import RunFolderError, UserError
-from fedsa.federation import Federation, client_ranks
+from fedsa.federation import Federation, client_ranks, steps_of
 from fedsa.recipe import AdaptationSettings, Recipe, Start
 from fedsa.seeds import derive_seed
 from fedsa.server import load_state, received_by
@@ -109,7 +109,7 @@ class PersonalStates:
             client,
             self._round + 1,
             version=state.version if state else 0,
-            wire_dtype=self.recipe.wire_dtype,
+            steps=steps_of(self.recipe),
         )
         return personal_tensors(self._algorithm, initial, state, received)
 
@@ -276,9 +276,7 @@ class Onboarding:
             rank=federation.ranks.get(client),
         )
         rank = rank_of(initial)
-        received = received_by(
-            algorithm, states.server, client, recipe.rounds + 1, wire_dtype=recipe.wire_dtype, rank=rank
-        )
+        received = received_by(algorithm, states.server, client, recipe.rounds + 1, steps=steps_of(recipe), rank=rank)
         newcomer = personal_tensors(algorithm, initial, None, received)
         candidates = [{**newcomer, **ranked(personal, rank)} for personal in self._starts(start)]
         if len(candidates) == 1:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, final
 
 from fedsa.adapters.algebra import fits, ranked
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.errors import ProtocolError
-from fedsa.recipe import ServerSettings
 from fedsa.seeds import derive_seed
 from fedsa.server.sampling import sample_clients
-from fedsa.steps.cast import WIRE_DTYPES, WireDtype, on_wire
-from fedsa.steps.server_optimizer import stepped
+from fedsa.steps import PLAIN, Chain
 from fedsa.texts.words import counted
-from fedsa.types import Key, Payload, Payloads, RoundRecord, State, Update, total_bytes
+from fedsa.types import Payload, Payloads, RoundRecord, State, Update, total_bytes
 
 __all__ = ["Server", "received_by"]
 
@@ -26,7 +25,7 @@ def received_by(
     round: int,
     *,
     version: int = 0,
-    wire_dtype: WireDtype = "fp32",
+    steps: Chain = PLAIN,
     rank: int | None = None,
 ) -> State:
     """Return the tensors that a client is sent of a server's state before it trains in a round.
@@ -37,10 +36,10 @@ def received_by(
         client: its id; the method need not know it.
         round: the round that begins.
         version: the newest version that the client holds.
-        wire_dtype: in what tensors travel.
+        steps: what happens to tensors on their way.
         rank: the client's; None: the state's own.
     """
-    return on_wire(ranked(algorithm.broadcast(state, client, round, version), rank), wire_dtype)
+    return steps.on_payload(ranked(algorithm.broadcast(state, client, round, version), rank))
 
 
 @final
@@ -54,11 +53,10 @@ class Server:
         seed: the run's; which clients are sampled depends on it and on the round alone.
         fraction_train: part of the clients that trains in a round; at least one does.
         weighting: clients' weights in the average.
-        wire_dtype: in what tensors travel; the state itself keeps its own dtype.
+        steps: what happens to payloads and updates on their way, and to the mean of the updates.
         client_versions: client id to the newest version that it holds; who is not in it holds the initial state.
         ranks: client id to its rank, where it is less than that of the state's tensors.
         stateless: clients keep nothing between rounds, so each payload has all that is not initial.
-        optimizer: what is made of a round's mean.
         quorum: an update that does not fit is left out, named in the round's record, as long as so many good ones come;
             None: it ends the round, as a simulation wants it, where it can only be a fault of the program.
     """
@@ -72,20 +70,18 @@ class Server:
         seed: int,
         fraction_train: float = 1.0,
         weighting: Literal["num_examples", "uniform"] = "num_examples",
-        wire_dtype: WireDtype = "fp32",
+        steps: Chain = PLAIN,
         client_versions: Mapping[str, int] | None = None,
         ranks: Mapping[str, int] | None = None,
         stateless: bool = False,
-        optimizer: ServerSettings | None = None,
         quorum: int | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.state = state
         self.clients = tuple(sorted(clients))
         self.client_versions = dict(client_versions or {})
-        self._ranks, self._stateless = dict(ranks or {}), stateless
-        self._optimizer, self._quorum = optimizer or ServerSettings(), quorum
-        self._seed, self._fraction, self._weighting, self._wire_dtype = seed, fraction_train, weighting, wire_dtype
+        self._ranks, self._stateless, self._quorum = dict(ranks or {}), stateless, quorum
+        self._seed, self._fraction, self._weighting, self._steps = seed, fraction_train, weighting, steps
         self._open: dict[str, int] = {}  # the round's clients, each with the bytes it was sent
 
     def sample(self, round: int) -> tuple[str, ...]:
@@ -134,7 +130,7 @@ class Server:
                 client,
                 round,
                 version=versions.get(client, 0),
-                wire_dtype=self._wire_dtype,
+                steps=self._steps,
                 rank=self._ranks.get(client),
             )
             return Payload(client, round, round - 1, tensors)
@@ -154,7 +150,7 @@ class Server:
             ProtocolError: an update that was not asked for or came out of order, or whose tensors are not exactly what
                 the plan declares; with a quorum: fewer good updates than that. The state is as it was before.
         """
-        planned = {key for key in self.state.tensors if self.algorithm.plan(key, round).sent}
+        planned = {key: tensor for key, tensor in self.state.tensors.items() if self.algorithm.plan(key, round).sent}
         upload_bytes: dict[str, int] = {}
         train_metrics: dict[str, Mapping[str, float]] = {}
         base_versions: dict[str, int] = {}
@@ -164,6 +160,9 @@ class Server:
             for update in updates:
                 try:
                     self._check(update, round, planned, upload_bytes)
+                    weight = update.num_examples if self._weighting == "num_examples" else 1
+                    taken, weight = self._steps.on_server(update, weight, planned)
+                    _check_finite(taken)
                 except ProtocolError as error:
                     if self._quorum is None:
                         raise
@@ -172,10 +171,10 @@ class Server:
                 upload_bytes[update.client] = total_bytes(update.tensors)
                 train_metrics[update.client] = update.metrics
                 base_versions[update.client] = round - 1 if update.base_version is None else update.base_version
-                yield update, update.num_examples if self._weighting == "num_examples" else 1
+                yield taken, weight
 
         arrivals = arriving()
-        state = self.algorithm.aggregate(self.state, arrivals, round)
+        state = self._aggregated(arrivals, round)
         for _ in arrivals:  # of a method that does not look at every update: the clients are to train all the same
             pass
         if len(upload_bytes) < (self._quorum or 0):
@@ -183,7 +182,7 @@ class Server:
             raise ProtocolError(
                 f"round {round}: {counted(len(upload_bytes), 'good update')}, the quorum is {self._quorum} ({reasons})"
             )
-        self.state = stepped(self.state, state, planned, self._optimizer) if upload_bytes else state
+        self.state = state
         if not self._stateless:
             self.client_versions |= base_versions
         record = RoundRecord(
@@ -198,10 +197,23 @@ class Server:
         self._open = {}
         return record
 
-    def _check(self, update: Update, round: int, planned: set[Key], seen: dict[str, int]) -> None:
-        """Refuse an update that does not fit the round; ``seen`` are the clients whose updates came, in order."""
-        last = next(reversed(seen), "")
-        whose = f"update of client {update.client!r} for round {update.round}"
+    def _aggregated(self, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+        """Return the state after a round: steps make the mean, unless the method needs each update by itself."""
+        if not self.algorithm.is_additive():
+            return self.algorithm.aggregate(self.state, updates, round)
+        mean, slots = self._steps.mean(updates, self.state, round, self._seed)
+        return self.algorithm.combine(replace(self.state, slots=slots), mean, round)
+
+    def _check(self, update: Update, round: int, planned: State, seen: dict[str, int]) -> None:
+        """Refuse an update that does not fit the round.
+
+        Args:
+            update: as it came.
+            round: the open one.
+            planned: the server's values of what is sent in it.
+            seen: the clients whose updates came, in order.
+        """
+        last, whose = next(reversed(seen), ""), _name(update)
         if update.round != round:
             raise ProtocolError(f"{whose}: it is for another round than the open one, {round}")
         if update.client not in self._open:
@@ -212,17 +224,25 @@ class Server:
             raise ProtocolError(f"{whose}: came after that of {last!r}; bring updates in the order of client ids")
         if update.num_examples < 1:
             raise ProtocolError(f"{whose}: num_examples is {update.num_examples}, must be at least 1")
-        if planned != set(update.tensors):
-            wrong = ", ".join(str(key) for key in sorted(planned ^ set(update.tensors))[:3])
+        if planned.keys() != update.tensors.keys():
+            wrong = ", ".join(str(key) for key in sorted(planned.keys() ^ update.tensors.keys())[:3])
             raise ProtocolError(
                 f"{whose}: its tensors are not exactly those that the plan declares sent ({wrong}, ...)"
             )
-        dtype = WIRE_DTYPES[self._wire_dtype]
-        expected = ranked(self.state.tensors, self._ranks.get(update.client))
+        forms = self._steps.forms(ranked(planned, self._ranks.get(update.client)))
         for key, tensor in update.tensors.items():
-            if not fits(key, tensor.shape, expected[key].shape):
-                raise ProtocolError(f"{whose}: {key} has shape {tuple(tensor.shape)}, not {tuple(expected[key].shape)}")
+            shape, dtype = forms[key]
+            if not fits(key, tensor.shape, shape):
+                raise ProtocolError(f"{whose}: {key} has shape {tuple(tensor.shape)}, not {shape}")
             if tensor.dtype != dtype:
                 raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {dtype}, the wire's")
-            if not bool(tensor.isfinite().all()):
-                raise ProtocolError(f"{whose}: {key} is not finite")
+
+
+def _check_finite(update: Update) -> None:
+    for key, tensor in update.tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ProtocolError(f"{_name(update)}: {key} is not finite")
+
+
+def _name(update: Update) -> str:
+    return f"update of client {update.client!r} for round {update.round}"

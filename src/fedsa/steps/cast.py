@@ -1,24 +1,46 @@
 """The wire: in which dtype tensors travel between server and clients, both ways. Nowhere else do they have it.
 
-A payload is put on it by the server (and where a client is measured with what it would be sent), an update by the
-client. Whoever takes tensors off it gives them the dtype of its own: `Algorithm.absorb` and `Algorithm.aggregate`.
+Whoever takes tensors off it gives them the dtype of its own: `Algorithm.absorb`, and the mean of what came.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias, final
 
 import torch
 
+from fedsa.steps.base import ClientContext, Form, Slots, Step
 from fedsa.types import State
 
-__all__ = ["WIRE_DTYPES", "WireDtype", "on_wire"]
+__all__ = ["Cast", "WireDtype"]
 
 WireDtype: TypeAlias = Literal["fp32", "bf16"]
 
-WIRE_DTYPES: dict[WireDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES: dict[WireDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def on_wire(tensors: State, wire_dtype: WireDtype) -> State:
-    """Return the tensors as they travel: rounded to the nearest value of the wire's dtype, where that is narrower."""
-    return {key: tensor.to(WIRE_DTYPES[wire_dtype]) for key, tensor in tensors.items()}
+@final
+@dataclass(frozen=True)
+class Cast(Step):
+    """Each value becomes the nearest one of the wire's dtype, where that is narrower.
+
+    Attributes:
+        wire_dtype: the recipe's.
+    """
+
+    wire_dtype: WireDtype = "fp32"
+
+    setting: ClassVar[str] = "wire_dtype"
+
+    def on_payload(self, tensors: State) -> State:
+        """Return the tensors in the wire's dtype."""
+        return {key: tensor.to(_DTYPES[self.wire_dtype]) for key, tensor in tensors.items()}
+
+    def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
+        """Return the tensors in the wire's dtype."""
+        return self.on_payload(tensors), {}
+
+    def form(self, form: Form) -> Form:
+        """Return the form with the wire's dtype."""
+        return form._replace(dtype=_DTYPES[self.wire_dtype])

@@ -12,78 +12,91 @@ rests, and its moments with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 
-from fedsa.algorithms.base import ServerState
+from fedsa.algorithms.base import Algorithm
 from fedsa.errors import TrainingError
 from fedsa.recipe import ServerSettings
-from fedsa.types import Key
+from fedsa.steps.base import MeanContext, MeanStep, Slots
+from fedsa.types import Key, State
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["stepped"]
+__all__ = ["ServerOptimizer"]
 
 _WIDEST = 1e6
 """Of a step. Values of an adapter or a head are around 1; clients that train on larger ones get losses that are not
 finite, and would be told that their own learning rate is too high."""
 
 
-def stepped(before: ServerState, after: ServerState, sent: Iterable[Key], settings: ServerSettings) -> ServerState:
-    """Return the state after a server optimiser's step; pure.
+@final
+@dataclass(frozen=True)
+class ServerOptimizer(MeanStep):
+    """A step towards the mean, with a learning rate and moments.
 
-    It is computed in float64; values and moments are kept in the dtype of the state's tensors. Moments are slots of the
-    state, ``m|key`` and ``v|key``, so whoever saves the state saves them.
+    It is computed in float64; moments are kept in the dtype of the server's tensors, as slots ``m|key`` and ``v|key``.
 
-    Args:
-        before: the state before the round.
-        after: the state after the method's own aggregation.
-        sent: the tensors that were sent in the round, of which ``after`` holds the mean; others stay as they are.
-        settings: the recipe's ``[server]``.
-
-    Raises:
-        TrainingError: the step is so wide that no client could train on.
+    Attributes:
+        settings: the recipe's ``[server]``, with an optimizer.
     """
-    if settings.optimizer == "none":
-        return after
-    tensors, slots = dict(after.tensors), dict(after.slots)
-    for key in sent:
-        old = before.tensors[key].double()
-        step, moments = _step(after.tensors[key].double() - old, before.slots, key, settings)
-        dtype = after.tensors[key].dtype
-        tensors[key] = (old + step).to(dtype)
-        if not bool((step.abs() <= _WIDEST).all()):
-            raise TrainingError(
-                f"the server's step on {key} is as wide as {float(step.abs().max()):.1e}; lower server.learning_rate "
-                f"(now {_given(settings.learning_rate):g})"
-            )
-        slots |= {f"{name}|{key}": moment.to(dtype) for name, moment in moments.items()}
-    return replace(after, tensors=tensors, slots=slots)
 
+    settings: ServerSettings
 
-def _step(
-    delta: Tensor, slots: Mapping[str, Tensor], key: Key, settings: ServerSettings
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return what is added to a tensor's value, and its new moments, in float64."""
+    setting: ClassVar[str] = "server.optimizer"
 
-    def moment(name: str, start: float) -> Tensor:
-        kept = slots.get(f"{name}|{key}")
-        return torch.full_like(delta, start) if kept is None else kept.double()
+    @property
+    def name(self) -> str:
+        """Which optimiser it is."""
+        return self.settings.optimizer
 
-    rate = _given(settings.learning_rate)
-    if settings.optimizer == "fedavgm":
-        m = _given(settings.momentum) * moment("m", 0.0) + delta
-        return rate * m, {"m": m}
-    beta1, beta2, tau = _given(settings.beta1), _given(settings.beta2), _given(settings.tau)
-    m = beta1 * moment("m", 0.0) + (1 - beta1) * delta
-    v, square = moment("v", tau**2), delta.square()
-    toward = (v - square).sign() * square if settings.optimizer == "fedyogi" else v - square
-    v = v - (1 - beta2) * toward
-    return rate * m / (v.sqrt() + tau), {"m": m, "v": v}
+    def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
+        """Return why it does not go with a method: the method must average in place."""
+        return algorithm.optimizer_refusal()
+
+    def on_mean(self, mean: State, slots: Slots, context: MeanContext) -> tuple[State, Slots]:
+        """Return where the step leads, and the new moments.
+
+        Raises:
+            TrainingError: the step is so wide that no client could train on.
+        """
+        values: dict[Key, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        for key, value in mean.items():
+            before = context.before[key]
+            # The mean as the server would keep it: without momentum the optimiser then keeps it bit for bit.
+            delta = value.to(before.dtype).double() - before.double()
+            step, own = self._step(delta, slots, key)
+            if not bool((step.abs() <= _WIDEST).all()):
+                raise TrainingError(
+                    f"the server's step on {key} is as wide as {float(step.abs().max()):.1e}; lower "
+                    f"server.learning_rate (now {_given(self.settings.learning_rate):g})"
+                )
+            values[key] = before.double() + step
+            moments |= {f"{name}|{key}": moment.to(before.dtype) for name, moment in own.items()}
+        return values, moments
+
+    def _step(self, delta: Tensor, slots: Slots, key: Key) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what is added to a tensor's value, and its new moments, in float64."""
+        settings = self.settings
+
+        def moment(name: str, start: float) -> Tensor:
+            kept = slots.get(f"{name}|{key}")
+            return torch.full_like(delta, start) if kept is None else kept.double()
+
+        rate = _given(settings.learning_rate)
+        if settings.optimizer == "fedavgm":
+            m = _given(settings.momentum) * moment("m", 0.0) + delta
+            return rate * m, {"m": m}
+        beta1, beta2, tau = _given(settings.beta1), _given(settings.beta2), _given(settings.tau)
+        m = beta1 * moment("m", 0.0) + (1 - beta1) * delta
+        v, square = moment("v", tau**2), delta.square()
+        toward = (v - square).sign() * square if settings.optimizer == "fedyogi" else v - square
+        v = v - (1 - beta2) * toward
+        return rate * m / (v.sqrt() + tau), {"m": m, "v": v}
 
 
 def _given(value: float | None) -> float:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["RunFolder", "recipe_of"]
 
 _SLOT = "slot|"
+_OPTIMIZER, _STEP = "optimizer|", "step|"  # in a client's file
 _LAST_TRAINED = "last_trained"  # in the server's file: for each client of clients.json, the round it last trained in
 _ROUND_FILE = re.compile(r"(?:round|personal)-(\d{6})\.safetensors")
 _FIRST_FILES = {"recipe.toml", ".recipe.toml.partial", ".lock"}  # all that `create` writes
@@ -610,7 +611,9 @@ class RunFolder:
         Raises:
             UserError: this or an earlier file cannot be written.
         """
-        tensors = by_name(state.tensors) | {f"optimizer|{name}": value for name, value in state.optimizer_state.items()}
+        tensors = by_name(state.tensors)
+        for prefix, slots in ((_OPTIMIZER, state.optimizer_state), (_STEP, state.step_state)):
+            tensors |= {f"{prefix}{name}": value for name, value in slots.items()}
         path = self._client_file(client, round)
         if client not in self._kept:
             self._make(path.parent)
@@ -675,12 +678,11 @@ class RunFolder:
     def _load_client_file(self, client: str, round: int) -> ClientState:
         whose = {"run": self._run, "client": client, "round": round, "personal": None}
         tensors, about = load_tensors(self._client_file(client, round), whose)
-        optimizer_state = {
-            name.removeprefix("optimizer|"): tensors.pop(name)
-            for name in list(tensors)
-            if name.startswith("optimizer|")
-        }
-        return ClientState(by_key(tensors), optimizer_state, about["held"])
+        optimizer_state, step_state = (
+            {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+            for prefix in (_OPTIMIZER, _STEP)
+        )
+        return ClientState(by_key(tensors), optimizer_state, about["held"], step_state)
 
     def _client_file(self, client: str, round: int) -> Path:
         return self.path / "clients" / self._folders[client] / f"round-{round:06d}.safetensors"

@@ -22,11 +22,13 @@ class ClientState:
         tensors: its own value of every tensor that is not frozen.
         optimizer_state: named ``slot|key``; empty unless it is kept from round to round.
         version: the newest server version that it holds.
+        step_state: what the steps on its updates keep, by name.
     """
 
     tensors: State
     optimizer_state: Mapping[str, Tensor]
     version: int
+    step_state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from fedsa.recipe import (
     scope_of,
     with_absolute_paths,
 )
+from fedsa.steps import check_steps
 from fedsa.sweep.files import (
     ALL,
     MethodEntry,
@@ -91,7 +92,7 @@ class Grid:
         """Return what a cell's run is to be, with what only the run itself resolves left open."""
         source, settings = self.groups[cell.group]
         data = apply_overrides(read_recipe(source)[0], [*settings, *cell.settings])
-        return with_absolute_paths(parse_recipe(data, source=f"recipe {source}", checks=[check_algorithm]))
+        return with_absolute_paths(parse_recipe(data, source=f"recipe {source}", checks=[check_algorithm, check_steps]))
 
     def arguments(self, cell: Cell, folder: Path) -> list[str]:
         """Return what follows ``fedsa`` to start a cell's run."""
@@ -214,7 +215,7 @@ def _check(data: Mapping[str, Any], source: str) -> tuple[list[Mistake], str]:
         return list(error.mistakes), ""
     except UserError as error:
         return [Mistake("algorithm", str(error))], ""
-    return [], "; ".join(mistake.what for mistake in check_algorithm(data))
+    return [], "; ".join(mistake.what for mistake in [*check_algorithm(data), *check_steps(data)])
 
 
 def differences(asked: Recipe, made: Recipe) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -48,6 +48,8 @@ class Job:
         penalty: of the trained tensors and of the same as they began; what it returns is added to the loss.
         rate_setting: the setting that ``learning_rate`` of the trainer's settings comes from, for messages.
         version: the server's version that the client trains from.
+        before: the client's value of each tensor that will be sent, before it learns anything in this round.
+        step_state: what the steps on its updates kept in its last round.
     """
 
     client: str
@@ -63,6 +65,8 @@ class Job:
     penalty: Callable[[State, State], Tensor | None] | None = None
     rate_setting: str = "training.learning_rate"
     version: int = 0
+    before: State = field(default_factory=dict)
+    step_state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,278 @@
+"""What happens to an update between client and server: a chain of steps, each of which has two halves.
+
+    client:  trained tensors ─► step 1 ─► step 2 ─► … ─► the wire
+    server:  the wire ─► … ─► step 2 ─► step 1 ─► mean of all ─► … ─► step 2 ─► step 1 ─► `Algorithm.combine`
+
+A step is one file in this folder: a frozen dataclass whose fields are its settings. All of it is pure: state goes in,
+state comes out. By default nothing happens. A client's half may keep tensors from round to round: they are saved with
+the client's state. What is done to the mean may keep tensors too: they are saved with the server's state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias, final
+
+import torch
+
+from fedsa.algorithms.base import Algorithm, ServerState, weighted_mean
+from fedsa.seeds import derive_seed
+from fedsa.types import Key, State, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Chain", "ClientContext", "Form", "MeanContext", "MeanStep", "Reduction", "Slots", "Step"]
+
+Slots: TypeAlias = "Mapping[str, Tensor]"
+"""What steps keep from round to round, by name. A name begins with a word that no other step's names begin with."""
+
+
+class Form(NamedTuple):
+    """What a tensor looks like on its way.
+
+    Attributes:
+        shape: its shape.
+        dtype: its type.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """What a client's half may look at beside the tensors.
+
+    Attributes:
+        client: its id.
+        round: counted from 1.
+        before: the client's value of each sent tensor before it learned anything in this round.
+        random: its numbers depend on the run's seed, the step, the client and the round alone.
+    """
+
+    client: str
+    round: int
+    before: State
+    random: torch.Generator
+
+
+@dataclass(frozen=True)
+class MeanContext:
+    """What a step on the mean may look at beside it.
+
+    Attributes:
+        round: counted from 1.
+        before: the server's tensors before the round.
+        weights: of the updates that the mean is of, in the order of client ids.
+        random: its numbers depend on the run's seed, the step and the round alone.
+    """
+
+    round: int
+    before: State
+    weights: tuple[int, ...]
+    random: torch.Generator
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that happens to updates."""
+
+    setting: ClassVar[str]
+    """The key of the recipe that asks for it."""
+    additive: ClassVar[bool] = True
+    """The server need not see a single update: its half does to the mean what it does to each of them."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the recipe."""
+        return type(self).__name__.lower()
+
+    def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
+        """Return why it does not go with a method, or None if it does.
+
+        Args:
+            algorithm: the method.
+            mixed_ranks: clients have different ranks.
+        """
+        return None
+
+    def on_payload(self, tensors: State) -> State:
+        """Return what the server sends of tensors on their way down to a client."""
+        return tensors
+
+    def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
+        """Return what the client hands on of its update, and what it keeps for its next round.
+
+        Args:
+            tensors: the sent ones, as the client's training or the step before left them.
+            slots: what the client's steps kept in its last round; empty in its first.
+            context: whose they are.
+        """
+        return tensors, {}
+
+    def form(self, form: Form) -> Form:
+        """Return what `on_client` makes of a tensor's shape and type: bytes are planned and checked by it."""
+        return form
+
+    def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:
+        """Return what the server hands on of an update, and its weight in the mean.
+
+        Args:
+            update: as `on_client` made it, from a client that need not be honest.
+            weight: a count > 0 of which only the ratios matter.
+            before: the server's tensors before the round, of the full ranks.
+
+        Raises:
+            ProtocolError: it is not what `on_client` makes: the update is not taken.
+        """
+        return update, weight
+
+
+@dataclass(frozen=True)
+class MeanStep(Step):
+    """A step that makes something of the mean of a round's updates."""
+
+    def on_mean(self, mean: State, slots: Slots, context: MeanContext) -> tuple[State, Slots]:
+        """Return what the method gets as the mean, and what the server keeps for the next round.
+
+        Args:
+            mean: of each tensor that was sent, of the full shape, in float64. There was at least one update.
+            slots: what the server keeps from round to round, of this and of others.
+            context: what it is the mean of.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Reduction(Step):
+    """A step that takes the place of the weighted mean. A chain has one at most."""
+
+    additive: ClassVar[bool] = False
+
+    def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
+        """Return why it does not go with a method: the method must take a mean, which this can take the place of."""
+        if not algorithm.is_additive():
+            return "its server makes something of each update by itself, so there is no mean to take the place of"
+        if not algorithm.sends():
+            return "it sends nothing"
+        if mixed_ranks:
+            return "clients of different ranks do not have the same numbers to compare: leave adapter.ranks out"
+        return None
+
+    def reduce(self, updates: Iterable[tuple[State, int]], before: State) -> State:
+        """Return one value of each tensor that was sent, in float64; nothing where no update came.
+
+        Args:
+            updates: what each client sent, with its weight, one at a time, in the order of client ids.
+            before: the server's tensors before the round.
+        """
+        raise NotImplementedError
+
+
+@final
+@dataclass(frozen=True)
+class Chain:
+    """Steps, one after the other.
+
+    Attributes:
+        steps: in the order in which a client takes them; the server takes them the other way round.
+    """
+
+    steps: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        reductions = [step.name for step in self.steps if isinstance(step, Reduction)]
+        if len(reductions) > 1:
+            raise ValueError(f"only one step can take the place of the mean, not both of {' and '.join(reductions)}")
+
+    def on_payload(self, tensors: State) -> State:
+        """Return tensors as they travel to a client."""
+        for step in self.steps:
+            tensors = step.on_payload(tensors)
+        return tensors
+
+    def on_client(
+        self, tensors: State, slots: Slots, *, client: str, round: int, before: State, seed: int
+    ) -> tuple[State, Slots]:
+        """Return an update as it travels, and what the client keeps for its next round.
+
+        Args:
+            tensors: the sent ones, as the client's training left them.
+            slots: what it kept in its last round.
+            client: its id.
+            round: the round.
+            before: its value of each sent tensor before it learned anything in this round.
+            seed: the run's.
+        """
+        kept: dict[str, Tensor] = {}
+        for step in self.steps:
+            random = _generator(seed, step.name, client, round)
+            tensors, own = step.on_client(tensors, slots, ClientContext(client, round, before, random))
+            kept |= own
+        return tensors, kept
+
+    def forms(self, tensors: State) -> dict[Key, Form]:
+        """Return what each tensor of an update looks like as it travels; only shapes and types are looked at."""
+        forms = {key: Form(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
+        for step in self.steps:
+            forms = {key: step.form(form) for key, form in forms.items()}
+        return forms
+
+    def upload_bytes(self, tensors: State) -> int:
+        """Return the bytes of an update of these tensors, as on the wire without framing."""
+        return sum(form.bytes for form in self.forms(tensors).values())
+
+    def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:
+        """Return an update that came as the method gets it, and its weight.
+
+        Args:
+            update: as `on_client` made it.
+            weight: a count > 0 of which only the ratios matter.
+            before: the server's tensors before the round.
+
+        Raises:
+            ProtocolError: a step cannot take it.
+        """
+        for step in reversed(self.steps):
+            update, weight = step.on_server(update, weight, before)
+        return update, weight
+
+    def mean(
+        self, updates: Iterable[tuple[Update, int]], state: ServerState, round: int, seed: int
+    ) -> tuple[State, Slots]:
+        """Return what a method gets as the mean of a round's updates, and the slots that the server keeps.
+
+        Args:
+            updates: as `on_server` returned them, one at a time, in the order of client ids.
+            state: the server's before the round.
+            round: the round that ends.
+            seed: the run's.
+        """
+        weights: list[int] = []
+
+        def arriving() -> Iterator[tuple[State, int]]:
+            for update, weight in updates:
+                weights.append(weight)
+                yield update.tensors, weight
+
+        reduction = next((step for step in self.steps if isinstance(step, Reduction)), None)
+        reduce = weighted_mean if reduction is None else reduction.reduce
+        mean, slots = reduce(arriving(), state.tensors), dict(state.slots)
+        for step in reversed(self.steps):
+            if isinstance(step, MeanStep) and mean:
+                random = _generator(seed, step.name, round)
+                mean, own = step.on_mean(mean, slots, MeanContext(round, state.tensors, tuple(weights), random))
+                slots |= own
+        return mean, slots
+
+
+def _generator(seed: int, *purpose: str | int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "step", *purpose))
