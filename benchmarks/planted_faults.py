@@ -501,7 +501,21 @@ FAULTS = (
         ("data/test_partition.py::test_apportion_rounds_and_carries",),
     ),
     Fault(
-        "partition: every seed gives the same",
+        "splits: every client is cut with one seed",
+        "data/partition.py",
+        "derive_seed(seed, purpose, client)",
+        "derive_seed(seed, purpose)",
+        ("data/test_partition.py::test_clients_of_equal_rows_are_cut_differently",),
+    ),
+    Fault(
+        "splits: a client's cut hangs on its place among the others",
+        "data/partition.py",
+        '[_random(seed, "split", client) for client in clients]',
+        '[_random(seed, "split", str(number)) for number, _ in enumerate(clients)]',
+        ("data/test_partition.py::test_a_clients_cut_depends_on_that_client_alone",),
+    ),
+    Fault(
+        "partition: every seed deals the same",
         "data/partition.py",
         "rng = np.random.default_rng(seed)",
         "rng = np.random.default_rng(0)",

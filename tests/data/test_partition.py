@@ -97,7 +97,66 @@ def test_seed_decides(kind: str) -> None:
     columns = {"who": [row % 3 for row in range(150)], "client": [row % 3 for row in range(150)]}
     first, again, other = (partition_rows(options(kind), labels=labels, columns=columns, seed=s) for s in (1, 1, 2))
     assert first == again
-    assert first != other
+    for client, rows in first.clients.items():
+        assert rows != other.clients[client]
+    held, elsewhere = (
+        [sorted(np.concatenate(list(rows))) for rows in made.clients.values()] for made in (first, other)
+    )
+    assert (held == elsewhere) == (kind in ("column", "files"))  # who has which row is drawn too, where it is open
+
+
+@pytest.mark.parametrize("kind", ["column", "files"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"group": "document"}, {"max_examples": 15}, {"group": "document", "max_examples": 18}],
+    ids=["rows", "groups", "rows, limited", "groups, limited"],
+)
+@given(table=tables(), seed=st.integers(0, 100), own_test=st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_a_clients_cut_depends_on_that_client_alone(
+    kind: str, more: dict[str, Any], table: Any, seed: int, own_test: bool
+) -> None:
+    """A site that has one client's rows, and knows of no other's classes and groups, cuts them as all sites' rows are."""
+    labels, columns = table
+    chosen, who = options(kind, **more), np.array(columns["who"])
+    tested = 60 if own_test else 0  # the first rows stand for a test split that the data has of its own
+
+    def cut(rows: np.ndarray, test_rows: np.ndarray) -> Any:
+        classes, numbers = np.unique(labels[rows], return_inverse=True)
+        test = {
+            "test_labels": np.searchsorted(classes, labels[test_rows]),
+            "test_columns": {name: [column[row] for row in test_rows] for name, column in columns.items()},
+        }
+        own = {name: [column[row] for row in rows] for name, column in columns.items()}
+        return partition_rows(chosen, labels=numbers, columns=own, seed=seed, **(test if own_test else {}))
+
+    whole = cut(np.arange(len(labels)), np.arange(tested))
+    assert len(whole.clients) == 4
+    for client, together in whole.clients.items():
+        rows, test_rows = (np.flatnonzero(part == int(client)) for part in (who, who[:tested]))
+        (alone,) = cut(rows, test_rows).clients.values()
+        tables_of_splits = (rows, rows, test_rows if own_test else rows)
+        for numbers, own_numbers, of_client in zip(together, alone, tables_of_splits, strict=True):
+            assert numbers.tolist() == of_client[own_numbers].tolist()
+
+
+def test_clients_of_equal_rows_are_cut_differently() -> None:
+    labels = np.arange(80) % 2
+    partition = partition_rows(options("column"), labels=labels, columns={"who": ["a"] * 40 + ["b"] * 40}, seed=0)
+    assert partition.clients["a"].test.tolist() != (partition.clients["b"].test - 40).tolist()
+
+
+def test_a_client_that_is_left_out_changes_nobodys_cut() -> None:
+    labels = np.arange(70) % 2
+    who = np.array(["a"] * 30 + ["b"] * 5 + ["c"] * 35)
+    chosen = options("column", min_examples=10, leave_out_small=True)
+    whole = partition_rows(chosen, labels=labels, columns={"who": who.tolist()}, seed=0)
+    assert list(whole.left_out) == ["b"]
+    kept = np.flatnonzero(who != "b")
+    without = partition_rows(chosen, labels=labels[kept], columns={"who": who[kept].tolist()}, seed=0)
+    for client, rows in whole.clients.items():
+        for part, same in zip(rows, without.clients[client], strict=True):
+            assert part.tolist() == kept[same].tolist()
 
 
 def test_lower_alpha_is_more_uneven() -> None:

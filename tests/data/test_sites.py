@@ -524,3 +524,22 @@ def test_objects_keep_their_names_and_their_places() -> None:
     )
     with pytest.raises(DataError, match=r"'text' is empty in 1 row \(b, row 2 \(counted from 0\)\)"):
         deal_tables(tables, recipe("objects:", {**FILES, "min_examples": 3}))
+
+
+def texts_by_split(shared: DealtRows, client: str) -> list[list[str]]:
+    return [shared.table[part]["text"] for part in shared.partition.clients[client]]
+
+
+def test_a_site_with_its_own_file_alone_cuts_it_as_the_simulation_of_all(tmp_path: Path) -> None:
+    """So does whoever takes a client in that was not in the run."""
+    sites = {"east": rows_of("east", 40), "north": rows_of("north", 33), "west": rows_of("west", 51)}
+    for site, rows in sites.items():
+        write(tmp_path / "all" / f"{site}.csv", rows)
+        write(tmp_path / "alone" / site / f"{site}.csv", rows)
+    whole = deal_rows(recipe(tmp_path / "all"))
+    for site in sites:
+        expected = texts_by_split(whole, site)
+        assert texts_by_split(deal_rows(recipe(tmp_path / "alone" / site)), site) == expected
+        file = str(tmp_path / "all" / f"{site}.csv")
+        newcomer, _ = deal_newcomer(site, file, recipe(tmp_path / "all"), whole.label_names)
+        assert texts_by_split(newcomer, site) == expected

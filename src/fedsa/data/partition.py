@@ -1,13 +1,13 @@
 """Split rows over clients, and each client's rows into train, validation and test. Pure numpy.
 
-Randomness comes from one generator, so the same seed gives the same partition.
+The same seed gives the same partition. Rows are dealt to clients with one generator. What is done with one client's
+rows has a generator of its own, seeded by the client's id: the cut of a client depends on that client alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,10 @@ from fedsa.data.files import expanded
 from fedsa.data.labels import IntArray, encode_labels
 from fedsa.data.plotting import draw_partition
 from fedsa.data.saved import data_fingerprint, load_partition, save_partition
-from fedsa.data.splitting import split_groups, split_rows, thin_out
+from fedsa.data.splitting import rows_by_owner, split_groups, split_rows, thin_out
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
+from fedsa.seeds import derive_seed
 from fedsa.texts.words import counted
 from fedsa.types import SPLITS
 
@@ -60,7 +61,9 @@ def partition_rows(
 ) -> Partition:
     """Return who has which rows.
 
-    A client's train, validation and test have one label mix: its rows are split class by class. A validation or test
+    A client's train, validation and test have one label mix: its rows are split class by class. With kinds that take
+    the clients as they are (``column``, ``files``), which of its rows are in which split depends on the seed, the
+    client's id and its own rows alone: a site that holds nothing else cuts them in the same way. A validation or test
     split that the data has of its own is dealt out instead: by the client column where that split has it, else each
     class in proportion to the clients' rows of it (inside the same ``within`` value where that split has the column).
     Rows of a class that no client has are then left out.
@@ -103,13 +106,13 @@ def partition_rows(
         if own_labels is not None:
             pools[name] = deal_own(settings, name, own_labels, own_columns or {}, table, clients, rng)
     if settings.max_examples is not None:
-        pools = _limit(pools, len(clients.ids), settings.max_examples, rng)
+        pools = _limit(pools, clients.ids, settings.max_examples, seed)
     problems = _problems(settings, pools, clients, fractions)
     if problems and settings.leave_out_small and len(problems) < len(clients.ids):
         pools, clients = _without(pools, clients, problems)
     elif problems:
         raise _refused(settings, problems, len(clients.ids))
-    parts = _cut(pools, len(clients.ids), fractions, rng)
+    parts = _cut(pools, clients.ids, fractions, seed)
     rows = {client: ClientRows(*(part[number] for part in parts)) for number, client in enumerate(clients.ids)}
     return Partition(
         {client: rows[client] for client in sorted(rows)}, "validation" in pools, "test" in pools, problems
@@ -122,30 +125,29 @@ def _fractions(settings: PartitionSettings, own_validation: bool, own_test: bool
     return np.array([1 - validation - test, validation, test])
 
 
-def _by_owner(owner: IntArray, clients: int) -> list[IntArray]:
-    """Return each client's rows, ascending."""
-    order = np.argsort(owner, kind="stable")
-    edges = np.searchsorted(owner[order], np.arange(clients + 1))
-    return [order[start:end] for start, end in pairwise(edges)]
+def _random(seed: int, purpose: str, client: str) -> np.random.Generator:
+    """One client's source of randomness for one purpose, which no other client has a part in."""
+    return np.random.default_rng(derive_seed(seed, purpose, client))
 
 
-def _limit(pools: Mapping[str, Pool], clients: int, most: int, rng: np.random.Generator) -> dict[str, Pool]:
+def _limit(pools: Mapping[str, Pool], clients: Sequence[str], most: int, seed: int) -> dict[str, Pool]:
     """Take rows from clients with more than ``most``, from each pool in proportion, keeping the label mix."""
-    held = {name: _by_owner(pool.owner, clients) for name, pool in pools.items()}
+    held = {name: rows_by_owner(pool.owner, len(clients)) for name, pool in pools.items()}
     owners = {name: pool.owner.copy() for name, pool in pools.items()}
-    for client in range(clients):
-        sizes = np.array([len(rows[client]) for rows in held.values()])
+    for number, client in enumerate(clients):
+        sizes = np.array([len(rows[number]) for rows in held.values()])
         if sizes.sum() <= most:
             continue
         quotas = np.maximum(apportion(np.array([most]), (sizes / sizes.sum())[None, :])[0], np.minimum(sizes, 1))
         quotas[np.argmax(quotas)] -= quotas.sum() - most
+        random = _random(seed, "max_examples", client)
         for name, quota in zip(pools, quotas, strict=True):
-            mine, pool = held[name][client], pools[name]
+            mine, pool = held[name][number], pools[name]
             if quota < len(mine):
                 labels = pool.labels[mine]
                 units = make_units(labels, None if pool.groups is None else pool.groups[mine])
                 dropped = np.ones(len(mine), bool)
-                dropped[thin_out(labels, units, int(quota), rng)] = False
+                dropped[thin_out(labels, units, int(quota), random)] = False
                 owners[name][mine[dropped]] = -1
     return {name: replace(pool, owner=owners[name]) for name, pool in pools.items()}
 
@@ -206,24 +208,25 @@ def _owners_of_groups(pool: Pool) -> IntArray:
 
 
 def _cut(
-    pools: Mapping[str, Pool], clients: int, fractions: NDArray[np.float64], rng: np.random.Generator
+    pools: Mapping[str, Pool], clients: Sequence[str], fractions: NDArray[np.float64], seed: int
 ) -> list[list[IntArray]]:
     """Return each split's rows of every client."""
     table = pools["table"]
     held = np.flatnonzero(table.owner >= 0)
     owner, labels = table.owner[held], table.labels[held]
+    randoms = [_random(seed, "split", client) for client in clients]
     if table.groups is None:
-        split = split_rows(owner, labels, fractions, rng)
+        split = split_rows(owner, labels, fractions, randoms)
     else:
         split = np.empty(len(held), np.int64)
         groups = table.groups[held]
-        for mine in _by_owner(owner, clients):
-            split[mine] = split_groups(labels[mine], groups[mine], fractions, rng)
+        for mine, random in zip(rows_by_owner(owner, len(clients)), randoms, strict=True):
+            split[mine] = split_groups(labels[mine], groups[mine], fractions, random)
     parts = []
     for number, name in enumerate(SPLITS):
         if name in pools:
-            parts.append(_by_owner(pools[name].owner, clients))
+            parts.append(rows_by_owner(pools[name].owner, len(clients)))
         else:
             chosen = held[split == number]
-            parts.append([chosen[rows] for rows in _by_owner(table.owner[chosen], clients)])
+            parts.append([chosen[rows] for rows in rows_by_owner(table.owner[chosen], len(clients))])
     return parts

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsa.data.allotting import Units, apportion
 from fedsa.data.labels import IntArray
 
-__all__ = ["split_groups", "split_rows", "thin_out"]
+__all__ = ["rows_by_owner", "split_groups", "split_rows", "thin_out"]
 
 
-def split_rows(owner: IntArray, labels: IntArray, fractions: NDArray[np.float64], rng: np.random.Generator) -> IntArray:
+def rows_by_owner(owner: IntArray, clients: int) -> list[IntArray]:
+    """Each client's rows, ascending.
+
+    Args:
+        owner: each row's client, -1 <= owner < clients; -1: nobody's.
+        clients: the number of clients.
+    """
+    order = np.argsort(owner, kind="stable")
+    edges = np.searchsorted(owner[order], np.arange(clients + 1))
+    return [order[start:end] for start, end in pairwise(edges)]
+
+
+def split_rows(
+    owner: IntArray, labels: IntArray, fractions: NDArray[np.float64], randoms: Sequence[np.random.Generator]
+) -> IntArray:
     """Return each row's split (0, 1 or 2), so that in every client the splits hold to the fractions within each class.
 
     Every count (client, class, split) is its quota rounded down or up, and every split with a fraction has a row.
@@ -20,18 +37,19 @@ def split_rows(owner: IntArray, labels: IntArray, fractions: NDArray[np.float64]
         owner: each row's client, 0 <= owner < clients; each has at least as many rows as there are splits.
         labels: each row's class.
         fractions: of train, validation and test, summing to 1; a split with 0 gets none.
-        rng: the source of randomness.
+        randoms: each client's source of randomness. With its own, a client's split is the same whoever else is there.
 
     Cost: a table of clients · classes · 3.
     """
-    clients, classes = int(owner.max()) + 1, int(labels.max()) + 1
+    clients, classes = len(randoms), int(labels.max()) + 1
     run = owner * classes + labels
     totals = np.bincount(run, minlength=clients * classes).reshape(clients, classes)
     cells = apportion(totals, np.broadcast_to(fractions, (clients, classes, 3)))
     wanted = np.flatnonzero(fractions > 0)
     for client in np.flatnonzero((cells.sum(1)[:, wanted] == 0).any(1)):
         _fill_empty(cells[client], totals[client][:, None] * fractions, wanted)
-    order = rng.permutation(len(owner))
+    shuffled = zip(rows_by_owner(owner, clients), randoms, strict=True)
+    order = np.concatenate([random.permutation(rows) for rows, random in shuffled])
     order = order[np.argsort(run[order], kind="stable")]
     ends = np.cumsum(cells.reshape(-1, 3), axis=1)[run[order]]
     place = _places(run[order])
