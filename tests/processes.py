@@ -21,6 +21,7 @@ def run_site(recipe: Mapping[str, Any], clients: Sequence[str], folder: Path, pi
     import torch
 
     from fedsa.client.answers import Answers
+    from fedsa.client.sent import SentAnswers
     from fedsa.federation import Federation
     from fedsa.recipe import dump_recipe, parse_recipe
     from fedsa.store import Progress, RunFolder
@@ -31,7 +32,9 @@ def run_site(recipe: Mapping[str, Any], clients: Sequence[str], folder: Path, pi
         states.register_clients({client: {} for client in clients})
         whole = federation.site(states)
         rows = {client: whole.rows[client] for client in clients}
-        answers = Answers(type(whole)(**{**vars(whole), "rows": rows}), "a-run", FINGERPRINT)
+        answers = Answers(
+            type(whole)(**{**vars(whole), "rows": rows}), "a-run", FINGERPRINT, SentAnswers(folder, folder.name)
+        )
         while True:
             try:
                 pipe.send_bytes(answers.handle(pipe.recv_bytes()))

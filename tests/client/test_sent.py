@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
 
+from fedsa.client.answers import Answers
 from fedsa.client.sent import SENT_LIST, SentAnswers, sent_messages
 from fedsa.errors import RunFolderError
-from fedsa.messages import Message, encode
+from fedsa.messages import Message, decode, encode
 from fedsa.types import Key
 
 KEY = Key.parse("layer:A:default")
@@ -77,3 +79,24 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 def test_what_is_not_finite_is_listed_without_a_norm(tmp_path: Path) -> None:
     SentAnswers(tmp_path, "north").keep(b"please", *answer_of(1, float("inf")))
     assert json.loads((tmp_path / SENT_LIST).read_text())["tensors"][0]["norm"] is None
+
+
+class NoSite:
+    """A site that is never asked for anything."""
+
+    rows: ClassVar[dict[str, object]] = {}
+
+
+def test_a_refusal_is_in_the_list_too(tmp_path: Path) -> None:
+    answers = Answers(cast(Any, NoSite()), "a-run", "agreed", SentAnswers(tmp_path, "north"))
+    refusal = decode(answers.handle(encode(Message("setup", "a-run", 0, {"fingerprint": "other"}))))
+    assert refusal.kind == "refuse"
+    (entry,) = sent_messages(tmp_path)
+    assert (entry["kind"], entry["about"], entry["request"]) == ("refuse", refusal.about, None)
+
+
+def test_nothing_leaves_that_cannot_be_listed(tmp_path: Path) -> None:
+    answers = Answers(cast(Any, NoSite()), "a-run", "agreed", SentAnswers(tmp_path, "north"))
+    (tmp_path / SENT_LIST).mkdir()
+    refusal = decode(answers.handle(b"nonsense"))
+    assert refusal.about == {"why": "the site cannot write to its disk"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
+from fedsa.client.sent import SentAnswers
 from fedsa.client.site import Site
 from fedsa.errors import FedsaError, ProtocolError
 from fedsa.messages import Message, decode, encode
@@ -21,30 +21,43 @@ __all__ = ["Answers"]
 class Answers:
     """Answers the messages of one run for a site. A message that comes again is answered with the same bytes.
 
+    What is refused is not kept: the next try may go better.
+
     Args:
         site: trains and measures its clients.
         run: the run's id.
         fingerprint: of what server and sites must hold alike.
+        sent: keeps the answers, and lists them for the site's owner.
     """
 
-    def __init__(self, site: Site, run: str, fingerprint: str) -> None:
-        self._site, self._run, self._fingerprint = site, run, fingerprint
-        self._last: tuple[str, bytes] | None = None  # the digest of the last message, and its answer
+    def __init__(self, site: Site, run: str, fingerprint: str, sent: SentAnswers) -> None:
+        self._site, self._run, self._fingerprint, self._sent = site, run, fingerprint, sent
 
     def handle(self, data: bytes) -> bytes:
         """Return the answer to a message; to one that cannot be answered, a refusal that says why."""
-        name = hashlib.sha256(data).hexdigest()
-        if self._last is not None and self._last[0] == name:
-            return self._last[1]
         round = 0
         try:
             message = decode(data, run=self._run)
             round = message.round
-            answer = encode(self._answer(message))
+            known = self._sent.find(data)
+            if known is not None:
+                return known
+            answer = self._answer(message)
+            content = encode(answer)
+            self._sent.keep(data, answer, content)
         except FedsaError as error:
-            return encode(Message("refuse", self._run, round, {"why": str(error)}))
-        self._last = name, answer
-        return answer
+            return self._refusal(round, str(error))
+        return content
+
+    def _refusal(self, round: int, why: str) -> bytes:
+        """Return a refusal, once it is in the list of what has left; where that cannot be written, it says just so."""
+        message = Message("refuse", self._run, round, {"why": why})
+        content = encode(message)
+        try:
+            self._sent.list_only(message, content)
+        except FedsaError:
+            return encode(Message("refuse", self._run, round, {"why": "the site cannot write to its disk"}))
+        return content
 
     def _answer(self, message: Message) -> Message:
         if message.kind == "setup":

@@ -80,6 +80,14 @@ class SentAnswers:
         for old in answers[:-_KEPT]:
             remove(old)
 
+    def list_only(self, message: Message, answer: bytes) -> None:
+        """Write the entry of an answer that is not kept, as of a refusal.
+
+        Raises:
+            UserError: the list cannot be written.
+        """
+        self._note({**_entry(message), "bytes": len(answer), "request": None})
+
     def _place(self, request: bytes) -> Path:
         return self._answers / hashlib.sha256(request).hexdigest()
 
@@ -98,10 +106,10 @@ class SentAnswers:
 def sent_messages(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield what has left a site, in order: one entry for each message.
 
-    Each has ``site``, ``kind``, ``bytes`` and ``request`` (the digest of the message that it answers). An answer that
-    was sent ``again`` says no more. The others have ``round``, ``about`` (every number and word beside the tensors) and
-    ``tensors``: of each its ``client``, ``name``, ``shape``, ``dtype``, ``bytes`` and ``norm`` (Euclidean; None: it is
-    not finite).
+    Each has ``site``, ``kind``, ``bytes`` and ``request`` (the digest of the message that it answers; None: it was
+    refused). An answer that was sent ``again`` says no more. The others have ``round``, ``about`` (every number and
+    word beside the tensors) and ``tensors``: of each its ``client``, ``name``, ``shape``, ``dtype``, ``bytes`` and
+    ``norm`` (Euclidean; None: it is not finite).
 
     Args:
         folder: the site's.
