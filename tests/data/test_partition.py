@@ -116,7 +116,7 @@ def test_seed_decides(kind: str) -> None:
 def test_a_clients_cut_depends_on_that_client_alone(
     kind: str, more: dict[str, Any], table: Any, seed: int, own_test: bool
 ) -> None:
-    """A site that has one client's rows, and knows of no other's classes and groups, cuts them as all sites' rows are."""
+    """A site with one client's rows alone cuts them as they are cut among all, not knowing the other classes."""
     labels, columns = table
     chosen, who = options(kind, **more), np.array(columns["who"])
     tested = 60 if own_test else 0  # the first rows stand for a test split that the data has of its own
