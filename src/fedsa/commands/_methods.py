@@ -15,6 +15,7 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.commands._settings import as_toml, type_name
 from fedsa.errors import UserError
 from fedsa.plugins import raised
+from fedsa.steps.median import Median
 from fedsa.texts.words import counted
 from fedsa.types import Factor, Key, Side
 
@@ -65,6 +66,7 @@ def describe(name: str) -> dict[str, Any]:
             "gated": cls.gated,
             "references": algorithm.references,
             "server_optimizer": _answer(algorithm.optimizer_refusal()),
+            "robust_mean": _answer(Median().refusal(algorithm)),
             "head": _head(cls),
             "options": _options(cls, algorithm),
             "variants": {variant: _variant(algorithm, variant) for variant in VARIANTS},
@@ -315,7 +317,7 @@ def _refused(entry: Entry) -> list[tuple[str, str]]:
 
 def _facts(entry: Entry) -> list[tuple[str, str]]:
     """Return the yes and no of a method, in words."""
-    head, optimizer = entry["head"], entry["server_optimizer"]
+    head, optimizer, robust = entry["head"], entry["server_optimizer"], entry["robust_mean"]
     if head["sent"]:
         about_head = "leaves the client" + (" unless share_head = false" if head["optional"] else "")
     else:
@@ -332,6 +334,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
         ("base", "the server adds to the frozen weights" if entry["folds"] else "is never changed"),
         ("export", entry["export"]),
         ("server optimiser", "yes" if optimizer["ok"] else f"no: {optimizer['reason']}"),
+        ("median or trimmed mean", "yes" if robust["ok"] else f"no: {robust['reason']}"),
     ]
     if len(entry["adapters"]) > 1:
         facts.append(("adapters", ", ".join(entry["adapters"])))

@@ -67,6 +67,7 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
         "share_head": recipe.share_head,
         "wire_dtype": recipe.wire_dtype,
         "server_optimizer": recipe.server.optimizer,
+        "robust": recipe.robust.kind,
         "model": recipe.model.path,
         "data": recipe.data.path,
         "notes": list(federation.notes),

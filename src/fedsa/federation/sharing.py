@@ -15,7 +15,7 @@ __all__ = ["first_round", "steps_of"]
 
 def steps_of(recipe: Recipe) -> Chain:
     """What happens to updates between client and server in a run of the recipe."""
-    return chain(recipe.wire_dtype, recipe.server)
+    return chain(recipe.wire_dtype, recipe.server, recipe.robust)
 
 
 def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int = 1) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fedsa.recipe.partition import PartitionSettings
 from fedsa.recipe.paths import OBJECTS, refuse_objects, with_absolute_paths
 from fedsa.recipe.reading import apply_overrides, find_toml, parse_toml, read_recipe, read_toml, recipe_names
 from fedsa.recipe.recipe import Recipe, agreed_settings
+from fedsa.recipe.robust import RobustSettings
 from fedsa.recipe.server import SERVER_DEFAULTS, ServerSettings
 from fedsa.recipe.task import TaskSettings, fields_of
 from fedsa.recipe.training import DEFAULT_LOCAL_STEPS, TrainingSettings
@@ -41,6 +42,7 @@ __all__ = [
     "PartitionSettings",
     "Recipe",
     "ReconstructionSettings",
+    "RobustSettings",
     "Scope",
     "ServerSettings",
     "Start",

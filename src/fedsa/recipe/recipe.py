@@ -13,6 +13,7 @@ from fedsa.recipe.compute import ComputeSettings
 from fedsa.recipe.data import DataSettings
 from fedsa.recipe.evaluation import AdaptationSettings, EvaluationSettings, ReconstructionSettings
 from fedsa.recipe.model import ModelSettings
+from fedsa.recipe.robust import RobustSettings
 from fedsa.recipe.server import ServerSettings
 from fedsa.recipe.task import TaskSettings
 from fedsa.recipe.training import TrainingSettings
@@ -61,6 +62,7 @@ class Recipe(Settings):
     data: DataSettings
     training: TrainingSettings = TrainingSettings()
     server: ServerSettings = ServerSettings()
+    robust: RobustSettings = RobustSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     reconstruction: ReconstructionSettings = ReconstructionSettings()
     adaptation: AdaptationSettings = AdaptationSettings()

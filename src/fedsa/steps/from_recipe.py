@@ -9,26 +9,45 @@ from pydantic import ValidationError
 
 from fedsa.algorithms import algorithm_in
 from fedsa.errors import Mistake, UserError
-from fedsa.recipe import ServerSettings
+from fedsa.recipe import RobustSettings, ServerSettings
 from fedsa.steps.base import Chain, Step
 from fedsa.steps.cast import Cast, WireDtype
+from fedsa.steps.median import Median
+from fedsa.steps.norm_bound import NormBound
 from fedsa.steps.server_optimizer import ServerOptimizer
+from fedsa.steps.trimmed_mean import TrimmedMean
 
 __all__ = ["PLAIN", "chain", "check_steps"]
 
 
-def chain(wire_dtype: WireDtype = "fp32", server: ServerSettings | None = None) -> Chain:
+def chain(
+    wire_dtype: WireDtype = "fp32", server: ServerSettings | None = None, robust: RobustSettings | None = None
+) -> Chain:
     """Return the steps that a recipe's sections ask for, in the order in which a client takes them.
 
     Args:
         wire_dtype: in what tensors travel.
         server: ``[server]``; None: its defaults.
+        robust: ``[robust]``; None: its defaults.
     """
-    steps: list[Step] = []
-    if server is not None and server.optimizer != "none":
-        steps.append(ServerOptimizer(server))
-    steps.append(Cast(wire_dtype))
+    steps = [*_on_the_mean(server or ServerSettings()), *_robust(robust or RobustSettings()), Cast(wire_dtype)]
     return Chain(tuple(steps))
+
+
+def _on_the_mean(server: ServerSettings) -> list[Step]:
+    return [] if server.optimizer == "none" else [ServerOptimizer(server)]
+
+
+def _robust(robust: RobustSettings) -> list[Step]:
+    match robust.kind, robust.trim_fraction, robust.clipping_norm:
+        case "median", _, _:
+            return [Median()]
+        case "trimmed_mean", float(fraction), _:
+            return [TrimmedMean(fraction)]
+        case "norm_bound", _, float(norm):
+            return [NormBound(norm)]
+        case _:
+            return []
 
 
 PLAIN = chain()
@@ -40,13 +59,18 @@ def check_steps(data: Mapping[str, Any]) -> list[Mistake]:
     adapter = data.get("adapter", {})
     try:
         algorithm = algorithm_in(data)
-        steps = chain(server=ServerSettings.model_validate(data.get("server", {})))
+        server = ServerSettings.model_validate(data.get("server", {}))
+        robust = RobustSettings.model_validate(data.get("robust", {}))
     except (UserError, ValidationError):
         return []  # for `check_algorithm` and the recipe itself to report
     if algorithm is None or not isinstance(adapter, Mapping):
         return []
     name, mixed_ranks = data.get("algorithm", "fedsa"), bool(adapter.get("ranks"))
-    reasons = [(step, step.refusal(algorithm, mixed_ranks=mixed_ranks)) for step in steps.steps]
+    reasons = {
+        step: step.refusal(algorithm, mixed_ranks=mixed_ranks) for step in chain(server=server, robust=robust).steps
+    }
     return [
-        Mistake(step.setting, f"{step.name} does not go with {name}: {reason}") for step, reason in reasons if reason
+        Mistake(step.setting, f"{step.name} does not go with {name}: {reason}")
+        for step, reason in reasons.items()
+        if reason is not None
     ]

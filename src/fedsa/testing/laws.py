@@ -555,12 +555,12 @@ def _needs_sums_alone(case: Case) -> bool:
         / sum(case.weights)
         for key in updates[0].tensors
     }
-    alike = [(replace(update, tensors=mean), update.num_examples) for update in updates]
-    after = case.algorithm.aggregate(state, iter(alike), 1)
-    pairs_of_effects = (
-        [world.effects(world.personal(client, 1, each)) for each in (world.server.state, after)]
-        for client in case.clients
-    )
+    alike = [replace(update, tensors=mean) for update in updates]
+    states = [
+        case.algorithm.aggregate(state, ((update, update.num_examples) for update in sent), 1)
+        for sent in (updates, alike)
+    ]
+    pairs_of_effects = ([world.effects(world.personal(client, 1, each)) for each in states] for client in case.clients)
     return all(_close(one, two, 1e-4) for one, two in pairs_of_effects)
 
 

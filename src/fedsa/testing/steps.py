@@ -16,7 +16,16 @@ from fedsa.types import Factor, Key, State, Update, total_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["STEP_LAWS", "check_step"]
+__all__ = [
+    "STEP_LAWS",
+    "a_step_repeats",
+    "an_additive_step_needs_sums_alone",
+    "check_step",
+    "the_order_of_updates_only_rounds",
+    "the_server_gets_the_tensors_that_a_client_trained",
+    "what_is_given_is_not_changed",
+    "what_travels_is_what_is_planned",
+]
 
 SHAPES = {
     Key("layer.0", Factor.A): (2, 3),
