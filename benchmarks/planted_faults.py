@@ -322,6 +322,42 @@ FAULTS = (
         "return ranked(algorithm.broadcast(state, client, round, version), rank)",
         ("test_wire.py::test_what_crosses_is_in_bf16_and_half_the_bytes",),
     ),
+    # -- steps on updates --------------------------------------------------------------------------------------------
+    Fault(
+        "steps: the server takes them in the client's order",
+        "steps/base.py",
+        "for step in reversed(self.steps):\n            update, weight",
+        "for step in self.steps:\n            update, weight",
+        ("steps/test_chain.py::test_the_server_takes_the_steps_the_other_way_round",),
+    ),
+    Fault(
+        "steps: a client forgets what its steps kept",
+        "client/site.py",
+        "step_state=state.step_state if state else {},",
+        "step_state={},",
+        ("steps/test_chain.py::test_a_client_keeps_the_state_of_its_steps",),
+    ),
+    Fault(
+        "steps: the plan does not know of the cast",
+        "steps/cast.py",
+        "return form._replace(dtype=_DTYPES[self.wire_dtype])",
+        "return form",
+        ("steps/test_robust.py::test_every_step_obeys_the_laws",),
+    ),
+    Fault(
+        "norm bound: it is measured from zero, not from the server's values",
+        "steps/norm_bound.py",
+        "tensor.double() - starts[key]",
+        "tensor.double()",
+        ("steps/test_robust.py::test_no_client_pulls_further_than_the_bound",),
+    ),
+    Fault(
+        "trimmed mean: part of a client is rounded up",
+        "steps/trimmed_mean.py",
+        "int(self.trim_fraction * count)",
+        "round(self.trim_fraction * count)",
+        ("steps/test_robust.py::test_the_trimmed_mean_is_that_of_each_number",),
+    ),
     # -- the server's optimiser --------------------------------------------------------------------------------------
     Fault(
         "server optimiser: its moments begin anew in every round",

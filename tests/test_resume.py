@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
 import io
 import json
 import os
@@ -355,6 +356,23 @@ def test_a_federation_of_other_settings_is_told_which(stopped: Path, tiny_recipe
         pytest.raises(RunFolderError, match=r"begun with other settings \(share_head, training.local_steps; see"),
     ):
         simulate(other, folder)
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on(
+    federation_of: Callable[..., Federation], stopped: Path, tmp_path: Path
+) -> None:
+    """Its recipe has no [robust]: that is the same as the default."""
+    federation = federation_of("plain")
+    with RunFolder.open(stopped, write=True).locked() as folder:
+        text, progress = folder.recipe_text(), folder.progress()
+        older = text.replace('[robust]\nkind = "none"\n\n', "")
+        assert len(older) < len(text)
+        assert progress is not None
+        folder.write_recipe(older)
+        progress.fingerprints["recipe"] = hashlib.sha256(older.encode()).hexdigest()
+        folder.commit(progress)
+    resumed, whole = fedsa.resume(federation, stopped), fedsa.run(federation, tmp_path / "whole")
+    assert resumed.summary["test"] == whole.summary["test"]
 
 
 def test_another_base_model_is_refused(federation_of: Callable[..., Federation], stopped: Path) -> None:

@@ -126,7 +126,7 @@ def resume(
         begun = folder.progress() is not None
         if begun:
             federation = federation.measured_as_in(recipe_of(folder))
-        if begun and folder.recipe_text() != dump_recipe(federation.recipe):
+        if begun and dump_recipe(recipe_of(folder)) != dump_recipe(federation.recipe):
             raise RunFolderError(
                 f"{folder.path} was made with other settings (its recipe.toml): make the federation with those, "
                 "or start a new run"

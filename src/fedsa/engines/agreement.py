@@ -19,7 +19,7 @@ from fedsa.errors import RunFolderError
 from fedsa.federation import Federation
 from fedsa.models import AdaptedModel, adapted_fingerprint, with_sorted_names
 from fedsa.recipe import dump_recipe
-from fedsa.store import Progress, RunFolder
+from fedsa.store import Progress, RunFolder, recipe_of
 from fedsa.types import SPLITS
 
 __all__ = ["begin", "check_unchanged"]
@@ -82,8 +82,9 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
     now = _fingerprints(recipe, _adapter_config(federation.model), federation)
     changed = {name for name, value in now.items() if progress.fingerprints.get(name) != value}
     versions = f"the versions of torch, transformers and peft in {folder.path / 'environment.json'}"
-    if "recipe" in changed:
+    if "recipe" in changed and not _is_of_older_settings(recipe, folder, progress):
         raise RunFolderError(_other_recipe(recipe, folder))
+    changed.discard("recipe")
     if "adapter_config" in changed:
         raise RunFolderError(
             f"{folder.path}: the adapter's PEFT config is not the one that the run began with: use that of "
@@ -110,6 +111,12 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
         raise RunFolderError(
             f"{folder.path}: the initial tensors are not those that the run began with: use {versions}"
         )
+
+
+def _is_of_older_settings(recipe: str, folder: RunFolder, progress: Progress) -> bool:
+    """Say whether a recipe differs from the run's only by settings that the run is older than, at their defaults."""
+    is_the_runs = progress.fingerprints.get("recipe") == _hash(folder.recipe_text())
+    return is_the_runs and dump_recipe(recipe_of(folder)) == recipe
 
 
 def _other_recipe(recipe: str, folder: RunFolder) -> str:
