@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import gc
 import os
@@ -15,39 +14,26 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
 import torch
 
 from fedsa.recipe import Recipe, parse_recipe
 from fedsa.system.permissions import VARIABLE
+from support.tiny_rows import FILLER, WORDS, write_rows
 
 if TYPE_CHECKING:
-    from fedsa.federation import Federation
-    from fedsa.store import RunFolder
-    from fedsa.types import State
-
-WORDS = {"bad": ["awful", "dull", "poor", "sad"], "good": ["great", "lovely", "fine", "happy"]}
-FILLER = ["the", "film", "was", "a", "product", "we", "saw", "it", "today", "very"]
+    from support.tiny_runs import TinyRun
 
 
-# Fixtures that make a run, and files whose tests train, plan whole models, try thousands of cases or start processes.
+# Fixtures that make a run.
 RUNS = {"tiny_run", "finished_run", "finished", "trained", "stopped", "federation_of", "run_scripted", "watched_run"}
-FILES_OF_RUNS = {
-    *("test_api", "test_as_a_user", "test_choice", "test_cli", "test_cohort", "test_damages", "test_determinism"),
-    *("test_export", "test_export_loads", "test_family", "test_golden", "test_heads", "test_judge", "test_mixing"),
-    *("test_mutated_recipes", "test_nasty_names", "test_packaging", "test_permissions", "test_plan", "test_products"),
-    *("test_ranks_and_penalties", "test_recipes", "test_report", "test_resume", "test_sweep"),
-    *("test_callbacks", "test_client", "test_notes", "test_progress", "test_steady", "test_tied", "test_images"),
-    *("test_evaluation", "test_opening", "test_question_answering", "test_sequences", "test_files_as_they_are"),
-}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what makes a run, so that the quick tier can leave it out."""
     for item in items:
-        if RUNS & {*getattr(item, "fixturenames", ())} or item.path.stem in FILES_OF_RUNS:
+        if RUNS & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.run)
 
 
@@ -83,20 +69,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
-
-
-def write_rows(path: Path, count: int, seed: int, *, clients: int = 3) -> None:
-    """Write a CSV of ``count`` rows: text, label (bad or good) and site, each site with a label mix of its own."""
-    rng = np.random.default_rng(seed)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label", "site"])
-        for number in range(count):
-            site = number % clients
-            label = "good" if rng.random() < (site + 1) / (clients + 1) else "bad"
-            before, after = rng.integers(0, 5), rng.integers(0, 9)
-            words = [*rng.choice(FILLER, before), rng.choice(WORDS[label]), *rng.choice(FILLER, after)]
-            writer.writerow([" ".join(words), label, f"site {site}"])
 
 
 @pytest.fixture(scope="session")
@@ -152,26 +124,6 @@ def tiny_model_without_dropout(tiny_model: Path, tmp_path_factory: pytest.TempPa
     return folder
 
 
-@dataclass(frozen=True)
-class TinyRun:
-    """A finished run: its federation, its folder (open for reading) and its summary."""
-
-    federation: Federation
-    folder: RunFolder
-    summary: dict[str, Any]
-
-    def personal(self, client: str) -> State:
-        """Return what a client would use after the last round."""
-        from fedsa.client import personal_tensors
-        from fedsa.server import load_state
-
-        last, federation = self.federation.recipe.rounds, self.federation
-        server = federation.server(load_state(self.folder, last), self.folder.load_held(last))
-        state, received = self.folder.load_client(client, last), server.payload(client, last + 1).tensors
-        initial = federation.site(self.folder).initial(client)
-        return personal_tensors(federation.algorithm, initial, state, received)
-
-
 @pytest.fixture(scope="session")
 def tiny_run(tiny_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyRun]:
     """Run the tiny recipe with ``key=value`` settings put in, once for each list of settings; change nothing in it."""
@@ -179,6 +131,7 @@ def tiny_run(tiny_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPa
     from fedsa.federation import Federation
     from fedsa.recipe import dump_recipe
     from fedsa.store import RunFolder
+    from support.tiny_runs import TinyRun
 
     @functools.cache
     def run(*overrides: str) -> TinyRun:

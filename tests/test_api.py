@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import fedsa
-from conftest import write_rows
 from fedsa.cli import main
 from fedsa.errors import ConfigError, DataError, ModelError, RunFolderError, UserError
 from fedsa.models import AdaptedModel
 from fedsa.recipe import OBJECTS, TaskSettings, dump_recipe
 from fedsa.runs.export import export, personal_state
 from fedsa.store import RunFolder
+from support.tiny_rows import write_rows
+
+pytestmark = pytest.mark.run
 
 SETTINGS: dict[str, Any] = {
     "rounds": 2,

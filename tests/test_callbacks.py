@@ -14,6 +14,8 @@ from fedsa.errors import UserError
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
 
+pytestmark = pytest.mark.run
+
 
 class Recorder(Callback):
     def __init__(self) -> None:

@@ -21,6 +21,8 @@ import fedsa.commands._display as display
 from fedsa.__main__ import main as entry_point
 from fedsa.system.process import MALLOC_TUNABLES
 
+pytestmark = pytest.mark.run
+
 FEDSA = str(Path(sys.executable).with_name("fedsa"))
 
 SUMMARY_KEYS = {

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
+from fedsa import progress
 from fedsa.progress import ProgressDisplay
 from fedsa.recipe import Recipe
+
+pytestmark = pytest.mark.run
 
 SCREEN = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -23,9 +27,34 @@ def on_screen(written: io.StringIO) -> list[str]:
     return [line.rstrip() for line in SCREEN.sub("", written.getvalue()).replace("\r", "\n").splitlines()]
 
 
+class FrameByFrame(Progress):
+    """A bar that is drawn when a test says so, a second later each time."""
+
+    def __init__(self, *columns: Any, **options: Any) -> None:
+        self.seconds = 0.0
+        super().__init__(*columns, **options, auto_refresh=False, get_time=lambda: self.seconds)
+
+    def draw(self) -> None:
+        self.seconds += 1
+        self.refresh()
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[FrameByFrame]:
+    """The bars that are shown."""
+    shown: list[FrameByFrame] = []
+
+    def made(*columns: Any, **options: Any) -> FrameByFrame:
+        shown.append(FrameByFrame(*columns, **options))
+        return shown[-1]
+
+    monkeypatch.setattr(progress, "Progress", made)
+    return shown
+
+
 @pytest.mark.parametrize("width", [60, 100])
 def test_the_bar_names_the_round_that_trains_and_what_is_done(
-    tiny_recipe: Callable[..., Recipe], tmp_path: Path, width: int
+    tiny_recipe: Callable[..., Recipe], bars: list[FrameByFrame], tmp_path: Path, width: int
 ) -> None:
     clients = ["a", "b"]
     about = {c: {"train_examples": 30, "validation_examples": 8, "test_examples": 10} for c in clients}
@@ -33,26 +62,26 @@ def test_the_bar_names_the_round_that_trains_and_what_is_done(
     written = io.StringIO()
     display = ProgressDisplay(Console(file=written, force_terminal=True, width=width, _environ={}))
     validation = {"weighted_mean": 0.5, "worst": 0.25, "worst_client": "a"}
-    frame = 0.3  # four frames a second
     display.on_run_begin(tmp_path, tiny_recipe("rounds=2"), clients, 0)
+    (bar,) = bars
     for round in range(3):
         trained = clients if round else []
         display.on_round_begin(round, trained)
-        time.sleep(frame)
+        bar.draw()
         for client in trained:
             display.on_client_trained(round, client, {})
-        time.sleep(frame)
+        bar.draw()
         for client in clients:
             display.on_client_evaluated(round, "validation", client, {})
         display.on_round_end(round, [], validation)
-    time.sleep(frame)
+    bar.draw()
     for place, client in enumerate(clients * 2):  # before training, and after the last round, which was chosen
         display.on_client_evaluated(2 * (place > 1), "test", client, {})
-    time.sleep(frame)
+    bar.draw()
     display.close()
     lines = on_screen(written)
-    bars = [line for line in lines if "left " in line]
-    said = list(dict.fromkeys(re.split(" [━╸╺]", line)[0].rstrip() for line in bars))
+    drawn = [line for line in lines if "left " in line]
+    said = list(dict.fromkeys(re.split(" [━╸╺]", line)[0].rstrip() for line in drawn))
     for words in (
         "before training  evaluating 0/2",
         "round 1/2  training 0/2",
@@ -64,9 +93,9 @@ def test_the_bar_names_the_round_that_trains_and_what_is_done(
     ):
         assert words in said
     assert said.index("round 1/2  evaluating 0/2") < said.index("round 2/2  training 0/2")
-    assert any("left -:--:--" in line for line in bars)
-    assert all("left 0:00:0" in line for line in bars if "round 2/2" in line)
-    assert max(map(len, bars)) <= width
+    assert any("left -:--:--" in line for line in drawn)
+    assert all("left 0:00:0" in line for line in drawn if "round 2/2" in line)
+    assert max(map(len, drawn)) <= width
 
 
 def test_without_a_terminal_there_are_only_lines(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

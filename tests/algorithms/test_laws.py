@@ -24,7 +24,7 @@ from fedsa.errors import ProtocolError
 from fedsa.server import Server
 from fedsa.testing import LAWS, Case, cases, initial_tensors
 from fedsa.types import Factor, Key, Side, Update
-from tiers import factors_of, one_of_each
+from support.tiers import factors_of, one_of_each
 
 LAW = settings(max_examples=3, deadline=None, database=None, derandomize=True)
 SEEDS = st.integers(0, 2**31)

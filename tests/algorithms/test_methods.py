@@ -12,7 +12,7 @@ from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import algorithm_names, find_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.types import Factor, Key, State, Update
-from tiny_models import adapt, client_tensors
+from support.tiny_models import adapt, client_tensors
 
 LAYER = "layer"
 A, B, HEAD, DELTA = (Key(LAYER, factor) for factor in (Factor.A, Factor.B, Factor.HEAD, Factor.DELTA))

@@ -22,6 +22,8 @@ from fedsa.data.rows import DealtRows, deal_newcomer, deal_rows, deal_tables
 from fedsa.errors import DataError
 from fedsa.recipe import Recipe, parse_recipe
 
+pytestmark = pytest.mark.run
+
 Table = Sequence[Mapping[str, Any]]
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -15,7 +15,7 @@ from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, encode
 from fedsa.recipe import Recipe
 from fedsa.types import Key, Payload, Payloads
-from processes import run_federation
+from support.processes import run_federation
 
 SEQUENTIAL = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=3")
 

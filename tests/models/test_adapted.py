@@ -15,7 +15,7 @@ from fedsa.models import AdaptedModel, peft_config_of, plain_state, variant_of, 
 from fedsa.models.dropout import AdapterDropout, FastDropout
 from fedsa.recipe import AdapterSettings
 from fedsa.types import Factor, Key, Side
-from tiny_models import (
+from support.tiny_models import (
     BASES,
     FITTING,
     TASK,
@@ -28,7 +28,7 @@ from tiny_models import (
     peft_config,
     token_rows,
 )
-from tiny_models import TARGETS as TARGETS_OF
+from support.tiny_models import TARGETS as TARGETS_OF
 
 QUERY = "bert.encoder.layer.0.attention.self.query"
 TARGETS = ["query", "value"]

@@ -12,7 +12,7 @@ import transformers
 
 from fedsa.models import load_base, names_of, turn_head
 from fedsa.recipe import ModelSettings
-from zoo import KINDS, write_model
+from support.zoo import KINDS, write_model
 
 WANTED = ("anger", "joy", "fear", "calm")
 HEADS = ["bert", "roberta", "distilbert", "electra", "deberta-v2", "xlnet", "llama, classes", "gpt2, classes", "bart"]

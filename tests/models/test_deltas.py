@@ -10,7 +10,7 @@ import torch
 from fedsa.errors import ModelError
 from fedsa.models import AdaptedModel, adapted_fingerprint
 from fedsa.types import Factor, Key
-from tiny_models import BASES, TASK, adapt, albert, begin, client_tensors, gpt2, token_rows
+from support.tiny_models import BASES, TASK, adapt, albert, begin, client_tensors, gpt2, token_rows
 
 FOLDS = {"folds": True}
 BOTH = {"folds": True, "adapters": ("default", "local")}

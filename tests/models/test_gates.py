@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
-from test_stacked import ROWS, alone, check, together
 
 from fedsa.errors import ModelError
 from fedsa.types import Factor, Key
-from tiny_models import BASES, adapt, bert, client_tensors, gpt2, llama
+from support.stacks import ROWS, alone, check, together
+from support.tiny_models import BASES, adapt, bert, client_tensors, gpt2, llama
 
 GATED = {"adapters": ("default", "rest"), "gated": True}
 

@@ -20,6 +20,8 @@ from fedsa.models.opening import no_pickle
 from fedsa.recipe import AdapterSettings, ModelSettings
 from fedsa.system.permissions import HOW_TO_ALLOW, VARIABLE
 
+pytestmark = pytest.mark.run
+
 CLASSES: dict[str, Any] = {"auto_model": "AutoModelForSequenceClassification", "options": {"num_labels": 2}}
 
 

@@ -15,7 +15,7 @@ from fedsa.models.dropout import Streams
 from fedsa.models.layout import Layout
 from fedsa.models.packing import LayerStack
 from fedsa.tasks.classification import TokenRows
-from tiny_models import (
+from support.tiny_models import (
     BASES,
     TASK,
     adapt,

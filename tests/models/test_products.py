@@ -13,8 +13,10 @@ from fedsa.algorithms import built_in_names, find_algorithm
 from fedsa.errors import ModelError, UserError
 from fedsa.models import unlike_products
 from fedsa.runs.analysis import analyze
-from test_judge import run
-from zoo import KINDS, SETTINGS, clients_of, write_model
+from support.judge import run
+from support.zoo import KINDS, SETTINGS, clients_of, write_model
+
+pytestmark = pytest.mark.run
 
 NAMES = {
     "mixtral, experts": "model.layers.0.mlp.experts.down_proj (and 3 more) is a parameter of 4 experts",

@@ -17,8 +17,8 @@ from fedsa.errors import MissingExtraError, ModelError
 from fedsa.models import AdaptedModel, bits_of_a_weight, load_base
 from fedsa.models.quantized import quantized_layers
 from fedsa.recipe import ComputeSettings, ModelSettings, TrainingSettings, parse_recipe
-from tiny_decoder import write_decoder, write_sums
-from tiny_models import TASK, WORDS, token_rows
+from support.tiny_decoder import write_decoder, write_sums
+from support.tiny_models import TASK, WORDS, token_rows
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

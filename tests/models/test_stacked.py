@@ -10,9 +10,10 @@ from torch import nn
 from fedsa.models import AdaptedModel
 from fedsa.models.dropout import Streams
 from fedsa.models.stacked import Stack, obstacles
-from fedsa.types import Factor, Key, Side
-from tiers import one_of_each
-from tiny_models import (
+from fedsa.types import Factor, Key
+from support.stacks import ENCODED, ROWS, alone, check, together
+from support.tiers import one_of_each
+from support.tiny_models import (
     BASES,
     FITTING,
     TASK,
@@ -25,45 +26,7 @@ from tiny_models import (
     llama,
     peft_config,
     roberta,
-    rows_of,
 )
-
-ENCODED = rows_of([5, 11, 3, 20, 4, 4, 9, 3, 17, 3, 6])
-ROWS = [[0, 1, 2], [], [3, 4, 5, 6], [7], [8, 9, 10]]  # of five clients; the second has none now
-
-
-def alone(model: AdaptedModel, tensors: dict, rows: list[int]) -> torch.Tensor:
-    """Return the logits with a client's tensors in the model's own adapter, from the rows of that client alone."""
-    model.write(tensors)
-    batch = begin(model, ENCODED, [rows])
-    with torch.no_grad():
-        return TASK.outputs(model.model, batch)
-
-
-def together(model: AdaptedModel, clients: list[dict], *, pack: bool = False) -> list[torch.Tensor]:
-    """Return each client's logits through a stack."""
-    with model.stack(len(clients)) as stack:
-        for place, tensors in enumerate(clients):
-            stack.load(place, tensors)
-        batch = begin(model, ENCODED, ROWS, pack=pack)
-        with torch.no_grad():
-            return list(TASK.outputs(model.model, batch).split([len(rows) for rows in ROWS]))
-
-
-def check(model: AdaptedModel, *, pack: bool) -> None:
-    clients = client_tensors(model, len(ROWS))
-    outputs = together(model, clients, pack=pack)
-    assert (model.streams.layout.packed is not None) is pack
-    for tensors, rows, output in zip(clients, ROWS, outputs, strict=True):
-        if rows:
-            expected = alone(model, tensors, rows)
-            tolerance = 1e-6 * float(expected.abs().max())  # LLaMA has softmax in fp32
-            torch.testing.assert_close(output, expected, rtol=0, atol=tolerance)
-            others = [alone(model, other, rows) for other in clients if other is not tensors]
-            assert all((output - other).abs().max() > 1e3 * tolerance for other in others)
-            adapter = {key: value for key, value in clients[1].items() if key.factor.side is not Side.HEAD}
-            wrong = alone(model, {**tensors, **adapter}, rows)
-            assert (output - wrong).abs().max() > 1e3 * tolerance, "it is not the head alone that matters"
 
 
 def kind(name, variant, pack):

@@ -15,8 +15,10 @@ from fedsa.errors import ModelError
 from fedsa.models import load_base
 from fedsa.models.steady import check_norms
 from fedsa.recipe import ModelSettings
-from test_judge import run
-from zoo import KINDS, SETTINGS, clients_of, write_model
+from support.judge import run
+from support.zoo import KINDS, SETTINGS, clients_of, write_model
+
+pytestmark = pytest.mark.run
 
 
 class Counting(nn.Module):

@@ -10,12 +10,14 @@ import transformers
 from peft import LoraConfig
 from torch import nn
 
-import judge
 from fedsa.errors import ModelError
 from fedsa.models import quiet
 from fedsa.models.tied import untie
-from test_judge import TOLERANCE, run, test_rows
-from zoo import KINDS, SETTINGS, write_model
+from support import judge
+from support.judge import TOLERANCE, rows_to_judge, run
+from support.zoo import KINDS, SETTINGS, write_model
+
+pytestmark = pytest.mark.run
 
 TIED = "llama, tied, lm_head"
 
@@ -30,7 +32,7 @@ def test_a_method_that_folds_gives_a_merged_model_that_is_what_was_measured(algo
     task = KINDS[TIED].task
     merged = judge.load(task, tmp_path / "merged")
     before = judge.load(task, tmp_path / "model")
-    again = judge.loss(task, SETTINGS[task], merged, tmp_path / "merged", test_rows(federation, "c1"))
+    again = judge.loss(task, SETTINGS[task], merged, tmp_path / "merged", rows_to_judge(federation, "c1"))
     assert again == pytest.approx(result.summary["per_client"]["c1"]["test_final"]["loss"], abs=TOLERANCE)
     assert torch.equal(merged.model.embed_tokens.weight, before.model.embed_tokens.weight)
     assert not torch.equal(merged.lm_head.weight, before.lm_head.weight)

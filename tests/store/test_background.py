@@ -15,7 +15,7 @@ import pytest
 from fedsa.errors import UserError
 from fedsa.store import background
 from fedsa.store.background import ReadAhead, WriteBehind
-from moments import WhenAskedFor
+from support.moments import WhenAskedFor
 
 
 @pytest.fixture

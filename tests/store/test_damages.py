@@ -14,11 +14,13 @@ import pytest
 from safetensors import SafetensorError
 
 import fedsa
-from conftest import write_rows
-from damages import FILES, VERBS, World, copied, damages_of, outcome, reseal
-from damages import JSON as JSON_DAMAGES
 from fedsa.callbacks import Callback
 from fedsa.federation import Federation
+from support.damages import FILES, VERBS, World, copied, damages_of, outcome, reseal
+from support.damages import JSON as JSON_DAMAGES
+from support.tiny_rows import write_rows
+
+pytestmark = pytest.mark.run
 
 ALL = [(name, what) for name in FILES for what in damages_of(name)]
 SEALED = ("clients.json", "partition.json", "environment.json", "summary.json", "metrics.jsonl", "state.json")

@@ -13,7 +13,7 @@ from fedsa.errors import DataError
 from fedsa.tasks.generation import Generation
 from fedsa.tasks.multiple_choice import MultipleChoice
 from fedsa.types import CLASS_NUMBER
-from tiny_words import decoder_words
+from support.tiny_words import decoder_words
 
 MARKS = ["<start>", "<end>", "<user>", "<model>", "<think>", "</think>", "[INST]", "[/INST]", "USER:", "ASSISTANT:"]
 ROLE = "{{ '<model>' if m['role'] == 'assistant' else '<user>' }}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -17,9 +16,6 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 from transformers.image_utils import load_image
 
 import fedsa
-from fedsa.client import evaluate
-from fedsa.client.training import cohort, sequential
-from fedsa.client.training.job import Job
 from fedsa.cost.plan import plan_run
 from fedsa.errors import ConfigError, DataError, ModelError
 from fedsa.federation import Federation
@@ -27,7 +23,10 @@ from fedsa.recipe import TrainingSettings, parse_recipe, read_recipe
 from fedsa.runs.export import export
 from fedsa.store import RunFolder, recipe_of
 from fedsa.tasks.images import ImageClassification, opened
-from tiny_vision import CLASSES, SIDE, picture, write_dinov2, write_pictures, write_swin, write_vit
+from support.federations import check_training, figures_of_all
+from support.tiny_vision import CLASSES, SIDE, picture, write_dinov2, write_pictures, write_swin, write_vit
+
+pytestmark = pytest.mark.run
 
 MODELS = {"vit": write_vit, "dinov2": write_dinov2}
 TOKENS = (SIDE // 4) ** 2 + 1
@@ -65,54 +64,19 @@ def recipe(places):
     return make
 
 
-def jobs_of(federation) -> list[Job]:
-    """Clients with tensors of their own, none of them zero."""
-    generator, model = torch.Generator().manual_seed(3), federation.model
-    return [
-        Job(
-            client,
-            1,
-            2,
-            0,
-            {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in model.initial.items()},
-            tuple(model.keys),
-            (),
-            {},
-            federation.rows.partition.clients[client].train,
-        )
-        for client in federation.clients
-    ]
-
-
 @pytest.mark.run
 @pytest.mark.parametrize(("dtype", "steps", "bound"), [(torch.float64, 20, 1e-10), (torch.float32, 3, 1e-5)])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe, name, dtype, steps, bound):
     federation = Federation.from_recipe(recipe(name))
     assert (federation.recipe.training.trainer, federation.recipe.training.packing) == ("cohort", False)
-    federation.model.model.to(dtype)
-    jobs = [replace(job, tensors={k: v.to(dtype) for k, v in job.tensors.items()}) for job in jobs_of(federation)]
     settings = TrainingSettings(local_steps=steps, batch_size=4, learning_rate=2e-3, optimizer="sgd")
-    common = {
-        "model": federation.model, "task": federation.task, "encoded": federation.encoded, "settings": settings
-    }  # fmt: skip
-    together = cohort.train(jobs, **common)
-    for job, other in zip(jobs, together, strict=True):
-        one = sequential.train(job, **common)
-        moved = {key: float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.keys}
-        assert min(moved.values()) > 1e-6
-        assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.keys) <= bound
+    check_training(federation, dtype=dtype, settings=settings, packs=(False,), least=1e-6, most=bound)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_clients_together_have_the_figures_that_each_has_alone(recipe, name):
-    federation = Federation.from_recipe(recipe(name))
-    clients = [(job.client, job.tensors, job.rows) for job in jobs_of(federation)]
-    common = (federation.model, federation.task, federation.encoded, clients)
-    alone = dict(evaluate(*common, batch_size=64))
-    together = dict(evaluate(*common, batch_size=7, together=2))
-    for client, figures in alone.items():
-        assert together[client] == pytest.approx(figures, rel=1e-5)
+    figures_of_all(Federation.from_recipe(recipe(name)), pack=False)
 
 
 @pytest.mark.parametrize(("name", "size"), [("vit", None), ("dinov2", None), ("dinov2", 24)])

@@ -16,7 +16,7 @@ from fedsa.tasks.question_answering import QuestionAnswering
 from fedsa.tasks.regression import Regression
 from fedsa.tasks.tagging import TokenClassification
 from fedsa.types import CLASS_NUMBER
-from tiny_words import decoder_words, encoder_words
+from support.tiny_words import decoder_words, encoder_words
 
 LONG = "the film was good " * 15  # 60 words
 MANY = ("a b c d " * 15).strip()

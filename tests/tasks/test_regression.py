@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,15 +11,14 @@ from scipy.stats import rankdata
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import fedsa
-from conftest import FILLER, WORDS
-from fedsa.client.training import cohort, sequential
-from fedsa.client.training.job import Job
 from fedsa.cost.plan import plan_run
 from fedsa.errors import ConfigError, DataError
 from fedsa.federation import Federation
-from fedsa.recipe import TrainingSettings, parse_recipe
+from fedsa.recipe import parse_recipe
 from fedsa.tasks.classification import TokenRows
 from fedsa.tasks.regression import NumberRows, Regression
+from support.federations import check_training
+from support.tiny_rows import FILLER, WORDS
 
 
 @pytest.fixture
@@ -58,26 +56,7 @@ def recipe(tiny_model_without_dropout, tmp_path):
 def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe):
     federation = Federation.from_recipe(recipe())
     assert federation.recipe.training.trainer == "cohort"
-    federation.model.model.double()
-    generator = torch.Generator().manual_seed(3)
-    jobs = [
-        Job(client, 1, 2, 0, dict(federation.model.initial), tuple(federation.model.keys), (), {}, rows.train)
-        for client, rows in federation.rows.partition.clients.items()
-    ]
-    jobs = [
-        replace(job, tensors={k: v.double() + 0.1 * torch.randn(v.shape, generator=generator, dtype=torch.float64)
-                              for k, v in job.tensors.items()})
-        for job in jobs
-    ]  # fmt: skip
-    settings = TrainingSettings(local_steps=20, batch_size=4, learning_rate=2e-3)
-    common = {
-        "model": federation.model, "task": federation.task, "encoded": federation.encoded, "settings": settings
-    }  # fmt: skip
-    alone = [sequential.train(job, **common) for job in jobs]
-    for pack in (False, True):
-        for job, one, other in zip(jobs, alone, cohort.train(jobs, **common, pack=pack), strict=True):
-            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.keys) > 1e-3
-            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.keys) <= 1e-10
+    check_training(federation, least=1e-5)
 
 
 @pytest.mark.run

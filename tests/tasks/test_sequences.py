@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,20 +13,20 @@ import torch.nn.functional as F
 from peft import AutoPeftModelForCausalLM
 
 from fedsa.callbacks import Callback
-from fedsa.client import evaluate
-from fedsa.client.training import cohort, sequential
-from fedsa.client.training.job import Job
 from fedsa.engines.simulator import simulate
 from fedsa.errors import DataError, ModelError
 from fedsa.federation import Federation
 from fedsa.models.layout import Layout
-from fedsa.recipe import TrainingSettings, dump_recipe, parse_recipe
+from fedsa.recipe import dump_recipe, parse_recipe
 from fedsa.runs.export import export
 from fedsa.store import RunFolder
 from fedsa.tasks.generation import Generation
 from fedsa.tasks.sequences import IGNORED
 from fedsa.tasks.text_metrics import extract, squad_exact_match, squad_f1
-from tiny_decoder import write_decoder, write_sums
+from support.federations import check_training, figures_of_all, jobs_of
+from support.tiny_decoder import write_decoder, write_sums
+
+pytestmark = pytest.mark.run
 
 GENERATION = {"kind": "generation", "prompt": "{question}", "answer": "{answer}"}
 TASKS = {
@@ -80,25 +79,6 @@ def recipe(places):
     return make
 
 
-def jobs_of(federation) -> list[Job]:
-    """Clients with tensors of their own, none of them zero."""
-    generator, model = torch.Generator().manual_seed(3), federation.model
-    return [
-        Job(
-            client,
-            1,
-            2,
-            0,
-            {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in model.initial.items()},
-            tuple(model.keys),
-            (),
-            {},
-            federation.rows.partition.clients[client].train,
-        )
-        for client in federation.clients
-    ]
-
-
 def test_a_task_without_a_head_has_none_to_warm_up(recipe):
     chosen = {"local_steps": 3, "batch_size": 4, "learning_rate": 1e-2, "head_warmup_epochs": 2}
     with pytest.raises(
@@ -115,32 +95,13 @@ def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe, name):
     federation = Federation.from_recipe(recipe(TASKS[name]))
     assert federation.recipe.training.trainer == "cohort"
     assert federation.recipe.training.packing is (federation.task.metric != "accuracy" and name != "language")
-    federation.model.model.double()
-    jobs = [
-        replace(job, tensors={key: value.double() for key, value in job.tensors.items()}) for job in jobs_of(federation)
-    ]
-    settings = TrainingSettings(local_steps=20, batch_size=4, learning_rate=2e-3)
-    common = {
-        "model": federation.model, "task": federation.task, "encoded": federation.encoded, "settings": settings
-    }  # fmt: skip
-    alone = [sequential.train(job, **common) for job in jobs]
-    for pack in (False, True):
-        together = cohort.train(jobs, **common, pack=pack)
-        for job, one, other in zip(jobs, alone, together, strict=True):
-            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.keys) > 1e-3
-            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.keys) <= 1e-10
-            assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], abs=1e-10)
+    check_training(federation)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_clients_together_have_the_figures_that_each_has_alone(recipe, name):
     federation = Federation.from_recipe(recipe(TASKS[name]))
-    clients = [(job.client, job.tensors, job.rows) for job in jobs_of(federation)]
-    common = (federation.model, federation.task, federation.encoded, clients)
-    alone = dict(evaluate(*common, batch_size=64))
-    together = dict(evaluate(*common, batch_size=7, together=2, pack=True))
-    for client, figures in alone.items():
-        assert together[client] == pytest.approx(figures, rel=1e-5)
+    figures_of_all(federation, pack=True)
 
 
 def test_the_loss_is_that_of_the_answers_tokens_given_all_before(recipe):

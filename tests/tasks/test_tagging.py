@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,16 +12,14 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer
 
 import fedsa
-from conftest import FILLER, WORDS
-from fedsa.client import evaluate
-from fedsa.client.training import cohort, sequential
-from fedsa.client.training.job import Job
 from fedsa.cost.plan import plan_run
 from fedsa.errors import ConfigError, DataError
 from fedsa.federation import Federation
-from fedsa.recipe import TrainingSettings, parse_recipe
+from fedsa.recipe import parse_recipe
 from fedsa.tasks.sequences import IGNORED
 from fedsa.tasks.tagging import TokenClassification, entities
+from support.federations import check_training, figures_of_all
+from support.tiny_rows import FILLER, WORDS
 
 TAGS = ["O", "B-MOOD", "I-MOOD", "B-THING", "I-THING"]
 
@@ -67,37 +64,12 @@ def recipe(tiny_model_without_dropout, tmp_path):
     return make
 
 
-def jobs_of(federation):
-    generator, model = torch.Generator().manual_seed(3), federation.model
-    return [
-        Job(client, 1, 2, 0, {key: value + 0.3 * torch.randn(value.shape, generator=generator)
-                              for key, value in model.initial.items()},
-            tuple(model.keys), (), {}, federation.rows.partition.clients[client].train)
-        for client in federation.clients
-    ]  # fmt: skip
-
-
 @pytest.mark.run
 def test_a_cohort_comes_to_what_one_at_a_time_comes_to(recipe):
     federation = Federation.from_recipe(recipe())
     assert (federation.recipe.training.trainer, federation.recipe.training.packing) == ("cohort", True)
-    clients = [(job.client, job.tensors, job.rows) for job in jobs_of(federation)]
-    given = (federation.model, federation.task, federation.encoded, clients)
-    alone, together = dict(evaluate(*given, batch_size=64)), dict(evaluate(*given, batch_size=7, together=2, pack=True))
-    for client, figures in alone.items():
-        assert together[client] == pytest.approx(figures, rel=1e-5)
-    federation.model.model.double()
-    jobs = [replace(job, tensors={key: value.double() for key, value in job.tensors.items()})
-            for job in jobs_of(federation)]  # fmt: skip
-    settings = TrainingSettings(local_steps=20, batch_size=4, learning_rate=2e-3)
-    common = {
-        "model": federation.model, "task": federation.task, "encoded": federation.encoded, "settings": settings
-    }  # fmt: skip
-    ones = [sequential.train(job, **common) for job in jobs]
-    for pack in (False, True):
-        for job, one, other in zip(jobs, ones, cohort.train(jobs, **common, pack=pack), strict=True):
-            assert max(float((one.tensors[key] - job.tensors[key]).abs().max()) for key in job.keys) > 1e-3
-            assert max(float((one.tensors[key] - other.tensors[key]).abs().max()) for key in job.keys) <= 1e-10
+    figures_of_all(federation, pack=True)
+    check_training(federation)
 
 
 def test_a_tag_stands_at_the_first_token_of_its_word(recipe, tmp_path):

@@ -18,7 +18,7 @@ from fedsa.tasks.regression import Regression
 from fedsa.tasks.tagging import TokenClassification
 from fedsa.tasks.values import text_of
 from fedsa.types import CLASS_NUMBER
-from tiny_words import decoder_words, encoder_words
+from support.tiny_words import decoder_words, encoder_words
 
 MODEL = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
 SQUAD = {"text": ["good"], "answer_start": [13]}
