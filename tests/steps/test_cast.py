@@ -16,10 +16,10 @@ from fedsa.client import Site, evaluate
 from fedsa.client.training.job import Job, TrainingResult
 from fedsa.errors import ProtocolError
 from fedsa.federation import Federation
-from fedsa.recipe import dump_recipe
+from fedsa.recipe import StepSettings, dump_recipe
 from fedsa.runs.export import personal_state
 from fedsa.server import Server
-from fedsa.steps import chain
+from fedsa.steps import make_chain
 from fedsa.steps.cast import Cast
 from fedsa.store import RunFolder
 from fedsa.types import Factor, Key, Payload, Side, State, Update, total_bytes
@@ -157,7 +157,9 @@ def test_where_nothing_is_shared_the_wire_changes_no_byte(tiny_run: Callable[...
 @pytest.mark.parametrize(("wire", "sent"), [("bf16", torch.float32), ("fp32", torch.bfloat16)])
 def test_an_update_in_another_dtype_than_the_wires_is_refused(wire: Any, sent: torch.dtype) -> None:
     algorithm, key = make_algorithm("fedsa", {}), Key("layer", Factor.A)
-    server = Server(algorithm, algorithm.init({key: torch.zeros(2)}), ["a"], seed=0, steps=chain(wire))
+    server = Server(
+        algorithm, algorithm.init({key: torch.zeros(2)}), ["a"], seed=0, steps=make_chain(StepSettings(wire))
+    )
     server.begin_round(1)
     with pytest.raises(ProtocolError, match=r"is of torch\.\w+, not torch\.\w+, the wire's$"):
         server.end_round(1, [Update("a", 1, 1, {key: torch.ones(2, dtype=sent)})])
@@ -165,7 +167,9 @@ def test_an_update_in_another_dtype_than_the_wires_is_refused(wire: Any, sent: t
 
 def test_a_value_that_overflows_on_the_wire_is_refused_like_any_that_is_not_finite() -> None:
     algorithm, key = make_algorithm("fedsa", {}), Key("layer", Factor.A)
-    server = Server(algorithm, algorithm.init({key: torch.zeros(1)}), ["a"], seed=0, steps=chain("bf16"))
+    server = Server(
+        algorithm, algorithm.init({key: torch.zeros(1)}), ["a"], seed=0, steps=make_chain(StepSettings("bf16"))
+    )
     server.begin_round(1)
     most = Cast("bf16").on_payload({key: torch.tensor([torch.finfo(torch.float32).max])})
     with pytest.raises(ProtocolError, match="is not finite"):
@@ -180,7 +184,9 @@ def test_the_wire_is_part_of_the_recipe(tiny_recipe: Callable[..., Any]) -> None
 def test_the_servers_own_state_is_not_rounded_by_sending_it() -> None:
     algorithm, key = make_algorithm("fedsa", {}), Key("layer", Factor.A)
     value = torch.randn(8)
-    server = Server(algorithm, ServerState({key: value.clone()}, {key: 1}), ["a"], seed=0, steps=chain("bf16"))
+    server = Server(
+        algorithm, ServerState({key: value.clone()}, {key: 1}), ["a"], seed=0, steps=make_chain(StepSettings("bf16"))
+    )
     server.begin_round(2)
     assert torch.equal(server.payload("a", 2).tensors[key].float(), rounded({key: value})[key])
     assert torch.equal(server.state.tensors[key], value)

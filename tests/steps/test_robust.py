@@ -16,9 +16,9 @@ from fedsa.algorithms import check_algorithm, make_algorithm
 from fedsa.algorithms.base import ServerState
 from fedsa.cost.plan import plan_run
 from fedsa.errors import ConfigError, ProtocolError
-from fedsa.recipe import RobustSettings, ServerSettings, dump_recipe, parse_recipe
+from fedsa.recipe import RobustSettings, ServerSettings, StepSettings, dump_recipe, parse_recipe
 from fedsa.server import Server
-from fedsa.steps import chain, check_steps
+from fedsa.steps import check_steps, make_chain
 from fedsa.steps.base import Chain, Step
 from fedsa.steps.cast import Cast
 from fedsa.steps.median import Median
@@ -48,11 +48,11 @@ def test_every_step_obeys_the_laws(step: Step) -> None:
 def test_a_recipe_gets_the_step_that_it_asks_for(kind: str) -> None:
     given = RobustSettings.model_validate({"kind": kind, **({"clipping_norm": 2} if kind == "norm_bound" else {})})
     expected = {"median": [Median()], "trimmed_mean": [TrimmedMean(0.2)], "norm_bound": [NormBound(2.0)]}.get(kind, [])
-    assert list(chain(robust=given).steps) == [*expected, Cast("fp32")]
+    assert list(make_chain(StepSettings(robust=given)).steps) == [*expected, Cast("fp32")]
 
 
 def test_a_client_takes_the_cast_last_and_the_server_its_optimiser_last() -> None:
-    asked = chain("bf16", ServerSettings(optimizer="fedadam"), RobustSettings(kind="median"))
+    asked = make_chain(StepSettings("bf16", ServerSettings(optimizer="fedadam"), RobustSettings(kind="median")))
     assert [step.name for step in asked.steps] == ["fedadam", "median", "cast"]
 
 
@@ -221,6 +221,12 @@ def test_a_median_of_clients_with_different_ranks_is_refused() -> None:
     (mistake,) = check_steps(data)
     assert mistake.what.endswith("leave adapter.ranks out")
     assert check_steps({**data, "robust": {"kind": "norm_bound", "clipping_norm": 1.0}}) == []
+
+
+def test_a_server_does_not_begin_with_a_step_that_its_method_would_leave_out() -> None:
+    algorithm = make_algorithm("fedex", {})
+    with pytest.raises(ConfigError, match=f"robust.kind: median does not go with this method: {MEAN_OF_ITS_OWN}"):
+        Server(algorithm, algorithm.init({A: torch.zeros(1)}), ["a"], seed=0, steps=Chain((Median(),)))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from fedsa.algorithms import check_algorithm, make_algorithm
 from fedsa.algorithms.base import SHARED, Algorithm, Plan, ServerState
 from fedsa.engines import simulator
 from fedsa.errors import ConfigError
-from fedsa.recipe import ServerSettings, dump_recipe, parse_recipe
+from fedsa.recipe import ServerSettings, StepSettings, dump_recipe, parse_recipe
 from fedsa.server import Server, load_state
-from fedsa.steps import chain, check_steps
+from fedsa.steps import check_steps, make_chain
 from fedsa.store import RunFolder
 from fedsa.types import Factor, Key, State, Update
 
@@ -54,7 +54,7 @@ def trained(settings: ServerSettings, means: Iterable[float], start: float = 1.0
     """Return the server's value of A after each round, two clients' mean being as given."""
     algorithm = make_algorithm("fedsa", {})
     state = algorithm.init({A: torch.tensor([[start]], dtype=dtype), B: torch.zeros(1, 1)})
-    server = Server(algorithm, state, ["c0", "c1"], seed=0, steps=chain(server=settings))
+    server = Server(algorithm, state, ["c0", "c1"], seed=0, steps=make_chain(StepSettings(server=settings)))
     values = []
     for round, mean in enumerate(means, start=1):
         server.begin_round(round)
@@ -105,7 +105,9 @@ def test_the_three_differ() -> None:
 def test_where_no_update_arrives_nothing_moves() -> None:
     algorithm = make_algorithm("fedsa", {})
     state = algorithm.init({A: torch.zeros(2)})
-    server = Server(algorithm, state, ["c0"], seed=0, steps=chain(server=ServerSettings(optimizer="fedavgm")))
+    server = Server(
+        algorithm, state, ["c0"], seed=0, steps=make_chain(StepSettings(server=ServerSettings(optimizer="fedavgm")))
+    )
     server.begin_round(1)
     server.end_round(1, [Update("c0", 1, 1, {A: torch.ones(2)})])
     before = server.state
@@ -130,7 +132,9 @@ class InTurn(Algorithm):
 def test_a_tensor_that_is_not_sent_rests_and_its_moments_with_it() -> None:
     algorithm = InTurn()
     state = algorithm.init({A: torch.zeros(1, 1), B: torch.zeros(1, 1)})
-    server = Server(algorithm, state, ["c0"], seed=0, steps=chain(server=ServerSettings(optimizer="fedavgm")))
+    server = Server(
+        algorithm, state, ["c0"], seed=0, steps=make_chain(StepSettings(server=ServerSettings(optimizer="fedavgm")))
+    )
     for round, key in enumerate((A, B, A), start=1):
         server.begin_round(round)
         server.end_round(round, [Update("c0", round, 1, {key: torch.ones(1, 1)})])

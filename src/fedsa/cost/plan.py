@@ -23,10 +23,11 @@ from fedsa.data.dealing import client_ids
 from fedsa.data.rows import DealtRows, deal_rows
 from fedsa.data.sources import are_here
 from fedsa.errors import ModelError, UserError
-from fedsa.federation import check_layers, client_ranks, first_round, steps_of
+from fedsa.federation import check_layers, client_ranks, first_round
 from fedsa.models import EmptyModel, bits_of_a_weight, empty_model, quantized_layers, resolve_compute
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, OBJECTS, ComputeSettings, PartitionSettings, Recipe, TrainingSettings
 from fedsa.server import Server, held_out, sample_size
+from fedsa.steps import make_chain
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.texts.words import counted
@@ -111,7 +112,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         "device": compute.device,
         "precision": compute.precision,
         "frozen_parameters": _frozen_parameters(model),
-        **first_round(algorithm, tensors, steps_of(recipe), recipe.rounds),
+        **first_round(algorithm, tensors, make_chain(recipe.steps), recipe.rounds),
         "total_upload_bytes": upload,
         "total_download_bytes": download,
         **_computation(recipe, compute, model, task, algorithm, each_round or 1, notes),
@@ -223,7 +224,7 @@ def count_traffic(
     names = [f"{number:09d}" for number in range(clients)]
     by_name = {names[place]: rank for place, rank in (ranks or {}).items()}
     scaling = {key.module: 1.0 for key in tensors if key.factor is Factor.A}  # values there are none
-    steps = steps_of(recipe)
+    steps = make_chain(recipe.steps)
     server = Server(
         algorithm,
         algorithm.init(tensors, scaling),

@@ -17,10 +17,11 @@ from fedsa.engines.local import LocalFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.samples import samples_of
 from fedsa.engines.summary import measure, per_client, scores
-from fedsa.federation import Federation, first_round, steps_of
+from fedsa.federation import Federation, first_round
 from fedsa.runs.onboarding import Onboarding, PersonalStates, global_model, trained_keys
 from fedsa.server import load_state
 from fedsa.statistics import summarize_clients
+from fedsa.steps import make_chain
 from fedsa.store import Progress, RunFolder
 from fedsa.system.process import peak_rss_bytes
 
@@ -78,7 +79,7 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
         "chosen_by": f"weighted mean of validation {settings.metric}",
         **scores(tests, settings.metric),
         **further,
-        **first_round(federation.algorithm, federation.model.initial, steps_of(recipe), recipe.rounds),
+        **first_round(federation.algorithm, federation.model.initial, make_chain(recipe.steps), recipe.rounds),
         "total_upload_bytes": progress.upload_bytes,
         "total_download_bytes": progress.download_bytes,
         "train_seconds": progress.train_seconds,

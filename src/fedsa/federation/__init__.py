@@ -5,7 +5,7 @@ from fedsa.federation.checks import check_early, check_layers, check_personal
 from fedsa.federation.encoding import notes_on_texts
 from fedsa.federation.federation import Federation
 from fedsa.federation.resolving import client_ranks
-from fedsa.federation.sharing import first_round, steps_of
+from fedsa.federation.sharing import first_round
 
 __all__ = [
     "Federation",
@@ -17,5 +17,4 @@ __all__ = [
     "fresh_base",
     "load_processor",
     "notes_on_texts",
-    "steps_of",
 ]

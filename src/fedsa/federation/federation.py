@@ -19,11 +19,11 @@ from fedsa.federation.building import build
 from fedsa.federation.checks import check_early
 from fedsa.federation.objects import fitted_base, numbered, recipe_of_objects
 from fedsa.federation.resolving import for_newcomer
-from fedsa.federation.sharing import steps_of
 from fedsa.models import AdaptedModel, peft_config_of, with_drawn_layers
 from fedsa.recipe import ModelSettings, Recipe, TaskSettings, refuse_objects
 from fedsa.seeds import derive_seed
 from fedsa.server import Server
+from fedsa.steps import make_chain
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, Task
 from fedsa.types import SplitName
@@ -241,7 +241,7 @@ class Federation:
             states=states,
             rounds=recipe.rounds,
             seed=recipe.seed,
-            steps=steps_of(recipe),
+            steps=make_chain(recipe.steps),
             ranks=self.ranks,
             own_initial_a=recipe.adapter.own_initial_a,
             reconstruction=recipe.reconstruction if recipe.personal_state == "reconstruct" else None,
@@ -262,7 +262,7 @@ class Federation:
             seed=recipe.seed,
             fraction_train=recipe.fraction_train,
             weighting=recipe.weighting,
-            steps=steps_of(recipe),
+            steps=make_chain(recipe.steps),
             client_versions=client_versions,
             ranks=self.ranks,
             stateless=recipe.personal_state == "reconstruct",

@@ -6,16 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsa.algorithms.base import Algorithm, Plan
-from fedsa.recipe import Recipe
-from fedsa.steps import Chain, chain
+from fedsa.steps import Chain
 from fedsa.types import Factor, Key, State, total_bytes, total_elements
 
-__all__ = ["first_round", "steps_of"]
-
-
-def steps_of(recipe: Recipe) -> Chain:
-    """What happens to updates between client and server in a run of the recipe."""
-    return chain(recipe.wire_dtype, recipe.server, recipe.robust)
+__all__ = ["first_round"]
 
 
 def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int = 1) -> dict[str, Any]:

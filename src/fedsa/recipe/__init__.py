@@ -24,6 +24,7 @@ from fedsa.recipe.reading import apply_overrides, find_toml, parse_toml, read_re
 from fedsa.recipe.recipe import Recipe, agreed_settings
 from fedsa.recipe.robust import RobustSettings
 from fedsa.recipe.server import SERVER_DEFAULTS, ServerSettings
+from fedsa.recipe.steps import StepSettings, WireDtype
 from fedsa.recipe.task import TaskSettings, fields_of
 from fedsa.recipe.training import DEFAULT_LOCAL_STEPS, TrainingSettings
 
@@ -46,8 +47,10 @@ __all__ = [
     "Scope",
     "ServerSettings",
     "Start",
+    "StepSettings",
     "TaskSettings",
     "TrainingSettings",
+    "WireDtype",
     "agreed_settings",
     "apply_overrides",
     "dump_recipe",

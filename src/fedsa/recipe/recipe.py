@@ -15,6 +15,7 @@ from fedsa.recipe.evaluation import AdaptationSettings, EvaluationSettings, Reco
 from fedsa.recipe.model import ModelSettings
 from fedsa.recipe.robust import RobustSettings
 from fedsa.recipe.server import ServerSettings
+from fedsa.recipe.steps import StepSettings, WireDtype
 from fedsa.recipe.task import TaskSettings
 from fedsa.recipe.training import TrainingSettings
 
@@ -47,7 +48,7 @@ class Recipe(Settings):
         description="part of the clients that is never in the federation; at the end each is taken to an own adapter "
         "as [adaptation] says",
     )
-    wire_dtype: Agreed[Literal["fp32", "bf16"]] = Field(
+    wire_dtype: Agreed[WireDtype] = Field(
         "fp32", description="in what shared tensors travel, both ways; bf16: half the bytes; what stays is fp32"
     )
     seed: Agreed[int] = Field(0, ge=0, lt=2**32, description="of everything random")
@@ -67,6 +68,11 @@ class Recipe(Settings):
     reconstruction: ReconstructionSettings = ReconstructionSettings()
     adaptation: AdaptationSettings = AdaptationSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @property
+    def steps(self) -> StepSettings:
+        """What happens to an update between client and server."""
+        return StepSettings(self.wire_dtype, self.server, self.robust)
 
     @model_validator(mode="after")
     def _personal_tensors(self) -> Recipe:

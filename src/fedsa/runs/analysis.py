@@ -17,8 +17,9 @@ from fedsa.adapters.similarity import cosine, product_cosine, span_similarity
 from fedsa.algorithms import make_algorithm
 from fedsa.client import initial_of_client, own_tensors, personal_tensors
 from fedsa.errors import UserError
-from fedsa.federation import client_ranks, steps_of
+from fedsa.federation import client_ranks
 from fedsa.server import load_state, received_by
+from fedsa.steps import make_chain
 from fedsa.store import FinishedRun
 from fedsa.types import Factor, Key, Side, State
 
@@ -208,7 +209,7 @@ def _trained(
                 client,
                 round,
                 version=earlier.version if earlier else 0,
-                steps=steps_of(recipe),
+                steps=make_chain(recipe.steps),
             )
             start = personal_tensors(algorithm, own, earlier, received)
         yield client, (own, start, own_tensors(own, state))

@@ -19,10 +19,11 @@ from fedsa.client import Learner, Personal, initial_of_client, own_tensors, pers
 from fedsa.client.batches import batched
 from fedsa.client.training.job import Job
 from fedsa.errors import RunFolderError, UserError
-from fedsa.federation import Federation, client_ranks, steps_of
+from fedsa.federation import Federation, client_ranks
 from fedsa.recipe import AdaptationSettings, Recipe, Start
 from fedsa.seeds import derive_seed
 from fedsa.server import load_state, received_by
+from fedsa.steps import make_chain
 from fedsa.store import RunFolder, recipe_of
 from fedsa.types import Factor, Key, Side, SplitName, State
 
@@ -109,7 +110,7 @@ class PersonalStates:
             client,
             self._round + 1,
             version=state.version if state else 0,
-            steps=steps_of(self.recipe),
+            steps=make_chain(self.recipe.steps),
         )
         return personal_tensors(self._algorithm, initial, state, received)
 
@@ -276,7 +277,9 @@ class Onboarding:
             rank=federation.ranks.get(client),
         )
         rank = rank_of(initial)
-        received = received_by(algorithm, states.server, client, recipe.rounds + 1, steps=steps_of(recipe), rank=rank)
+        received = received_by(
+            algorithm, states.server, client, recipe.rounds + 1, steps=make_chain(recipe.steps), rank=rank
+        )
         newcomer = personal_tensors(algorithm, initial, None, received)
         candidates = [{**newcomer, **ranked(personal, rank)} for personal in self._starts(start)]
         if len(candidates) == 1:

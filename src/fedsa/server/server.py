@@ -8,7 +8,7 @@ from typing import Literal, final
 
 from fedsa.adapters.algebra import fits, ranked
 from fedsa.algorithms.base import Algorithm, ServerState
-from fedsa.errors import ProtocolError
+from fedsa.errors import ConfigError, Mistake, ProtocolError
 from fedsa.seeds import derive_seed
 from fedsa.server.sampling import sample_clients
 from fedsa.steps import PLAIN, Chain
@@ -59,6 +59,9 @@ class Server:
         stateless: clients keep nothing between rounds, so each payload has all that is not initial.
         quorum: an update that does not fit is left out, named in the round's record, as long as so many good ones come;
             None: it ends the round, as a simulation wants it, where it can only be a fault of the program.
+
+    Raises:
+        ConfigError: a step does not go with the method, which would leave it out without a word.
     """
 
     def __init__(
@@ -76,6 +79,10 @@ class Server:
         stateless: bool = False,
         quorum: int | None = None,
     ) -> None:
+        for step in steps.steps:
+            reason = step.refusal(algorithm, mixed_ranks=bool(ranks))
+            if reason is not None:
+                raise ConfigError([Mistake(step.setting, f"{step.name} does not go with this method: {reason}")])
         self.algorithm = algorithm
         self.state = state
         self.clients = tuple(sorted(clients))

@@ -6,16 +6,15 @@ Whoever takes tensors off it gives them the dtype of its own: `Algorithm.absorb`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, final
+from typing import ClassVar, final
 
 import torch
 
+from fedsa.recipe import WireDtype
 from fedsa.steps.base import ClientContext, Form, Slots, Step
 from fedsa.types import State
 
-__all__ = ["Cast", "WireDtype"]
-
-WireDtype: TypeAlias = Literal["fp32", "bf16"]
+__all__ = ["Cast"]
 
 _DTYPES: dict[WireDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

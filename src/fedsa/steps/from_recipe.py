@@ -9,28 +9,24 @@ from pydantic import ValidationError
 
 from fedsa.algorithms import algorithm_in
 from fedsa.errors import Mistake, UserError
-from fedsa.recipe import RobustSettings, ServerSettings
+from fedsa.recipe import RobustSettings, ServerSettings, StepSettings
 from fedsa.steps.base import Chain, Step
-from fedsa.steps.cast import Cast, WireDtype
+from fedsa.steps.cast import Cast
 from fedsa.steps.median import Median
 from fedsa.steps.norm_bound import NormBound
 from fedsa.steps.server_optimizer import ServerOptimizer
 from fedsa.steps.trimmed_mean import TrimmedMean
 
-__all__ = ["PLAIN", "chain", "check_steps"]
+__all__ = ["PLAIN", "check_steps", "make_chain"]
 
 
-def chain(
-    wire_dtype: WireDtype = "fp32", server: ServerSettings | None = None, robust: RobustSettings | None = None
-) -> Chain:
-    """Return the steps that a recipe's sections ask for, in the order in which a client takes them.
+def make_chain(settings: StepSettings = StepSettings()) -> Chain:  # noqa: B008  # it is frozen
+    """Return the steps that a recipe asks for, in the order in which a client takes them.
 
     Args:
-        wire_dtype: in what tensors travel.
-        server: ``[server]``; None: its defaults.
-        robust: ``[robust]``; None: its defaults.
+        settings: the recipe's `steps`; by default those of a recipe that asks for none.
     """
-    steps = [*_on_the_mean(server or ServerSettings()), *_robust(robust or RobustSettings()), Cast(wire_dtype)]
+    steps = [*_on_the_mean(settings.server), *_robust(settings.robust), Cast(settings.wire_dtype)]
     return Chain(tuple(steps))
 
 
@@ -50,7 +46,7 @@ def _robust(robust: RobustSettings) -> list[Step]:
             return []
 
 
-PLAIN = chain()
+PLAIN = make_chain()
 """The steps of a recipe that asks for none: the mean of what clients send, in fp32."""
 
 
@@ -66,9 +62,8 @@ def check_steps(data: Mapping[str, Any]) -> list[Mistake]:
     if algorithm is None or not isinstance(adapter, Mapping):
         return []
     name, mixed_ranks = data.get("algorithm", "fedsa"), bool(adapter.get("ranks"))
-    reasons = {
-        step: step.refusal(algorithm, mixed_ranks=mixed_ranks) for step in chain(server=server, robust=robust).steps
-    }
+    steps = make_chain(StepSettings(server=server, robust=robust)).steps
+    reasons = {step: step.refusal(algorithm, mixed_ranks=mixed_ranks) for step in steps}
     return [
         Mistake(step.setting, f"{step.name} does not go with {name}: {reason}")
         for step, reason in reasons.items()

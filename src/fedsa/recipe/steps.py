@@ -1,0 +1,26 @@
+"""The settings that say what happens to an update between client and server, from wherever in a recipe they stand."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+from fedsa.recipe.robust import RobustSettings
+from fedsa.recipe.server import ServerSettings
+
+__all__ = ["StepSettings", "WireDtype"]
+
+WireDtype: TypeAlias = Literal["fp32", "bf16"]
+
+
+class StepSettings(NamedTuple):
+    """What a chain of steps is made from.
+
+    Attributes:
+        wire_dtype: in what tensors travel.
+        server: ``[server]``.
+        robust: ``[robust]``.
+    """
+
+    wire_dtype: WireDtype = "fp32"
+    server: ServerSettings = ServerSettings()
+    robust: RobustSettings = RobustSettings()
