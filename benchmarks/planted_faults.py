@@ -731,9 +731,9 @@ FAULTS = (
     ),
     Fault(
         "resume: another base model is not noticed",
-        "engines/agreement.py",
-        "    if changed:\n",
-        "    if changed and not now:\n",
+        "engines/beginning.py",
+        'return progress.fingerprints.get("base_model") == adapted_fingerprint(federation.model)',
+        'return bool(progress.fingerprints.get("base_model"))',
         ("behaviour/test_resume.py::test_another_base_model_is_refused",),
     ),
     # -- what comes after a run --------------------------------------------------------------------------------------

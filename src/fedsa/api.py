@@ -11,8 +11,8 @@ from typing import Any, final
 from rich.console import Console
 
 from fedsa.callbacks import Callback, make_callbacks
+from fedsa.engines.beginning import check_unchanged
 from fedsa.engines.simulator import simulate
-from fedsa.errors import RunFolderError
 from fedsa.federation import Federation
 from fedsa.progress import ProgressDisplay, print_notes
 from fedsa.recipe import dump_recipe
@@ -110,11 +110,12 @@ def resume(
 ) -> RunResult:
     """Continue an interrupted run of a federation that was made of Python objects.
 
-    What was left open and chosen by measuring when the run began stays as it was chosen then.
+    What was left open and chosen by measuring when the run began stays as it was chosen then, if this machine has it.
 
     Args:
-        federation: made of the same objects and settings as the interrupted one. Its model may get another attention
-            kernel: the run's.
+        federation: made of the same objects and settings as the interrupted one; a machine's own settings (``compute``,
+            ``training.trainer``, where model and rows lie) may be others, and then the tensors agree within rounding.
+            Its model may get another attention kernel: the run's.
         out: its run folder.
         callbacks: listeners, beside those that the recipe names.
         progress: as for `run`.
@@ -123,14 +124,11 @@ def resume(
         RunFolderError: no such run, it is damaged or in use, or the federation is another one.
     """
     with RunFolder.open(Path(out), write=True).locked() as folder:
-        begun = folder.progress() is not None
-        if begun:
+        progress_so_far = folder.progress()
+        if progress_so_far is not None:
             federation = federation.measured_as_in(recipe_of(folder))
-        if begun and dump_recipe(recipe_of(folder)) != dump_recipe(federation.recipe):
-            raise RunFolderError(
-                f"{folder.path} was made with other settings (its recipe.toml): make the federation with those, "
-                "or start a new run"
-            )
+            if folder.is_measured:  # a complete run is not simulated, which would check it
+                check_unchanged(federation, folder, progress_so_far)
         with _displays(federation, progress) as displays:
             return finish(federation, folder, [*displays, *callbacks])
 

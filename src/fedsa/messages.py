@@ -24,7 +24,7 @@ from fedsa.types import Key, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MOST_BYTES", "Kind", "Message", "decode", "encode"]
+__all__ = ["MOST_BYTES", "Kind", "Message", "decode", "digest_of", "encode"]
 
 Kind: TypeAlias = Literal["setup", "ready", "step", "update", "refuse", "finish"]
 """setup and ready: before the first round; step: train or measure; update: the answer to it; refuse: the answer to
@@ -77,7 +77,7 @@ def encode(message: Message) -> bytes:
         "groups": places,
     }
     text = json.dumps(entry, ensure_ascii=False, allow_nan=False, sort_keys=True)
-    return save(tensors, {_ENTRY: text, "digest": _digest(text, tensors)})
+    return save(tensors, {_ENTRY: text, "digest": digest_of(text, tensors)})
 
 
 def decode(data: bytes, *, run: str | None = None, most_bytes: int = MOST_BYTES) -> Message:
@@ -99,7 +99,7 @@ def decode(data: bytes, *, run: str | None = None, most_bytes: int = MOST_BYTES)
         entry, tensors = json.loads(text), load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProtocolError(f"a damaged message: {type(error).__name__}") from None
-    if digest != _digest(text, tensors):
+    if digest != digest_of(text, tensors):
         raise ProtocolError("a damaged message: its digest is of other bytes")
     return _checked(entry, tensors, run)
 
@@ -143,7 +143,8 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().flatten().view(torch.uint8)
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """A hash of a text and of tensors with their names, shapes and types."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

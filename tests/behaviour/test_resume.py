@@ -24,7 +24,7 @@ import torch
 
 import fedsa
 from fedsa.callbacks import Callback
-from fedsa.engines.agreement import begin
+from fedsa.engines.beginning import begin
 from fedsa.engines.simulator import simulate
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation
@@ -375,6 +375,39 @@ def test_a_run_that_is_older_than_a_setting_goes_on(
         folder.commit(progress)
     resumed, whole = fedsa.resume(federation, stopped), fedsa.run(federation, tmp_path / "whole")
     assert resumed.summary["test"] == whole.summary["test"]
+
+
+@pytest.mark.parametrize("trainer", ["auto", "sequential"])
+def test_another_machines_own_settings_are_no_obstacle(
+    federation_of: Callable[..., Federation],
+    tiny_recipe: Callable[..., Any],
+    stopped: Path,
+    tmp_path: Path,
+    trainer: str,
+) -> None:
+    settings = ("evaluation.batch_size=5", "compute.memory_budget=1", f"training.trainer={trainer}")
+    other = Federation.from_recipe(tiny_recipe("training.local_steps=2", *VARIANTS["plain"], *settings))
+    assert fedsa.resume(other, stopped).summary["interruptions"] == 1
+    fedsa.run(federation_of("plain"), tmp_path / "whole")
+    tensors, expected = (RunFolder.open(path).load_server(2)[0] for path in (stopped, tmp_path / "whole"))
+    # A is trained from a gradient that B = 0 made tiny: AdamW makes a step of any rounding there.
+    most = 0.0 if trainer == "auto" else 2 * 2 * other.recipe.training.learning_rate
+    for key, tensor in tensors.items():
+        assert float((tensor - expected[key]).abs().max()) <= most, key
+
+
+def test_a_run_of_before_there_were_agreements_goes_on_and_is_checked(
+    federation_of: Callable[..., Federation],
+    tiny_recipe: Callable[..., Any],
+    stopped: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has = RunFolder.has
+    monkeypatch.setattr(RunFolder, "has", lambda folder, name: name != "agreement.json" and has(folder, name))
+    other = Federation.from_recipe(tiny_recipe("training.local_steps=3", *VARIANTS["plain"]))
+    with pytest.raises(RunFolderError, match=r"begun with other settings \(training.local_steps; see"):
+        fedsa.resume(other, stopped)
+    assert fedsa.resume(federation_of("plain"), stopped).summary["interruptions"] == 1
 
 
 def test_another_base_model_is_refused(federation_of: Callable[..., Federation], stopped: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedsa.agreement import AdapterSpec, Agreement, TensorSpec
 from fedsa.engines.remote import RemoteFleet
 from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, encode
@@ -18,26 +19,62 @@ from fedsa.types import Key, Payload, Payloads
 from support.processes import run_federation
 
 SEQUENTIAL = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=3")
+SITES = {"north": ["site 0", "site 2"], "south": ["site 1"]}
 
 
-@pytest.mark.parametrize("algorithm", ["fedsa", pytest.param("fedit", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module")
+def files(tiny_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny rows as files: every client's in ``all``, and in a folder of each site those of its own clients."""
+    import pandas
+
+    folder = tmp_path_factory.mktemp("files")
+    for client, rows in pandas.read_csv(tiny_rows).groupby("site"):
+        home = next(site for site, clients in SITES.items() if client in clients)
+        for place in ("all", home):
+            (folder / place).mkdir(exist_ok=True)
+            rows.drop(columns="site").to_csv(folder / place / f"{client}.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        pytest.param(("algorithm=fedit",), marks=pytest.mark.slow),
+        pytest.param(("algorithm=fedit", "adapter.ranks={'site 1' = 1}"), marks=pytest.mark.slow),
+        pytest.param(("algorithm=flora",), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_processes_with_nothing_but_messages_between_them_end_in_the_simulators_bytes(
-    tiny_recipe: Callable[..., Recipe], tiny_run: Callable[..., Any], tmp_path: Path, algorithm: str
+    tiny_recipe: Callable[..., Recipe],
+    tiny_run: Callable[..., Any],
+    files: Path,
+    tmp_path: Path,
+    settings: tuple[str, ...],
 ) -> None:
-    settings = (f"algorithm={algorithm}", *SEQUENTIAL)
-    recipe = tiny_recipe(*settings)
-    sites = {"north": ["site 0", "site 2"], "south": ["site 1"]}
-    outcome = run_federation(recipe.model_dump(exclude_none=True), sites, tmp_path)
-    simulated = tiny_run(*settings)
+    """Sites have their own rows only, and the server has the agreement only."""
+    simulated = tiny_run(f"data={{path='{files / 'all'}', partition={{kind='files'}}}}", *SEQUENTIAL, *settings)
+    agreement = simulated.federation.agreement
+    (tmp_path / "agreement.json").write_text(agreement.text(), encoding="utf-8")
+    recipe = tiny_recipe(*SEQUENTIAL)
+    machine = {
+        "compute": recipe.compute.model_dump(exclude_none=True),
+        "training": {"trainer": "sequential"},
+        "model": {"path": recipe.model.path, "attn_implementation": "eager"},
+    }
+    sites = {site: {**machine, "data": {"path": str(files / site), "partition": {"kind": "files"}}} for site in SITES}
+    outcome = run_federation(tmp_path / "agreement.json", sites, tmp_path)
     assert outcome["heavy"] == [], "the server imports neither transformers nor peft nor datasets"
-    tensors, *_ = simulated.folder.load_server(3)
-    assert {str(key) for key in tensors} == set(outcome["tensors"])
-    for key, tensor in tensors.items():
-        assert tensor.numpy().tobytes() == outcome["tensors"][str(key)].tobytes(), key
+    tensors, versions, *_ = simulated.folder.load_server(3)
+    known = {str(key) for key in tensors if agreement.needs_initial_values or versions[key] > 0}
+    assert known == set(outcome["tensors"]), "the server has values of what was sent to it alone"
+    for key in known:
+        assert tensors[Key.parse(key)].numpy().tobytes() == outcome["tensors"][key].tobytes(), key
     lines = [json.loads(line) for line in (simulated.folder.path / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert outcome["validation"] == [(line["round"], line["client"], line["validation"]) for line in lines]
     assert outcome["chosen"] == simulated.summary["chosen_round"]
-    for site, clients in sites.items():
+    for site, clients in SITES.items():
         for client in clients:
             (path,) = sorted((tmp_path / site / "clients").glob(f"*{client[-1]}/round-000003.safetensors"))
             mine = simulated.folder.load_client(client, 3)
@@ -53,6 +90,13 @@ def tensors_of(path: Path) -> dict[Key, torch.Tensor]:
 
 
 KEY = Key.parse("layer:A:default")
+AGREEMENT = Agreement(
+    settings={"rounds": 1, "algorithm": "fedsa"},
+    labels=("bad", "good"),
+    metric="accuracy",
+    adapter=AdapterSpec(tensors={str(KEY): TensorSpec(shape=(1,))}, scaling={}, config={}, base="", initial=""),
+    ranks={},
+)
 GOOD = {"num_examples": 3, "base_version": 0, "metrics": {"loss": 1.0}}
 
 
@@ -64,14 +108,14 @@ def fleet_that_answers(about: dict[str, Any]) -> RemoteFleet:
         for site, data in requests.items():
             asked = decode(data)
             if asked.kind == "setup":
-                ready = {"examples": {f"{site} client": 3}, "scaling": {}}
+                ready = {"examples": {f"{site} client": 3}}
                 yield site, encode(Message("ready", "a-run", 0, ready, {"initial": state}))
             else:
                 said = about if site == "north" else {"updates": {}, "metrics": {}}
                 yield site, encode(Message("update", "a-run", asked.round, said, {"north client": state}))
 
     fleet = RemoteFleet(exchange, ["north", "south"], "a-run")
-    fleet.set_up("")
+    fleet.set_up(AGREEMENT)
     return fleet
 
 

@@ -7,34 +7,32 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 HEAVY = ("transformers", "peft", "datasets")
-FINGERPRINT = "the recipe's"
 
 
-def run_site(recipe: Mapping[str, Any], clients: Sequence[str], folder: Path, pipe: Connection) -> None:
-    """Answer messages for some clients until the pipe is closed; keep their states in a folder of the site's own."""
+def run_site(agreement_file: Path, own: Mapping[str, Any], folder: Path, pipe: Connection) -> None:
+    """Answer messages until the pipe is closed, from the agreement and the site's own rows; keep states in a folder."""
     import torch
 
+    from fedsa.agreement import Agreement
     from fedsa.client.answers import Answers
     from fedsa.client.sent import SentAnswers
     from fedsa.federation import Federation
-    from fedsa.recipe import dump_recipe, parse_recipe
+    from fedsa.recipe import dump_recipe
     from fedsa.store import Progress, RunFolder
 
     torch.set_num_threads(1)
-    federation = Federation.from_recipe(parse_recipe(recipe))
+    agreement = Agreement.read(agreement_file)
+    federation = Federation.of_site(agreement, own)
     with RunFolder.create(folder, dump_recipe(federation.recipe)).locked() as states:
-        states.register_clients({client: {} for client in clients})
-        whole = federation.site(states)
-        rows = {client: whole.rows[client] for client in clients}
-        answers = Answers(
-            type(whole)(**{**vars(whole), "rows": rows}), "a-run", FINGERPRINT, SentAnswers(folder, folder.name)
-        )
+        states.register_clients({client: {} for client in federation.clients})
+        sent = SentAnswers(folder, folder.name)
+        answers = Answers(federation.site(states), "a-run", agreement.fingerprint(), sent)
         while True:
             try:
                 pipe.send_bytes(answers.handle(pipe.recv_bytes()))
@@ -64,13 +62,12 @@ class Memory:
         raise NotImplementedError
 
 
-def run_server(settings: Mapping[str, Any], pipes: Mapping[str, Connection], answer: Connection) -> None:
-    """Run all rounds, and say what the server ends with and which heavy libraries this process has imported."""
-    from fedsa.algorithms import make_algorithm
+def run_server(agreement_file: Path, pipes: Mapping[str, Connection], answer: Connection) -> None:
+    """Run all rounds from the agreement alone; say what the server ends with and which heavy libraries it imported."""
+    from fedsa.agreement import Agreement
     from fedsa.engines.remote import RemoteFleet
     from fedsa.engines.rounds import RoundSettings, run_rounds
-    from fedsa.recipe import EvaluationSettings
-    from fedsa.server import Server
+    from fedsa.server import server_of
     from fedsa.store import Progress
 
     def exchange(requests: Mapping[str, bytes], deadline: float | None) -> Iterable[tuple[str, bytes]]:
@@ -81,30 +78,33 @@ def run_server(settings: Mapping[str, Any], pipes: Mapping[str, Connection], ans
             for pipe in wait(list(sites), deadline):
                 yield sites.pop(pipe), pipe.recv_bytes()
 
-    fleet = RemoteFleet(exchange, pipes, "a-run")
-    initial, scaling = fleet.set_up(FINGERPRINT)
-    algorithm = make_algorithm(settings["algorithm"], {})
-    server = Server(algorithm, algorithm.init(initial, scaling), fleet.clients, seed=settings["seed"])
-    rounds, store = RoundSettings(settings["rounds"], settings["seed"], "accuracy", EvaluationSettings()), Memory()
-    progress = Progress()
-    run_rounds(server, fleet, store, progress, rounds)
-    tensors = {str(key): tensor.numpy() for key, tensor in server.state.tensors.items()}
+    agreement, fleet = Agreement.read(agreement_file), RemoteFleet(exchange, pipes, "a-run")
+    first = agreement.first_state(fleet.set_up(agreement))
+    server, store, progress = server_of(agreement, fleet.clients, first), Memory(), Progress()
+    run_rounds(server, fleet, store, progress, RoundSettings.of(agreement))
+    tensors = {str(key): tensor.numpy() for key, tensor in server.state.tensors.items() if not tensor.is_meta}
     validation = [(line["round"], line["client"], line["validation"]) for line in store.lines]
     heavy = [name for name in HEAVY if name in sys.modules]
     answer.send({"tensors": tensors, "validation": validation, "heavy": heavy, "chosen": progress.chosen_round})
 
 
-def run_federation(recipe: Mapping[str, Any], sites: Mapping[str, Sequence[str]], folder: Path) -> dict[str, Any]:
-    """Run a server and its sites, each in a process of its own, and return what the server says at the end."""
+def run_federation(agreement_file: Path, sites: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    """Run a server and its sites, each in a process of its own, and return what the server says at the end.
+
+    Args:
+        agreement_file: given to all of them.
+        sites: site to its own settings.
+        folder: each site keeps its states in one of its own in here.
+    """
     spawn = multiprocessing.get_context("spawn")
     processes, ends = [], {}
-    for site, clients in sites.items():
+    for site, own in sites.items():
         ends[site], theirs = spawn.Pipe()
-        processes.append(spawn.Process(target=run_site, args=(recipe, clients, folder / site, theirs)))
+        processes.append(spawn.Process(target=run_site, args=(agreement_file, own, folder / site, theirs)))
         processes[-1].start()
         theirs.close()
     answer, theirs = spawn.Pipe()
-    processes.append(spawn.Process(target=run_server, args=(recipe, ends, theirs)))
+    processes.append(spawn.Process(target=run_server, args=(agreement_file, ends, theirs)))
     processes[-1].start()
     theirs.close()
     for end in ends.values():

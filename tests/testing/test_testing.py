@@ -158,6 +158,16 @@ class SendsOnlyTheLastRounds(Good):
         return super().broadcast(state, client, round, max(version, round - 2))
 
 
+class ComputesWithInitialValues(Good):
+    def combine(self, state: ServerState, mean: State, round: int) -> ServerState:
+        return self.renewed(state, {key: value + 0 * state.tensors[key] for key, value in mean.items()}, round)
+
+
+class AsksForInitialValues(Good):
+    needs_initial_values = True
+
+
+VALUES = "the server computes with initial values only where it says"
 BROKEN = [
     (ChangesItsMind, "plan is a function"),
     (SendsWhatItDoesNotTrain, "plan is a function"),
@@ -177,6 +187,8 @@ BROKEN = [
     (WritesIntoTheState, "aggregate is pure"),
     (AsksForTooMuch, "an additive method needs sums alone"),
     (RemembersTheFirst, "an additive method needs sums alone"),
+    (ComputesWithInitialValues, VALUES),
+    (AsksForInitialValues, VALUES),
 ]
 
 

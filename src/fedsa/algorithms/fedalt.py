@@ -29,6 +29,7 @@ class FedALT(Algorithm):
     gated: ClassVar[bool] = True
     export: ClassVar[str] = "none"
     needs_product: ClassVar[bool] = True
+    needs_initial_values: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
         """Return who trains, sends and receives a tensor."""

@@ -24,6 +24,7 @@ class FedSVD(Algorithm):
     source: ClassVar[str] = "arXiv:2505.12805"
     exact: ClassVar[bool] = True
     needs_product: ClassVar[bool] = True
+    needs_initial_values: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
         """Return who trains, sends and receives a tensor."""

@@ -28,6 +28,7 @@ class FLoRA(Algorithm):
     folds: ClassVar[bool] = True
     restarts: ClassVar[bool] = True
     needs_product: ClassVar[bool] = True
+    needs_initial_values: ClassVar[bool] = True
     mixed_ranks: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:

@@ -26,6 +26,7 @@ class FRLoRA(Algorithm):
     folds: ClassVar[bool] = True
     restarts: ClassVar[bool] = True
     needs_product: ClassVar[bool] = True
+    needs_initial_values: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
         """Return who trains, sends and receives a tensor."""

@@ -9,7 +9,7 @@ from fedsa.client.sent import SentAnswers
 from fedsa.client.site import Site
 from fedsa.errors import FedsaError, ProtocolError
 from fedsa.messages import Message, decode, encode
-from fedsa.types import Payload, Payloads
+from fedsa.types import Payload, Payloads, Side
 
 if TYPE_CHECKING:
     from fedsa.types import State
@@ -26,7 +26,7 @@ class Answers:
     Args:
         site: trains and measures its clients.
         run: the run's id.
-        fingerprint: of what server and sites must hold alike.
+        fingerprint: of the agreement.
         sent: keeps the answers, and lists them for the site's owner.
     """
 
@@ -79,13 +79,13 @@ class Answers:
     def _ready(self, about: Mapping[str, Any]) -> Message:
         """Say who is here; with the initial tensors, where the server wants their values."""
         if about.get("fingerprint") != self._fingerprint:
-            raise ProtocolError("the server's settings are not this site's: both must have the same recipe and model")
-        site = self._site
-        examples = {client: len(splits.train) for client, splits in site.rows.items()}
-        states: dict[str, State] = {"initial": site.learner.model.initial} if about.get("initial") else {}
-        return Message(
-            "ready", self._run, 0, {"examples": examples, "scaling": dict(site.learner.model.scaling)}, states
-        )
+            raise ProtocolError("the server's agreement is not this site's: both must be given the same one")
+        examples = {client: len(splits.train) for client, splits in self._site.rows.items()}
+        states: dict[str, State] = {}
+        if about.get("initial"):
+            initial = self._site.learner.model.initial
+            states["initial"] = {key: value for key, value in initial.items() if key.factor.side is not Side.BASE}
+        return Message("ready", self._run, 0, {"examples": examples}, states)
 
     def _trained(self, payloads: Payloads) -> Message:
         updates = {update.client: update for update in self._site.train(payloads)}

@@ -22,7 +22,7 @@ from fedsa.data.partition import ClientRows, Partition, data_fingerprint, partit
 from fedsa.data.quality import client_notes, label_notes, repeat_notes, spelling_notes
 from fedsa.data.reading import FROM_0, PLACE, Places, Wanted, some
 from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
-from fedsa.errors import DataError
+from fedsa.errors import DataError, near
 from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings, fields_of
 from fedsa.seeds import derive_seed
 from fedsa.types import CLASS_NUMBER, NO_CLASS, SPLITS
@@ -56,14 +56,24 @@ class DealtRows:
     notes: tuple[str, ...] = ()
 
 
-def deal_rows(recipe: Recipe, *, on_progress: Callable[[str], None] | None = None) -> DealtRows:
+def deal_rows(
+    recipe: Recipe, *, label_names: Sequence[str] | None = None, on_progress: Callable[[str], None] | None = None
+) -> DealtRows:
     """Return a recipe's rows, shared out over its clients; needs no model.
+
+    Args:
+        recipe: any.
+        label_names: the classes that several sites have agreed upon; the rows here need not have each of them. None:
+            as the recipe or the rows say.
+        on_progress: told what is fetched.
 
     Raises:
         DataError: the data, its columns, its labels or the partition do not fit.
     """
     rows = load_rows(recipe.data, _wanted(recipe), on_progress=on_progress)
-    return _share(rows, recipe)
+    if label_names is None:
+        return _share(rows, recipe)
+    return _share(rows, _with_classes(recipe, label_names), min_classes=1)
 
 
 def deal_tables(clients: Mapping[str, ClientTable], recipe: Recipe) -> DealtRows:
@@ -118,9 +128,17 @@ def deal_newcomer(client: str, path: str, recipe: Recipe, label_names: Sequence[
     table, validation, test = (
         None if own is None else _of_client(own, client) for own in (rows.table, rows.validation, rows.test)
     )
-    task = recipe.task.model_copy(update={"labels": list(label_names)}) if recipe.task.has_classes else recipe.task
-    own = recipe.model_copy(update={"task": task, "data": data.model_copy(update={"partition": partition})})
+    own = _with_classes(recipe, label_names).model_copy(
+        update={"data": data.model_copy(update={"partition": partition})}
+    )
     return _share(replace(rows, table=table, validation=validation, test=test), own, min_classes=1), notes
+
+
+def _with_classes(recipe: Recipe, label_names: Sequence[str]) -> Recipe:
+    """A recipe that names the classes, where its task has any."""
+    if not (recipe.task.has_classes or recipe.task.is_own):
+        return recipe
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels": list(label_names)})})
 
 
 def _of_client(table: datasets.Dataset, client: str) -> datasets.Dataset:
@@ -262,7 +280,7 @@ def _classes(
         return {split: np.zeros(len(table), dtype=np.int64) for split, table in tables.items()}, (NO_CLASS,)
     names: Sequence[str] | None = task.labels if task.has_classes else None
     if not task.has_classes:  # values that only tell how rows are shared out: no split need have them all
-        return _numbered(tables, task.label_column)
+        return _numbered(tables, task.label_column, task.labels if task.is_own else None, path)
     numbers: dict[str, IntArray] = {}
     for split, table in tables.items():
         where = f"{path} ({split} rows)"
@@ -281,10 +299,26 @@ def _classes(
     return numbers, found
 
 
-def _numbered(tables: Mapping[str, datasets.Dataset], column: str) -> tuple[dict[str, IntArray], tuple[str, ...]]:
-    """Return each split's values of a column as numbers, and the values as texts in order of their number."""
+def _numbered(
+    tables: Mapping[str, datasets.Dataset], column: str, names: Sequence[str] | None = None, path: str = ""
+) -> tuple[dict[str, IntArray], tuple[str, ...]]:
+    """Return each split's values of a column as numbers, and the values as texts in order of their number.
+
+    Args:
+        tables: by split.
+        column: the column.
+        names: the values in order of their number; None: those that occur, sorted.
+        path: of the rows, for the message.
+
+    Raises:
+        DataError: a value is none of the names.
+    """
     values = {split: [str(text_of(cell)) for cell in table[column][:]] for split, table in tables.items()}
-    known = sorted(set().union(*values.values()))
+    found = set().union(*values.values())
+    known = sorted(found) if names is None else list(names)
+    unknown = sorted(found - {*known})
+    if unknown:
+        raise DataError(f"{path}, column {column!r}: {unknown[0]!r} is none of the classes; {near(unknown[0], known)}")
     place = {value: number for number, value in enumerate(known)}
     return {split: np.array([place[value] for value in own], dtype=np.int64) for split, own in values.items()}, tuple(
         known

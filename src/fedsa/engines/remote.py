@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, final
 
+from fedsa.agreement import Agreement, hash_of_state
 from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, encode
 from fedsa.types import Moment, Payloads, SplitName, State, Update
@@ -45,34 +46,41 @@ class RemoteFleet:
         """Every client's id, sorted; known after `set_up`."""
         return tuple(sorted(self._homes))
 
-    def set_up(self, fingerprint: str) -> tuple[State, Mapping[str, float]]:
-        """Learn which clients are where, and return the tensors that all start from, and each module's scale.
+    def set_up(self, agreement: Agreement) -> State | None:
+        """Learn which clients are where, and have every site say that it holds what was agreed upon.
 
         Args:
-            fingerprint: of what server and sites must hold alike.
+            agreement: what server and sites must hold alike.
+
+        Returns:
+            The tensors that all clients start from, which one site sends; None where the server needs no values.
 
         Raises:
-            ProtocolError: a site refuses or has not answered, two sites name one client, or their tensors differ.
+            ProtocolError: a site refuses or has not answered, two sites name one client, or the tensors are others.
         """
-        setup = encode(Message("setup", self._run, 0, {"fingerprint": fingerprint, "initial": True}))
-        answers = self._ask(dict.fromkeys(self._sites, setup), "ready")
+        chosen = min(self._sites) if agreement.needs_initial_values else None
+        requests = {
+            site: Message("setup", self._run, 0, {"fingerprint": agreement.fingerprint(), "initial": site == chosen})
+            for site in self._sites
+        }
+        answers = self._ask({site: encode(request) for site, request in requests.items()}, "ready")
         missing = sorted(set(self._sites) - set(answers))
         if missing:
             raise ProtocolError(f"site {missing[0]!r} has not answered")
-        first: State | None = None
-        scaling: Mapping[str, float] = {}
         for site in sorted(answers):
-            about, states = answers[site].about, answers[site].states
-            for client in about["examples"]:
+            examples = answers[site].about.get("examples")
+            if not isinstance(examples, dict):
+                raise ProtocolError(f"site {site!r} has not said which clients it has")
+            for client in examples:
                 if client in self._homes:
                     raise ProtocolError(f"client {client!r} is at two sites: {self._homes[client]!r} and {site!r}")
                 self._homes[client] = site
-            initial = states["initial"]
-            if first is None:
-                first, scaling = initial, about["scaling"]
-            elif initial.keys() != first.keys() or any(not first[key].equal(initial[key]) for key in first):
-                raise ProtocolError(f"site {site!r} does not start from the same tensors as {min(answers)!r}")
-        return first or {}, scaling
+        if chosen is None:
+            return None
+        initial = answers[chosen].states.get("initial", {})
+        if hash_of_state(initial) != agreement.adapter.initial:
+            raise ProtocolError(f"site {chosen!r} has not sent the initial tensors that were agreed upon")
+        return initial
 
     def train(self, payloads: Payloads) -> Iterator[Update]:
         """Have the sites train their clients, all at once, and yield the updates in the order of the clients' ids."""

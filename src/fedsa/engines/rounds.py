@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, final
 
+from fedsa.agreement import Agreement
 from fedsa.callbacks import Callback
 from fedsa.engines.fleet import Fleet
 from fedsa.recipe import EvaluationSettings
@@ -47,6 +48,12 @@ class RoundSettings:
     seed: int
     metric: str
     evaluation: EvaluationSettings
+
+    @classmethod
+    def of(cls, agreement: Agreement) -> RoundSettings:
+        """The settings that server and sites have agreed upon."""
+        recipe = agreement.recipe
+        return cls(recipe.rounds, recipe.seed, agreement.metric, recipe.evaluation)
 
     @property
     def moments(self) -> tuple[Moment, ...]:

@@ -12,7 +12,7 @@ import torch
 
 from fedsa.callbacks import Callback
 from fedsa.client import Personal
-from fedsa.engines.agreement import begin, check_unchanged
+from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.engines.local import LocalFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.samples import samples_of
@@ -45,7 +45,7 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
     torch.set_num_threads(recipe.compute.threads)
     folder.keeps_all_rounds = recipe.keep_rounds == "all"
     progress = _go_on(federation, folder) or begin(federation, folder)
-    settings = RoundSettings(recipe.rounds, recipe.seed, federation.task.metric, recipe.evaluation)
+    settings = RoundSettings.of(federation.agreement)
     initial, fleet = federation.initial_state(), LocalFleet(federation.site(folder))
     state = load_state(folder, progress.round) if progress.round > 0 else initial
     server = federation.server(state, folder.load_held(progress.round))

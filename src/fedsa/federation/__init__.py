@@ -1,5 +1,6 @@
 """A federation, wired: model, data, clients, method. Made from a recipe or from Python objects."""
 
+from fedsa.federation.agreeing import adapter_config, spec_of
 from fedsa.federation.base_models import fresh_base, load_processor
 from fedsa.federation.checks import check_early, check_layers, check_personal
 from fedsa.federation.encoding import notes_on_texts
@@ -9,6 +10,7 @@ from fedsa.federation.sharing import first_round
 
 __all__ = [
     "Federation",
+    "adapter_config",
     "check_early",
     "check_layers",
     "check_personal",
@@ -17,4 +19,5 @@ __all__ = [
     "fresh_base",
     "load_processor",
     "notes_on_texts",
+    "spec_of",
 ]

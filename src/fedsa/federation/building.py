@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ def build(
     of_model: Sequence[str] = (),
     *,
     has_scale: bool = False,
+    ranks: Mapping[str, int] | None = None,
 ) -> Federation:
     """Put a federation together.
 
@@ -58,6 +59,7 @@ def build(
         tell: told what takes time.
         of_model: what a user should know of the model.
         has_scale: the config has the method's scale already, as that of a run has.
+        ranks: of the clients whose rank is less than the adapter's; None: as the recipe says.
 
     Raises:
         UserError: model, task, method and rows do not fit together.
@@ -85,7 +87,7 @@ def build(
         recipe.training.head_warmup_epochs, algorithm, model, task, recipe.task.kind, recipe.server.optimizer
     )
     check_weighable(algorithm, recipe.algorithm, model, task, recipe.task.kind)
-    ranks = client_ranks(recipe.adapter, everyone)
+    ranks = client_ranks(recipe.adapter, everyone) if ranks is None else ranks
     task, processor, encoded, limit = encode_rows(
         task, base, processor, rows, image_size=recipe.task.image_size, tell=tell
     )

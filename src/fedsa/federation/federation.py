@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
 
+from fedsa.agreement import Agreement
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.client import ClientStates, Learner, Mixing, Site, majority_accuracy
 from fedsa.data.partition import label_counts
 from fedsa.data.rows import ClientTable, DealtRows, deal_rows, deal_tables
-from fedsa.errors import DataError, ModelError
+from fedsa.errors import ConfigError, DataError, Mistake
+from fedsa.federation.agreeing import agreement_of, peft_config_in, refuse_differences
 from fedsa.federation.base_models import fresh_base, load_named_base, load_processor, refuse_adapted
 from fedsa.federation.building import build
 from fedsa.federation.checks import check_early
@@ -22,7 +24,7 @@ from fedsa.federation.resolving import for_newcomer
 from fedsa.models import AdaptedModel, peft_config_of, with_drawn_layers
 from fedsa.recipe import ModelSettings, Recipe, TaskSettings, refuse_objects
 from fedsa.seeds import derive_seed
-from fedsa.server import Server
+from fedsa.server import Server, server_of
 from fedsa.steps import make_chain
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, Task
@@ -188,19 +190,60 @@ class Federation:
         processor = tokenizer or load_processor(recipe.model, task, recipe.task.image_size)
         return build(cls, recipe, base, processor, config, task, rows, tell, has_scale=True)
 
+    @classmethod
+    def of_site(
+        cls, agreement: Agreement, own: Mapping[str, Any], *, on_progress: Progress | None = None
+    ) -> Federation:
+        """Return what one site of several needs: the model, the task, and the site's own rows alone.
+
+        Its `site` answers a server that holds the same agreement. Each client's rows are cut into train, validation and
+        test as they would be among all clients'.
+
+        Args:
+            agreement: what server and sites hold alike.
+            own: this machine's settings, as in a recipe: ``model.path``, ``data.path`` and what else lies with it,
+                ``data.partition.kind`` (``files`` or ``column``), ``compute``, ``training.trainer``.
+            on_progress: told what takes time.
+
+        Raises:
+            UserError: the rows or their labels do not fit, or model and adapter are not those that were agreed upon.
+        """
+        tell = on_progress or (lambda text: None)
+        recipe = agreement.recipe_with(own)
+        if recipe.holdout_clients:
+            raise ConfigError(
+                [
+                    Mistake(
+                        "holdout_clients", "is of a simulation: set it to 0, and adapt such clients at their own sites"
+                    )
+                ],
+                "the agreement",
+            )
+        check_early(recipe)
+        rows = deal_rows(recipe, label_names=agreement.labels, on_progress=tell)
+        task = make_task(recipe.task, rows.label_names)
+        tell("loading the model")
+        notes: list[str] = []
+        base, _ = load_named_base(recipe, task, tell, notes)
+        config, processor = peft_config_in(agreement), load_processor(recipe.model, task, recipe.task.image_size)
+        ranks = agreement.ranks
+        made = build(cls, recipe, base, processor, config, task, rows, tell, notes, has_scale=True, ranks=ranks)
+        refuse_differences(agreement, made.agreement)
+        return made
+
     def measured_as_in(self, recipe: Recipe) -> Federation:
         """Return this federation with what it chose by measuring as in a run's recipe: clocks and memory differ.
 
-        Raises:
-            ModelError: the model has no such attention kernel here.
+        An attention kernel that this machine does not have stays as it was chosen here.
         """
-        own = self.recipe
+        own, kernel = self.recipe, ("model", "attn_implementation")
+        attention = recipe.model.attn_implementation
+        is_there = bool(attention) and kernel in self.measured and self.model.set_attention(str(attention))
         for section, name in self.measured:
+            if (section, name) == kernel and not is_there:
+                continue
             settings = getattr(own, section).model_copy(update={name: getattr(getattr(recipe, section), name)})
             own = own.model_copy(update={section: settings})
-        attention = own.model.attn_implementation
-        if attention and ("model", "attn_implementation") in self.measured and not self.model.set_attention(attention):
-            raise ModelError(f"the model has no attention kernel {attention!r} here, with which the run was begun")
         return replace(self, recipe=own)
 
     @property
@@ -254,19 +297,12 @@ class Federation:
             state: its state after the last finished round.
             client_versions: client id to the newest version that it holds.
         """
-        recipe = self.recipe
-        return Server(
-            self.algorithm,
-            state,
-            self.clients,
-            seed=recipe.seed,
-            fraction_train=recipe.fraction_train,
-            weighting=recipe.weighting,
-            steps=make_chain(recipe.steps),
-            client_versions=client_versions,
-            ranks=self.ranks,
-            stateless=recipe.personal_state == "reconstruct",
-        )
+        return server_of(self.agreement, self.clients, state, client_versions=client_versions)
+
+    @property
+    def agreement(self) -> Agreement:
+        """What server and sites must hold alike."""
+        return agreement_of(self.recipe, self.model, self.task, self.rows.label_names, self.ranks, self.base)
 
     def majority(self, client: str) -> dict[str, float]:
         """Return the test accuracy of guessing a client's most frequent class, where there are classes to guess."""

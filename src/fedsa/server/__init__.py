@@ -2,6 +2,7 @@
 
 from fedsa.server.sampling import held_out, sample_clients, sample_size
 from fedsa.server.server import Server, received_by
+from fedsa.server.starting import server_of
 from fedsa.server.state import ServerStore, load_state, save_state
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "sample_clients",
     "sample_size",
     "save_state",
+    "server_of",
 ]

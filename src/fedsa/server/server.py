@@ -155,7 +155,8 @@ class Server:
 
         Raises:
             ProtocolError: an update that was not asked for or came out of order, or whose tensors are not exactly what
-                the plan declares; with a quorum: fewer good updates than that. The state is as it was before.
+                the plan declares; with a quorum: fewer good updates than that; no update, where the server has shapes
+                alone. The state is as it was before.
         """
         planned = {key: tensor for key, tensor in self.state.tensors.items() if self.algorithm.plan(key, round).sent}
         upload_bytes: dict[str, int] = {}
@@ -189,6 +190,7 @@ class Server:
             raise ProtocolError(
                 f"round {round}: {counted(len(upload_bytes), 'good update')}, the quorum is {self._quorum} ({reasons})"
             )
+        _refuse_unknown(state, self.algorithm, round)
         self.state = state
         if not self._stateless:
             self.client_versions |= base_versions
@@ -253,3 +255,14 @@ def _check_finite(update: Update) -> None:
 
 def _name(update: Update) -> str:
     return f"update of client {update.client!r} for round {update.round}"
+
+
+def _refuse_unknown(state: ServerState, algorithm: Algorithm, round: int) -> None:
+    """Refuse a state that would have the server send a tensor whose value it does not know.
+
+    Raises:
+        ProtocolError: no update came, and the server has begun from shapes alone.
+    """
+    for key, tensor in state.tensors.items():
+        if tensor.is_meta and state.versions[key] > 0 and algorithm.plan(key, round).received:
+            raise ProtocolError(f"round {round}: no update came, and the server has no value of {key} yet")

@@ -35,12 +35,21 @@ class ServerStore(Protocol):
 
 
 def save_state(store: ServerStore, round: int, state: ServerState, client_versions: Mapping[str, int]) -> None:
-    """Keep the server's state after a round."""
+    """Keep the server's state after a round. Tensors that have no values yet, on the device ``meta``, are not kept."""
     about = {"scaling": dict(state.scaling), "groups": dict(state.groups)}
-    store.save_server(round, state.tensors, state.versions, client_versions, state.slots, about)
+    tensors = {key: tensor for key, tensor in state.tensors.items() if not tensor.is_meta}
+    store.save_server(round, tensors, state.versions, client_versions, state.slots, about)
 
 
-def load_state(store: ServerStore, round: int) -> ServerState:
-    """Return the server's state as it was after a round > 0 that is kept."""
+def load_state(store: ServerStore, round: int, first: ServerState | None = None) -> ServerState:
+    """Return the server's state as it was after a round > 0 that is kept.
+
+    Args:
+        store: keeps it.
+        round: the round.
+        first: the state before the first round, where that has tensors without values.
+    """
     tensors, versions, slots, about = store.load_server(round)
+    if first is not None:
+        tensors, versions = {**first.tensors, **tensors}, {**first.versions, **versions}
     return ServerState(tensors, versions, about["scaling"], about["groups"], slots)

@@ -89,6 +89,8 @@ class Step:
     """The key of the recipe that asks for it."""
     additive: ClassVar[bool] = True
     """The server need not see a single update: its half does to the mean what it does to each of them."""
+    needs_values: ClassVar[bool] = False
+    """The server's half, or what it does to the mean, looks at the values of the server's tensors before the round."""
 
     @property
     def name(self) -> str:
@@ -192,6 +194,11 @@ class Chain:
         reductions = [step.name for step in self.steps if isinstance(step, Reduction)]
         if len(reductions) > 1:
             raise ValueError(f"only one step can take the place of the mean, not both of {' and '.join(reductions)}")
+
+    @property
+    def needs_values(self) -> bool:
+        """A step looks at the values of the server's tensors before the round."""
+        return any(step.needs_values for step in self.steps)
 
     def on_payload(self, tensors: State) -> State:
         """Return tensors as they travel to a client."""

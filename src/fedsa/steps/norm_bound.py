@@ -33,6 +33,7 @@ class NormBound(Step):
     clipping_norm: float
 
     setting: ClassVar[str] = "robust.kind"
+    needs_values: ClassVar[bool] = True
     additive: ClassVar[bool] = False
 
     @property

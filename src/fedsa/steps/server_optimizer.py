@@ -47,6 +47,7 @@ class ServerOptimizer(MeanStep):
     settings: ServerSettings
 
     setting: ClassVar[str] = "server.optimizer"
+    needs_values: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

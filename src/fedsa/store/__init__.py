@@ -4,6 +4,7 @@
     environment.json            what it ran on
     clients.json                client id -> folder, rows per split, label counts
     partition.json              client id -> row numbers
+    agreement.json              what server and sites must hold alike
     adapter_config.json         PEFT's
     initial.safetensors         the tensors that every client started from (own A's: from the seed)
     server/round-000005.safetensors

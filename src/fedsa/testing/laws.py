@@ -48,6 +48,7 @@ __all__ = [
     "one_client_keeps_its_own",
     "order_and_scale_of_weights_do_not_matter",
     "plan_is_a_function",
+    "the_server_computes_with_initial_values_only_where_it_says",
     "the_server_refuses_what_is_not_declared",
     "uploads_are_what_the_plan_declares",
     "who_skips_rounds_catches_up",
@@ -564,6 +565,42 @@ def _needs_sums_alone(case: Case) -> bool:
     return all(_close(one, two, 1e-4) for one, two in pairs_of_effects)
 
 
+def the_server_computes_with_initial_values_only_where_it_says(case: Case) -> None:
+    """A server that starts from shapes alone sends what one with values sends, unless the method says otherwise.
+
+    Mixed ranks are left out: there a mean has the initial values in the rows and columns that no update has.
+    """
+    if case.mixed_ranks:
+        return
+    if not case.algorithm.needs_initial_values:
+        _hold(_shapes_are_enough(case), "the server computes with initial values: needs_initial_values = True says so")
+        return
+    plain = replace(case, algorithm=type(case.algorithm)(), weights=(1, 3, 2))
+    _hold(not _shapes_are_enough(plain), "needs_initial_values = True, and shapes are enough for the server")
+
+
+def _shapes_are_enough(case: Case) -> bool:
+    """Say whether a server without initial values sends what one with them sends: to one client, and to all."""
+    whole, bare = _World(case), _World(case)
+    shapes = {key: value if key.factor.side is Side.BASE else value.to("meta") for key, value in bare.initial.items()}
+    bare.server = bare.serving(case.algorithm.init(shapes, bare.scaling))
+    for round, clients in enumerate([case.clients[:1], case.clients, *case.rounds], start=1):
+        for client in case.clients:
+            one, two = (world.server.payload(client, round).tensors for world in (whole, bare))
+            if any(tensor.is_meta for tensor in two.values()) or not _same(one, two):
+                return False
+        if clients:  # without an update there is nothing to send instead of the initial values
+            whole.round(round, clients)
+            try:
+                bare.round(round, clients)
+            except (
+                ProtocolError,
+                RuntimeError,
+            ):  # of the server, or of torch: a tensor without values was computed with
+                return False
+    return True
+
+
 LAWS: dict[str, Callable[[Case], None]] = {
     law.__name__.replace("_", " "): law
     for law in (
@@ -579,6 +616,7 @@ LAWS: dict[str, Callable[[Case], None]] = {
         without_updates_nothing_changes,
         aggregate_is_pure,
         an_additive_method_needs_sums_alone,
+        the_server_computes_with_initial_values_only_where_it_says,
     )
 }
 """Every law by its name."""

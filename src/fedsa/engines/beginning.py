@@ -6,34 +6,33 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import tomllib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
+from fedsa.agreement import Agreement
 from fedsa.data.clients import label_totals
 from fedsa.errors import RunFolderError
-from fedsa.federation import Federation
-from fedsa.models import AdaptedModel, adapted_fingerprint, with_sorted_names
-from fedsa.recipe import dump_recipe
+from fedsa.federation import Federation, adapter_config, spec_of
+from fedsa.models import adapted_fingerprint
+from fedsa.recipe import agreed_settings, dump_recipe
 from fedsa.store import Progress, RunFolder, recipe_of
 from fedsa.types import SPLITS
 
 __all__ = ["begin", "check_unchanged"]
 
+_AGREEMENT = "agreement.json"
+
 
 def begin(federation: Federation, folder: RunFolder) -> Progress:
     """Write what does not change during the run, and return the progress of a run without rounds."""
-    recipe, config = dump_recipe(federation.recipe), _adapter_config(federation.model)
+    agreement = federation.agreement
     environment = _environment(federation.recipe.compute.model_dump())
-    data, fingerprints = federation.fingerprint(), _fingerprints(recipe, config, federation)
+    data, fingerprints = federation.fingerprint(), _fingerprints(agreement, federation)
     folder.begin(_run_id(federation, data, fingerprints, environment))
-    folder.write_recipe(recipe)
+    folder.write_recipe(dump_recipe(federation.recipe))
     folder.write_json("environment.json", environment)
-    folder.write_json("adapter_config.json", config)
+    folder.write_text(_AGREEMENT, agreement.text())
+    folder.write_json("adapter_config.json", adapter_config(federation.model))
     counts = {split: federation.label_counts(split) for split in SPLITS}
     totals = label_totals(counts)
     folder.register_clients(
@@ -73,75 +72,74 @@ def _run_id(federation: Federation, data: str, fingerprints: Mapping[str, str], 
 
 
 def check_unchanged(federation: Federation, folder: RunFolder, progress: Progress) -> None:
-    """Refuse to go on with another federation than the run began with.
+    """Refuse to go on with another federation than the run began with. A machine's own settings may be others.
 
     Raises:
         RunFolderError: what is not the same, and what to do.
     """
-    recipe = dump_recipe(federation.recipe)
-    now = _fingerprints(recipe, _adapter_config(federation.model), federation)
-    changed = {name for name, value in now.items() if progress.fingerprints.get(name) != value}
+    begun, now = _agreement_of(folder, progress, federation.agreement), federation.agreement
+    changed = begun.differences(now)
+    settings = [name for name in changed if name in now.setting_names | begun.setting_names]
     versions = f"the versions of torch, transformers and peft in {folder.path / 'environment.json'}"
-    if "recipe" in changed and not _is_of_older_settings(recipe, folder, progress):
-        raise RunFolderError(_other_recipe(recipe, folder))
-    changed.discard("recipe")
-    if "adapter_config" in changed:
+    if settings:
+        raise RunFolderError(
+            f"{folder.path} was begun with other settings ({', '.join(settings)}; see its recipe.toml): go on with "
+            "those, and with the versions in its environment.json, or start a new run"
+        )
+    if any(name.startswith("adapter.config.") for name in changed):
         raise RunFolderError(
             f"{folder.path}: the adapter's PEFT config is not the one that the run began with: use that of "
             f"{folder.path / 'adapter_config.json'}, and {versions}, or start a new run"
         )
-    if progress.data != federation.fingerprint():
+    if progress.data != federation.fingerprint() or {"labels", "metric", "ranks"} & {*changed}:
         raise RunFolderError(
             f"{folder.path}: the clients' rows are not those that the run began with, so it cannot go on: put "
             "the data (or the model's tokenizer) back as it was, or start a new run"
         )
-    if changed:
+    if "adapter.base" in changed or not _has_same_weights(federation, folder, progress):
         raise RunFolderError(
             f"{folder.path}: the base model's weights are not those that the run began with: put the model "
             f"({federation.recipe.model.path}) back as it was, use {versions}, or start a new run"
         )
-    started, initial = folder.load_initial(), federation.model.initial
-    if started.keys() != initial.keys():
-        names = ", ".join(str(key) for key in sorted(started.keys() ^ initial.keys())[:3])
+    if {"adapter.tensors", "adapter.scaling"} & {*changed}:
+        names = ", ".join(sorted(begun.adapter.tensors.keys() ^ now.adapter.tensors.keys())[:3])
         raise RunFolderError(
             f"{folder.path}: the adapter's tensors are not those that the run began with ({names}, ...): use the same "
             f"target_modules and modules_to_save, and {versions}, or start a new run"
         )
-    if any(not torch.equal(started[key], tensor) for key, tensor in initial.items()):
+    if changed:
         raise RunFolderError(
             f"{folder.path}: the initial tensors are not those that the run began with: use {versions}"
         )
 
 
-def _is_of_older_settings(recipe: str, folder: RunFolder, progress: Progress) -> bool:
-    """Say whether a recipe differs from the run's only by settings that the run is older than, at their defaults."""
-    is_the_runs = progress.fingerprints.get("recipe") == _hash(folder.recipe_text())
-    return is_the_runs and dump_recipe(recipe_of(folder)) == recipe
-
-
-def _other_recipe(recipe: str, folder: RunFolder) -> str:
-    old, new = (dict(_flat(tomllib.loads(each))) for each in (folder.recipe_text(), recipe))
-    differing = ", ".join(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
-    return (
-        f"{folder.path} was begun with other settings ({differing}; see its recipe.toml): go on with those, and with "
-        "the versions and hardware in its environment.json, or start a new run"
+def _agreement_of(folder: RunFolder, progress: Progress, now: Agreement) -> Agreement:
+    """The agreement that a run began with; of a run of before there were any, what its other files tell of it."""
+    settings = agreed_settings(recipe_of(folder))  # with the defaults of settings that the run is older than
+    if folder.has(_AGREEMENT):
+        begun = Agreement.parse(folder.read_text(_AGREEMENT), str(folder.path / _AGREEMENT))
+        return begun.model_copy(update={"settings": settings})
+    base = progress.fingerprints.get("base_as_loaded", "") if now.adapter.base else ""
+    return Agreement(
+        settings=settings,
+        labels=now.labels,
+        metric=now.metric,
+        adapter=spec_of(folder.read_json("adapter_config.json"), folder.load_initial(), now.adapter.scaling, base),
+        ranks=now.ranks,
     )
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _has_same_weights(federation: Federation, folder: RunFolder, progress: Progress) -> bool:
+    """Say whether the base computes with the weights that the run began with; in another precision they are others."""
+    begun, here = recipe_of(folder), federation.recipe
+    if (begun.compute.precision, begun.model.quantization) != (here.compute.precision, here.model.quantization):
+        return True
+    return progress.fingerprints.get("base_model") == adapted_fingerprint(federation.model)
 
 
-def _fingerprints(recipe: str, config: Mapping[str, Any], federation: Federation) -> dict[str, str]:
-    # Where the model lay and which PEFT wrote the config change nothing: weights have a fingerprint of their own.
-    told = {name: value for name, value in config.items() if name not in ("base_model_name_or_path", "peft_version")}
+def _fingerprints(agreement: Agreement, federation: Federation) -> dict[str, str]:
     return {
-        "recipe": _hash(recipe),
-        "adapter_config": _hash(json.dumps(told, sort_keys=True)),
+        "agreement": agreement.fingerprint(),
         "base_model": adapted_fingerprint(federation.model),
         "base_as_loaded": federation.base,
     }
@@ -149,13 +147,6 @@ def _fingerprints(recipe: str, config: Mapping[str, Any], federation: Federation
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _adapter_config(model: AdaptedModel) -> dict[str, Any]:
-    """Return PEFT's config as PEFT writes it, but for the order of names."""
-    with TemporaryDirectory() as place:
-        model.config.save_pretrained(place)
-        return with_sorted_names(json.loads((Path(place) / "adapter_config.json").read_text(encoding="utf-8")))
 
 
 def _environment(compute: Mapping[str, Any]) -> dict[str, str]:

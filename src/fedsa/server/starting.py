@@ -1,0 +1,44 @@
+"""A server is made from what was agreed upon: it needs no rows, no model, and values only where the method does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fedsa.agreement import Agreement
+from fedsa.algorithms.base import ServerState
+from fedsa.server.server import Server
+
+__all__ = ["server_of"]
+
+
+def server_of(
+    agreement: Agreement,
+    clients: Iterable[str],
+    state: ServerState,
+    *,
+    client_versions: Mapping[str, int] | None = None,
+    quorum: int | None = None,
+) -> Server:
+    """The server of a federation.
+
+    Args:
+        agreement: what server and sites hold alike.
+        clients: every registered client's id.
+        state: after the last finished round, or `Agreement.first_state`.
+        client_versions: client id to the newest version that it holds; who is not in it holds the initial state.
+        quorum: as for `Server`.
+    """
+    recipe = agreement.recipe
+    return Server(
+        agreement.algorithm,
+        state,
+        tuple(clients),
+        seed=recipe.seed,
+        fraction_train=recipe.fraction_train,
+        weighting=recipe.weighting,
+        steps=agreement.steps,
+        client_versions=client_versions,
+        ranks=agreement.ranks,
+        stateless=recipe.personal_state == "reconstruct",
+        quorum=quorum,
+    )
