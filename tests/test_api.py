@@ -19,7 +19,7 @@ import fedsa
 from fedsa.cli import main
 from fedsa.errors import ConfigError, DataError, ModelError, RunFolderError, UserError
 from fedsa.models import AdaptedModel
-from fedsa.recipe import OBJECTS, TaskSettings, dump_recipe
+from fedsa.recipe import OBJECTS, ClassificationSettings, dump_recipe
 from fedsa.runs.export import export, personal_state
 from fedsa.store import RunFolder
 from support.tiny_rows import write_rows
@@ -114,7 +114,7 @@ def test_list_of_clients_and_splits_of_their_own(tiny_model: Path, tables: dict[
         )
         for table in tables.values()
     ]
-    task = TaskSettings(text_columns=["text"], label_column="label", labels=["bad", "good"])
+    task = ClassificationSettings(text_columns=["text"], label_column="label", labels=["bad", "good"])
     federation = fedsa.Federation.from_objects(str(tiny_model), config(), clients, task=task, **SETTINGS)
     assert federation.clients == ("client-1", "client-2")
     for client, own in zip(federation.clients, clients, strict=True):

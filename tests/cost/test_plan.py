@@ -56,7 +56,7 @@ def parameters_of(plan: dict[str, Any]) -> dict[str, int]:
 
 def counted(recipe: Recipe) -> dict[str, int]:
     """Return the parameters of each factor, without the FLOPs and the memory, which take longest."""
-    task = make_task(recipe.task, recipe.task.labels or ["0", "1"])
+    task = make_task(recipe.task, recipe.task.class_names or ["0", "1"])
     model = empty_model(
         recipe.model,
         recipe.adapter,

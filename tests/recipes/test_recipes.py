@@ -14,7 +14,7 @@ from transformers import BertModel
 import fedsa
 from fedsa import Federation
 from fedsa.cost.plan import plan_run
-from fedsa.recipe import TaskSettings, parse_recipe, read_recipe, recipe_names
+from fedsa.recipe import parse_recipe, read_recipe, recipe_names, task_settings
 from support.tiers import one_of_each
 from support.tiny_decoder import NUMBERS, write_decoder
 from support.tiny_rows import FILLER
@@ -56,7 +56,7 @@ def write_stand_in(recipe, folder, words):
     Its texts are of words that the model's tokenizer knows.
     """
     rng = np.random.default_rng(0)
-    task = TaskSettings(**recipe["task"])
+    task = task_settings(recipe["task"])
     place = folder / recipe["data"]["path"].rpartition("/")[2] / recipe["data"].get("name", "") / "data"
     place.mkdir(parents=True)
 
@@ -69,7 +69,7 @@ def write_stand_in(recipe, folder, words):
             rows["label"] = (np.arange(count) % len(task.labels)).tolist()
         if task.kind == "multiple_choice":
             rows |= choices_of(task, rng, count, text)
-        if task.extract != "none":
+        if task.kind == "generation" and task.extract != "none":
             rows["answer"] = [f"so it equals #### {number}" for number in rng.integers(0, 19, count)]
         if "answers" in rows:
             rows["answers"] = [{"text": [row.split()[0]], "answer_start": [0]} for row in rows["context"]]

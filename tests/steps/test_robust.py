@@ -16,7 +16,16 @@ from fedsa.algorithms import check_algorithm, make_algorithm
 from fedsa.algorithms.base import ServerState
 from fedsa.cost.plan import plan_run
 from fedsa.errors import ConfigError, ProtocolError
-from fedsa.recipe import RobustSettings, ServerSettings, StepSettings, dump_recipe, parse_recipe
+from fedsa.recipe import (
+    FedAdamSettings,
+    FedAvgMSettings,
+    MedianSettings,
+    StepSettings,
+    dump_recipe,
+    parse_recipe,
+    robust_settings,
+    server_settings,
+)
 from fedsa.server import Server
 from fedsa.steps import check_steps, make_chain
 from fedsa.steps.base import Chain, Step
@@ -36,7 +45,7 @@ VALUES = st.lists(st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=
     "step",
     [
         *(Cast("fp32"), Cast("bf16"), Median(), TrimmedMean(0.25), NormBound(1.0)),
-        *(ServerOptimizer(ServerSettings(optimizer=name)) for name in ("fedavgm", "fedadam", "fedyogi")),
+        *(ServerOptimizer(server_settings({"optimizer": name})) for name in ("fedavgm", "fedadam", "fedyogi")),
     ],
     ids=lambda step: step.name,
 )
@@ -46,13 +55,13 @@ def test_every_step_obeys_the_laws(step: Step) -> None:
 
 @pytest.mark.parametrize("kind", ["none", "median", "trimmed_mean", "norm_bound"])
 def test_a_recipe_gets_the_step_that_it_asks_for(kind: str) -> None:
-    given = RobustSettings.model_validate({"kind": kind, **({"clipping_norm": 2} if kind == "norm_bound" else {})})
+    given = robust_settings({"kind": kind, **({"clipping_norm": 2} if kind == "norm_bound" else {})})
     expected = {"median": [Median()], "trimmed_mean": [TrimmedMean(0.2)], "norm_bound": [NormBound(2.0)]}.get(kind, [])
     assert list(make_chain(StepSettings(robust=given)).steps) == [*expected, Cast("fp32")]
 
 
 def test_a_client_takes_the_cast_last_and_the_server_its_optimiser_last() -> None:
-    asked = make_chain(StepSettings("bf16", ServerSettings(optimizer="fedadam"), RobustSettings(kind="median")))
+    asked = make_chain(StepSettings("bf16", FedAdamSettings(), MedianSettings()))
     assert [step.name for step in asked.steps] == ["fedadam", "median", "cast"]
 
 
@@ -179,7 +188,7 @@ def test_two_steps_cannot_take_the_place_of_the_mean() -> None:
 
 def test_a_median_and_a_server_optimiser_go_together() -> None:
     """FedAvgM without momentum makes half a step to the median: 0 → ½·2."""
-    optimizer = ServerOptimizer(ServerSettings(optimizer="fedavgm", momentum=0.0, learning_rate=0.5))
+    optimizer = ServerOptimizer(FedAvgMSettings(momentum=0.0, learning_rate=0.5))
     algorithm = make_algorithm("fedit", {})
     server = Server(
         algorithm, algorithm.init({A: torch.zeros(1)}), ["a", "b", "c"], seed=0, steps=Chain((optimizer, Median()))
@@ -241,16 +250,19 @@ def test_other_mistakes_are_left_to_whoever_finds_them(data: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("robust", "text"),
     [
-        ({"kind": "mean"}, "robust.kind: input should be 'none', 'median', 'trimmed_mean' or 'norm_bound'"),
-        ({"kind": "norm_bound"}, "robust: kind = 'norm_bound' needs clipping_norm: say how far"),
+        ({"kind": "mean"}, "robust: kind = 'mean': did you mean 'median'?"),
+        ({"kind": "norm_bound"}, "robust: kind = 'norm_bound' needs `clipping_norm`"),
         ({"kind": "norm_bound", "clipping_norm": 0}, "robust.clipping_norm: input should be greater than 0"),
-        ({"kind": "median", "clipping_norm": 1}, "clipping_norm: not a setting of kind = 'median'; it takes none"),
+        (
+            {"kind": "median", "clipping_norm": 1},
+            "robust: `clipping_norm` does not go with kind = 'median'; it goes with norm_bound",
+        ),
         (
             {"kind": "norm_bound", "clipping_norm": 1, "trim_fraction": 0.1},
-            "trim_fraction: not a setting of kind = 'norm_bound'; it takes clipping_norm",
+            "`trim_fraction` does not go with kind = 'norm_bound'; it goes with trimmed_mean",
         ),
         ({"kind": "trimmed_mean", "trim_fraction": 0.5}, "robust.trim_fraction: input should be less than 0.5"),
-        ({"trim_fraction": 0.1}, "trim_fraction: not a setting of kind = 'none'; it takes none"),
+        ({"trim_fraction": 0.1}, "`trim_fraction` does not go with kind = 'none'; it goes with trimmed_mean"),
     ],
     ids=str,
 )

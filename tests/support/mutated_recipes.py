@@ -63,8 +63,9 @@ def fields(model: type[BaseModel] = Recipe, above: tuple[str, ...] = ()) -> Iter
     """Yield the place of every setting and section of a recipe, with its type."""
     for name, field in model.model_fields.items():
         yield (*above, name), field.annotation
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields(field.annotation, (*above, name))
+        for section in (field.annotation, *get_args(field.annotation)):  # where it comes in kinds, of each
+            if isinstance(section, type) and issubclass(section, BaseModel):
+                yield from fields(section, (*above, name))
 
 
 FIELDS = list(fields())

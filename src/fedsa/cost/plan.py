@@ -78,8 +78,8 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         )
     each_round = None if number is None else sample_size(recipe.fraction_train, number)
     compute = _compute(recipe.compute, notes)
-    labels = recipe.task.labels or (list(rows.label_names) if rows and recipe.task.has_classes else ["0", "1"])
-    if recipe.task.labels is None and recipe.task.has_classes and not rows:
+    labels = recipe.task.class_names or (list(rows.label_names) if rows and recipe.task.has_classes else ["0", "1"])
+    if recipe.task.class_names is None and recipe.task.has_classes and not rows:
         notes.append("task.labels is not set: the head is counted with 2 classes")
     task = make_task(recipe.task, labels)
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
@@ -94,7 +94,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         folds=algorithm.folds,
         gated=algorithm.gated,
         takes_images=task.takes_images,
-        image_size=recipe.task.image_size,
+        image_size=recipe.task.image_side,
         on_progress=tell,
     )
     check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
@@ -282,7 +282,7 @@ def _computation(
     tokens = min(recipe.task.max_length, model.longest or recipe.task.max_length)
     if model.side is not None:
         tokens = model.longest or 1
-        if recipe.task.image_size is None:
+        if recipe.task.image_side is None:
             notes.append(
                 f"task.image_size is not set: images are counted with {model.side} pixels a side, as the model's "
                 "config says; a run takes what its image processor says"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from fedsa.data.quality import client_notes, label_notes, repeat_notes, spelling
 from fedsa.data.reading import FROM_0, PLACE, Places, Wanted, some
 from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
 from fedsa.errors import DataError, near
-from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings, fields_of
+from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings
 from fedsa.seeds import derive_seed
 from fedsa.types import CLASS_NUMBER, NO_CLASS, SPLITS
 
@@ -147,21 +146,13 @@ def _of_client(table: datasets.Dataset, client: str) -> datasets.Dataset:
     return table.add_column(CLIENT, [client] * len(table))
 
 
-_PLAIN = {"classification", "regression", "language_modeling", "question_answering"}
-"""Kinds of task whose `text_columns` hold a text each. Others read lists or pictures, or look at values themselves."""
-
-
 def _wanted(recipe: Recipe, *more: str | None) -> Wanted:
     """Return what a recipe reads of a table."""
     task, partition = recipe.task, recipe.data.partition
     roles = {*partition_columns(partition), task.label_column, partition.label_column, *more} - {None}
-    texts = {*roles, *task.text_columns} if task.kind in _PLAIN else roles - {*task.columns}
+    texts = {*roles, *task.plain_columns} if task.plain_columns else roles - {*task.columns}
     texts |= {*partition_columns(partition)}
-    numbers = {task.answer} if task.kind in ("regression", "multiple_choice") or task.is_own else set()
-    if task.kind == "generation":  # {price:.2f} is of a number
-        parsed = string.Formatter().parse(f"{task.prompt}{task.answer}")
-        numbers = {field for _, field, spec, _ in parsed if field and spec}
-    return Wanted(_names({*roles, *task.columns}), _names(texts), _names(numbers - texts))
+    return Wanted(_names({*roles, *task.columns}), _names(texts), _names(task.number_columns - texts))
 
 
 def _names(columns: Iterable[str | None]) -> frozenset[str]:
@@ -204,7 +195,8 @@ def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> DealtRows:
     )
     labels = np.concatenate([numbers[split] for split in present])
     fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
-    inputs, outputs = _inputs(task)
+    inputs = task.input_columns
+    outputs = [name for name in task.columns if name not in inputs]
     notes += client_notes(partition)
     notes += repeat_notes(
         table,
@@ -251,17 +243,6 @@ def _checked(
     return present, places
 
 
-def _inputs(task: TaskSettings) -> tuple[list[str], list[str]]:
-    """Return the columns that a model is given, and those of what it is to say; none for pictures."""
-    if task.kind == "image_classification":
-        return [], []
-    if task.kind in ("generation", "multiple_choice"):
-        inputs = list(dict.fromkeys([*fields_of(task.prompt or ""), *(task.choices or ())]))
-    else:
-        inputs = task.text_columns
-    return inputs, [name for name in task.columns if name not in inputs]
-
-
 def _needed(task: TaskSettings) -> list[str]:
     """Return the columns that every split must have."""
     return list(dict.fromkeys([*task.columns, *([task.label_column] if task.label_column else [])]))
@@ -278,9 +259,9 @@ def _classes(
     """Return each split's class numbers, and the classes' names; without a label column all rows are of one kind."""
     if task.label_column is None:
         return {split: np.zeros(len(table), dtype=np.int64) for split, table in tables.items()}, (NO_CLASS,)
-    names: Sequence[str] | None = task.labels if task.has_classes else None
+    names: Sequence[str] | None = task.class_names
     if not task.has_classes:  # values that only tell how rows are shared out: no split need have them all
-        return _numbered(tables, task.label_column, task.labels if task.is_own else None, path)
+        return _numbered(tables, task.label_column, names, path)
     numbers: dict[str, IntArray] = {}
     for split, table in tables.items():
         where = f"{path} ({split} rows)"

@@ -89,7 +89,7 @@ def build(
     check_weighable(algorithm, recipe.algorithm, model, task, recipe.task.kind)
     ranks = client_ranks(recipe.adapter, everyone) if ranks is None else ranks
     task, processor, encoded, limit = encode_rows(
-        task, base, processor, rows, image_size=recipe.task.image_size, tell=tell
+        task, base, processor, rows, image_size=recipe.task.image_side, tell=tell
     )
     resolved = written_out(recipe, base, model.config, limit).model_copy(
         update={"compute": compute, "share_head": algorithm.share_head}

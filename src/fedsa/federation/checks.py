@@ -48,7 +48,7 @@ def check_early(recipe: Recipe) -> None:
     if recipe.task.is_own:  # it may need the names of the classes, which the rows tell
         check_model_extras(recipe.model, takes_images=False)
         return
-    task = make_task(recipe.task, recipe.task.labels or ["0", "1"])
+    task = make_task(recipe.task, recipe.task.class_names or ["0", "1"])
     check_model_extras(recipe.model, takes_images=task.takes_images)
     check_layer_names(recipe.model, recipe.adapter, auto_model=task.auto_model, options=task.model_options())
 

@@ -95,7 +95,7 @@ class Federation:
         seed = derive_seed(recipe.seed, "init")
         config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed)
         config = with_drawn_layers(config, drawn, base)
-        processor = load_processor(recipe.model, task, recipe.task.image_size)
+        processor = load_processor(recipe.model, task, recipe.task.image_side)
         return build(cls, recipe, base, processor, config, task, rows, tell, notes)
 
     @classmethod
@@ -149,7 +149,7 @@ class Federation:
         notes: list[str] = []
         if isinstance(model, ModelSettings | Mapping):
             base, drawn = load_named_base(recipe, the_task, tell, notes)
-            tokenizer = tokenizer or load_processor(recipe.model, the_task, recipe.task.image_size)
+            tokenizer = tokenizer or load_processor(recipe.model, the_task, recipe.task.image_side)
         elif tokenizer is None:
             raise DataError("give tokenizer=... with a loaded model, or give the model as a name")
         else:
@@ -187,7 +187,7 @@ class Federation:
         recipe = for_newcomer(recipe)
         task = make_task(recipe.task, rows.label_names)
         base = load_named_base(recipe, task, tell)[0] if model is None else fresh_base(model)
-        processor = tokenizer or load_processor(recipe.model, task, recipe.task.image_size)
+        processor = tokenizer or load_processor(recipe.model, task, recipe.task.image_side)
         return build(cls, recipe, base, processor, config, task, rows, tell, has_scale=True)
 
     @classmethod
@@ -225,7 +225,7 @@ class Federation:
         tell("loading the model")
         notes: list[str] = []
         base, _ = load_named_base(recipe, task, tell, notes)
-        config, processor = peft_config_in(agreement), load_processor(recipe.model, task, recipe.task.image_size)
+        config, processor = peft_config_in(agreement), load_processor(recipe.model, task, recipe.task.image_side)
         ranks = agreement.ranks
         made = build(cls, recipe, base, processor, config, task, rows, tell, notes, has_scale=True, ranks=ranks)
         refuse_differences(agreement, made.agreement)

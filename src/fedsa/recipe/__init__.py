@@ -22,34 +22,70 @@ from fedsa.recipe.partition import PartitionSettings
 from fedsa.recipe.paths import OBJECTS, refuse_objects, with_absolute_paths
 from fedsa.recipe.reading import apply_overrides, find_toml, parse_toml, read_recipe, read_toml, recipe_names
 from fedsa.recipe.recipe import Recipe, agreed_settings
-from fedsa.recipe.robust import RobustSettings
-from fedsa.recipe.server import SERVER_DEFAULTS, ServerSettings
+from fedsa.recipe.robust import (
+    MedianSettings,
+    NormBoundSettings,
+    NotRobustSettings,
+    RobustSettings,
+    TrimmedMeanSettings,
+    robust_settings,
+)
+from fedsa.recipe.server import FedAdamSettings, FedAvgMSettings, MeanSettings, ServerSettings, server_settings
 from fedsa.recipe.steps import StepSettings, WireDtype
 from fedsa.recipe.task import TaskSettings, fields_of
+from fedsa.recipe.task_kinds import (
+    AnyTaskSettings,
+    ClassificationSettings,
+    GenerationSettings,
+    ImageClassificationSettings,
+    LanguageModelingSettings,
+    MultipleChoiceSettings,
+    OwnTaskSettings,
+    QuestionAnsweringSettings,
+    RegressionSettings,
+    TokenClassificationSettings,
+    task_settings,
+)
 from fedsa.recipe.training import DEFAULT_LOCAL_STEPS, TrainingSettings
 
 __all__ = [
     "DEFAULT_ADAPTATION_EPOCHS",
     "DEFAULT_LOCAL_STEPS",
     "OBJECTS",
-    "SERVER_DEFAULTS",
     "AdaptationSettings",
     "AdapterSettings",
+    "AnyTaskSettings",
     "Check",
+    "ClassificationSettings",
     "ComputeSettings",
     "DataSettings",
     "EvaluationSettings",
+    "FedAdamSettings",
+    "FedAvgMSettings",
+    "GenerationSettings",
+    "ImageClassificationSettings",
+    "LanguageModelingSettings",
+    "MeanSettings",
+    "MedianSettings",
     "ModelSettings",
+    "MultipleChoiceSettings",
+    "NormBoundSettings",
+    "NotRobustSettings",
+    "OwnTaskSettings",
     "PartitionSettings",
+    "QuestionAnsweringSettings",
     "Recipe",
     "ReconstructionSettings",
+    "RegressionSettings",
     "RobustSettings",
     "Scope",
     "ServerSettings",
     "Start",
     "StepSettings",
     "TaskSettings",
+    "TokenClassificationSettings",
     "TrainingSettings",
+    "TrimmedMeanSettings",
     "WireDtype",
     "agreed_settings",
     "apply_overrides",
@@ -64,6 +100,9 @@ __all__ = [
     "read_toml",
     "recipe_names",
     "refuse_objects",
+    "robust_settings",
     "scope_of",
+    "server_settings",
+    "task_settings",
     "with_absolute_paths",
 ]

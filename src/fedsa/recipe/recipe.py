@@ -13,10 +13,10 @@ from fedsa.recipe.compute import ComputeSettings
 from fedsa.recipe.data import DataSettings
 from fedsa.recipe.evaluation import AdaptationSettings, EvaluationSettings, ReconstructionSettings
 from fedsa.recipe.model import ModelSettings
-from fedsa.recipe.robust import RobustSettings
-from fedsa.recipe.server import ServerSettings
+from fedsa.recipe.robust import NotRobustSettings, RobustSettings
+from fedsa.recipe.server import MeanSettings, ServerSettings
 from fedsa.recipe.steps import StepSettings, WireDtype
-from fedsa.recipe.task import TaskSettings
+from fedsa.recipe.task_kinds import AnyTaskSettings, ClassificationSettings
 from fedsa.recipe.training import TrainingSettings
 
 __all__ = ["Recipe", "agreed_settings", "contradictions"]
@@ -59,11 +59,11 @@ class Recipe(Settings):
     callbacks: Note[list[str]] = Field([], description="progress listeners, e.g. tensorboard")
     model: ModelSettings
     adapter: AdapterSettings = AdapterSettings()
-    task: TaskSettings = Field(default_factory=TaskSettings)
+    task: AnyTaskSettings = ClassificationSettings()
     data: DataSettings
     training: TrainingSettings = TrainingSettings()
-    server: ServerSettings = ServerSettings()
-    robust: RobustSettings = RobustSettings()
+    server: ServerSettings = MeanSettings()
+    robust: RobustSettings = NotRobustSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     reconstruction: ReconstructionSettings = ReconstructionSettings()
     adaptation: AdaptationSettings = AdaptationSettings()

@@ -2,53 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter
 
 from fedsa.recipe.base import Agreed, Settings
+from fedsa.recipe.kinds import ByKind
 
-__all__ = ["RobustSettings"]
+__all__ = [
+    "MedianSettings",
+    "NormBoundSettings",
+    "NotRobustSettings",
+    "RobustSettings",
+    "TrimmedMeanSettings",
+    "robust_settings",
+]
 
-_KEYS = {"none": None, "median": None, "trimmed_mean": "trim_fraction", "norm_bound": "clipping_norm"}
-"""What each kind takes beside its name."""
+
+class NotRobustSettings(Settings):
+    """The weighted mean, whatever the clients send."""
+
+    kind: Agreed[Literal["none"]] = Field("none", description="the weighted mean")
 
 
-class RobustSettings(Settings):
-    """What the server does against a client that sends anything at all, by mistake or on purpose."""
+class MedianSettings(Settings):
+    """The median of each number by itself."""
 
-    kind: Agreed[Literal["none", "median", "trimmed_mean", "norm_bound"]] = Field(
-        "none",
-        description="none: the weighted mean; median, trimmed_mean: of each number by itself, in place of the mean, "
-        "each client counting once; norm_bound: an update that is too far from the server's values is scaled down",
+    kind: Agreed[Literal["median"]] = Field(
+        "median", description="of each number by itself, in place of the mean, each client counting once"
     )
-    trim_fraction: Agreed[float | None] = Field(
-        None,
-        gt=0,
-        lt=0.5,
-        description="trimmed_mean only: part of the clients whose values are left out at each end; empty: 0.2",
+
+
+class TrimmedMeanSettings(Settings):
+    """The mean of each number by itself without the largest and the smallest values."""
+
+    kind: Agreed[Literal["trimmed_mean"]] = Field(
+        "trimmed_mean", description="of each number by itself, in place of the mean, each client counting once"
     )
-    clipping_norm: Agreed[float | None] = Field(
-        None, gt=0, description="norm_bound only: the largest distance of an update, over all its numbers; required"
+    trim_fraction: Agreed[float] = Field(
+        0.2, gt=0, lt=0.5, description="part of the clients whose values are left out at each end"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _default_of_the_kind(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("kind") == "trimmed_mean":
-            return {"trim_fraction": 0.2, **data}
-        return data
 
-    @model_validator(mode="after")
-    def _keys_go_with_the_kind(self) -> RobustSettings:
-        own = _KEYS[self.kind]
-        wrong = [name for name, value in self if name not in ("kind", own) and value is not None]
-        if wrong:
-            goes = f"it takes {own}" if own else "it takes none"
-            raise ValueError(f"{', '.join(wrong)}: not a setting of kind = {self.kind!r}; {goes}")
-        if self.kind == "norm_bound" and self.clipping_norm is None:
-            raise ValueError(
-                "kind = 'norm_bound' needs clipping_norm: say how far an update may be from the server's values"
-            )
-        return self
+class NormBoundSettings(Settings):
+    """Updates that are too far from the server's values are scaled down."""
+
+    kind: Agreed[Literal["norm_bound"]] = Field(
+        "norm_bound", description="an update that is too far from the server's values is scaled down"
+    )
+    clipping_norm: Agreed[float] = Field(gt=0, description="the largest distance of an update, over all its numbers")
+
+
+RobustSettings = Annotated[
+    NotRobustSettings | MedianSettings | TrimmedMeanSettings | NormBoundSettings,
+    ByKind(
+        "kind",
+        default="none",
+        about="What the server does against a client that sends anything at all, by mistake or on purpose.",
+    ),
+]
+
+_ANY: TypeAdapter[RobustSettings] = TypeAdapter(RobustSettings)
+
+
+def robust_settings(data: Any) -> RobustSettings:
+    """The section that raw data describes: of the kind that ``kind`` names, or of none.
+
+    Raises:
+        ValidationError: a setting is missing, out of its range, or of another kind.
+    """
+    return _ANY.validate_python(data)

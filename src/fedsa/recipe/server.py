@@ -1,59 +1,57 @@
-"""The section ``[server]``: what the server makes of a round's mean."""
+"""The section ``[server]``: what the server makes of a round's mean. Each optimiser has its own settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter
 
 from fedsa.recipe.base import Agreed, Settings
+from fedsa.recipe.kinds import ByKind
 
-__all__ = ["SERVER_DEFAULTS", "ServerSettings"]
-
-SERVER_DEFAULTS: dict[str, dict[str, float]] = {
-    "none": {},
-    "fedavgm": {"learning_rate": 1.0, "momentum": 0.9},
-    "fedadam": {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
-    "fedyogi": {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
-}
-"""The server optimisers, and the settings that go with each, with their defaults."""
+__all__ = ["FedAdamSettings", "FedAvgMSettings", "MeanSettings", "ServerSettings", "server_settings"]
 
 
-class ServerSettings(Settings):
-    """What the server makes of a round's mean: it can take it as a gradient of its own."""
+class MeanSettings(Settings):
+    """What the server makes of a round's mean: it is the new value."""
 
-    optimizer: Agreed[Literal["none", "fedavgm", "fedadam", "fedyogi"]] = Field(
-        "none",
-        description="none: the mean is the new value; fedavgm: momentum; fedadam, fedyogi: adaptive steps. For methods "
-        "whose tensors are averaged in place",
-    )
-    learning_rate: Agreed[float | None] = Field(
-        None, gt=0, description="of the server; empty: 1 for fedavgm, 0.01 for the others (their paper tunes it)"
-    )
-    momentum: Agreed[float | None] = Field(None, ge=0, lt=1, description="fedavgm only; empty: 0.9")
-    beta1: Agreed[float | None] = Field(
-        None, ge=0, lt=1, description="of the first moment, fedadam and fedyogi; empty: 0.9"
-    )
-    beta2: Agreed[float | None] = Field(
-        None, ge=0, lt=1, description="of the second moment, fedadam and fedyogi; empty: 0.99"
-    )
-    tau: Agreed[float | None] = Field(
-        None, gt=0, description="added to the root of the second moment, fedadam and fedyogi; empty: 0.001"
-    )
+    optimizer: Agreed[Literal["none"]] = Field("none", description="the mean is the new value")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_optimizer(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or not isinstance(data.get("optimizer"), str):
-            return data
-        return {**SERVER_DEFAULTS.get(data["optimizer"], {}), **data}
 
-    @model_validator(mode="after")
-    def _keys_go_with_the_optimizer(self) -> ServerSettings:
-        own = SERVER_DEFAULTS[self.optimizer]
-        wrong = [name for name, value in self if name != "optimizer" and value is not None and name not in own]
-        if wrong:
-            goes = f"it takes {', '.join(own)}" if own else f"choose {', '.join(list(SERVER_DEFAULTS)[1:])}"
-            raise ValueError(f"{', '.join(wrong)}: not a setting of optimizer = {self.optimizer!r}; {goes}")
-        return self
+class FedAvgMSettings(Settings):
+    """The mean is a gradient, with momentum."""
+
+    optimizer: Agreed[Literal["fedavgm"]] = Field("fedavgm", description="a step with momentum")
+    learning_rate: Agreed[float] = Field(1.0, gt=0, description="of the server")
+    momentum: Agreed[float] = Field(0.9, ge=0, lt=1, description="of the server")
+
+
+class FedAdamSettings(Settings):
+    """The mean is a gradient, with adaptive steps."""
+
+    optimizer: Agreed[Literal["fedadam", "fedyogi"]] = Field("fedadam", description="adaptive steps")
+    learning_rate: Agreed[float] = Field(0.01, gt=0, description="of the server; the paper tunes it")
+    beta1: Agreed[float] = Field(0.9, ge=0, lt=1, description="of the first moment")
+    beta2: Agreed[float] = Field(0.99, ge=0, lt=1, description="of the second moment")
+    tau: Agreed[float] = Field(1e-3, gt=0, description="added to the root of the second moment")
+
+
+ServerSettings = Annotated[
+    MeanSettings | FedAvgMSettings | FedAdamSettings,
+    ByKind(
+        "optimizer",
+        default="none",
+        about="What the server makes of a round's mean. All but none: for methods whose tensors are averaged in place.",
+    ),
+]
+
+_ANY: TypeAdapter[ServerSettings] = TypeAdapter(ServerSettings)
+
+
+def server_settings(data: Any) -> ServerSettings:
+    """The section that raw data describes: of the optimiser that ``optimizer`` names, or of none.
+
+    Raises:
+        ValidationError: a setting is missing, out of its range, or of another kind.
+    """
+    return _ANY.validate_python(data)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypeAlias
 
-from fedsa.recipe.robust import RobustSettings
-from fedsa.recipe.server import ServerSettings
+from fedsa.recipe.robust import NotRobustSettings, RobustSettings
+from fedsa.recipe.server import MeanSettings, ServerSettings
 
 __all__ = ["StepSettings", "WireDtype"]
 
@@ -22,5 +22,5 @@ class StepSettings(NamedTuple):
     """
 
     wire_dtype: WireDtype = "fp32"
-    server: ServerSettings = ServerSettings()
-    robust: RobustSettings = RobustSettings()
+    server: ServerSettings = MeanSettings()
+    robust: RobustSettings = NotRobustSettings()

@@ -9,7 +9,18 @@ from pydantic import ValidationError
 
 from fedsa.algorithms import algorithm_in
 from fedsa.errors import Mistake, UserError
-from fedsa.recipe import RobustSettings, ServerSettings, StepSettings
+from fedsa.recipe import (
+    MeanSettings,
+    MedianSettings,
+    NormBoundSettings,
+    NotRobustSettings,
+    RobustSettings,
+    ServerSettings,
+    StepSettings,
+    TrimmedMeanSettings,
+    robust_settings,
+    server_settings,
+)
 from fedsa.steps.base import Chain, Step
 from fedsa.steps.cast import Cast
 from fedsa.steps.median import Median
@@ -31,18 +42,18 @@ def make_chain(settings: StepSettings = StepSettings()) -> Chain:  # noqa: B008 
 
 
 def _on_the_mean(server: ServerSettings) -> list[Step]:
-    return [] if server.optimizer == "none" else [ServerOptimizer(server)]
+    return [] if isinstance(server, MeanSettings) else [ServerOptimizer(server)]
 
 
 def _robust(robust: RobustSettings) -> list[Step]:
-    match robust.kind, robust.trim_fraction, robust.clipping_norm:
-        case "median", _, _:
+    match robust:
+        case MedianSettings():
             return [Median()]
-        case "trimmed_mean", float(fraction), _:
+        case TrimmedMeanSettings(trim_fraction=fraction):
             return [TrimmedMean(fraction)]
-        case "norm_bound", _, float(norm):
+        case NormBoundSettings(clipping_norm=norm):
             return [NormBound(norm)]
-        case _:
+        case NotRobustSettings():
             return []
 
 
@@ -55,8 +66,8 @@ def check_steps(data: Mapping[str, Any]) -> list[Mistake]:
     adapter = data.get("adapter", {})
     try:
         algorithm = algorithm_in(data)
-        server = ServerSettings.model_validate(data.get("server", {}))
-        robust = RobustSettings.model_validate(data.get("robust", {}))
+        server = server_settings(data.get("server", {}))
+        robust = robust_settings(data.get("robust", {}))
     except (UserError, ValidationError):
         return []  # for `check_algorithm` and the recipe itself to report
     if algorithm is None or not isinstance(adapter, Mapping):

@@ -19,7 +19,7 @@ import torch
 
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import TrainingError
-from fedsa.recipe import ServerSettings
+from fedsa.recipe import FedAdamSettings, FedAvgMSettings
 from fedsa.steps.base import MeanContext, MeanStep, Slots
 from fedsa.types import Key, State
 
@@ -44,7 +44,7 @@ class ServerOptimizer(MeanStep):
         settings: the recipe's ``[server]``, with an optimizer.
     """
 
-    settings: ServerSettings
+    settings: FedAvgMSettings | FedAdamSettings
 
     setting: ClassVar[str] = "server.optimizer"
     needs_values: ClassVar[bool] = True
@@ -74,7 +74,7 @@ class ServerOptimizer(MeanStep):
             if not bool((step.abs() <= _WIDEST).all()):
                 raise TrainingError(
                     f"the server's step on {key} is as wide as {float(step.abs().max()):.1e}; lower "
-                    f"server.learning_rate (now {_given(self.settings.learning_rate):g})"
+                    f"server.learning_rate (now {self.settings.learning_rate:g})"
                 )
             values[key] = before.double() + step
             moments |= {f"{name}|{key}": moment.to(before.dtype) for name, moment in own.items()}
@@ -88,20 +88,13 @@ class ServerOptimizer(MeanStep):
             kept = slots.get(f"{name}|{key}")
             return torch.full_like(delta, start) if kept is None else kept.double()
 
-        rate = _given(settings.learning_rate)
-        if settings.optimizer == "fedavgm":
-            m = _given(settings.momentum) * moment("m", 0.0) + delta
+        rate = settings.learning_rate
+        if isinstance(settings, FedAvgMSettings):
+            m = settings.momentum * moment("m", 0.0) + delta
             return rate * m, {"m": m}
-        beta1, beta2, tau = _given(settings.beta1), _given(settings.beta2), _given(settings.tau)
+        beta1, beta2, tau = settings.beta1, settings.beta2, settings.tau
         m = beta1 * moment("m", 0.0) + (1 - beta1) * delta
         v, square = moment("v", tau**2), delta.square()
         toward = (v - square).sign() * square if settings.optimizer == "fedyogi" else v - square
         v = v - (1 - beta2) * toward
         return rate * m / (v.sqrt() + tau), {"m": m, "v": v}
-
-
-def _given(value: float | None) -> float:
-    """Return a setting that the recipe has filled in for its optimiser."""
-    if value is None:
-        raise ValueError("a server setting is empty: ServerSettings fills in what goes with its optimizer")
-    return value

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from fedsa.recipe import TaskSettings
 
 __all__ = ["Encoded", "IntArray", "Sample", "Task"]
 
@@ -76,11 +75,11 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> Task:
+    def from_settings(cls, settings: Any, label_names: Sequence[str]) -> Task:
         """Return the task of a recipe's ``[task]``.
 
         Args:
-            settings: the section.
+            settings: the section, of the task's kind, or `OwnTaskSettings`.
             label_names: of the label column, in order of their number; empty where there is none.
         """
 

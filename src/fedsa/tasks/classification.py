@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from fedsa.recipe import TaskSettings
+    from fedsa.recipe import ClassificationSettings, OwnTaskSettings
 
 __all__ = ["Classification", "TokenRows"]
 
@@ -113,7 +113,9 @@ class Classification(ClassTask):
     pipeline_tag: ClassVar[str] = "text-classification"
 
     @classmethod
-    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> Classification:
+    def from_settings(
+        cls, settings: ClassificationSettings | OwnTaskSettings, label_names: Sequence[str]
+    ) -> Classification:
         """Return the task of a recipe's ``[task]``."""
         return cls(tuple(settings.text_columns), tuple(label_names), settings.max_length)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from fedsa.recipe import TaskSettings
+    from fedsa.recipe import GenerationSettings, LanguageModelingSettings, OwnTaskSettings
     from fedsa.tasks.base import Encoded
 
 __all__ = ["Generation", "LanguageModeling"]
@@ -157,7 +157,7 @@ class Generation(_Decoding):
         object.__setattr__(self, "generates", self.metric in METRICS)
 
     @classmethod
-    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> Generation:
+    def from_settings(cls, settings: GenerationSettings | OwnTaskSettings, label_names: Sequence[str]) -> Generation:
         """Return the task of a recipe's ``[task]``."""
         named = ("metric", "extract", "chat", "max_length", "max_new_tokens")
         return cls(settings.prompt or "", settings.answer or "", **{name: getattr(settings, name) for name in named})
@@ -269,7 +269,9 @@ class LanguageModeling(_Decoding):
     metric: str = field(init=False, default="log_likelihood")
 
     @classmethod
-    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> LanguageModeling:
+    def from_settings(
+        cls, settings: LanguageModelingSettings | OwnTaskSettings, label_names: Sequence[str]
+    ) -> LanguageModeling:
         """Return the task of a recipe's ``[task]``."""
         return cls(settings.text_columns[0], settings.max_length)
 

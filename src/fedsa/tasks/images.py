@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor, nn
 
-    from fedsa.recipe import TaskSettings
+    from fedsa.recipe import ImageClassificationSettings, OwnTaskSettings
 
 __all__ = ["ImageClassification", "ImageRows", "opened"]
 
@@ -109,7 +109,9 @@ class ImageClassification(ClassTask):
     takes_images: ClassVar[bool] = True
 
     @classmethod
-    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> ImageClassification:
+    def from_settings(
+        cls, settings: ImageClassificationSettings | OwnTaskSettings, label_names: Sequence[str]
+    ) -> ImageClassification:
         """Return the task of a recipe's ``[task]``."""
         return cls(settings.text_columns[0], tuple(label_names))
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from fedsa.recipe import TaskSettings
+    from fedsa.recipe import MultipleChoiceSettings, OwnTaskSettings
     from fedsa.tasks.base import Encoded
 
 __all__ = ["MultipleChoice"]
@@ -66,7 +66,9 @@ class MultipleChoice(Task):
     has_head: ClassVar[bool] = False
 
     @classmethod
-    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> MultipleChoice:
+    def from_settings(
+        cls, settings: MultipleChoiceSettings | OwnTaskSettings, label_names: Sequence[str]
+    ) -> MultipleChoice:
         """Return the task of a recipe's ``[task]``."""
         named = ("choice_template", "first_choice", "chat", "max_length")
         return cls(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from fedsa.recipe import TaskSettings
+    from fedsa.recipe import OwnTaskSettings, QuestionAnsweringSettings
 
 __all__ = ["ContextRows", "QuestionAnswering", "best_spans"]
 
@@ -134,7 +134,9 @@ class QuestionAnswering(Task):
     pipeline_tag: ClassVar[str] = "question-answering"
 
     @classmethod
-    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> QuestionAnswering:
+    def from_settings(
+        cls, settings: QuestionAnsweringSettings | OwnTaskSettings, label_names: Sequence[str]
+    ) -> QuestionAnswering:
         """Return the task of a recipe's ``[task]``."""
         named = ("max_length", "doc_stride", "max_answer_length")
         question, context = settings.text_columns

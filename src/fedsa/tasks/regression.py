@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from fedsa.recipe import TaskSettings
+    from fedsa.recipe import OwnTaskSettings, RegressionSettings
 
 __all__ = ["NumberRows", "Regression"]
 
@@ -86,7 +86,7 @@ class Regression(Task):
     pipeline_tag: ClassVar[str] = "text-classification"
 
     @classmethod
-    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> Regression:
+    def from_settings(cls, settings: RegressionSettings | OwnTaskSettings, label_names: Sequence[str]) -> Regression:
         """Return the task of a recipe's ``[task]``."""
         return cls(tuple(settings.text_columns), settings.answer or "", settings.max_length)
 

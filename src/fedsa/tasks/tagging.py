@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from fedsa.recipe import TaskSettings
+    from fedsa.recipe import OwnTaskSettings, TokenClassificationSettings
 
 __all__ = ["TaggedRows", "TokenClassification", "entities"]
 
@@ -97,7 +97,9 @@ class TokenClassification(Task):
     pipeline_tag: ClassVar[str] = "token-classification"
 
     @classmethod
-    def from_settings(cls, settings: TaskSettings, label_names: Sequence[str]) -> TokenClassification:
+    def from_settings(
+        cls, settings: TokenClassificationSettings | OwnTaskSettings, label_names: Sequence[str]
+    ) -> TokenClassification:
         """Return the task of a recipe's ``[task]``."""
         return cls(settings.text_columns[0], settings.answer or "", tuple(settings.labels or ()), settings.max_length)
 

@@ -127,7 +127,7 @@ def card_of(
         ends=[] if merged else list(ends),
         t=settings,
         kind=settings.kind,
-        fields=fields_of(settings.prompt or ""),
+        fields=fields_of(getattr(settings, "prompt", None) or ""),
         auto="AutoImageProcessor" if task.takes_images else "AutoTokenizer",
         processor="processor" if task.takes_images else "tokenizer",
         pads=task.has_head and not task.takes_images and base.folder is None,

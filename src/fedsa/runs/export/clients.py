@@ -16,7 +16,7 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.errors import UserError, near
 from fedsa.federation import fresh_base, load_processor
 from fedsa.models import AdaptedModel, adapted_fingerprint, fit_padding, load_base, plain_fingerprint
-from fedsa.recipe import OBJECTS, Recipe
+from fedsa.recipe import OBJECTS, GenerationSettings, MultipleChoiceSettings, Recipe
 from fedsa.runs.export.base import base_of
 from fedsa.runs.export.card import card_of, history_of, score_of, weights_note
 from fedsa.runs.export.folders import config_of, projections, write_model
@@ -124,7 +124,7 @@ def export(
     if not merge:
         refuse_adapter(recipe, algorithm)
     task = make_task(recipe.task, finished.label_names)
-    tokenizer = tokenizer or load_processor(recipe.model, task, recipe.task.image_size)
+    tokenizer = tokenizer or load_processor(recipe.model, task, recipe.task.image_side)
     model, known = None, None
     states = PersonalStates(folder, algorithm, number)
     personal = {client: states.of(client) for client in wanted[:1]}  # what is missing is told before a model is loaded
@@ -225,7 +225,8 @@ def _more_stops(model: AdaptedModel, recipe: Recipe, tokenizer: PreTrainedTokeni
     if recipe.task.kind not in _WRITING:
         return ()
     base = model.model.get_base_model()
-    stops = stops_of(base, tokenizer, chat=recipe.task.chat)
+    chat = isinstance(recipe.task, GenerationSettings | MultipleChoiceSettings) and recipe.task.chat
+    stops = stops_of(base, tokenizer, chat=chat)
     return () if {*stops} <= {*own_stops(base)} else stops
 
 

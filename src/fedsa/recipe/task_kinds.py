@@ -1,0 +1,332 @@
+"""The section ``[task]``, kind by kind. A new kind of task is a class here, and a line in the union at the end."""
+
+from __future__ import annotations
+
+import string
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
+
+from fedsa.recipe.base import Agreed
+from fedsa.recipe.kinds import ByKind
+from fedsa.recipe.task import Chat, Labels, Prompt, TaskSettings, Template, Texts, fields_of
+
+__all__ = [
+    "AnyTaskSettings",
+    "ClassificationSettings",
+    "GenerationSettings",
+    "ImageClassificationSettings",
+    "LanguageModelingSettings",
+    "MultipleChoiceSettings",
+    "OwnTaskSettings",
+    "QuestionAnsweringSettings",
+    "RegressionSettings",
+    "TokenClassificationSettings",
+    "task_settings",
+]
+
+
+def _are_tags(labels: list[str]) -> list[str]:
+    strange = [tag for tag in labels if tag != "O" and tag[:2] not in ("B-", "I-")]
+    if strange:
+        raise ValueError(f"a tag is O, B-KIND or I-KIND (got {strange[0]!r})")
+    return labels
+
+
+def _is_one(columns: list[str]) -> list[str]:
+    if len(columns) != 1:
+        raise ValueError(f"there is one column in `text_columns` for this kind of task (got {columns})")
+    return columns
+
+
+def _are_question_and_context(columns: list[str]) -> list[str]:
+    if len(columns) != 2:
+        raise ValueError(f"there are two columns in `text_columns`: question and context (got {columns})")
+    return columns
+
+
+_Metric = Literal["log_likelihood", "exact_match", "f1"]
+_Extract = Literal["none", "gsm8k_strict", "gsm8k_flexible"]
+
+
+class _PlainTexts(TaskSettings):
+    """Tasks whose columns hold one text each."""
+
+    text_columns: Agreed[Texts] = Field(["text"])
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The columns of texts."""
+        return self.text_columns
+
+    @property
+    def plain_columns(self) -> list[str]:
+        """The columns of texts."""
+        return self.text_columns
+
+
+class _Classes(TaskSettings):
+    """Tasks whose rows have a class each."""
+
+    has_classes: ClassVar[bool] = True
+
+    label_column: Agreed[str] = Field("label", description="the column of the class")
+    labels: Agreed[Labels | None] = Field(
+        None, description="class names in order of their number; empty: found in the data"
+    )
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The classes in order of their number; None: they are found in the data."""
+        return self.labels
+
+
+class ClassificationSettings(_Classes, _PlainTexts):
+    """A class of each text, or of each pair of texts."""
+
+    kind: Agreed[Literal["classification"]] = Field("classification", description="a class of a text or a pair")
+
+
+class ImageClassificationSettings(_Classes):
+    """A class of each image."""
+
+    kind: Agreed[Literal["image_classification"]] = Field("image_classification", description="a class of an image")
+    text_columns: Agreed[Annotated[list[str], AfterValidator(_is_one)]] = Field(
+        ["image"], description="the column of the image"
+    )
+    image_size: Agreed[int | None] = Field(
+        None, gt=0, description="pixels of an image's side; empty: what the base model's image processor says"
+    )
+
+    @property
+    def columns(self) -> list[str]:
+        """The column of the image."""
+        return self.text_columns
+
+    @property
+    def image_side(self) -> int | None:
+        """Pixels of an image's side; None: the base model's image processor says it."""
+        return self.image_size
+
+
+class TokenClassificationSettings(TaskSettings):
+    """A tag of each word."""
+
+    kind: Agreed[Literal["token_classification"]] = Field("token_classification", description="a tag of each word")
+    text_columns: Agreed[Annotated[list[str], AfterValidator(_is_one)]] = Field(
+        ["text"], description="the column of the list of words"
+    )
+    answer: Agreed[str] = Field(min_length=1, description="the column of the list of tags")
+    labels: Agreed[Annotated[Labels, AfterValidator(_are_tags)]] = Field(
+        description="O, and B-KIND and I-KIND of each kind, in order of their number"
+    )
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The column of the words."""
+        return self.text_columns
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of words and tags."""
+        return [*self.text_columns, self.answer]
+
+
+class QuestionAnsweringSettings(_PlainTexts):
+    """The part of a context that answers a question."""
+
+    kind: Agreed[Literal["question_answering"]] = Field("question_answering", description="the part that answers")
+    text_columns: Agreed[Annotated[list[str], AfterValidator(_are_question_and_context)]] = Field(
+        ["question", "context"], description="the columns of question and context"
+    )
+    answer: Agreed[str] = Field(
+        "answers", min_length=1, description="the column with the lists text and answer_start, as in SQuAD"
+    )
+    max_length: Agreed[int] = Field(384, gt=0, description="tokens of a window")
+    doc_stride: Agreed[int] = Field(
+        128, gt=0, description="tokens that neighbouring windows share, a third of a window's at most"
+    )
+    max_answer_length: Agreed[int] = Field(30, gt=0, description="tokens of a predicted answer at most")
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of question, context and answers."""
+        return [*self.text_columns, self.answer]
+
+
+class RegressionSettings(_PlainTexts):
+    """A number of each text, or of each pair of texts."""
+
+    kind: Agreed[Literal["regression"]] = Field("regression", description="a number of a text or a pair")
+    answer: Agreed[str] = Field(min_length=1, description="the column of the number")
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of texts and of the number."""
+        return [*self.text_columns, self.answer]
+
+    @property
+    def number_columns(self) -> set[str]:
+        """The column of the number."""
+        return {self.answer}
+
+
+class LanguageModelingSettings(_PlainTexts):
+    """The next token of each text."""
+
+    kind: Agreed[Literal["language_modeling"]] = Field("language_modeling", description="the next token of a text")
+
+
+class GenerationSettings(TaskSettings):
+    """An answer to a prompt, in the model's words."""
+
+    kind: Agreed[Literal["generation"]] = Field("generation", description="an answer in words")
+    prompt: Agreed[Prompt]
+    answer: Agreed[Template] = Field(min_length=1, description="what the model is to say, with {column}")
+    chat: Agreed[Chat] = False
+    metric: Agreed[_Metric] = Field(
+        "log_likelihood",
+        description="log_likelihood: of the answer's tokens (mean, nats); exact_match, f1: of what the model writes, "
+        "against the answer, normalised as for SQuAD",
+    )
+    extract: Agreed[_Extract] = Field(
+        "none", description="what of a text is compared: all; the number behind ####; the last number"
+    )
+    max_new_tokens: Agreed[int] = Field(64, gt=0, description="tokens that the model writes at most on a prompt")
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The columns that the prompt names."""
+        return fields_of(self.prompt)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that prompt and answer name."""
+        return fields_of(self.prompt, self.answer)
+
+    @property
+    def number_columns(self) -> set[str]:
+        """The columns that are written in a number's format, as ``{price:.2f}``."""
+        parsed = string.Formatter().parse(self.prompt + self.answer)
+        return {field for _, field, form, _ in parsed if field and form}
+
+
+class MultipleChoiceSettings(TaskSettings):
+    """The one of several choices that the model finds most likely."""
+
+    kind: Agreed[Literal["multiple_choice"]] = Field("multiple_choice", description="the most likely of some choices")
+    prompt: Agreed[Prompt]
+    answer: Agreed[Template] = Field(
+        min_length=1,
+        description="the column that tells the right choice: its number, its letter, its text, or true and false",
+    )
+    chat: Agreed[Chat] = False
+    labels: Agreed[Labels | None] = Field(None, description="the choices, where every row has the same")
+    choices: Agreed[list[str] | None] = Field(
+        None, description="columns with a choice each, or one column with a list (or with text and label, as in ARC)"
+    )
+    choice_template: Agreed[Template] = Field(" {choice}", description="a choice as the model would say it")
+    first_choice: Agreed[int] = Field(
+        0, ge=0, le=1, description="the number of the first choice, where the answer is a number"
+    )
+
+    @model_validator(mode="after")
+    def _has_choices(self) -> MultipleChoiceSettings:
+        if (self.choices is None) == (self.labels is None):
+            raise ValueError(
+                "kind = 'multiple_choice' needs either `choices`, the columns, or `labels`, the same choices for all"
+            )
+        return self
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The columns that the prompt names, and those of the choices."""
+        return list(dict.fromkeys([*fields_of(self.prompt), *(self.choices or ())]))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the prompt, of the choices and of the right one."""
+        return list(dict.fromkeys([*self.input_columns, self.answer]))
+
+    @property
+    def number_columns(self) -> set[str]:
+        """The column that tells the right choice."""
+        return {self.answer}
+
+
+class OwnTaskSettings(TaskSettings):
+    """A task of the user's own, which may use any setting that another kind has."""
+
+    is_own: ClassVar[bool] = True
+
+    kind: Agreed[str] = Field(pattern=":", description="a task of your own; it may use every setting below")
+    text_columns: Agreed[Texts] = Field(["text"])
+    labels: Agreed[Labels | None] = None
+    prompt: Agreed[Template | None] = None
+    answer: Agreed[Template | None] = None
+    chat: Agreed[bool] = False
+    choices: Agreed[list[str] | None] = None
+    choice_template: Agreed[Template] = " {choice}"
+    first_choice: Agreed[int] = Field(0, ge=0, le=1)
+    metric: Agreed[_Metric] = "log_likelihood"
+    extract: Agreed[_Extract] = "none"
+    max_new_tokens: Agreed[int] = Field(64, gt=0)
+    doc_stride: Agreed[int] = Field(128, gt=0)
+    max_answer_length: Agreed[int] = Field(30, gt=0)
+    image_size: Agreed[int | None] = Field(None, gt=0)
+    options: Agreed[dict[str, Any]] = Field({}, description="what only that task knows")
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The columns of texts."""
+        return self.text_columns
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of texts and of the answer."""
+        return [*self.text_columns, *([self.answer] if self.answer else [])]
+
+    @property
+    def number_columns(self) -> set[str]:
+        """The column of the answer."""
+        return {self.answer} if self.answer else set()
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The labels."""
+        return self.labels
+
+    @property
+    def image_side(self) -> int | None:
+        """Pixels of an image's side."""
+        return self.image_size
+
+
+AnyTaskSettings = Annotated[
+    ClassificationSettings
+    | ImageClassificationSettings
+    | TokenClassificationSettings
+    | QuestionAnsweringSettings
+    | RegressionSettings
+    | GenerationSettings
+    | LanguageModelingSettings
+    | MultipleChoiceSettings
+    | OwnTaskSettings,
+    ByKind(
+        "kind",
+        default="classification",
+        about="How a row becomes a batch, a loss and a metric.",
+        passes_over_defaults=True,
+    ),
+]
+
+_ANY: TypeAdapter[AnyTaskSettings] = TypeAdapter(AnyTaskSettings)
+
+
+def task_settings(data: Any) -> AnyTaskSettings:
+    """The section that raw data describes: of the kind that ``kind`` names, or of a classification.
+
+    Raises:
+        ValidationError: a setting is missing, out of its range, or of another kind.
+    """
+    return _ANY.validate_python(data)
