@@ -1,0 +1,67 @@
+"""How bytes are told apart on a socket between two processes of one machine: each frame has a note and a body.
+
+A frame is three parts: the lengths of the other two (4 and 8 bytes, big-endian), the note as JSON, the body as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from fedsa.errors import ProtocolError
+
+__all__ = ["MOST_BYTES", "receive", "send"]
+
+MOST_BYTES = 2**31
+"""A frame with a longer body is refused before it is read: as long as a message may be."""
+
+_LENGTHS = struct.Struct(">IQ")
+_MOST_NOTE_BYTES = 2**16
+_PIECE = 2**20
+
+
+def send(connection: socket.socket, note: Mapping[str, Any], body: bytes = b"") -> None:
+    """Send one frame.
+
+    Args:
+        connection: to the other process.
+        note: what JSON has words for; short.
+        body: any bytes.
+    """
+    text = json.dumps(note).encode()
+    connection.sendall(_LENGTHS.pack(len(text), len(body)) + text)
+    if body:
+        connection.sendall(body)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
+    """Wait for one frame, and return its note and its body.
+
+    Raises:
+        ConnectionError: the other side has closed the connection.
+        ProtocolError: what came is no frame, or too long.
+    """
+    note_bytes, body_bytes = _LENGTHS.unpack(_exactly(connection, _LENGTHS.size))
+    if note_bytes > _MOST_NOTE_BYTES or body_bytes > MOST_BYTES:
+        raise ProtocolError(f"a frame with a body of {body_bytes:,} bytes: more than {MOST_BYTES:,} are not taken")
+    try:
+        note = json.loads(_exactly(connection, note_bytes))
+    except ValueError:
+        note = None
+    if not isinstance(note, dict):
+        raise ProtocolError("a frame whose note is not a table of JSON")
+    return note, _exactly(connection, body_bytes)
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    """Return the next bytes, as many as asked for."""
+    content = bytearray()
+    while len(content) < count:
+        piece = connection.recv(min(count - len(content), _PIECE))
+        if not piece:
+            raise ConnectionError("the connection was closed")
+        content += piece
+    return bytes(content)

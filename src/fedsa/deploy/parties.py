@@ -1,0 +1,147 @@
+"""A server, a site, or a whole federation on this machine: the processes of each, which end with the process here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from fedsa.deploy import carrier, worker
+from fedsa.deploy.carrier import Carrier
+from fedsa.deploy.nvflare import ASK_SECONDS, NVFlareJobs, administrator_command, party_command
+from fedsa.deploy.preflight import Kit, check_kit, check_server
+from fedsa.deploy.provision import ADMINISTRATOR, provision
+from fedsa.system.children import KeptChild, stop_all
+
+__all__ = ["run_local", "run_server", "run_site"]
+
+
+@contextmanager
+def run_server(
+    kit: Kit,
+    administrator: Kit,
+    sites: Iterable[str],
+    *,
+    logs: Path,
+    patience: float = 30,
+    engine_defaults: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Iterator[Carrier]:
+    """Run NVFlare's server for as long as the context lasts; what it gives carries requests to the sites.
+
+    Args:
+        kit: the server's.
+        administrator: the kit of who submits jobs.
+        sites: the roster.
+        logs: folder for what the processes write.
+        patience: seconds that the first job waits for sites that are not connected; then it begins without them.
+        engine_defaults: whether sites ask for their next task as seldom as NVFlare has it, for a comparison.
+        tell: is called with each line about what happens.
+
+    Raises:
+        PreflightError: something is wrong with a kit.
+        MissingExtraError: NVFlare is not installed.
+    """
+    check_kit(kit)
+    check_kit(administrator)
+    with _socket_folder() as place, ExitStack() as stack:
+        socket_of = {name: Path(place) / name for name in ("carrier", "administrator")}
+        programs = {
+            "server": (party_command(kit), {carrier.SOCKET: str(socket_of["carrier"])}),
+            "administrator": (
+                administrator_command(administrator, None if engine_defaults else ASK_SECONDS),
+                {worker.SOCKET: str(socket_of["administrator"])},
+            ),
+        }
+        children = [
+            KeptChild(command, logs / f"{name}.log", environment={**os.environ, **variables})
+            for name, (command, variables) in programs.items()
+        ]
+        stack.callback(stop_all, children)
+        jobs = NVFlareJobs(socket_of["administrator"])
+        yield stack.enter_context(Carrier(jobs, socket_of["carrier"], sites, patience=patience, tell=tell))
+
+
+@contextmanager
+def run_site(kit: Kit, command: Sequence[str], *, logs: Path, reach: bool = True) -> Iterator[None]:
+    """Run a site for as long as the context lasts: NVFlare's process, and the worker that holds the model.
+
+    Args:
+        kit: the site's.
+        command: of the worker; it finds the path for `fedsa.deploy.worker.serve` in the environment (`SOCKET`). It is
+            started again when it ends.
+        logs: folder for what the processes write.
+        reach: whether the way to the server is tried first.
+
+    Raises:
+        PreflightError: something is wrong with the kit, or the server cannot be reached.
+        MissingExtraError: NVFlare is not installed.
+    """
+    check_kit(kit)
+    if reach:
+        check_server(kit)
+    with _socket_folder() as folder:
+        environment = {**os.environ, worker.SOCKET: str(Path(folder) / "worker")}
+        children = []
+        try:
+            for name, program in (("worker", command), ("engine", party_command(kit))):
+                children.append(KeptChild(program, logs / f"{kit.party}-{name}.log", environment=environment))
+            yield
+        finally:
+            stop_all(children)
+
+
+@contextmanager
+def run_local(
+    folder: Path,
+    commands: Mapping[str, Sequence[str]],
+    *,
+    project: str = "fedsa",
+    patience: float = 60,
+    engine_defaults: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Iterator[Carrier]:
+    """Run a whole federation on this machine: real processes, certificates of its own, TLS on the loopback address.
+
+    Args:
+        folder: for startup kits and logs.
+        commands: site to the command of its worker; see `run_site`.
+        project: the federation's name.
+        patience: seconds that the first job waits for sites that are not connected.
+        engine_defaults: whether sites ask for their next task as seldom as NVFlare has it, for a comparison.
+        tell: is called with each line about what happens.
+
+    Raises:
+        MissingExtraError: NVFlare is not installed.
+        UserError: a name is not one that certificates and NVFlare take.
+    """
+    kits = provision(folder, project, "localhost", _free_port(), commands)
+    logs = folder / "logs"
+    with ExitStack() as stack:
+        carry = stack.enter_context(
+            run_server(
+                kits["server"],
+                kits[ADMINISTRATOR],
+                commands,
+                logs=logs,
+                patience=patience,
+                engine_defaults=engine_defaults,
+                tell=tell,
+            )
+        )
+        for site, command in commands.items():
+            stack.enter_context(run_site(kits[site], command, logs=logs, reach=False))  # the server is just starting
+        yield carry
+
+
+def _socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that only this user may open, with a path short enough for sockets in it."""
+    return tempfile.TemporaryDirectory(prefix="fedsa-")
+
+
+def _free_port() -> int:
+    with socket.create_server(("localhost", 0)) as listener:
+        return int(listener.getsockname()[1])

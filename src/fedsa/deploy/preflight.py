@@ -1,0 +1,234 @@
+"""What can be wrong with a party's certificates or its way to the server, told in one line before anything is started.
+
+The engine itself says nothing when a certificate is of another authority: it tries again for ever. So the files of a
+startup kit are read here, and the server's port is tried with a TLS handshake like the engine's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, final
+
+from fedsa.errors import MissingExtraError, UserError
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+__all__ = ["Kit", "PreflightError", "check_kit", "check_server", "read_kit"]
+
+_NOTE = "fedsa.json"
+_OWN_CERTIFICATE = {"server": "server.crt", "site": "client.crt", "admin": "client.crt"}
+_EXPIRED, _NOT_YET, _OTHER_NAME = 10, 9, 62  # OpenSSL's codes of a failed verification
+
+
+class PreflightError(UserError):
+    """Something that would keep a party from taking part; the message says what it is and who can mend it."""
+
+
+@final
+@dataclass(frozen=True)
+class Kit:
+    """A party's startup kit: its folder, and what `fedsa.json` in it says.
+
+    Attributes:
+        path: the folder.
+        party: its name.
+        kind: what it is.
+        project: the federation's name.
+        host: of the server.
+        port: of the server.
+        engine: the version of nvflare that the kit was made with.
+    """
+
+    path: Path
+    party: str
+    kind: Literal["server", "site", "admin"]
+    project: str
+    host: str
+    port: int
+    engine: str
+
+    def write(self) -> None:
+        """Write what is known of the kit into its folder."""
+        about = {name: value for name, value in vars(self).items() if name != "path"}
+        (self.path / _NOTE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def authority(self) -> Path:
+        """The certificate that all certificates of the federation are issued by."""
+        return self.path / "startup" / "rootCA.pem"
+
+    @property
+    def certificate(self) -> Path:
+        """The party's own certificate."""
+        return self.path / "startup" / _OWN_CERTIFICATE[self.kind]
+
+    @property
+    def key(self) -> Path:
+        """The party's private key."""
+        return self.certificate.with_suffix(".key")
+
+
+def read_kit(path: Path) -> Kit:
+    """Return the startup kit in a folder.
+
+    Raises:
+        PreflightError: there is none.
+    """
+    try:
+        about = json.loads((path / _NOTE).read_text(encoding="utf-8"))
+        kit = Kit(path, **about)
+    except (OSError, ValueError, TypeError):
+        raise PreflightError(f"{path} is no startup kit: it has no {_NOTE} that can be read") from None
+    if kit.kind not in _OWN_CERTIFICATE:
+        raise PreflightError(f"{path / _NOTE}: a party of the unknown kind {kit.kind!r}")
+    return kit
+
+
+def check_kit(kit: Kit) -> None:
+    """Check what a party can check alone: its certificates, its key, this machine's clock, the engine's version.
+
+    Raises:
+        PreflightError: one of them is wrong.
+        MissingExtraError: the engine is not installed.
+    """
+    try:
+        from cryptography import x509
+    except ImportError:
+        raise MissingExtraError("a federation across machines", "nvflare") from None
+    _check_version(kit)
+    certificates = {}
+    for path in (kit.authority, kit.certificate):
+        try:
+            certificates[path] = x509.load_pem_x509_certificate(path.read_bytes())
+        except (OSError, ValueError):
+            raise PreflightError(f"{path} is missing or no certificate: ask for a new startup kit") from None
+        _check_dates(certificates[path], path)
+    _check_issued(certificates[kit.certificate], certificates[kit.authority], kit)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_cert_chain(kit.certificate, kit.key)
+    except (OSError, ssl.SSLError):
+        raise PreflightError(f"{kit.key} is missing, or not the key of {kit.certificate.name} beside it") from None
+
+
+def check_server(kit: Kit, *, seconds: float = 10) -> None:
+    """Try the way from a site to the server: its name, its port, and a TLS handshake with both sides' certificates.
+
+    Args:
+        kit: the site's.
+        seconds: for each step.
+
+    Raises:
+        PreflightError: the server cannot be reached, one side does not accept the other's certificate, or what answers
+            is no server of this federation.
+    """
+    where = f"{kit.host}:{kit.port}"
+    try:
+        plain = socket.create_connection((kit.host, kit.port), timeout=seconds)
+    except socket.gaierror:
+        raise PreflightError(f"no machine is called {kit.host!r}: check the name, and this network") from None
+    except TimeoutError:
+        raise PreflightError(
+            f"{where} has not answered in {seconds:.0f} s: a firewall, or the server is down"
+        ) from None
+    except OSError as error:
+        raise PreflightError(f"{where} cannot be reached ({error.strerror}): is the server running there?") from None
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(kit.authority))
+    context.load_cert_chain(kit.certificate, kit.key)
+    with plain:
+        try:
+            with context.wrap_socket(plain, server_hostname=kit.host) as connection:
+                # In TLS 1.3 a server says only after the handshake that it does not accept a client's certificate. To
+                # send something before it has said so could lose what it says.
+                connection.settimeout(seconds / 10)
+                try:
+                    if not connection.recv(1):
+                        raise ConnectionError
+                except TimeoutError:
+                    connection.settimeout(seconds)
+                    connection.sendall(f"GET / HTTP/1.1\r\nHost: {kit.host}\r\nConnection: close\r\n\r\n".encode())
+                    with contextlib.suppress(TimeoutError):
+                        connection.recv(1)
+        except ssl.SSLCertVerificationError as error:
+            raise PreflightError(_refusal_here(error, kit, where)) from None
+        except ssl.SSLError as error:
+            raise PreflightError(_refusal_there(error, kit, where)) from None
+        except OSError:
+            raise PreflightError(f"{where} has ended the TLS handshake: is it a server of this federation?") from None
+
+
+def _refusal_here(error: ssl.SSLCertVerificationError, kit: Kit, where: str) -> str:
+    """What is wrong with the server's certificate."""
+    if error.verify_code == _EXPIRED:
+        return (
+            f"the certificate of the server at {where} has expired, or this machine's clock is wrong ({_now():%c} UTC)"
+        )
+    if error.verify_code == _NOT_YET:
+        return f"the certificate of the server at {where} is not valid yet: this machine's clock says {_now():%c} UTC"
+    if error.verify_code == _OTHER_NAME:
+        return f"the server at {where} has a certificate for another name: {error.verify_message}"
+    return (
+        f"the server at {where} has a certificate of another authority than {kit.authority.name} in {kit.path}: "
+        "this kit is of another federation, or what answers is not the server"
+    )
+
+
+def _refusal_there(error: ssl.SSLError, kit: Kit, where: str) -> str:
+    """What the server does not accept."""
+    reason = (error.reason or "").lower()
+    if "alert" in reason or "certificate" in reason:
+        said = reason.rpartition("alert_")[2].replace("_", " ")
+        return (
+            f"the server at {where} does not accept the certificate of {kit.party} ({said}): ask for a new startup kit"
+        )
+    return f"what answers at {where} does not speak TLS as a server of this federation does ({reason})"
+
+
+def _check_version(kit: Kit) -> None:
+    """Refuse another version of the engine than the kit was made with, if more than its last number differs."""
+    try:
+        installed = importlib.metadata.version("nvflare")
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingExtraError("a federation across machines", "nvflare") from None
+    if installed.split(".")[:2] != kit.engine.split(".")[:2]:
+        raise PreflightError(
+            f"this machine has nvflare {installed}, and the federation was made with {kit.engine}: "
+            f"pip install 'nvflare=={kit.engine}'"
+        )
+
+
+def _check_dates(certificate: Certificate, path: Path) -> None:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if _now() < begin:
+        raise PreflightError(
+            f"{path} is valid from {begin:%Y-%m-%d %H:%M} UTC, and this machine's clock says "
+            f"{_now():%Y-%m-%d %H:%M} UTC: set the clock"
+        )
+    if _now() > end:
+        raise PreflightError(
+            f"{path} has expired: it was valid until {end:%Y-%m-%d %H:%M} UTC, and this machine's clock says "
+            f"{_now():%Y-%m-%d %H:%M} UTC. Ask for a new startup kit"
+        )
+
+
+def _check_issued(certificate: Certificate, authority: Certificate, kit: Kit) -> None:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        raise PreflightError(
+            f"{kit.certificate} was not issued by {kit.authority.name} beside it: the files are of two federations"
+        ) from None
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

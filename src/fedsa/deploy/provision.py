@@ -1,0 +1,179 @@
+"""Startup kits: certificates of an authority of the federation's own, and settings, one folder for each party."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fedsa.deploy.preflight import Kit
+from fedsa.errors import MissingExtraError, UserError
+
+__all__ = ["ADMINISTRATOR", "provision"]
+
+ADMINISTRATOR = "admin@fedsa.org"
+"""Who submits jobs, as NVFlare names people: the server's machine has this kit too."""
+
+_ORGANISATION = "fedsa"
+
+
+def provision(folder: Path, project: str, host: str, port: int, sites: Iterable[str]) -> dict[str, Kit]:
+    """Make the startup kits of a federation: the server's, the administrator's and one for each site.
+
+    What was made before in the same folder is kept: the authority and the certificates of the parties that are there.
+    So a site is added by provisioning again with its name added.
+
+    Args:
+        folder: for the kits, and in `authority/` the keys of the authority, which stay here.
+        project: the federation's name.
+        host: the name by which sites reach the server; it stands in the server's certificate.
+        port: of the server; both NVFlare's own traffic and its administration go there.
+        sites: their names: letters, digits, hyphens and underscores.
+
+    Returns:
+        Party to kit.
+
+    Raises:
+        MissingExtraError: NVFlare is not installed.
+        UserError: a name is not one that certificates and NVFlare take.
+    """
+    try:
+        from nvflare.lighter.entity import Project
+        from nvflare.lighter.impl.cert import CertBuilder
+        from nvflare.lighter.impl.signature import SignatureBuilder
+        from nvflare.lighter.impl.static_file import StaticFileBuilder
+        from nvflare.lighter.impl.workspace import WorkspaceBuilder
+        from nvflare.lighter.provisioner import Provisioner
+    except ImportError:
+        raise MissingExtraError("a federation across machines", "nvflare") from None
+    sites, notes = sorted(sites), _Notes()
+    try:
+        plan = Project(project, "made by fedsa", props={"api_version": 4})
+        plan.set_server(host, _ORGANISATION, {"fed_learn_port": port, "admin_port": port, "default_host": host})
+        for site in sites:
+            plan.add_client(site, _ORGANISATION, {})
+        plan.add_admin(ADMINISTRATOR, _ORGANISATION, {"role": "project_admin"})
+    except ValueError as error:
+        raise UserError(f"the federation cannot be named so: {error}") from None
+    authority = folder / "authority"
+    authority.mkdir(parents=True, exist_ok=True, mode=0o700)
+    builders = [WorkspaceBuilder(), StaticFileBuilder("config", scheme="http"), CertBuilder(), SignatureBuilder()]
+    made = Provisioner(str(authority), builders).provision(plan, logger=notes).get("current_prod_dir")
+    if made is None:
+        raise UserError(f"the startup kits could not be made: {'; '.join(notes.errors)}")
+    version = importlib.metadata.version("nvflare")
+    kits = {}
+    parties: list[tuple[str, Any]] = [(host, "server"), (ADMINISTRATOR, "admin"), *((site, "site") for site in sites)]
+    for party, kind in parties:
+        kit = Kit(folder / ("server" if kind == "server" else party), party, kind, project, host, port, version)
+        if not kit.path.exists():
+            shutil.move(Path(made) / party, kit.path)
+            _adapt(kit)
+        kits[kit.path.name] = kit
+    shutil.rmtree(made)
+    return kits
+
+
+class _Notes:
+    """Takes what NVFlare's provisioner has to say; its errors are kept."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def debug(self, text: str) -> None:
+        """Let it go."""
+
+    info = warning = debug
+
+    def error(self, text: str) -> None:
+        """Keep it."""
+        self.errors.append(text)
+
+
+def _adapt(kit: Kit) -> None:
+    """Write what a party allows and keeps, in place of NVFlare's defaults, and what `fedsa` knows of the kit."""
+    if kit.kind != "admin":
+        local = kit.path / "local"
+        resources = _server_resources(kit.path) if kit.kind == "server" else _site_resources()
+        (local / "resources.json").write_text(json.dumps(resources, indent=2), encoding="utf-8")
+        (local / "authorization.json").write_text(json.dumps(_RIGHTS, indent=2), encoding="utf-8")
+    kit.write()
+
+
+_RIGHTS = {
+    "format_version": "1.0",
+    "permissions": {
+        # Jobs can be submitted and ended. Nobody reads a party's files from elsewhere, and no job brings code along.
+        "project_admin": {
+            "submit_job": "any",
+            "manage_job": "any",
+            "view": "any",
+            "operate": "any",
+            "clone_job": "none",
+            "download_job": "none",
+            "shell_commands": "none",
+            "byoc": "none",
+        }
+    },
+}
+
+
+def _component(name: str, path: str, **arguments: Any) -> dict[str, Any]:
+    return {"id": name, "path": f"nvflare.{path}", "args": arguments}
+
+
+def _site_resources() -> dict[str, Any]:
+    """What NVFlare's process of a site has: nothing of NVFlare's own defaults that sends the site's logs elsewhere."""
+    return {
+        "format_version": 2,
+        "class_list_enforcement_mode": "enforce",
+        "class_allow_list": ["fedsa.deploy.nvflare_job.WorkerExecutor"],
+        "allow_log_streaming": False,
+        "client": {"retry_timeout": 30, "compression": "Gzip"},
+        "components": [
+            _component(
+                "resource_manager",
+                "app_common.resource_managers.gpu_resource_manager.GPUResourceManager",
+                num_of_gpus=0,
+                mem_per_gpu_in_GiB=0,
+            ),
+            _component("resource_consumer", "app_common.resource_consumers.gpu_resource_consumer.GPUResourceConsumer"),
+            _component("process_launcher", "app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher"),
+        ],
+    }
+
+
+def _server_resources(folder: Path) -> dict[str, Any]:
+    """What NVFlare's server has: its jobs lie in the kit's folder, and are looked at every second."""
+    storage = "app_common.storages.filesystem_storage.FilesystemStorage"
+    snapshots = {"root_dir": str(folder.resolve() / "snapshots"), "uri_root": "/"}
+    persistor = {"uri_root": "/", "storage": {"path": f"nvflare.{storage}", "args": snapshots}}
+    return {
+        "format_version": 2,
+        "class_list_enforcement_mode": "enforce",
+        "class_allow_list": ["fedsa.deploy.nvflare_job.CarrierController"],
+        "servers": [{"admin_storage": "transfer", "max_num_clients": 100_000, "heart_beat_timeout": 60}],
+        "snapshot_persistor": {
+            "path": "nvflare.app_common.state_persistors.storage_state_persistor.StorageStatePersistor",
+            "args": persistor,
+        },
+        "components": [
+            _component(
+                "job_scheduler",
+                "app_common.job_schedulers.job_scheduler.DefaultJobScheduler",
+                max_jobs=4,
+                min_schedule_interval=1.0,
+            ),
+            _component(
+                "job_manager",
+                "apis.impl.job_def_manager.SimpleJobDefManager",
+                uri_root=str(folder.resolve() / "jobs"),
+                job_store_id="job_store",
+            ),
+            _component("job_store", storage),
+            _component("process_launcher", "app_common.job_launcher.server_process_launcher.ServerProcessJobLauncher"),
+        ],
+    }

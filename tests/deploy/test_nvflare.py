@@ -1,0 +1,121 @@
+"""Real processes of NVFlare on this machine, with TLS on both sides, carry bytes to workers that echo them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedsa.deploy.carrier import Carrier
+from fedsa.deploy.parties import run_local
+from fedsa.deploy.preflight import PreflightError, check_server, read_kit
+
+pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
+pytestmark = [
+    pytest.mark.run,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
+
+SITES = ("north", "south")
+SECONDS = 120  # for one answer: a new job takes a few, and more on a busy machine
+
+# Answers with the request and its own name. South says nothing the first time it is asked to be silent.
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+from fedsa.deploy.worker import SOCKET, serve
+name, heard = sys.argv[1], Path(sys.argv[2])
+def handle(request):
+    if request == b"be silent" and name == "south" and not heard.exists():
+        heard.touch()
+        signal.pause()
+    return request + name.encode()
+serve(handle, Path(os.environ[SOCKET]))
+"""
+
+
+@dataclass
+class Running:
+    """A federation that runs: what carries requests, the lines it has told, and its folder."""
+
+    carry: Carrier
+    told: list[str]
+    folder: Path
+
+    def ask(self, body: bytes, deadline: float = SECONDS) -> dict[str, bytes]:
+        return dict(self.carry(dict.fromkeys(SITES, body), deadline))
+
+    def echo(self, body: bytes) -> None:
+        assert self.ask(body) == {site: body + site.encode() for site in SITES}
+
+
+@contextmanager
+def federation(folder: Path) -> Iterator[Running]:
+    (folder / "worker.py").write_text(WORKER, encoding="utf-8")
+    commands = {site: [sys.executable, str(folder / "worker.py"), site, str(folder / "heard")] for site in SITES}
+    told: list[str] = []
+    with run_local(folder / "federation", commands, tell=told.append) as carry:
+        yield Running(carry, told, folder / "federation")
+
+
+def processes(words: Sequence[str] = ()) -> list[psutil.Process]:
+    """Processes that come from this one, guards left out, whose command has all words."""
+    commands = {one: " ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)}
+    return [one for one, text in commands.items() if "guard.py" not in text and all(word in text for word in words)]
+
+
+def kill(*words: str) -> None:
+    (one,) = processes(words)
+    one.kill()
+
+
+def test_bytes_are_carried_whatever_is_killed(tmp_path: Path) -> None:
+    with federation(tmp_path) as running:
+        running.echo(b"\x00\xff" * 75_000)
+        running.echo(b"")
+        engine = processes(["nvflare.private"])
+        assert len(engine) == 6, "a server and two sites, each with a process of its own and one of the job"
+        assert not [one for one in engine if "libtorch" in Path(f"/proc/{one.pid}/maps").read_text()]
+
+        assert running.ask(b"be silent", deadline=2) == {"north": b"be silentnorth"}, "the deadline ends the wait"
+        kill("worker.py", "south")
+        running.echo(b"after the worker was killed")
+
+        before = running.carry.generation
+        kill("server.runner_process")
+        running.echo(b"after the server's job was killed")
+        assert running.carry.generation == before + 1
+        assert any("the engine's job has ended; the next one goes on" in line for line in running.told)
+
+        kit = read_kit(running.folder / "north")
+        check_server(kit)
+        stranger = replace(kit, path=tmp_path / "stranger")
+        (stranger.path / "startup").mkdir(parents=True)
+        for name in ("client.crt", "client.key"):
+            (stranger.path / "startup" / name).write_bytes((kit.path / "startup" / name).read_bytes())
+        stranger.authority.write_bytes(kit.certificate.read_bytes())  # any certificate that has not signed the server's
+        with pytest.raises(PreflightError, match=r"a certificate of another authority than rootCA\.pem"):
+            check_server(stranger)
+        all_of_them = processes()
+    assert not [one for one in all_of_them if one.is_running()]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    "words",
+    [("client.worker_process", "-c south"), ("client.client_train", "uid=south"), ("server.server_train",)],
+    ids=["a site's job", "a site's process", "the server's process"],
+)
+def test_a_process_of_the_engine_that_is_killed_is_followed_by_another(words: Sequence[str], tmp_path: Path) -> None:
+    with federation(tmp_path) as running:
+        running.echo(b"before")
+        before = running.carry.generation
+        kill(*words)
+        answers = running.ask(b"after")
+        assert answers == {site: b"after" + site.encode() for site in SITES}
+        assert running.carry.generation > before

@@ -1,0 +1,248 @@
+"""What is wrong with certificates, a clock or a port is told in one line before anything is started."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fedsa.deploy.preflight import Kit, PreflightError, check_kit, check_server, read_kit
+from fedsa.errors import MissingExtraError
+
+pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+Signed = tuple["x509.Certificate", "RSAPrivateKey"]
+
+
+def make_certificate(name: str, issuer: Signed | None, *, begin: int = -1, end: int = 9) -> Signed:
+    """Make a certificate that is valid from and until so many days from now; without an issuer, an authority's."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer[0].subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW + begin * DAY)
+        .not_valid_after(NOW + end * DAY)
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(issuer[1] if issuer else key, hashes.SHA256())
+    )
+    return certificate, key
+
+
+def write_kit(folder: Path, kind: Any, authority: Signed, own: Signed, port: int = 1) -> Kit:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    kit = Kit(folder, "north", kind, "a project", "localhost", port, importlib.metadata.version("nvflare"))
+    kit.certificate.parent.mkdir(parents=True)
+    kit.authority.write_bytes(authority[0].public_bytes(Encoding.PEM))
+    kit.certificate.write_bytes(own[0].public_bytes(Encoding.PEM))
+    kit.key.write_bytes(own[1].private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+    kit.write()
+    return kit
+
+
+@pytest.fixture(scope="module")
+def authority() -> Signed:
+    return make_certificate("a federation", None)
+
+
+@pytest.fixture(scope="module")
+def other_authority() -> Signed:
+    return make_certificate("another federation", None)
+
+
+@pytest.fixture(scope="module")
+def north(authority: Signed) -> Signed:
+    return make_certificate("north", authority)
+
+
+@pytest.fixture
+def listen(tmp_path: Path) -> Iterator[Callable[[Kit], int]]:
+    """Start a server that asks for its clients' certificates, and return its port."""
+    listeners = []
+
+    def begin(kit: Kit) -> int:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(kit.authority)
+        context.load_cert_chain(kit.certificate, kit.key)
+        listener = socket.create_server(("localhost", 0))
+        listeners.append(listener)
+
+        def answer() -> None:
+            try:
+                with context.wrap_socket(listener.accept()[0], server_side=True) as connection:
+                    connection.recv(1000)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            except OSError:
+                pass  # what the client makes of it is looked at
+
+        threading.Thread(target=answer, daemon=True).start()
+        return int(listener.getsockname()[1])
+
+    yield begin
+    for listener in listeners:
+        listener.close()
+
+
+def test_a_good_kit_and_a_good_server(
+    tmp_path: Path, authority: Signed, north: Signed, listen: Callable[[Kit], int]
+) -> None:
+    server = write_kit(tmp_path / "server", "server", authority, make_certificate("localhost", authority))
+    check_kit(server)
+    kit = write_kit(tmp_path / "north", "site", authority, north, listen(server))
+    assert read_kit(tmp_path / "north") == kit
+    check_kit(kit)
+    check_server(kit)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "text"),
+    [(2, 9, "client.crt is valid from .*, and this machine's clock says .*: set the clock"), (-9, -1, "has expired")],
+)
+def test_a_certificate_out_of_its_time(tmp_path: Path, authority: Signed, begin: int, end: int, text: str) -> None:
+    kit = write_kit(tmp_path / "north", "site", authority, make_certificate("north", authority, begin=begin, end=end))
+    with pytest.raises(PreflightError, match=text):
+        check_kit(kit)
+
+
+def test_files_of_two_federations(tmp_path: Path, other_authority: Signed, north: Signed) -> None:
+    kit = write_kit(tmp_path / "north", "site", other_authority, north)
+    with pytest.raises(PreflightError, match=r"client.crt was not issued by rootCA.pem beside it"):
+        check_kit(kit)
+
+
+def test_the_key_of_another_certificate(tmp_path: Path, authority: Signed, north: Signed) -> None:
+    kit = write_kit(tmp_path / "north", "site", authority, (north[0], authority[1]))
+    with pytest.raises(PreflightError, match=r"client.key is missing, or not the key of client.crt"):
+        check_kit(kit)
+
+
+def test_a_file_that_is_missing_or_no_certificate(tmp_path: Path, authority: Signed, north: Signed) -> None:
+    kit = write_kit(tmp_path / "north", "site", authority, north)
+    kit.authority.write_text("nothing", encoding="utf-8")
+    with pytest.raises(PreflightError, match=r"rootCA.pem is missing or no certificate"):
+        check_kit(kit)
+    (kit.path / "fedsa.json").unlink()
+    with pytest.raises(PreflightError, match="no startup kit"):
+        read_kit(kit.path)
+
+
+def test_another_version_of_the_engine(tmp_path: Path, authority: Signed, north: Signed) -> None:
+    kit = replace(write_kit(tmp_path / "north", "site", authority, north), engine="1.7.0")
+    with pytest.raises(PreflightError, match=r"the federation was made with 1.7.0: pip install 'nvflare==1.7.0'"):
+        check_kit(kit)
+
+
+def test_without_the_extra(tmp_path: Path, authority: Signed, north: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(MissingExtraError, match=r"pip install 'fedsa\[nvflare\]'"):
+        check_kit(Kit(tmp_path, "north", "site", "a project", "localhost", 1, "2.9.0"))
+
+
+def test_a_closed_port(tmp_path: Path, authority: Signed, north: Signed) -> None:
+    with socket.create_server(("localhost", 0)) as listener:
+        port = listener.getsockname()[1]
+    kit = write_kit(tmp_path / "north", "site", authority, north, port)
+    with pytest.raises(
+        PreflightError, match=rf"localhost:{port} cannot be reached \(.*\): is the server running there"
+    ):
+        check_server(kit)
+
+
+def test_a_port_where_nobody_answers(tmp_path: Path, authority: Signed, north: Signed) -> None:
+    with socket.create_server(("localhost", 0)) as listener:  # it takes the connection, and says nothing
+        kit = write_kit(tmp_path / "north", "site", authority, north, listener.getsockname()[1])
+        with pytest.raises(PreflightError, match="has ended the TLS handshake"):
+            check_server(kit, seconds=0.1)
+
+
+def test_a_name_of_no_machine(tmp_path: Path, authority: Signed, north: Signed) -> None:
+    kit = replace(write_kit(tmp_path / "north", "site", authority, north), host="no-such-machine.invalid")
+    with pytest.raises(PreflightError, match=r"no machine is called 'no-such-machine.invalid'"):
+        check_server(kit)
+
+
+def test_a_server_of_another_authority(
+    tmp_path: Path, authority: Signed, other_authority: Signed, north: Signed, listen: Callable[[Kit], int]
+) -> None:
+    own = make_certificate("localhost", other_authority)
+    server = write_kit(tmp_path / "server", "server", other_authority, own)
+    kit = write_kit(tmp_path / "north", "site", authority, north, listen(server))
+    with pytest.raises(PreflightError, match=r"certificate of another authority than rootCA\.pem"):
+        check_server(kit)
+
+
+def test_a_site_of_another_authority(
+    tmp_path: Path, authority: Signed, other_authority: Signed, listen: Callable[[Kit], int]
+) -> None:
+    server = write_kit(tmp_path / "server", "server", authority, make_certificate("localhost", authority))
+    stranger = make_certificate("north", other_authority)
+    kit = write_kit(tmp_path / "north", "site", authority, stranger, listen(server))
+    with pytest.raises(PreflightError, match=r"does not accept the certificate of north \(unknown ca\)"):
+        check_server(kit)
+
+
+@pytest.mark.parametrize(
+    ("name", "begin", "end", "text"),
+    [
+        ("localhost", -9, -1, "certificate of the server at .* has expired"),
+        ("localhost", 1, 9, "certificate of the server at .* is not valid yet: this machine's clock says"),
+        ("elsewhere", -1, 9, "certificate for another name"),
+    ],
+)
+def test_a_server_whose_certificate_does_not_fit(
+    tmp_path: Path,
+    authority: Signed,
+    north: Signed,
+    listen: Callable[[Kit], int],
+    name: str,
+    begin: int,
+    end: int,
+    text: str,
+) -> None:
+    own = make_certificate(name, authority, begin=begin, end=end)
+    server = write_kit(tmp_path / "server", "server", authority, own)
+    kit = write_kit(tmp_path / "north", "site", authority, north, listen(server))
+    with pytest.raises(PreflightError, match=text):
+        check_server(kit)
+
+
+def test_what_answers_speaks_no_tls(tmp_path: Path, authority: Signed, north: Signed) -> None:
+    with socket.create_server(("localhost", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
+                connection.recv(10_000)
+
+        threading.Thread(target=answer, daemon=True).start()
+        kit = write_kit(tmp_path / "north", "site", authority, north, listener.getsockname()[1])
+        with pytest.raises(PreflightError, match="does not speak TLS as a server of this federation does"):
+            check_server(kit)
