@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -146,13 +146,18 @@ class _Session:
     def answer(self, request: bytes) -> bytes:
         """Do what `NVFlareJobs` asks for."""
         what, *arguments = json.loads(request)
-        do = {"connected": self.connected, "begin": self.begin, "has_ended": self.has_ended, "end": self.end}[what]
+        verbs: Mapping[str, Callable[..., Any]] = {
+            "connected": self.connected,
+            "begin": self.begin,
+            "has_ended": self.has_ended,
+            "end": self.end,
+        }
         try:
             if self._session is None:
                 from nvflare.fuel.flare_api.flare_api import new_secure_session
 
                 self._session = new_secure_session(self._kit.party, str(self._kit.path), timeout=10)
-            return json.dumps({"value": do(*arguments)}).encode()
+            return json.dumps({"value": verbs[what](*arguments)}).encode()
         except Exception as error:  # of many kinds, none of which says more than its text
             session, self._session = self._session, None
             with contextlib.suppress(Exception):  # the server has gone, and so has the session
