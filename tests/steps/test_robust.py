@@ -200,7 +200,7 @@ def test_a_median_and_a_server_optimiser_go_together() -> None:
 
 # -- the recipe -------------------------------------------------------------------------------------------------------
 
-MEAN_OF_ITS_OWN = "its server makes something of each update by itself, so there is no mean to take the place of"
+NO_MEAN = "its server needs each client's update, not their mean"
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ MEAN_OF_ITS_OWN = "its server makes something of each update by itself, so there
         ("fedsa", {"kind": "median"}, None),
         ("fedsvd", {"kind": "trimmed_mean"}, None),
         ("frlora", {"kind": "median"}, None),
-        ("fedex", {"kind": "median"}, MEAN_OF_ITS_OWN),
-        ("flora", {"kind": "trimmed_mean"}, MEAN_OF_ITS_OWN),
+        ("fedex", {"kind": "median"}, NO_MEAN),
+        ("flora", {"kind": "trimmed_mean"}, NO_MEAN),
         ("fedex", {"kind": "norm_bound", "clipping_norm": 1.0}, None),
         ("local", {"kind": "norm_bound", "clipping_norm": 1.0}, "it sends nothing"),
         ("local", {"kind": "median"}, "it sends nothing"),
@@ -234,7 +234,7 @@ def test_a_median_of_clients_with_different_ranks_is_refused() -> None:
 
 def test_a_server_does_not_begin_with_a_step_that_its_method_would_leave_out() -> None:
     algorithm = make_algorithm("fedex", {})
-    with pytest.raises(ConfigError, match=f"robust.kind: median does not go with this method: {MEAN_OF_ITS_OWN}"):
+    with pytest.raises(ConfigError, match=f"robust.kind: median does not go with this method: {NO_MEAN}"):
         Server(algorithm, algorithm.init({A: torch.zeros(1)}), ["a"], seed=0, steps=Chain((Median(),)))
 
 
@@ -281,6 +281,21 @@ def test_the_section_is_written_out_and_read_back(tiny_recipe: Callable[..., Any
 
 
 # -- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_counts_the_updates_that_the_server_holds_at_once(tiny_recipe: Callable[..., Any]) -> None:
+    plain, median, stacked, bf16 = (
+        plan_run(tiny_recipe(*settings), clients=3)
+        for settings in (
+            ("algorithm=fedit",),
+            ("algorithm=fedit", "robust.kind=median"),
+            ("algorithm=lora_fair",),
+            ("algorithm=fedit", "robust.kind=median", "wire_dtype=bf16"),
+        )
+    )
+    held = [plan["memory"]["server"] - plain["memory"]["server"] for plan in (median, stacked, bf16)]
+    upload = plain["upload_bytes"]
+    assert held == [3 * upload, 3 * upload, 3 * upload // 2]
 
 
 def test_a_run_sends_the_bytes_of_its_plan_and_stays_within_the_bound(tiny_run: Callable[..., Any]) -> None:

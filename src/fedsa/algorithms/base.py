@@ -182,20 +182,27 @@ class Algorithm:
             return f"{variant} has one rank for all clients: leave adapter.ranks out"
         return None
 
+    def mean_refusal(self) -> str | None:
+        """Return why no step can act on the mean of a round's updates, or None if one can."""
+        if not self.is_additive():
+            return "its server needs each client's update, not their mean"
+        return None if self.sends() else "it sends nothing"
+
     def optimizer_refusal(self) -> str | None:
         """Return why a server optimiser does not go with the method, or None if it does.
 
         The optimiser takes the step from a tensor's value to the mean of what was sent as its gradient, so each sent
         tensor's new value must be that mean, and its old value what the clients started from.
         """
-        if not self.is_additive():
-            return "its server needs each client's update, not their mean"
+        reason = self.mean_refusal()
+        if reason is not None:
+            return reason
         if self.folds:
             return "its server adds to the frozen weights, so a sent tensor does not start from the mean before"
         own = type(self)
         if own.combine is not Algorithm.combine or own.renewed is not Algorithm.renewed:
             return "its server makes other values of what is sent than their mean"
-        return None if self.sends() else "it sends nothing"
+        return None
 
     def own_start_refusal(self, variant: str) -> str | None:
         """Return why clients cannot draw initial A's of their own, or None if they can.

@@ -322,6 +322,7 @@ def _computation(
         device=compute.device,
         cohort=together,
         compute_type=FROZEN_TYPES[compute.precision],
+        updates=_held_bytes(recipe, algorithm, model, clients),
     )
     of_text = (
         "task.max_length, or the most that the model takes); real rows are shorter, so FLOPs and activations are upper "
@@ -448,6 +449,15 @@ class _LivePeak(TorchDispatchMode):
         self._now -= size
 
 
+def _held_bytes(recipe: Recipe, algorithm: Algorithm, model: EmptyModel, clients: int) -> int:
+    """The bytes of a round's updates, where the method or a step needs all of them at once; else 0."""
+    steps = make_chain(recipe.steps)
+    if algorithm.is_additive() and not steps.holds_updates:
+        return 0
+    sent = {key: parameter.detach() for key, parameter in model.parameters.items() if algorithm.plan(key, 1).sent}
+    return clients * steps.upload_bytes(sent)
+
+
 def memory_of(
     *,
     weights: int,
@@ -458,6 +468,7 @@ def memory_of(
     device: str,
     cohort: int,
     compute_type: torch.dtype,
+    updates: int,
 ) -> dict[str, int]:
     """Return the parts of a run's peak memory in bytes: of the process on a CPU, else of the device.
 
@@ -470,12 +481,13 @@ def memory_of(
         device: ``cpu``, or another.
         cohort: clients that train at once.
         compute_type: what the layers compute in.
+        updates: bytes of the updates that the server holds at once.
 
     Returns:
         ``runtime``: libraries and kernels; ``weights``, with what the server adds to them; ``clients``: for each client
         that trains at once its tensors and, for what is trained, gradients and the optimiser's; ``server``: initial
-        tensors, the server's, and the sums of what is sent, in float64; ``activations``. Runtime and server are not on
-        a device other than the CPU.
+        tensors, the server's, the sums of what is sent, in float64, and the updates; ``activations``. Runtime and
+        server are not on a device other than the CPU.
     """
     plans = {key: algorithm.plan(key, 1) for key in tensors}
     whole = total_bytes(tensors)
@@ -492,7 +504,7 @@ def memory_of(
         return parts
     return parts | {
         "runtime": RUNTIME_BYTES,
-        "server": 2 * whole + 2 * size("sent"),
+        "server": 2 * whole + 2 * size("sent") + updates,
         "activations": int(CPU_ACTIVATION_FACTOR * activations),
     }
 

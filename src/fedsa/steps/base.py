@@ -107,11 +107,11 @@ class Step:
         return None
 
     def on_payload(self, tensors: State) -> State:
-        """Return what the server sends of tensors on their way down to a client."""
+        """The server's side of a payload: tensors on their way down to a client."""
         return tensors
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
-        """Return what the client hands on of its update, and what it keeps for its next round.
+        """The client's half: its update on the way up, and what the client keeps for its next round.
 
         Args:
             tensors: the sent ones, as the client's training or the step before left them.
@@ -121,11 +121,11 @@ class Step:
         return tensors, {}
 
     def form(self, form: Form) -> Form:
-        """Return what `on_client` makes of a tensor's shape and type: bytes are planned and checked by it."""
+        """The shape and type that `on_client` gives a tensor: bytes are planned and checked by it."""
         return form
 
     def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:
-        """Return what the server hands on of an update, and its weight in the mean.
+        """The server's half, of one update: the update on its way to the method, and its weight in the mean.
 
         Args:
             update: as `on_client` made it, from a client that need not be honest.
@@ -142,8 +142,12 @@ class Step:
 class MeanStep(Step):
     """A step that makes something of the mean of a round's updates."""
 
+    def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
+        """Return why it does not go with a method: the method must take a mean."""
+        return algorithm.mean_refusal()
+
     def on_mean(self, mean: State, slots: Slots, context: MeanContext) -> tuple[State, Slots]:
-        """Return what the method gets as the mean, and what the server keeps for the next round.
+        """The mean on its way to the method, and what the server keeps for the next round.
 
         Args:
             mean: of each tensor that was sent, of the full shape, in float64. There was at least one update.
@@ -161,16 +165,13 @@ class Reduction(Step):
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
         """Return why it does not go with a method: the method must take a mean, which this can take the place of."""
-        if not algorithm.is_additive():
-            return "its server makes something of each update by itself, so there is no mean to take the place of"
-        if not algorithm.sends():
-            return "it sends nothing"
-        if mixed_ranks:
+        reason = algorithm.mean_refusal()
+        if reason is None and mixed_ranks:
             return "clients of different ranks do not have the same numbers to compare: leave adapter.ranks out"
-        return None
+        return reason
 
     def reduce(self, updates: Iterable[tuple[State, int]], before: State) -> State:
-        """Return one value of each tensor that was sent, in float64; nothing where no update came.
+        """One value of each tensor that was sent, in float64; nothing where no update came.
 
         Args:
             updates: what each client sent, with its weight, one at a time, in the order of client ids.
@@ -200,8 +201,13 @@ class Chain:
         """A step looks at the values of the server's tensors before the round."""
         return any(step.needs_values for step in self.steps)
 
+    @property
+    def holds_updates(self) -> bool:
+        """The server holds all updates of a round at once."""
+        return any(isinstance(step, Reduction) for step in self.steps)
+
     def on_payload(self, tensors: State) -> State:
-        """Return tensors as they travel to a client."""
+        """Tensors as they travel to a client."""
         for step in self.steps:
             tensors = step.on_payload(tensors)
         return tensors
@@ -209,7 +215,7 @@ class Chain:
     def on_client(
         self, tensors: State, slots: Slots, *, client: str, round: int, before: State, seed: int
     ) -> tuple[State, Slots]:
-        """Return an update as it travels, and what the client keeps for its next round.
+        """An update as it travels, and what the client keeps for its next round.
 
         Args:
             tensors: the sent ones, as the client's training left them.
@@ -227,18 +233,18 @@ class Chain:
         return tensors, kept
 
     def forms(self, tensors: State) -> dict[Key, Form]:
-        """Return what each tensor of an update looks like as it travels; only shapes and types are looked at."""
+        """What each tensor of an update looks like as it travels; only shapes and types are looked at."""
         forms = {key: Form(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
         for step in self.steps:
             forms = {key: step.form(form) for key, form in forms.items()}
         return forms
 
     def upload_bytes(self, tensors: State) -> int:
-        """Return the bytes of an update of these tensors, as on the wire without framing."""
+        """The bytes of an update of these tensors, as on the wire without framing."""
         return sum(form.bytes for form in self.forms(tensors).values())
 
     def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:
-        """Return an update that came as the method gets it, and its weight.
+        """An update that came, as the method gets it, and its weight.
 
         Args:
             update: as `on_client` made it.
@@ -255,7 +261,7 @@ class Chain:
     def mean(
         self, updates: Iterable[tuple[Update, int]], state: ServerState, round: int, seed: int
     ) -> tuple[State, Slots]:
-        """Return what a method gets as the mean of a round's updates, and the slots that the server keeps.
+        """The mean of a round's updates, as the method gets it, and the slots that the server keeps.
 
         Args:
             updates: as `on_server` returned them, one at a time, in the order of client ids.

@@ -33,13 +33,13 @@ class Cast(Step):
     setting: ClassVar[str] = "wire_dtype"
 
     def on_payload(self, tensors: State) -> State:
-        """Return the tensors in the wire's dtype."""
+        """The tensors in the wire's dtype."""
         return {key: tensor.to(_DTYPES[self.wire_dtype]) for key, tensor in tensors.items()}
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
-        """Return the tensors in the wire's dtype."""
+        """The tensors in the wire's dtype."""
         return self.on_payload(tensors), {}
 
     def form(self, form: Form) -> Form:
-        """Return the form with the wire's dtype."""
+        """The form with the wire's dtype."""
         return form._replace(dtype=_DTYPES[self.wire_dtype])

@@ -27,5 +27,5 @@ class Median(Reduction):
     setting: ClassVar[str] = "robust.kind"
 
     def reduce(self, updates: Iterable[tuple[State, int]], before: State) -> State:
-        """Return the median of each number."""
+        """The median of each number."""
         return middle_mean(updates, before, lambda count: (count - 1) // 2)

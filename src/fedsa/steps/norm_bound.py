@@ -46,7 +46,7 @@ class NormBound(Step):
         return None if algorithm.sends() else "it sends nothing"
 
     def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:
-        """Return the update within the bound, in fp32 at least."""
+        """The update within the bound, in fp32 at least."""
         starts = {key: cropped(before[key], tensor.shape).double() for key, tensor in update.tensors.items()}
         changes = {key: tensor.double() - starts[key] for key, tensor in update.tensors.items()}
         norm = sum(float(change.square().sum()) for change in changes.values()) ** 0.5

@@ -59,7 +59,7 @@ class ServerOptimizer(MeanStep):
         return algorithm.optimizer_refusal()
 
     def on_mean(self, mean: State, slots: Slots, context: MeanContext) -> tuple[State, Slots]:
-        """Return where the step leads, and the new moments.
+        """Where the step leads, and the new moments.
 
         Raises:
             TrainingError: the step is so wide that no client could train on.

@@ -42,14 +42,14 @@ class TrimmedMean(Reduction):
         return "trimmed_mean"
 
     def reduce(self, updates: Iterable[tuple[State, int]], before: State) -> State:
-        """Return the trimmed mean of each number."""
+        """The trimmed mean of each number."""
         return middle_mean(updates, before, lambda count: int(self.trim_fraction * count))
 
 
 def middle_mean(
     updates: Iterable[tuple[State, int]], before: State, trimmed: Callable[[int], int]
 ) -> dict[Key, Tensor]:
-    """Return the mean of the middle values of each number, in float64; nothing where no update came.
+    """The mean of the middle values of each number, in float64; nothing where no update came.
 
     Args:
         updates: what each client sent; the weights do not count.
