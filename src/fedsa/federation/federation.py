@@ -130,7 +130,7 @@ class Federation:
                 One given beside a name is not in the recipe: ``RunResult.export`` writes it, ``fedsa export`` writes
                 the model's own.
             partition: settings of a recipe's ``data.partition``: fractions, sizes, group.
-            task: columns and labels; see `TaskSettings`.
+            task: columns and labels, as a table or as one of its kinds (`fedsa.recipe.ClassificationSettings`, ...).
             on_progress: told what takes time.
             settings: any other top-level key of a recipe, e.g. ``algorithm="fedsa"``, ``training={"batch_size": 8}``.
 
