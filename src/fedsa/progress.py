@@ -62,7 +62,9 @@ class ProgressDisplay(Callback):
 
         self._metric = make_task(recipe.task, ()).metric
         self._recipe = recipe
-        self._evaluated = sample_size(recipe.evaluation.fraction_evaluate, len(clients)) * passes_on_validation(recipe)
+        self._evaluated = sample_size(recipe.evaluation.fraction_evaluate, len(clients)) * passes_on_validation(
+            recipe.evaluation
+        )
         self._console.print(
             f"{recipe.algorithm} on {recipe.adapter.variant}, {counted(len(clients), 'client')}, "
             f"{counted(recipe.rounds, 'round')}, {recipe.compute.device} ({recipe.compute.precision}, "

@@ -46,14 +46,14 @@ def events(recipe: Recipe, rows: dict[str, dict[str, int]], *, trained: float, e
         yield 0.0, lambda pace, round=round, sampled=sampled: pace.round_begins(round, sampled)
         yield from in_groups(
             sampled,
-            lambda c: trained * trained_rows(recipe, rows[c]["train_examples"]),
+            lambda c: trained * trained_rows(recipe.training, rows[c]["train_examples"]),
             lambda pace, c: pace.trained(c),
         )
-        if is_evaluated(recipe, round):
-            for _ in range(passes_on_validation(recipe)):
+        if is_evaluated(recipe.evaluation, recipe.rounds, round):
+            for _ in range(passes_on_validation(recipe.evaluation)):
                 yield from measured("validation", round, clients)
     yield from measured("test", 0, clients)
-    for _ in range((passes_on_test(recipe) - 1) // 2):
+    for _ in range((passes_on_test(recipe.evaluation) - 1) // 2):
         for round in sorted({last, recipe.rounds}):
             yield from measured("test", round, clients)
 
@@ -100,7 +100,12 @@ def test_the_time_left_is_right_from_the_second_result_on(
     assert pace.part == pytest.approx(1)
     unknown = 0.0  # until the tests, whether the last round is the chosen one, and so measured once
     if last == recipe.rounds:
-        unknown = evaluated * sum(each["test_examples"] for each in rows.values()) * (passes_on_test(recipe) - 1) / 2
+        unknown = (
+            evaluated
+            * sum(each["test_examples"] for each in rows.values())
+            * (passes_on_test(recipe.evaluation) - 1)
+            / 2
+        )
     assert max(wrong) < 0.08 + unknown / times[-1]
 
 
@@ -132,5 +137,7 @@ def test_the_second_result_tells(tiny_recipe: Callable[..., Recipe]) -> None:
 def test_evaluated_rounds_are_counted(tiny_recipe: Callable[..., Recipe], rounds: int, every: int) -> None:
     recipe = tiny_recipe(f"rounds={rounds}", f"evaluation.evaluate_every={every}")
     for after in range(-1, rounds + 1):
-        listed = [round for round in range(after + 1, rounds + 1) if is_evaluated(recipe, round)]
-        assert evaluated_rounds(recipe, after) == len(listed)
+        listed = [
+            round for round in range(after + 1, rounds + 1) if is_evaluated(recipe.evaluation, recipe.rounds, round)
+        ]
+        assert evaluated_rounds(recipe.evaluation, rounds, after) == len(listed)

@@ -154,7 +154,8 @@ def write_untrained(federation: Any, folder: Path, *, merge: bool = False, with_
     }
     about = {"train_examples": 1, "validation_examples": 1, "test_examples": 1, "labels": federation.rows.label_names}
     copy = None if with_base and not merge else False
-    base = base_of(federation.recipe, federation.model, federation.task, federation.tokenizer, folder, copy=copy)
+    recipe, task = federation.recipe, federation.task
+    base = base_of(recipe.model, recipe.compute, federation.model, task, federation.tokenizer, folder, copy=copy)
     card = card_of(federation.recipe, summary, "one", about, base, folder, history="", score="", merged=merge)
     state = federation.model.initial
     write_model(federation.model, state, federation.tokenizer, card, folder, base=base, merge=merge)

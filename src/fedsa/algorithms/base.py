@@ -111,8 +111,7 @@ class Algorithm:
     needs_product: ClassVar[bool] = False
     """The server computes ΔW = s·B·A, so it must be the whole of the adapter's update."""
     needs_initial_values: ClassVar[bool] = False
-    """The server computes with the values of the tensors that clients start from. Else it starts from their shapes
-    alone, without the base model. (What is added to the base's weights is zero at the start, everywhere.)"""
+    """The server computes with the values that clients start from. Else it starts from shapes alone."""
     mixed_ranks: ClassVar[bool] = False
     """Clients may have different ranks: a client's tensors are the first rows of A and columns of B."""
 

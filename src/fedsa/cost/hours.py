@@ -67,7 +67,7 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
     rows = sum(each["steps"] for each in trained) * batch
     evaluations = sum(sum(name.startswith("validation") for name in line) for line in lines)
     ends = len({summary["chosen_round"], summary["rounds"]})
-    evaluations += len(summary["per_client"]) * passes_on_test(measured, ends)
+    evaluations += len(summary["per_client"]) * passes_on_test(measured.evaluation, ends)
     other = summary["wall_seconds"] - summary["train_seconds"] - summary["evaluation_seconds"]
     environment = folder.read_json("environment.json")
 
@@ -83,8 +83,10 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
         steps = training.local_steps or DEFAULT_LOCAL_STEPS
         own_rows = steps * training.batch_size * training.gradient_accumulation_steps
     updates = recipe.rounds * sample_size(recipe.fraction_train, clients)
-    validations = (evaluated_rounds(recipe, -1)) * sample_size(recipe.evaluation.fraction_evaluate, clients)
-    measures = validations * passes_on_validation(recipe) + clients * passes_on_test(recipe)
+    validations = evaluated_rounds(recipe.evaluation, recipe.rounds, -1) * sample_size(
+        recipe.evaluation.fraction_evaluate, clients
+    )
+    measures = validations * passes_on_validation(recipe.evaluation) + clients * passes_on_test(recipe.evaluation)
     parts = {
         "training": updates * own_rows * summary["train_seconds"] / rows,
         "evaluation": measures * summary["evaluation_seconds"] / evaluations,

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, final
 
-from fedsa.recipe import DEFAULT_LOCAL_STEPS, Recipe
+from fedsa.recipe import DEFAULT_LOCAL_STEPS, AdaptationSettings, EvaluationSettings, Recipe, TrainingSettings
 from fedsa.server import sample_size
 
 __all__ = ["Pace", "evaluated_rounds", "is_evaluated", "passes_on_test", "passes_on_validation", "trained_rows"]
@@ -18,53 +18,49 @@ _FORWARD = 1 / 3
 """Time of an evaluated row over that of a trained one, until it is measured: backward takes twice what forward does."""
 
 
-def is_evaluated(recipe: Recipe, round: int) -> bool:
-    """Return whether clients are measured on validation after a round."""
-    return round % recipe.evaluation.evaluate_every == 0 or round == recipe.rounds
+def is_evaluated(settings: EvaluationSettings, rounds: int, round: int) -> bool:
+    """Say whether clients are measured on validation after a round of so many."""
+    return round % settings.evaluate_every == 0 or round == rounds
 
 
-def evaluated_rounds(recipe: Recipe, after: int) -> int:
-    """Return how many of the rounds after a round end with an evaluation.
+def evaluated_rounds(settings: EvaluationSettings, rounds: int, after: int) -> int:
+    """The number of the rounds after a round that end with an evaluation.
 
-    >>> from fedsa.recipe import parse_recipe
-    >>> data = {"path": "-", "partition": {"kind": "iid", "clients": 2}}
-    >>> recipe = parse_recipe({"rounds": 10, "model": {"path": "-"}, "data": data, "evaluation": {"evaluate_every": 4}})
-    >>> [evaluated_rounds(recipe, after) for after in (-1, 0, 4, 9, 10)]
+    >>> settings = EvaluationSettings(evaluate_every=4)
+    >>> [evaluated_rounds(settings, 10, after) for after in (-1, 0, 4, 9, 10)]
     [4, 3, 2, 1, 0]
     """
-    every, rounds = recipe.evaluation.evaluate_every, recipe.rounds
+    every = settings.evaluate_every
     return max(0, rounds // every - after // every + (rounds % every != 0 and after < rounds))
 
 
-def passes_on_validation(recipe: Recipe) -> int:
-    """Return how often a client's validation rows are measured in an evaluated round."""
-    return 2 if recipe.evaluation.evaluate_after == "both" else 1
+def passes_on_validation(settings: EvaluationSettings) -> int:
+    """How often a client's validation rows are measured in an evaluated round."""
+    return 2 if settings.evaluate_after == "both" else 1
 
 
-def passes_on_test(recipe: Recipe, rounds: int = 2) -> int:
-    """Return how often a client's test rows are measured with its own model.
+def passes_on_test(settings: EvaluationSettings, rounds: int = 2) -> int:
+    """How often a client's test rows are measured with its own model.
 
     Args:
-        recipe: any.
+        settings: the recipe's ``[evaluation]``.
         rounds: that are measured after the first evaluation, before training: the chosen and the final one, or 1.
     """
-    modes = 1 if recipe.evaluation.evaluate_after == "aggregate" else 2
+    modes = 1 if settings.evaluate_after == "aggregate" else 2
     return 1 + modes * rounds
 
 
-def trained_rows(recipe: Recipe, rows: int) -> int:
-    """Return how many rows a client goes through in a round's training.
+def trained_rows(training: TrainingSettings, rows: int, refit_steps: int = 0) -> int:
+    """The number of rows that a client goes through in a round's training.
 
     Args:
-        recipe: any.
+        training: the recipe's ``[training]``.
         rows: of its training split.
+        refit_steps: in which a client that keeps nothing first fits its personal tensors anew.
     """
-    training = recipe.training
     if training.local_epochs:
         return training.local_epochs * rows
-    steps = training.local_steps or DEFAULT_LOCAL_STEPS
-    if recipe.personal_state == "reconstruct":
-        steps += recipe.reconstruction.steps
+    steps = (training.local_steps or DEFAULT_LOCAL_STEPS) + refit_steps
     return steps * training.gradient_accumulation_steps * training.batch_size
 
 
@@ -93,37 +89,46 @@ class Pace:
         outside: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._recipe, self._clock, self._round = recipe, clock, finished
+        self._refit_steps = recipe.reconstruction.steps if recipe.personal_state == "reconstruct" else 0
+        settings = recipe.evaluation
         self._rows = {
             client: {split: int(about[f"{split}_examples"]) for split in _SPLITS} for client, about in rows.items()
         }
         count = max(1, len(self._rows))
         self._totals = {split: sum(each[split] for each in self._rows.values()) for split in _SPLITS}
-        trained = sum(trained_rows(recipe, each["train"]) for each in self._rows.values())
+        trained = sum(self._trained_rows(each["train"]) for each in self._rows.values())
         self._training_rows = trained / count * sample_size(recipe.fraction_train, count)
-        part = sample_size(recipe.evaluation.fraction_evaluate, count) / count
-        self._validation_rows = self._totals["validation"] * part * passes_on_validation(recipe)
+        part = sample_size(settings.fraction_evaluate, count) / count
+        self._validation_rows = self._totals["validation"] * part * passes_on_validation(settings)
         self._training = self._validation = 0.0  # rows that are left in the round
-        self._test = float(self._totals["test"] * passes_on_test(recipe))
-        self._passes, self._tested = passes_on_test(recipe), 0
+        self._test = float(self._totals["test"] * passes_on_test(settings))
+        self._passes, self._tested = passes_on_test(settings), 0
         # What is measured of one model for all, and of clients outside, is not told one by one.
-        self._beside = 2.0 * self._totals["test"] * (recipe.evaluation.global_model != "none")
+        self._beside = 2.0 * self._totals["test"] * (settings.global_model != "none")
         self._beside += 2.0 * sum(int(about["test_examples"]) for about in outside)
-        self._adapting = sum(_adapted_rows(recipe, int(about["train_examples"])) for about in outside)
+        self._adapting = sum(
+            _adapted_rows(recipe.training, recipe.adaptation, int(about["train_examples"])) for about in outside
+        )
         together = recipe.training.cohort_size if recipe.training.trainer == "cohort" else 1
         self._measured = {kind: _Rate(max(1, together), 2 * count) for kind in ("training", "evaluation")}
         self._since = clock()
 
+    def _trained_rows(self, rows: int) -> int:
+        return trained_rows(self._recipe.training, rows, self._refit_steps)
+
     def round_begins(self, round: int, clients: Sequence[str]) -> None:
         """Take note of a round and of who trains in it."""
         self._round, self._since = round, self._clock()
-        self._training = float(sum(trained_rows(self._recipe, self._rows[client]["train"]) for client in clients))
-        self._validation = self._validation_rows if is_evaluated(self._recipe, round) else 0.0
+        self._training = float(sum(self._trained_rows(self._rows[client]["train"]) for client in clients))
+        self._validation = (
+            self._validation_rows if is_evaluated(self._recipe.evaluation, self._recipe.rounds, round) else 0.0
+        )
         for rate in self._measured.values():
             rate.begin()
 
     def trained(self, client: str) -> None:
         """Take note of a finished local training."""
-        rows = trained_rows(self._recipe, self._rows[client]["train"])
+        rows = self._trained_rows(self._rows[client]["train"])
         self._training = max(0.0, self._training - rows)
         self._count("training", rows)
 
@@ -135,7 +140,7 @@ class Pace:
         else:
             self._training = self._validation = 0.0
             if self._tested == len(self._rows) and round == self._recipe.rounds:  # the chosen round is the last
-                self._passes = passes_on_test(self._recipe, 1)
+                self._passes = passes_on_test(self._recipe.evaluation, 1)
                 self._test = float(self._totals["test"] * (self._passes - 1))
             self._tested += 1
             self._test = max(0.0, self._test - rows)
@@ -149,7 +154,7 @@ class Pace:
     @property
     def evaluates(self) -> bool:
         """The round ends with an evaluation."""
-        return is_evaluated(self._recipe, self._round)
+        return is_evaluated(self._recipe.evaluation, self._recipe.rounds, self._round)
 
     @property
     def tests(self) -> int:
@@ -163,7 +168,11 @@ class Pace:
         if training is None or evaluation is None:
             return None
         rounds = max(0, self._recipe.rounds - max(self._round, 0))
-        rows = evaluated_rounds(self._recipe, self._round) * self._validation_rows + self._test + self._beside
+        rows = (
+            evaluated_rounds(self._recipe.evaluation, self._recipe.rounds, self._round) * self._validation_rows
+            + self._test
+            + self._beside
+        )
         later = (rounds * self._training_rows + self._adapting) * training + rows * evaluation
         now, then = self._training * training, self._validation * evaluation
         if not now:  # what is under way counts down by the clock, but not into what comes after it
@@ -179,7 +188,7 @@ class Pace:
         training, evaluation = self._seconds()
         if left is None or training is None or evaluation is None:
             return max(0, self._round - 1) / self._recipe.rounds
-        rows = evaluated_rounds(self._recipe, -1) * self._validation_rows + self._beside
+        rows = evaluated_rounds(self._recipe.evaluation, self._recipe.rounds, -1) * self._validation_rows + self._beside
         rows += self._totals["test"] * self._passes
         whole = (self._recipe.rounds * self._training_rows + self._adapting) * training + rows * evaluation
         return min(1.0, max(0.0, 1 - left / whole)) if whole else 0.0
@@ -192,12 +201,12 @@ class Pace:
         return training, evaluation
 
 
-def _adapted_rows(recipe: Recipe, rows: int) -> int:
-    """Return how many rows a client outside goes through on its way to an adapter of its own."""
-    length = recipe.adaptation.length
+def _adapted_rows(training: TrainingSettings, adaptation: AdaptationSettings, rows: int) -> int:
+    """The number of rows that a client outside goes through on its way to an adapter of its own."""
+    length = adaptation.length
     if "epochs" in length:
         return length["epochs"] * rows
-    return length["steps"] * recipe.training.gradient_accumulation_steps * recipe.training.batch_size
+    return length["steps"] * training.gradient_accumulation_steps * training.batch_size
 
 
 _SPLITS = ("train", "validation", "test")

@@ -69,10 +69,10 @@ def deal_rows(
     Raises:
         DataError: the data, its columns, its labels or the partition do not fit.
     """
-    rows = load_rows(recipe.data, _wanted(recipe), on_progress=on_progress)
+    rows = load_rows(recipe.data, _wanted(recipe.task, recipe.data.partition), on_progress=on_progress)
     if label_names is None:
-        return _share(rows, recipe)
-    return _share(rows, _with_classes(recipe, label_names), min_classes=1)
+        return _share(rows, recipe.data, recipe.task, recipe.seed)
+    return _share(rows, recipe.data, _with_classes(recipe.task, label_names), recipe.seed, min_classes=1)
 
 
 def deal_tables(clients: Mapping[str, ClientTable], recipe: Recipe) -> DealtRows:
@@ -85,7 +85,8 @@ def deal_tables(clients: Mapping[str, ClientTable], recipe: Recipe) -> DealtRows
     Raises:
         DataError: no clients, clients without rows, other columns than the first client's, or as `deal_rows`.
     """
-    return _share(_merge(clients, _wanted(recipe)), recipe)
+    rows = _merge(clients, _wanted(recipe.task, recipe.data.partition))
+    return _share(rows, recipe.data, recipe.task, recipe.seed)
 
 
 def deal_newcomer(client: str, path: str, recipe: Recipe, label_names: Sequence[str]) -> tuple[DealtRows, list[str]]:
@@ -112,7 +113,7 @@ def deal_newcomer(client: str, path: str, recipe: Recipe, label_names: Sequence[
     )
     named |= recipe.data.model_dump(include={"separator", "encoding", "drop_empty"})
     data = DataSettings(path=path, partition=PartitionSettings(kind="iid", clients=1), **named)
-    wanted = _wanted(recipe, recipe.data.partition.group)
+    wanted = _wanted(recipe.task, recipe.data.partition, recipe.data.partition.group)
     rows = load_rows(data, wanted)
     require_columns(rows.table, _needed(recipe.task), f"{path} ({data.split} rows)", rows.unread)
     group, notes = recipe.data.partition.group, []
@@ -127,17 +128,14 @@ def deal_newcomer(client: str, path: str, recipe: Recipe, label_names: Sequence[
     table, validation, test = (
         None if own is None else _of_client(own, client) for own in (rows.table, rows.validation, rows.test)
     )
-    own = _with_classes(recipe, label_names).model_copy(
-        update={"data": data.model_copy(update={"partition": partition})}
-    )
-    return _share(replace(rows, table=table, validation=validation, test=test), own, min_classes=1), notes
+    own, task = data.model_copy(update={"partition": partition}), _with_classes(recipe.task, label_names)
+    rows = replace(rows, table=table, validation=validation, test=test)
+    return _share(rows, own, task, recipe.seed, min_classes=1), notes
 
 
-def _with_classes(recipe: Recipe, label_names: Sequence[str]) -> Recipe:
-    """A recipe that names the classes, where its task has any."""
-    if not (recipe.task.has_classes or recipe.task.is_own):
-        return recipe
-    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels": list(label_names)})})
+def _with_classes(task: TaskSettings, label_names: Sequence[str]) -> TaskSettings:
+    """The task with the names of the classes, where it has any."""
+    return task.model_copy(update={"labels": list(label_names)}) if task.has_classes or task.is_own else task
 
 
 def _of_client(table: datasets.Dataset, client: str) -> datasets.Dataset:
@@ -146,9 +144,8 @@ def _of_client(table: datasets.Dataset, client: str) -> datasets.Dataset:
     return table.add_column(CLIENT, [client] * len(table))
 
 
-def _wanted(recipe: Recipe, *more: str | None) -> Wanted:
-    """Return what a recipe reads of a table."""
-    task, partition = recipe.task, recipe.data.partition
+def _wanted(task: TaskSettings, partition: PartitionSettings, *more: str | None) -> Wanted:
+    """What is read of a table."""
     roles = {*partition_columns(partition), task.label_column, partition.label_column, *more} - {None}
     texts = {*roles, *task.plain_columns} if task.plain_columns else roles - {*task.columns}
     texts |= {*partition_columns(partition)}
@@ -159,19 +156,19 @@ def _names(columns: Iterable[str | None]) -> frozenset[str]:
     return frozenset(name for name in columns if name)
 
 
-def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> DealtRows:
-    task, settings = recipe.task, recipe.data.partition
+def _share(rows: Rows, data: DataSettings, task: TaskSettings, seed: int, *, min_classes: int = 2) -> DealtRows:
+    settings = data.partition
     extra = partition_columns(settings)
     notes = [*rows.notes]
-    present, places = _checked(rows, recipe, notes)
-    numbers, names = _classes(task, present, recipe.data.path, min_classes, places, notes)
+    present, places = _checked(rows, data, task, notes)
+    numbers, names = _classes(task, present, data.path, min_classes, places, notes)
     dealt = numbers if settings.label_column is None else _numbered(present, settings.label_column)[0]
     validation, test = present.get("validation"), present.get("test")
     partition = partition_rows(
         settings,
         labels=dealt["train"],
         columns=_columns(present["train"], extra),
-        seed=derive_seed(recipe.seed, "partition"),
+        seed=derive_seed(seed, "partition"),
         validation_labels=dealt.get("validation"),
         validation_columns=None if validation is None else _columns(validation, extra),
         test_labels=dealt.get("test"),
@@ -212,25 +209,25 @@ def _share(rows: Rows, recipe: Recipe, *, min_classes: int = 2) -> DealtRows:
 
 
 def _checked(
-    rows: Rows, recipe: Recipe, notes: list[str]
+    rows: Rows, data: DataSettings, task: TaskSettings, notes: list[str]
 ) -> tuple[dict[str, datasets.Dataset], dict[str, Callable[[int], str]]]:
     """Return each split's rows, with texts where texts belong and no empty cell, and where each row stands."""
-    task, settings = recipe.task, recipe.data.partition
+    settings = data.partition
     extra, client = partition_columns(settings), client_column(settings)
-    texts = _wanted(recipe).texts
+    texts = _wanted(task, settings).texts
     present: dict[str, datasets.Dataset] = {}
     places: dict[str, Callable[[int], str]] = {}
     for split, table in {"train": rows.table, "validation": rows.validation, "test": rows.test}.items():
         if table is None:
             continue
-        where = f"{recipe.data.path} ({split} rows)"
+        where = f"{data.path} ({split} rows)"
         needed = [*_needed(task), *([settings.label_column] if settings.label_column else [])]
         require_columns(table, [*needed, *(extra if split == "train" else [])], where, rows.unread)
         read = list(dict.fromkeys([*needed, *(name for name in extra if name in table.column_names)]))
         place = rows.places.get("table" if split == "train" else split)
         table = with_texts(table, texts & {*read}, place or FROM_0.format)
         kept, said = filled_rows(
-            table, {name: name not in task.columns for name in read}, place, where, drop=recipe.data.drop_empty
+            table, {name: name not in task.columns for name in read}, place, where, drop=data.drop_empty
         )
         if kept is not None:
             if client in table.column_names:
@@ -239,7 +236,7 @@ def _checked(
         notes += said
         present[split], places[split] = table, place or FROM_0.format
         if task.has_classes and place is not None and split == "train":
-            require_one_writing(table, task.label_column or "", place, recipe.data.path)
+            require_one_writing(table, task.label_column or "", place, data.path)
     return present, places
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsa.agreement import Agreement
-from fedsa.data.clients import label_totals
+from fedsa.client import majority_accuracy
+from fedsa.data.clients import label_counts, label_totals
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation, adapter_config, spec_of
 from fedsa.models import adapted_fingerprint
@@ -27,25 +28,13 @@ def begin(federation: Federation, folder: RunFolder) -> Progress:
     """Write what does not change during the run, and return the progress of a run without rounds."""
     agreement = federation.agreement
     environment = _environment(federation.recipe.compute.model_dump())
-    data, fingerprints = federation.fingerprint(), _fingerprints(agreement, federation)
+    data, fingerprints = _data_fingerprint(federation), _fingerprints(agreement, federation)
     folder.begin(_run_id(federation, data, fingerprints, environment))
     folder.write_recipe(dump_recipe(federation.recipe))
     folder.write_json("environment.json", environment)
     folder.write_text(_AGREEMENT, agreement.text())
     folder.write_json("adapter_config.json", adapter_config(federation.model))
-    counts = {split: federation.label_counts(split) for split in SPLITS}
-    totals = label_totals(counts)
-    folder.register_clients(
-        {
-            client: {
-                **{f"{split}_examples": sum(by_client[client]) for split, by_client in counts.items()},
-                "labels": dict(zip(federation.rows.label_names, totals[client], strict=True)),
-                **federation.majority(client),
-                **({"held_out": True} if client in federation.held_out else {}),
-            }
-            for client in federation.everyone
-        }
-    )
+    folder.register_clients(_about_clients(federation))
     folder.write_table(
         "partition.json",
         {
@@ -55,6 +44,34 @@ def begin(federation: Federation, folder: RunFolder) -> Progress:
     )
     folder.save_initial(federation.model.initial)
     return Progress(data=data, fingerprints=fingerprints)
+
+
+def _about_clients(federation: Federation) -> dict[str, dict[str, Any]]:
+    """What ``clients.json`` says of each client."""
+    rows, partition = federation.rows, federation.rows.partition
+    counts = {split: label_counts(partition, rows.labels, len(rows.label_names), split) for split in SPLITS}
+    totals = label_totals(counts)
+    about: dict[str, dict[str, Any]] = {}
+    for client in federation.everyone:
+        entry: dict[str, Any] = {f"{split}_examples": sum(by_client[client]) for split, by_client in counts.items()}
+        entry["labels"] = dict(zip(rows.label_names, totals[client], strict=True))
+        if federation.recipe.task.has_classes:  # there is a most frequent class to guess
+            splits = partition.clients[client]
+            entry["majority"] = majority_accuracy(rows.labels[splits.train], rows.labels[splits.test])
+        if client in federation.held_out:
+            entry["held_out"] = True
+        about[client] = entry
+    return about
+
+
+def _data_fingerprint(federation: Federation) -> str:
+    """A hash of every client's rows, tokens and labels."""
+    digest = hashlib.sha256(federation.encoded.fingerprint().encode())
+    for client in federation.everyone:
+        digest.update(json.dumps(client).encode())
+        for part in federation.rows.partition.clients[client]:
+            digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _run_id(federation: Federation, data: str, fingerprints: Mapping[str, str], environment: Mapping[str, str]) -> str:
@@ -91,7 +108,7 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
             f"{folder.path}: the adapter's PEFT config is not the one that the run began with: use that of "
             f"{folder.path / 'adapter_config.json'}, and {versions}, or start a new run"
         )
-    if progress.data != federation.fingerprint() or {"labels", "metric", "ranks"} & {*changed}:
+    if progress.data != _data_fingerprint(federation) or {"labels", "metric", "ranks"} & {*changed}:
         raise RunFolderError(
             f"{folder.path}: the clients' rows are not those that the run began with, so it cannot go on: put "
             "the data (or the model's tokenizer) back as it was, or start a new run"

@@ -147,7 +147,7 @@ def _global_model(federation: Federation, folder: RunFolder, progress: Progress)
     results = dict(learner.evaluate(everyone, moment=f"round {round}, global model", split="test", one_by_one=True))
     union = Personal("all rows", tensors, np.concatenate(list(rows.values())))
     ((_, whole),) = learner.evaluate([union], moment=f"round {round}, global model", split="test", one_by_one=True)
-    left = sorted({key.factor.value for key in trained_keys(recipe, algorithm, tensors, personal=True)})
+    left = sorted({key.factor.value for key in trained_keys(recipe.rounds, algorithm, tensors, personal=True)})
     return {
         "global_model": {
             "how": how,

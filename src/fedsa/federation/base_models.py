@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fedsa.adapters.factors import key_of
 from fedsa.errors import ModelError
 from fedsa.models import load_base, load_image_processor, load_tokenizer, resolve_compute, with_image_size
-from fedsa.recipe import ModelSettings, Recipe
+from fedsa.recipe import ComputeSettings, ModelSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Task
 
@@ -19,12 +19,19 @@ __all__ = ["fresh_base", "load_named_base", "load_processor", "refuse_adapted"]
 
 
 def load_named_base(
-    recipe: Recipe, task: Task, tell: Callable[[str], None], notes: list[str] | None = None
+    settings: ModelSettings,
+    compute: ComputeSettings,
+    seed: int,
+    task: Task,
+    tell: Callable[[str], None],
+    notes: list[str] | None = None,
 ) -> tuple[PreTrainedModel, set[str]]:
-    """Return the base model that a recipe names, and the names of its layers that the checkpoint does not have.
+    """The base model that a recipe names, and the names of its layers that the checkpoint does not have.
 
     Args:
-        recipe: names it.
+        settings: the recipe's ``[model]``.
+        compute: its ``[compute]``.
+        seed: of the run.
         task: decides the model's class and head.
         tell: told what is fetched.
         notes: added to where a user should know something of the model.
@@ -33,11 +40,11 @@ def load_named_base(
         UserError: the model cannot be loaded.
     """
     return load_base(
-        recipe.model,
+        settings,
         auto_model=task.auto_model,
         options=task.model_options(),
-        seed=derive_seed(recipe.seed, "init"),
-        compute=resolve_compute(recipe.compute),
+        seed=derive_seed(seed, "init"),
+        compute=resolve_compute(compute),
         on_progress=tell,
         notes=notes,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsa.algorithms import make_algorithm
 from fedsa.data.rows import DealtRows
+from fedsa.federation.base_models import load_named_base, load_processor
 from fedsa.federation.checks import (
     check_head_warmup,
     check_layers,
@@ -16,11 +17,12 @@ from fedsa.federation.checks import (
     check_weighable,
 )
 from fedsa.federation.encoding import encode_rows
-from fedsa.federation.resolving import client_ranks, measured_settings, with_choices, written_out
-from fedsa.models import AdaptedModel, plain_fingerprint, resolve_compute
+from fedsa.federation.resolving import client_ranks, with_choices, written_out
+from fedsa.models import AdaptedModel, peft_config_of, plain_fingerprint, resolve_compute, with_drawn_layers
 from fedsa.recipe import Recipe
 from fedsa.seeds import derive_seed
 from fedsa.server import held_out, sample_size
+from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from fedsa.federation.federation import Federation
 
-__all__ = ["build"]
+__all__ = ["build", "build_by_name"]
 
 
 def build(
@@ -101,6 +103,39 @@ def build(
         if client not in outside
     ]
     check_steady(model, task, encoded, trained[0][:2])
-    chosen = with_choices(resolved, model, task, encoded, trained, tell)
-    measured = measured_settings(resolved, chosen)
+    chosen, measured = with_choices(resolved, model, task, encoded, trained, tell)
     return make(chosen, algorithm, model, processor, task, encoded, rows, measured, ranks, outside, notes, loaded)
+
+
+def build_by_name(
+    make: type[Federation],
+    recipe: Recipe,
+    rows: DealtRows,
+    tell: Callable[[str], None],
+    *,
+    config: PeftConfig | None = None,
+    ranks: Mapping[str, int] | None = None,
+) -> Federation:
+    """Put a federation together whose base model the recipe names.
+
+    Args:
+        make: the class.
+        recipe: any.
+        rows: all rows, and who holds which.
+        tell: told what takes time.
+        config: PEFT's description of the adapter, with the method's scale in it; None: as the recipe says.
+        ranks: as for `build`.
+
+    Raises:
+        UserError: the model cannot be loaded, or the parts do not fit together.
+    """
+    task = make_task(recipe.task, rows.label_names)
+    tell("loading the model")
+    notes: list[str] = []
+    base, drawn = load_named_base(recipe.model, recipe.compute, recipe.seed, task, tell, notes)
+    processor, has_scale = load_processor(recipe.model, task, recipe.task.image_side), config is not None
+    if config is None:
+        seed = derive_seed(recipe.seed, "init")
+        config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed)
+        config = with_drawn_layers(config, drawn, base)
+    return build(make, recipe, base, processor, config, task, rows, tell, notes, has_scale=has_scale, ranks=ranks)

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
 
 from fedsa.agreement import Agreement
 from fedsa.algorithms.base import Algorithm, ServerState
-from fedsa.client import ClientStates, Learner, Mixing, Site, majority_accuracy
-from fedsa.data.partition import label_counts
+from fedsa.client import ClientStates, Learner, Mixing, Site
 from fedsa.data.rows import ClientTable, DealtRows, deal_rows, deal_tables
 from fedsa.errors import ConfigError, DataError, Mistake
 from fedsa.federation.agreeing import agreement_of, peft_config_in, refuse_differences
 from fedsa.federation.base_models import fresh_base, load_named_base, load_processor, refuse_adapted
-from fedsa.federation.building import build
+from fedsa.federation.building import build, build_by_name
 from fedsa.federation.checks import check_early
 from fedsa.federation.objects import fitted_base, numbered, recipe_of_objects
-from fedsa.federation.resolving import for_newcomer
-from fedsa.models import AdaptedModel, peft_config_of, with_drawn_layers
+from fedsa.federation.resolving import for_newcomer, with_measured
+from fedsa.models import AdaptedModel, with_drawn_layers
 from fedsa.recipe import ModelSettings, Recipe, TaskSettings, refuse_objects
-from fedsa.seeds import derive_seed
 from fedsa.server import Server, server_of
 from fedsa.steps import make_chain
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, Task
-from fedsa.types import SplitName
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -87,16 +82,7 @@ class Federation:
         refuse_objects(recipe, "the recipe")
         tell = on_progress or (lambda text: None)
         check_early(recipe)
-        rows = deal_rows(recipe, on_progress=tell)
-        task = make_task(recipe.task, rows.label_names)
-        tell("loading the model")
-        notes: list[str] = []
-        base, drawn = load_named_base(recipe, task, tell, notes)
-        seed = derive_seed(recipe.seed, "init")
-        config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed)
-        config = with_drawn_layers(config, drawn, base)
-        processor = load_processor(recipe.model, task, recipe.task.image_side)
-        return build(cls, recipe, base, processor, config, task, rows, tell, notes)
+        return build_by_name(cls, recipe, deal_rows(recipe, on_progress=tell), tell)
 
     @classmethod
     def from_objects(
@@ -148,7 +134,7 @@ class Federation:
         the_task = make_task(recipe.task, rows.label_names)
         notes: list[str] = []
         if isinstance(model, ModelSettings | Mapping):
-            base, drawn = load_named_base(recipe, the_task, tell, notes)
+            base, drawn = load_named_base(recipe.model, recipe.compute, recipe.seed, the_task, tell, notes)
             tokenizer = tokenizer or load_processor(recipe.model, the_task, recipe.task.image_side)
         elif tokenizer is None:
             raise DataError("give tokenizer=... with a loaded model, or give the model as a name")
@@ -186,7 +172,11 @@ class Federation:
         tell = on_progress or (lambda text: None)
         recipe = for_newcomer(recipe)
         task = make_task(recipe.task, rows.label_names)
-        base = load_named_base(recipe, task, tell)[0] if model is None else fresh_base(model)
+        base = (
+            load_named_base(recipe.model, recipe.compute, recipe.seed, task, tell)[0]
+            if model is None
+            else fresh_base(model)
+        )
         processor = tokenizer or load_processor(recipe.model, task, recipe.task.image_side)
         return build(cls, recipe, base, processor, config, task, rows, tell, has_scale=True)
 
@@ -221,13 +211,8 @@ class Federation:
             )
         check_early(recipe)
         rows = deal_rows(recipe, label_names=agreement.labels, on_progress=tell)
-        task = make_task(recipe.task, rows.label_names)
-        tell("loading the model")
-        notes: list[str] = []
-        base, _ = load_named_base(recipe, task, tell, notes)
-        config, processor = peft_config_in(agreement), load_processor(recipe.model, task, recipe.task.image_side)
-        ranks = agreement.ranks
-        made = build(cls, recipe, base, processor, config, task, rows, tell, notes, has_scale=True, ranks=ranks)
+        config = peft_config_in(agreement)
+        made = build_by_name(cls, recipe, rows, tell, config=config, ranks=agreement.ranks)
         refuse_differences(agreement, made.agreement)
         return made
 
@@ -236,15 +221,7 @@ class Federation:
 
         An attention kernel that this machine does not have stays as it was chosen here.
         """
-        own, kernel = self.recipe, ("model", "attn_implementation")
-        attention = recipe.model.attn_implementation
-        is_there = bool(attention) and kernel in self.measured and self.model.set_attention(str(attention))
-        for section, name in self.measured:
-            if (section, name) == kernel and not is_there:
-                continue
-            settings = getattr(own, section).model_copy(update={name: getattr(getattr(recipe, section), name)})
-            own = own.model_copy(update={section: settings})
-        return replace(self, recipe=own)
+        return replace(self, recipe=with_measured(self.recipe, recipe, self.measured, self.model))
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -304,26 +281,6 @@ class Federation:
         """What server and sites must hold alike."""
         return agreement_of(self.recipe, self.model, self.task, self.rows.label_names, self.ranks, self.base)
 
-    def majority(self, client: str) -> dict[str, float]:
-        """Return the test accuracy of guessing a client's most frequent class, where there are classes to guess."""
-        if not self.recipe.task.has_classes:
-            return {}
-        splits, labels = self.rows.partition.clients[client], self.rows.labels
-        return {"majority": majority_accuracy(labels[splits.train], labels[splits.test])}
-
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""
         return self.algorithm.init(self.model.initial, self.model.scaling)
-
-    def fingerprint(self) -> str:
-        """Return a hash of every client's rows, tokens and labels: a resumed run must have the same."""
-        digest = hashlib.sha256(self.encoded.fingerprint().encode())
-        for client in self.everyone:
-            digest.update(json.dumps(client).encode())
-            for part in self.rows.partition.clients[client]:
-                digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
-        return digest.hexdigest()
-
-    def label_counts(self, split: SplitName) -> Mapping[str, Sequence[int]]:
-        """Return, for each client, its number of rows of each class in a split."""
-        return label_counts(self.rows.partition, self.rows.labels, len(self.rows.label_names), split)

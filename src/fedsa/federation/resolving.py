@@ -21,7 +21,7 @@ from fedsa.tasks.base import Encoded, IntArray, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["client_ranks", "for_newcomer", "measured_settings", "with_choices", "written_out"]
+__all__ = ["client_ranks", "for_newcomer", "with_choices", "with_measured", "written_out"]
 
 _KERNELS = ("eager", "sdpa", "flash_attention_2")
 """The attention kernels that a recipe can name."""
@@ -83,18 +83,6 @@ def written_out(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int |
     )
 
 
-def measured_settings(recipe: Recipe, chosen: Recipe) -> tuple[tuple[str, str], ...]:
-    """Return the settings that a recipe leaves to measuring."""
-    training = recipe.training
-    settings = {
-        ("model", "attn_implementation"): recipe.model != chosen.model,
-        ("training", "trainer"): training.trainer == "auto",
-        ("training", "cohort_size"): not training.cohort_size,
-        ("training", "packing"): training.packing is None,
-    }
-    return tuple(name for name, is_open in settings.items() if is_open)
-
-
 def with_choices(
     recipe: Recipe,
     model: AdaptedModel,
@@ -102,8 +90,8 @@ def with_choices(
     encoded: Encoded,
     trained: Sequence[IntArray],
     tell: Callable[[str], None],
-) -> Recipe:
-    """Return the recipe with what is chosen by measuring written out.
+) -> tuple[Recipe, tuple[tuple[str, str], ...]]:
+    """The recipe with what is chosen by measuring written out, and which settings that are: (section, name).
 
     Args:
         recipe: resolved otherwise.
@@ -117,7 +105,8 @@ def with_choices(
     torch.set_num_threads(recipe.compute.threads)
     if recipe.compute.gradient_checkpointing:
         model.checkpoint_activations()
-    if recipe.model.attn_implementation is None and model.attention in _KERNELS:
+    kernel_is_open = recipe.model.attn_implementation is None and model.attention in _KERNELS
+    if kernel_is_open:
         name = choose_attention(recipe.training, model=model, task=task, encoded=encoded, rows=np.concatenate(trained))
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attn_implementation": name})})
     training = choose_training(
@@ -133,7 +122,32 @@ def with_choices(
         tell("compiling")
         tell(compile_model(model, task, encoded, np.concatenate(trained), training))
     give_back()
-    return recipe.model_copy(update={"training": training})
+    is_open = {
+        ("model", "attn_implementation"): kernel_is_open,
+        ("training", "trainer"): recipe.training.trainer == "auto",
+        ("training", "cohort_size"): not recipe.training.cohort_size,
+        ("training", "packing"): recipe.training.packing is None,
+    }
+    measured = tuple(name for name, left_open in is_open.items() if left_open)
+    return recipe.model_copy(update={"training": training}), measured
+
+
+def with_measured(recipe: Recipe, other: Recipe, measured: Sequence[tuple[str, str]], model: AdaptedModel) -> Recipe:
+    """A recipe with the choices that were measured here as they are in another; the model gets the attention kernel.
+
+    Args:
+        recipe: resolved on this machine.
+        other: the run's, which may have been begun on another machine.
+        measured: the settings that were measured here: (section, name).
+        model: a kernel that it does not have here stays as it was chosen here.
+    """
+    kernel = other.model.attn_implementation
+    for section, name in measured:
+        if name == "attn_implementation" and not (kernel and model.set_attention(kernel)):
+            continue
+        settings = getattr(recipe, section).model_copy(update={name: getattr(getattr(other, section), name)})
+        recipe = recipe.model_copy(update={section: settings})
+    return recipe
 
 
 def _is_hub_name(path: str) -> bool:

@@ -120,10 +120,11 @@ def adapt(
     run, target, tell = Path(run), None if to is None else Path(to), on_progress or (lambda text: None)
     finished = FinishedRun.open(run)
     folder, recipe, summary = finished.folder, finished.recipe, finished.summary
-    settings = _settings(recipe, start, freeze_shared, steps, epochs, compare=compare)
+    settings = _settings(recipe.adaptation, start, freeze_shared, steps, epochs, compare=compare)
     if target is not None:
         require_empty(target)
-        refuse_adapter(recipe, make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head))
+        algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+        refuse_adapter(recipe.algorithm, algorithm, recipe.adapter.variant)
     if recipe.model.path == OBJECTS and (base is None or tokenizer is None):
         raise UserError(
             f"{run} is a run of a model that was loaded in Python: use fedsa.adapt(run, data, base=..., tokenizer=...) "
@@ -176,7 +177,7 @@ def adapt(
 
 
 def _settings(
-    recipe: Recipe,
+    settings: AdaptationSettings,
     start: Start | None,
     freeze_shared: bool | None,
     steps: int | None,
@@ -189,7 +190,6 @@ def _settings(
     Raises:
         UserError: they contradict each other, or the clients did not agree to what they need.
     """
-    settings = recipe.adaptation
     if compare and (start is not None or freeze_shared is not None):
         raise UserError(
             "--compare (in Python `compare`) tries every start, frozen and not: leave --start and --freeze-shared out "
@@ -263,6 +263,7 @@ def _write(
     )
     about = {**{f"{split}_examples": count for split, count in result.examples.items()}, "labels": list(label_names)}
     model, tokenizer = federation.model, federation.tokenizer
-    base = base_of(recipe, model, federation.task, tokenizer, target, copy=None if with_base else False)
+    copied = None if with_base else False
+    base = base_of(recipe.model, recipe.compute, model, federation.task, tokenizer, target, copy=copied)
     card = card_of(recipe, summary, result.client, about, base, target, history=history, score=score)
     write_model(model, tensors, tokenizer, card, target, base=base)

@@ -20,7 +20,7 @@ from fedsa.client.batches import batched
 from fedsa.client.training.job import Job
 from fedsa.errors import RunFolderError, UserError
 from fedsa.federation import Federation, client_ranks
-from fedsa.recipe import AdaptationSettings, Recipe, Start
+from fedsa.recipe import AdaptationSettings, Start
 from fedsa.seeds import derive_seed
 from fedsa.server import load_state, received_by
 from fedsa.steps import make_chain
@@ -45,16 +45,16 @@ Weighted = tuple[State, int]
 _RIDGE = 1e-6  # of the mean of ĀĀᵀ's diagonal: keeps a solvable system solvable, and changes nothing else
 
 
-def trained_keys(recipe: Recipe, algorithm: Algorithm, keys: Iterable[Key], *, personal: bool) -> tuple[Key, ...]:
+def trained_keys(rounds: int, algorithm: Algorithm, keys: Iterable[Key], *, personal: bool) -> tuple[Key, ...]:
     """Return the tensors that a client trains in some round, in their order.
 
     Args:
-        recipe: tells the rounds.
+        rounds: of the run.
         algorithm: the method.
         keys: every tensor of the adapter and the head.
         personal: only those that are never sent or received.
     """
-    plans = {key: [algorithm.plan(key, round) for round in range(1, recipe.rounds + 1)] for key in keys}
+    plans = {key: [algorithm.plan(key, round) for round in range(1, rounds + 1)] for key in keys}
     return tuple(
         key
         for key, by_round in plans.items()
@@ -182,8 +182,8 @@ class Onboarding:
         self._federation, self._states, self._settings = federation, states, settings
         self._keys = tuple(states.initial)
         recipe, algorithm = federation.recipe, federation.algorithm
-        self._personal = trained_keys(recipe, algorithm, self._keys, personal=True)
-        self._all = trained_keys(recipe, algorithm, self._keys, personal=False)
+        self._personal = trained_keys(recipe.rounds, algorithm, self._keys, personal=True)
+        self._all = trained_keys(recipe.rounds, algorithm, self._keys, personal=False)
 
     def choices(self) -> list[tuple[Start, bool]]:
         """Return every start and freeze_shared that the method and the clients' consent leave."""
@@ -380,7 +380,7 @@ def global_model(states: PersonalStates, algorithm: Algorithm, how: Literal["ave
         how: ``average``: what is shared, and the mean of what is personal; ``fit``: each module's B as `fit_global`.
     """
     initial, recipe = states.initial, states.recipe
-    keys = trained_keys(recipe, algorithm, initial, personal=True)
+    keys = trained_keys(recipe.rounds, algorithm, initial, personal=True)
     shared = personal_tensors(algorithm, initial, None, received_by(algorithm, states.server, "", recipe.rounds + 1))
     average = {**shared, **mean_personal(states.trained(), keys, initial)}
     return {**average, **fit_global(average, states.own(), algorithm.adapters)} if how == "fit" else average

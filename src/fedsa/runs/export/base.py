@@ -20,7 +20,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from fedsa.errors import UserError
 from fedsa.models import AdaptedModel, location_of, quiet
 from fedsa.packages.parts import PARTS, PREFIX
-from fedsa.recipe import OBJECTS, Recipe
+from fedsa.recipe import OBJECTS, ComputeSettings, ModelSettings
 from fedsa.store import write_error
 from fedsa.system.permissions import code_allowed
 from fedsa.tasks.base import Task
@@ -59,7 +59,8 @@ class Base:
 
 
 def base_of(
-    recipe: Recipe,
+    settings: ModelSettings,
+    compute: ComputeSettings,
     model: AdaptedModel,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
@@ -70,7 +71,8 @@ def base_of(
     """Return how adapters name their base model; writes a copy into ``to / "base"`` where they need one.
 
     Args:
-        recipe: the run's.
+        settings: the run's ``[model]``.
+        compute: its ``[compute]``.
         model: the base with the run's adapter.
         task: with the classes.
         tokenizer: as it is used with the model; written beside the copy.
@@ -82,7 +84,7 @@ def base_of(
     Raises:
         UserError: the copy cannot be written, or something else is there.
     """
-    path, revision = recipe.model.path, recipe.model.revision
+    path, revision = settings.path, settings.revision
     if path == OBJECTS:
         loaded: Any = model.model.get_base_model()
         known = model.config.base_model_name_or_path or loaded.name_or_path or None
@@ -92,7 +94,7 @@ def base_of(
     if copy is False:
         return Base(hub_name, revision if hub_name else None, shown, hub_name)
     location = location_of(path, None)
-    config = _config(location, recipe, task, tokenizer)
+    config = _config(location, revision or "main", compute.precision, task, tokenizer)
     if config is None and location == path:
         return Base(path, revision if hub_name else None, shown, hub_name)
     folder = to / BASE
@@ -102,14 +104,16 @@ def base_of(
     return Base(str(folder.absolute()), None, shown, hub_name, folder)
 
 
-def _config(location: str, recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig | None:
+def _config(
+    location: str, revision: str, precision: str, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> PretrainedConfig | None:
     """Return the base's config with what the task needs in it; None: it has that as it is."""
-    options, revision = task.model_options(), recipe.model.revision or "main"
+    options = task.model_options()
     with quiet():
         plain, fitted = (_read(location, revision, **each) for each in ({}, options))
     if task.has_head and not task.takes_images:
         fitted.pad_token_id = tokenizer.pad_token_id
-    if recipe.compute.precision == "fp32":
+    if precision == "fp32":
         fitted.dtype = "float32"  # what the figures were measured in
     names = [*options, *([] if task.takes_images or not task.has_head else ["pad_token_id"])]
     is_same = all(getattr(plain, name, None) == getattr(fitted, name, None) for name in names)

@@ -24,12 +24,12 @@ _WITH_PIPELINE = ("classification", "token_classification", "image_classificatio
 __all__ = ["card_of", "history_of", "score_of", "weights_note"]
 
 
-def history_of(recipe: Recipe, summary: Mapping[str, Any], number: int) -> str:
+def history_of(summary: Mapping[str, Any], number: int) -> str:
     """Return a card's sentence on where a client's tensors come from."""
     return (
         f"Trained with fedsa in a federation of {counted(summary['clients'], 'client')} by the method "
-        f"`{recipe.algorithm}` ({summary['source']}), adapter variant `{summary['variant']}`; this is round {number} "
-        f"of {summary['rounds']}."
+        f"`{summary['algorithm']}` ({summary['source']}), adapter variant `{summary['variant']}`; this is round "
+        f"{number} of {summary['rounds']}."
     )
 
 

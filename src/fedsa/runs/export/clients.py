@@ -16,7 +16,7 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.errors import UserError, near
 from fedsa.federation import fresh_base, load_processor
 from fedsa.models import AdaptedModel, adapted_fingerprint, fit_padding, load_base, plain_fingerprint
-from fedsa.recipe import OBJECTS, GenerationSettings, MultipleChoiceSettings, Recipe
+from fedsa.recipe import OBJECTS, GenerationSettings, MultipleChoiceSettings, TaskSettings
 from fedsa.runs.export.base import base_of
 from fedsa.runs.export.card import card_of, history_of, score_of, weights_note
 from fedsa.runs.export.folders import config_of, projections, write_model
@@ -120,9 +120,9 @@ def export(
             "the run (or a function that loads it) and its tokenizer"
         )
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
-    _refuse_gates(recipe, algorithm)
+    _refuse_gates(recipe.algorithm, algorithm)
     if not merge:
-        refuse_adapter(recipe, algorithm)
+        refuse_adapter(recipe.algorithm, algorithm, recipe.adapter.variant)
     task = make_task(recipe.task, finished.label_names)
     tokenizer = tokenizer or load_processor(recipe.model, task, recipe.task.image_side)
     model, known = None, None
@@ -133,11 +133,13 @@ def export(
             continue
         if model is None or merge:  # merging changes the base: each client needs its own
             model = _adapted(finished, algorithm, task, base, tokenizer, merge=merge)
-        known = known or base_of(recipe, model, task, tokenizer, to, copy=None if with_base and not merge else False)
+        known = known or base_of(
+            recipe.model, recipe.compute, model, task, tokenizer, to, copy=None if with_base and not merge else False
+        )
         state = personal.get(client) or states.of(client)
-        history, score = history_of(recipe, summary, number), score_of(summary, client, round)
+        history, score = history_of(summary, number), score_of(summary, client, round)
         score += weights_note(algorithm)
-        stops = _more_stops(model, recipe, tokenizer)
+        stops = _more_stops(model, recipe.task, tokenizer)
         ends = tokenizer.convert_ids_to_tokens(list(stops)) if stops else []  # one of images has no tokens
         card = card_of(
             recipe, summary, client, about[client], known, target, history=history, score=score, merged=merge, ends=ends
@@ -149,28 +151,33 @@ def export(
     return targets
 
 
-def refuse_adapter(recipe: Recipe, algorithm: Algorithm) -> None:
+def refuse_adapter(name: str, algorithm: Algorithm, variant: str) -> None:
     """Refuse to write an adapter where a client's result is none.
+
+    Args:
+        name: of the method.
+        algorithm: the method.
+        variant: the adapter's.
 
     Raises:
         UserError: why, and what to do.
     """
-    _refuse_gates(recipe, algorithm)
+    _refuse_gates(name, algorithm)
     reason = None
     if algorithm.folds:
-        reason = f"{recipe.algorithm} adds to the base model's own weights, which no adapter holds"
+        reason = f"{name} adds to the base model's own weights, which no adapter holds"
     elif algorithm.export == "merged model":
-        reason = f"what a client has by {recipe.algorithm} is no adapter of the base model"
-    elif len(algorithm.adapters) > 1 and not VARIANTS[recipe.adapter.variant].is_product:
+        reason = f"what a client has by {name} is no adapter of the base model"
+    elif len(algorithm.adapters) > 1 and not VARIANTS[variant].is_product:
         reason = (
-            f"{recipe.algorithm} has {counted(len(algorithm.adapters), 'adapter')} for each client, and those of "
-            f"variant {recipe.adapter.variant} cannot be put together as one"
+            f"{name} has {counted(len(algorithm.adapters), 'adapter')} for each client, and those of "
+            f"variant {variant} cannot be put together as one"
         )
     if reason:
         raise UserError(f"{reason}: write whole models with --merge (in Python `merge=True`)")
 
 
-def _refuse_gates(recipe: Recipe, algorithm: Algorithm) -> None:
+def _refuse_gates(name: str, algorithm: Algorithm) -> None:
     """Refuse to write what no file that PEFT or transformers load can hold.
 
     Raises:
@@ -178,7 +185,7 @@ def _refuse_gates(recipe: Recipe, algorithm: Algorithm) -> None:
     """
     if algorithm.gated:
         raise UserError(
-            f"{recipe.algorithm} weighs its adapters anew for each token, which neither an adapter of PEFT's nor "
+            f"{name} weighs its adapters anew for each token, which neither an adapter of PEFT's nor "
             "merged weights can: there is nothing to write; for adapters in PEFT's format use another method"
         )
 
@@ -220,12 +227,12 @@ def _adapted(
     return AdaptedModel(plain, config, seed=seed, adapters=algorithm.adapters, folds=algorithm.folds)
 
 
-def _more_stops(model: AdaptedModel, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _more_stops(model: AdaptedModel, task: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the tokens at which the run's model stops to write; none where those are its own settings' already."""
-    if recipe.task.kind not in _WRITING:
+    if task.kind not in _WRITING:
         return ()
     base = model.model.get_base_model()
-    chat = isinstance(recipe.task, GenerationSettings | MultipleChoiceSettings) and recipe.task.chat
+    chat = isinstance(task, GenerationSettings | MultipleChoiceSettings) and task.chat
     stops = stops_of(base, tokenizer, chat=chat)
     return () if {*stops} <= {*own_stops(base)} else stops
 
