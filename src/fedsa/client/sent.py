@@ -16,7 +16,8 @@ from typing import Any, final
 
 from fedsa.errors import RunFolderError
 from fedsa.messages import Message
-from fedsa.store.files import parsed_json, read_file, remove, write_atomically, write_error
+from fedsa.store.files import read_file, remove, write_atomically, write_error
+from fedsa.texts.json_text import parsed_json
 
 __all__ = ["SENT_LIST", "SentAnswers", "sent_messages"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from fedsa.data.cells import kind_of, refuse_cell, text_of
 from fedsa.data.decoding import open_text, with_encoding
 from fedsa.data.reading import FROM_0, FileRows, Wanted, typed_table
 from fedsa.errors import DataError
+from fedsa.texts.json_text import parsed_json
 
 __all__ = ["read_json"]
 
@@ -43,7 +43,7 @@ def _read(path: Path, wanted: Wanted, encoding: str, *, lines: bool) -> FileRows
     with open_text(path, encoding) as file:
         text = file.read().removeprefix("\ufeff")
     try:
-        content = _loaded(text)
+        content = parsed_json(text)
     except ValueError as error:
         if not text.lstrip().startswith("{"):
             raise DataError(f"{path} is not JSON: {error}") from None
@@ -71,21 +71,9 @@ def _by_line(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
             text = line.strip().removeprefix("\ufeff")
             if text:
                 try:
-                    yield number, _loaded(text)
+                    yield number, parsed_json(text)
                 except ValueError as error:
                     raise DataError(f"{path}, line {number} is not JSON: {error}") from None
-
-
-def _loaded(text: str) -> Any:
-    """Return what a JSON text says.
-
-    Raises:
-        ValueError: it is not JSON, or nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def _table(path: Path, wanted: Wanted, rows: Numbered, unit: str) -> FileRows:

@@ -21,7 +21,7 @@ What is read is what was written: files of tensors carry their hash and whose th
 and ``state.json`` has the hashes of all other files, and its own. Nothing is written, cut or deleted through a link.
 """
 
-from fedsa.store.files import FORMAT, file_hash, parsed_json, write_atomically, write_error
+from fedsa.store.files import FORMAT, file_hash, write_atomically, write_error
 from fedsa.store.finished import FinishedRun
 from fedsa.store.folder import RunFolder, recipe_of
 from fedsa.store.states import ClientState, Progress
@@ -33,7 +33,6 @@ __all__ = [
     "Progress",
     "RunFolder",
     "file_hash",
-    "parsed_json",
     "recipe_of",
     "write_atomically",
     "write_error",

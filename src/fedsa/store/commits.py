@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fedsa.errors import RunFolderError
-from fedsa.store.files import FORMAT, hash_of, parsed_json, read_file
+from fedsa.store.files import FORMAT, hash_of, read_file
 from fedsa.store.states import Progress
+from fedsa.texts.json_text import parsed_json
 
 __all__ = ["Commit", "read_commit"]
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fedsa.errors import RunFolderError, UserError
+from fedsa.texts.json_text import parsed_json
 from fedsa.types import Key, State
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ __all__ = [
     "hash_of",
     "load_tensors",
     "packed",
-    "parsed_json",
     "read_file",
     "remove",
     "save_tensors",
@@ -74,18 +74,6 @@ def read_file(path: Path) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
     return path.read_bytes()
-
-
-def parsed_json(text: str | bytes) -> Any:
-    """Return what a JSON text holds.
-
-    Raises:
-        ValueError: it is not JSON, or nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, Validat
 
 from fedsa.errors import RunFolderError
 from fedsa.recipe import OBJECTS, Recipe
-from fedsa.store.files import parsed_json
 from fedsa.store.folder import RunFolder, recipe_of
+from fedsa.texts.json_text import parsed_json
 
 __all__ = ["FinishedRun"]
 

@@ -29,7 +29,6 @@ from fedsa.store.files import (
     hash_of,
     load_tensors,
     packed,
-    parsed_json,
     read_file,
     remove,
     save_tensors,
@@ -38,6 +37,7 @@ from fedsa.store.files import (
     write_error,
 )
 from fedsa.store.states import ClientState, Progress
+from fedsa.texts.json_text import parsed_json
 from fedsa.texts.words import counted
 from fedsa.types import Key, State
 

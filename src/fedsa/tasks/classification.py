@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from fedsa.recipe import ClassificationSettings, OwnTaskSettings
 
-__all__ = ["Classification", "TokenRows"]
+__all__ = ["BesideTokens", "Classification", "TokenRows"]
 
 _TOKENIZE_ROWS = 1000  # rows tokenised at once: bounds memory, costs no speed
 _CACHED_ROWS = 20_000  # fewer are tokenised in a second or two
@@ -88,6 +88,32 @@ class TokenRows:
         if self.segments is not None:
             batch["token_type_ids"] = laid(self.segments, fill=0)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+
+
+@dataclass(frozen=True)
+class BesideTokens:
+    """Rows of tokens for a task that has more than class numbers beside them; a subclass adds that.
+
+    Attributes:
+        texts: the rows' tokens.
+    """
+
+    texts: TokenRows
+
+    @property
+    def labels(self) -> IntArray:
+        """By what rows are dealt out."""
+        return self.texts.labels
+
+    @property
+    def lengths(self) -> IntArray:
+        """Tokens of each row."""
+        return self.texts.lengths
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on the rows."""
+        return self.texts.notes
 
 
 @final

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch.nn.functional as F
 
 from fedsa.tasks.base import IntArray
 
-__all__ = ["filled", "width_of"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["filled", "of_tokens", "width_of"]
 
 _WIDTH = 8  # batches are as wide as a multiple of this: kernels are compiled, and kept, for every width that occurs
 
@@ -44,3 +48,18 @@ def filled(
     made = np.full(taken.shape, fill, dtype=np.int64)
     made[taken] = values[np.arange(lengths.sum()) + np.repeat(starts - before, lengths)]
     return made
+
+
+def of_tokens(logits: Tensor, mask: Tensor, longest: int) -> Tensor:
+    """Lay each token's logits out in one width for all batches, with zeros behind a row's last token.
+
+    Args:
+        logits: shape (rows, tokens, outputs).
+        mask: shape (rows, tokens): 0 where there is no token.
+        longest: how many tokens a row has at the most.
+
+    Returns:
+        Shape (rows, `width_of` longest, outputs).
+    """
+    shown = logits * mask[..., None]
+    return F.pad(shown, (0, 0, 0, width_of(longest, None) - shown.shape[1]))

@@ -19,7 +19,7 @@ from fedsa.errors import DataError
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.tasks.classification import TokenRows
 from fedsa.tasks.lengths import Reading, raise_length, told
-from fedsa.tasks.padding import filled, width_of
+from fedsa.tasks.padding import filled, of_tokens
 from fedsa.tasks.sequences import parts_of, tokens_with_places
 from fedsa.tasks.text_metrics import METRICS, best_of
 from fedsa.tasks.values import shown, text_of, texts_of
@@ -358,8 +358,7 @@ class QuestionAnswering(Task):
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Return logits of first and last token, fp32 at least, shape (windows, tokens at most, 2); zeros behind."""
-        logits = self._logits(model, batch) * batch["attention_mask"][..., None]
-        return F.pad(logits, (0, 0, 0, width_of(self.max_length, None) - logits.shape[1]))
+        return of_tokens(self._logits(model, batch), batch["attention_mask"], self.max_length)
 
     def score(
         self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None

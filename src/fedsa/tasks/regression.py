@@ -13,7 +13,7 @@ import torch
 
 from fedsa.errors import DataError
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.tasks.classification import Classification, TokenRows
+from fedsa.tasks.classification import BesideTokens, Classification
 from fedsa.tasks.values import shown
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ __all__ = ["NumberRows", "Regression"]
 
 @final
 @dataclass(frozen=True)
-class NumberRows:
+class NumberRows(BesideTokens):
     """Texts with a number each.
 
     Attributes:
@@ -36,23 +36,7 @@ class NumberRows:
         numbers: shape (rows,); NaN for a row that is not used.
     """
 
-    texts: TokenRows
     numbers: npt.NDArray[np.float64]
-
-    @property
-    def labels(self) -> IntArray:
-        """By what rows are shared out."""
-        return self.texts.labels
-
-    @property
-    def lengths(self) -> IntArray:
-        """Tokens of each row."""
-        return self.texts.lengths
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences on the rows."""
-        return self.texts.notes
 
     def fingerprint(self) -> str:
         """Return a hash of tokens and numbers."""

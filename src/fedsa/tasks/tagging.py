@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from fedsa.errors import DataError
 from fedsa.tasks.base import Encoded, IntArray, Task
-from fedsa.tasks.classification import TokenRows
+from fedsa.tasks.classification import BesideTokens, TokenRows
 from fedsa.tasks.lengths import Reading, raise_length, told, whole_lengths
-from fedsa.tasks.padding import filled, width_of
+from fedsa.tasks.padding import filled, of_tokens
 from fedsa.tasks.sequences import IGNORED, parts_of, tokens_with_places
 from fedsa.tasks.values import shown, texts_of
 from fedsa.types import CLASS_NUMBER
@@ -34,7 +34,7 @@ __all__ = ["TaggedRows", "TokenClassification", "entities"]
 
 @final
 @dataclass(frozen=True)
-class TaggedRows:
+class TaggedRows(BesideTokens):
     """Token ids with a tag where a word begins.
 
     Attributes:
@@ -42,23 +42,7 @@ class TaggedRows:
         tags: shape of ``texts.tokens``: the tag's number at the first token of a word, `IGNORED` elsewhere.
     """
 
-    texts: TokenRows
     tags: npt.NDArray[np.int64]
-
-    @property
-    def labels(self) -> IntArray:
-        """By what rows are shared out."""
-        return self.texts.labels
-
-    @property
-    def lengths(self) -> IntArray:
-        """Tokens of each row."""
-        return self.texts.lengths
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences on the rows."""
-        return self.texts.notes
 
     def fingerprint(self) -> str:
         """Return a hash of tokens and tags."""
@@ -209,8 +193,7 @@ class TokenClassification(Task):
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Return logits in fp32 at least, shape (rows, tokens at most, tags); zeros behind a row's last token."""
-        logits = self._logits(model, batch) * batch["attention_mask"][..., None]
-        return F.pad(logits, (0, 0, 0, width_of(self.max_length, None) - logits.shape[1]))
+        return of_tokens(self._logits(model, batch), batch["attention_mask"], self.max_length)
 
     def score(
         self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None

@@ -1,1 +1,1 @@
-"""What is shown to people: counts with their nouns, short texts, names made safe."""
+"""Texts: counts with their nouns, what is short enough to be shown, names made safe, JSON that is read safely."""

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 
 from fedsa.errors import UserError
 from fedsa.runs.export.base import BASE
-from fedsa.store import file_hash, parsed_json, write_error
+from fedsa.store import file_hash, write_error
+from fedsa.texts.json_text import parsed_json
 
 __all__ = ["Journal", "require_empty", "written_whole"]
 
