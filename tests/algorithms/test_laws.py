@@ -73,6 +73,15 @@ def all_cases() -> Iterator[tuple[str, Case]]:
 
 
 CASES = dict(all_cases())
+QUICK = {type(case.algorithm): name for name, case in reversed(CASES.items())}
+"""The first case of each method; the others are left out of the quick tier."""
+
+
+def marks_of(name: str) -> list[pytest.MarkDecorator]:
+    return [] if name in QUICK.values() else [pytest.mark.run]
+
+
+EACH = [pytest.param(case, marks=marks_of(name), id=name) for name, case in CASES.items()]
 
 
 @st.composite
@@ -87,7 +96,9 @@ def federations(draw: st.DrawFn, case: Case) -> Case:
 def test_of(law: Callable[[Case], None]) -> Callable[..., None]:
     """Return a test of one law over all cases; one function for all laws would run too often for Hypothesis."""
 
-    @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+    @pytest.mark.parametrize(
+        "case", [pytest.param(case, marks=marks_of(name), id=name) for name, case in CASES.items()]
+    )
     @given(data=st.data())
     @LAW
     def test(case: Case, data: st.DataObject) -> None:
@@ -119,7 +130,7 @@ def test_a_method_goes_with_some_variant(name):
 def algorithms() -> list:
     """Return every algorithm × variant."""
     return [
-        pytest.param(case.algorithm, case.variant, id=name)
+        pytest.param(case.algorithm, case.variant, marks=marks_of(name), id=name)
         for name, case in CASES.items()
         if not case.mixed_ranks and "=" not in name
     ]

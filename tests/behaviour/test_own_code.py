@@ -63,6 +63,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         sys.modules.pop(name, None)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("code", [METHOD, TASK, CALLBACK], ids=["method", "task", "callback"])
 def test_the_command_says_where(
     module: Callable[[str], str], fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], code: str,

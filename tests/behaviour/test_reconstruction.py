@@ -49,6 +49,7 @@ def test_nothing_of_a_client_is_kept_between_rounds(tiny_run: Callable[..., Any]
     assert all("reconstruction_loss" in line["train"] for line in lines if line["train"])
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("freeze", [True, False])
 def test_a_round_refits_what_is_personal_and_then_trains_what_is_shared(
     tiny_recipe: Callable[..., Any], freeze: bool

@@ -15,6 +15,7 @@ from fedsa.models import AdaptedModel, peft_config_of, plain_state, variant_of, 
 from fedsa.models.dropout import AdapterDropout, FastDropout
 from fedsa.recipe import AdapterSettings
 from fedsa.types import Factor, Key, Side
+from support.tiers import first_is_quick
 from support.tiny_models import (
     BASES,
     FITTING,
@@ -289,7 +290,7 @@ def test_the_first_values_of_transposed_layers_are_of_their_transpose():
         torch.testing.assert_close(rest + (model.scaling[path] * (b @ a)).T, before)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", first_is_quick(BASES))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_adapted_model_starts_from_what_the_base_gives(name, variant):
     if (name, variant) not in FITTING:
@@ -461,7 +462,8 @@ def dtypes(named) -> dict[str, torch.dtype]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    ("make", "targets", "head"), [(bert, ["query", "value"], "classifier"), (llama, ["q_proj", "v_proj"], "score")]
+    ("make", "targets", "head"),
+    first_is_quick([(bert, ["query", "value"], "classifier"), (llama, ["q_proj", "v_proj"], "score")]),
 )
 def test_with_bf16_frozen_weights_are_bf16_and_what_is_trained_is_fp32(make, targets, head, variant):
     config = peft_config(variant, targets)
@@ -570,7 +572,7 @@ def gradients(model: AdaptedModel, *, pack: bool) -> dict:
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("make", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("make", first_is_quick(BASES.values()), ids=BASES)
 def test_activations_computed_again_are_the_same(make, pack):
     """Dropout among them: the base's, and each client's own."""
     base = {"hidden_dropout_prob": 0.3} if make is bert else {}

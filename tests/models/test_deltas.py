@@ -10,6 +10,7 @@ import torch
 from fedsa.errors import ModelError
 from fedsa.models import AdaptedModel, adapted_fingerprint
 from fedsa.types import Factor, Key
+from support.tiers import first_is_quick
 from support.tiny_models import BASES, TASK, adapt, albert, begin, client_tensors, gpt2, token_rows
 
 FOLDS = {"folds": True}
@@ -44,7 +45,7 @@ def deltas(tensors) -> dict[Key, torch.Tensor]:
     return {key: tensor for key, tensor in tensors.items() if key.factor is Factor.DELTA}
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", first_is_quick(BASES))
 def test_it_is_added_to_what_the_frozen_layer_gives(name):
     model = adapt(BASES[name], method=FOLDS)
     plain = adapt(BASES[name])

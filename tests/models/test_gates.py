@@ -9,6 +9,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from fedsa.errors import ModelError
 from fedsa.types import Factor, Key
 from support.stacks import ROWS, alone, check, together
+from support.tiers import first_is_quick
 from support.tiny_models import BASES, adapt, bert, client_tensors, gpt2, llama
 
 GATED = {"adapters": ("default", "rest"), "gated": True}
@@ -31,7 +32,7 @@ def test_a_layer_is_the_base_and_what_the_gate_leaves_of_each_adapter():
 
 
 @pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", first_is_quick(BASES))
 def test_many_clients_gates_at_once(name, pack):
     check(adapt(BASES[name], method=GATED), pack=pack)
 

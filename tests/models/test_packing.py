@@ -15,6 +15,7 @@ from fedsa.models.dropout import Streams
 from fedsa.models.layout import Layout
 from fedsa.models.packing import LayerStack
 from fedsa.tasks.classification import TokenRows
+from support.tiers import first_is_quick
 from support.tiny_models import (
     BASES,
     TASK,
@@ -69,7 +70,7 @@ def outputs(model: AdaptedModel, encoded: TokenRows, *, pack: bool) -> torch.Ten
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("make", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("make", first_is_quick(BASES.values()), ids=BASES)
 def test_packed_hidden_states_are_padded_ones(make, attention):
     model = adapt(make, attention=attention)
     encoded = rows_of(LENGTHS)
@@ -94,7 +95,7 @@ def test_packing_keeps_sentences_apart(make):
     torch.testing.assert_close(before[LENGTHS[0] :], after[LENGTHS[0] :], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("make", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("make", first_is_quick(BASES.values()), ids=BASES)
 def test_packed_gradients_are_padded_ones(make):
     model, encoded = adapt(make), rows_of(LENGTHS)
     model.write(client_tensors(model, 1)[0])
@@ -142,7 +143,7 @@ def test_where_no_token_is_the_last_layer_gives_zero():
 # -- the row of alike layers ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("make", first_is_quick(BASES.values()), ids=BASES)
 def test_the_layers_are_found(make):
     model = adapt(make)
     names = {name for name, module in model.model.named_modules() if module in model.layers.layers}
@@ -271,7 +272,7 @@ def test_a_window_smaller_than_the_rows_is_noticed(make, window, attention):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("make", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("make", first_is_quick(BASES.values()), ids=BASES)
 def test_a_model_that_can_be_packed_has_no_obstacle(make, precision):
     model = adapt(make, dtype=torch.float32, precision=precision)
     assert packing_obstacle(model, TASK, token_rows(), torch.arange(60).numpy()) is None

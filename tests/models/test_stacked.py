@@ -12,7 +12,7 @@ from fedsa.models.dropout import Streams
 from fedsa.models.stacked import Stack, obstacles
 from fedsa.types import Factor, Key
 from support.stacks import ENCODED, ROWS, alone, check, together
-from support.tiers import one_of_each
+from support.tiers import first_is_quick, one_of_each
 from support.tiny_models import (
     BASES,
     FITTING,
@@ -69,7 +69,7 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("pack", first_is_quick([False, True]))
 @pytest.mark.parametrize(("make", "options"), ADAPTERS.values(), ids=ADAPTERS)
 def test_adapters_of_other_shapes(make, options, pack):
     model = adapt(make, **options)

@@ -160,6 +160,7 @@ def test_other_methods_have_newcomers_too(tiny_run: Callable[..., Any], rows: Pa
     assert fedsa.adapt(path, rows, steps=1, compare=True).tried
 
 
+@pytest.mark.run
 def test_a_run_of_objects_needs_them_again(tiny_model: Path, tiny_rows: Path, rows: Path, tmp_path: Path) -> None:
     def base() -> Any:
         return AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2)

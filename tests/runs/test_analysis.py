@@ -153,6 +153,7 @@ def test_mistakes_are_told(finished, fedsa_command, tmp_path):
         assert text in done.error
 
 
+@pytest.mark.run
 def test_a_run_with_all_rounds_kept_goes_on_where_it_stopped(tiny_recipe, tmp_path):
     federation = Federation.from_recipe(tiny_recipe("rounds=3", "keep_rounds=all"))
 

@@ -99,6 +99,7 @@ def test_what_crosses_is_in_bf16_and_half_the_bytes(tiny_run: Callable[..., Any]
         assert summary["total_download_bytes"] == 3 * A_BYTES[wire]
 
 
+@pytest.mark.run
 def test_what_a_client_keeps_is_not_rounded(crossing: Any) -> None:
     folder, _, updates, federation = crossing
     for update in updates[3:]:

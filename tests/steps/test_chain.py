@@ -163,6 +163,7 @@ class Kept:
         self.states[client] = state
 
 
+@pytest.mark.run
 def test_a_client_keeps_the_state_of_its_steps(tiny_recipe: Callable[..., Any]) -> None:
     """Error feedback: what two rounds sent in halves adds up to what was trained, but for the last round's error."""
     states = Kept()
@@ -199,6 +200,7 @@ def test_a_run_folder_keeps_the_state_of_a_clients_steps(tmp_path: Path) -> None
     assert set(state.tensors) == {A}
 
 
+@pytest.mark.run
 def test_before_is_what_the_client_received_even_where_its_head_is_warmed_up(tiny_recipe: Callable[..., Any]) -> None:
     site = site_of(tiny_recipe, PLAIN, Kept(), "algorithm=fedit", "training.head_warmup_epochs=1")
     job = site.prepare(Payload("site 0", 1, 0, {}))

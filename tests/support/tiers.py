@@ -1,4 +1,4 @@
-"""Which of many like cases run by default: one of each kind; the others are in the matrix (``pytest -m matrix``)."""
+"""Which of many like cases run when: some in the quick tier, one of each kind by default, the others in the matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from fedsa.adapters.factors import VARIANTS
 
-__all__ = ["factors_of", "one_of_each"]
+__all__ = ["factors_of", "first_is_quick", "one_of_each"]
 
 
 def one_of_each(cases: Iterable[tuple[Any, ...]], kind: Callable[..., Hashable]) -> list[Any]:
@@ -26,6 +26,16 @@ def one_of_each(cases: Iterable[tuple[Any, ...]], kind: Callable[..., Hashable])
         marked.append(pytest.param(*case, marks=[pytest.mark.matrix] if own in seen else []))
         seen.add(own)
     return marked
+
+
+def first_is_quick(values: Iterable[Any]) -> list[Any]:
+    """Return values for `pytest.mark.parametrize`: all but the first are marked ``run``, so the quick tier has one.
+
+    Args:
+        values: each a test's argument, or a tuple of its arguments.
+    """
+    first, *rest = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*first), *(pytest.param(*value, marks=pytest.mark.run) for value in rest)]
 
 
 def factors_of(variant: str) -> Hashable:

@@ -211,6 +211,7 @@ def test_a_law_that_is_broken_is_found(cls: type[Algorithm], law: str) -> None:
         check_laws(cls())
 
 
+@pytest.mark.run
 def test_laws_hold_where_nothing_is_broken() -> None:
     assert broken_laws(Good()) == set()
     assert broken_laws(Good(), "vera") == set()
