@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ import psutil
 import pytest
 
 from fedsa.deploy.carrier import Carrier
-from fedsa.deploy.parties import run_local
-from fedsa.deploy.preflight import PreflightError, check_server, read_kit
+from fedsa.deploy.parties import run_local, run_server, run_site
+from fedsa.deploy.preflight import PreflightError, UnreachableError, check_server, read_kit
+from fedsa.deploy.provision import ADMINISTRATOR, add_key, make_request, provision
 
 pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
 pytestmark = [
@@ -92,7 +94,7 @@ def test_bytes_are_carried_whatever_is_killed(tmp_path: Path) -> None:
         assert running.carry.generation == before + 1
         assert any("the engine's job has ended; the next one goes on" in line for line in running.told)
 
-        kit = read_kit(running.folder / "north")
+        kit = read_kit(running.folder / "kits" / "north")
         check_server(kit)
         stranger = replace(kit, path=tmp_path / "stranger")
         (stranger.path / "startup").mkdir(parents=True)
@@ -103,6 +105,25 @@ def test_bytes_are_carried_whatever_is_killed(tmp_path: Path) -> None:
             check_server(stranger)
         all_of_them = processes()
     assert not [one for one in all_of_them if one.is_running()]
+
+
+@pytest.mark.matrix
+def test_parties_apart_with_a_key_that_was_made_at_its_site(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
+    with socket.create_server(("localhost", 0)) as listener:
+        port = listener.getsockname()[1]
+    request = make_request(tmp_path / "mine", "north")
+    kits = provision(tmp_path, "apart", "localhost", port, ["north"], requests={"north": request})
+    add_key(kits["north"], request.with_suffix(".key"))
+    command = [sys.executable, str(tmp_path / "worker.py"), "north", str(tmp_path / "heard")]
+    early = run_site(kits["north"], command, logs=tmp_path)
+    with pytest.raises(UnreachableError, match="is the server running there"):
+        early.__enter__()
+    with (
+        run_server(kits["server"], kits[ADMINISTRATOR], ["north"], logs=tmp_path) as carry,
+        run_site(kits["north"], command, logs=tmp_path, patience=SECONDS),
+    ):
+        assert dict(carry({"north": b"bytes "}, SECONDS)) == {"north": b"bytes north"}
 
 
 @pytest.mark.matrix

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsa.errors import ProtocolError
+from fedsa.texts.words import counted
 
 __all__ = ["MOST_BYTES", "receive", "send"]
 
@@ -46,7 +47,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
     """
     note_bytes, body_bytes = _LENGTHS.unpack(_exactly(connection, _LENGTHS.size))
     if note_bytes > _MOST_NOTE_BYTES or body_bytes > MOST_BYTES:
-        raise ProtocolError(f"a frame with a body of {body_bytes:,} bytes: more than {MOST_BYTES:,} are not taken")
+        raise ProtocolError(f"a frame of {counted(body_bytes, 'byte')}: more than {MOST_BYTES:,} are not taken")
     try:
         note = json.loads(_exactly(connection, note_bytes))
     except ValueError:

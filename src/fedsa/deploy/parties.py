@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 from fedsa.deploy import carrier, worker
 from fedsa.deploy.carrier import Carrier
 from fedsa.deploy.nvflare import ASK_SECONDS, NVFlareJobs, administrator_command, party_command
-from fedsa.deploy.preflight import Kit, check_kit, check_server
+from fedsa.deploy.preflight import Kit, UnreachableError, check_kit, check_server
 from fedsa.deploy.provision import ADMINISTRATOR, provision
 from fedsa.system.children import KeptChild, stop_all
 
@@ -66,7 +68,7 @@ def run_server(
 
 
 @contextmanager
-def run_site(kit: Kit, command: Sequence[str], *, logs: Path, reach: bool = True) -> Iterator[None]:
+def run_site(kit: Kit, command: Sequence[str], *, logs: Path, patience: float | None = 0) -> Iterator[None]:
     """Run a site for as long as the context lasts: NVFlare's process, and the worker that holds the model.
 
     Args:
@@ -74,15 +76,15 @@ def run_site(kit: Kit, command: Sequence[str], *, logs: Path, reach: bool = True
         command: of the worker; it finds the path for `fedsa.deploy.worker.serve` in the environment (`SOCKET`). It is
             started again when it ends.
         logs: folder for what the processes write.
-        reach: whether the way to the server is tried first.
+        patience: seconds that the site waits for a server that does not answer; None: the server is not tried first.
 
     Raises:
         PreflightError: something is wrong with the kit, or the server cannot be reached.
         MissingExtraError: NVFlare is not installed.
     """
     check_kit(kit)
-    if reach:
-        check_server(kit)
+    if patience is not None:
+        _wait_for_server(kit, patience)
     with _socket_folder() as folder:
         environment = {**os.environ, worker.SOCKET: str(Path(folder) / "worker")}
         children = []
@@ -118,7 +120,9 @@ def run_local(
         MissingExtraError: NVFlare is not installed.
         UserError: a name is not one that certificates and NVFlare take.
     """
-    kits = provision(folder, project, "localhost", _free_port(), commands)
+    place = folder / "kits"
+    shutil.rmtree(place, ignore_errors=True)  # of an earlier run, for a port that may not be free any more
+    kits = provision(place, project, "localhost", _free_port(), commands)
     logs = folder / "logs"
     with ExitStack() as stack:
         carry = stack.enter_context(
@@ -133,8 +137,24 @@ def run_local(
             )
         )
         for site, command in commands.items():
-            stack.enter_context(run_site(kits[site], command, logs=logs, reach=False))  # the server is just starting
+            stack.enter_context(run_site(kits[site], command, logs=logs, patience=None))  # it tries by itself
         yield carry
+
+
+def _wait_for_server(kit: Kit, patience: float) -> None:
+    """Try the way to the server until something answers.
+
+    Raises:
+        PreflightError: nothing has answered for so many seconds, or what answers does not fit.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return check_server(kit)
+        except UnreachableError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.5)
 
 
 def _socket_folder() -> tempfile.TemporaryDirectory[str]:

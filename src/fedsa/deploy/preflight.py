@@ -21,7 +21,7 @@ from fedsa.errors import MissingExtraError, UserError
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-__all__ = ["Kit", "PreflightError", "check_kit", "check_server", "read_kit"]
+__all__ = ["Kit", "PreflightError", "UnreachableError", "check_kit", "check_server", "read_kit"]
 
 _NOTE = "fedsa.json"
 _OWN_CERTIFICATE = {"server": "server.crt", "site": "client.crt", "admin": "client.crt"}
@@ -30,6 +30,10 @@ _EXPIRED, _NOT_YET, _OTHER_NAME = 10, 9, 62  # OpenSSL's codes of a failed verif
 
 class PreflightError(UserError):
     """Something that would keep a party from taking part; the message says what it is and who can mend it."""
+
+
+class UnreachableError(PreflightError):
+    """Nothing answers where the server should be."""
 
 
 @final
@@ -127,20 +131,21 @@ def check_server(kit: Kit, *, seconds: float = 10) -> None:
         seconds: for each step.
 
     Raises:
-        PreflightError: the server cannot be reached, one side does not accept the other's certificate, or what answers
-            is no server of this federation.
+        UnreachableError: nothing answers.
+        PreflightError: one side does not accept the other's certificate, or what answers is no server of this
+            federation.
     """
     where = f"{kit.host}:{kit.port}"
     try:
         plain = socket.create_connection((kit.host, kit.port), timeout=seconds)
     except socket.gaierror:
-        raise PreflightError(f"no machine is called {kit.host!r}: check the name, and this network") from None
+        raise UnreachableError(f"no machine is called {kit.host!r}: check the name, and this network") from None
     except TimeoutError:
-        raise PreflightError(
+        raise UnreachableError(
             f"{where} has not answered in {seconds:.0f} s: a firewall, or the server is down"
         ) from None
     except OSError as error:
-        raise PreflightError(f"{where} cannot be reached ({error.strerror}): is the server running there?") from None
+        raise UnreachableError(f"{where} cannot be reached ({error.strerror}): is the server running there?") from None
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(kit.authority))
     context.load_cert_chain(kit.certificate, kit.key)
     with plain:

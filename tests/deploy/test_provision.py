@@ -1,0 +1,80 @@
+"""Startup kits: what each party is given, and what it is not."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from fedsa.deploy.preflight import PreflightError, check_kit, read_kit
+from fedsa.deploy.provision import ADMINISTRATOR, add_key, make_request, provision
+from fedsa.errors import UserError
+
+pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
+pytestmark = pytest.mark.run
+
+
+def test_a_site_is_added_and_the_others_keep_their_kits(tmp_path: Path) -> None:
+    kits = provision(tmp_path, "a_project", "server.example.org", 8002, ["north"])
+    assert set(kits) == {"server", ADMINISTRATOR, "north"}
+    before = {name: kit.certificate.read_bytes() for name, kit in kits.items()}
+    more = provision(tmp_path, "a_project", "server.example.org", 8002, ["north", "south"])
+    for name, kit in more.items():
+        assert read_kit(tmp_path / name) == kit
+        assert (kit.host, kit.port) == ("server.example.org", 8002)
+        check_kit(kit)
+        assert stat.S_IMODE(kit.key.stat().st_mode) == 0o600
+        assert name == "south" or kit.certificate.read_bytes() == before[name]
+    assert more["south"].authority.read_bytes() == kits["server"].authority.read_bytes()
+    assert stat.S_IMODE((tmp_path / "authority").stat().st_mode) == 0o700
+
+
+def test_kits_for_another_server_are_left_alone(tmp_path: Path) -> None:
+    provision(tmp_path, "a_project", "localhost", 8002, ["north"])
+    with pytest.raises(UserError, match=r"a kit for localhost:8002 of 'a_project'.*in another folder"):
+        provision(tmp_path, "a_project", "localhost", 8003, ["north"])
+
+
+def test_a_site_allows_nothing_but_carrying(tmp_path: Path) -> None:
+    kits = provision(tmp_path, "a_project", "localhost", 8002, ["north"])
+    local = kits["north"].path / "local"
+    resources = json.loads((local / "resources.json").read_text("utf-8"))
+    assert resources["class_allow_list"] == ["fedsa.deploy.nvflare_job.WorkerExecutor"]
+    assert resources["class_list_enforcement_mode"] == "enforce"
+    assert resources["allow_log_streaming"] is False
+    assert "log" not in json.dumps([part["path"] for part in resources["components"]])
+    rights = json.loads((local / "authorization.json").read_text("utf-8"))["permissions"]
+    assert rights.keys() == {"project_admin"}
+    assert {rights["project_admin"][name] for name in ("byoc", "shell_commands", "download_job")} == {"none"}
+
+
+def test_a_key_that_is_made_at_the_site_never_leaves_it(tmp_path: Path) -> None:
+    request = make_request(tmp_path / "north's", "north")
+    key = request.with_suffix(".key")
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    kit = provision(tmp_path, "a_project", "localhost", 8002, ["north"], requests={"north": request})["north"]
+    assert not kit.key.exists()
+    with pytest.raises(PreflightError, match=r"client\.key is missing"):
+        check_kit(kit)
+    add_key(kit, key)
+    check_kit(kit)
+    with pytest.raises(UserError, match="is there already"):
+        make_request(tmp_path / "north's", "north")
+
+
+def test_a_request_of_another_site_is_refused_and_can_be_mended(tmp_path: Path) -> None:
+    request = make_request(tmp_path / "requests", "south")
+    with pytest.raises(UserError, match=r"south\.csr is not a request for a certificate of north"):
+        provision(tmp_path, "a_project", "localhost", 8002, ["north"], requests={"north": request})
+    good = make_request(tmp_path / "requests", "north")
+    kit = provision(tmp_path, "a_project", "localhost", 8002, ["north"], requests={"north": good})["north"]
+    add_key(kit, good.with_suffix(".key"))
+
+
+@pytest.mark.parametrize("site", ["two words", "a/b", "", "ä"])
+def test_a_name_that_no_certificate_takes_is_refused(tmp_path: Path, site: str) -> None:
+    with pytest.raises(UserError, match="the federation cannot be named so"):
+        provision(tmp_path, "a_project", "localhost", 8002, [site])
+    assert not (tmp_path / "authority").exists()
