@@ -651,7 +651,7 @@ FAULTS = (
     Fault(
         "test: the chosen round's figures are of the last round's server",
         "engines/summary.py",
-        "server.payloads(server.clients, round + 1, state, folder.load_held(round))",
+        "server.payloads(server.clients, round + 1, state, folder.server_states.client_versions(round))",
         "server.payloads(server.clients, round + 1)",
         ("runs/test_export.py::test_the_card_states_the_score_of_the_tensors_beside_it",),
     ),
@@ -665,7 +665,7 @@ FAULTS = (
     # -- the disk ----------------------------------------------------------------------------------------------------
     Fault(
         "disk: metrics.jsonl is written without fsync",
-        "store/folder.py",
+        "store/metrics.py",
         "                os.fsync(file.fileno())\n",
         "",
         ("store/test_folder.py::test_what_a_round_writes_is_safe_on_the_disk_before_the_round_exists",),
@@ -679,9 +679,9 @@ FAULTS = (
     ),
     Fault(
         "commit: a round exists before its files are there",
-        "store/folder.py",
-        "        self._writes.settle()\n        for name in _MEASURED:",
-        "        for name in _MEASURED:",
+        "store/run_folder.py",
+        "        self._writes.settle()\n        for name in MEASURED:",
+        "        for name in MEASURED:",
         ("store/test_folder.py::test_a_round_exists_only_when_all_its_files_are_safe",),
     ),
     Fault(
@@ -696,16 +696,16 @@ FAULTS = (
     ),
     Fault(
         "roll back: lines of a round that does not exist stay",
-        "store/folder.py",
-        "write_atomically(metrics, content[: progress.metrics_bytes])",
-        "write_atomically(metrics, content)",
+        "store/metrics.py",
+        "write_atomically(self._path, content[:size])",
+        "write_atomically(self._path, content)",
         ("behaviour/test_resume.py::test_killed_at_any_write_it_resumes_to_the_same_bytes[plain]",),
     ),
     Fault(
         "roll back: clients' files of a round that does not exist stay",
-        "store/folder.py",
-        "while rounds and rounds[-1] > progress.round:",
-        "while rounds and rounds[-1] > progress.round + 1:",
+        "store/client_states.py",
+        "while rounds and rounds[-1] > round:",
+        "while rounds and rounds[-1] > round + 1:",
         ("store/test_folder.py::test_what_an_interruption_left_is_removed",),
     ),
     Fault(
@@ -717,14 +717,14 @@ FAULTS = (
     ),
     Fault(
         "files: the chosen round's go with the next round",
-        "store/folder.py",
-        "keep = {progress.round, progress.chosen_round}",
-        "keep = {progress.round}",
+        "store/run_folder.py",
+        "rounds = {progress.round} if progress.chosen_round is None else {progress.round, progress.chosen_round}",
+        "rounds = {progress.round}",
         ("store/test_folder.py::test_exactly_the_files_of_the_last_and_the_chosen_round_are_kept",),
     ),
     Fault(
         "held version: a resumed server takes clients for older than they are",
-        "store/folder.py",
+        "store/server_states.py",
         "return {client: trained - 1 for client, trained in",
         "return {client: max(trained - 2, 0) for client, trained in",
         ("behaviour/test_resume.py::test_the_servers_file_says_when_each_client_trained_last",),

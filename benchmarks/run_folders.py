@@ -34,9 +34,9 @@ def measure(clients: int, trained: int, rounds: int) -> None:
             for round in range(1, rounds + 1):
                 started = time.perf_counter()
                 for name in (names[(round * trained + number) % clients] for number in range(trained)):
-                    folder.save_client(name, round, state)
+                    folder.client_states.save_client(name, round, state)
                     held[name] = round - 1
-                folder.save_server(round, tensors, {}, held)
+                folder.server_states.save_server(round, tensors, {}, held)
                 folder.commit(Progress(round=round, chosen_round=round))
                 seconds.append(time.perf_counter() - started)
         started = time.perf_counter()

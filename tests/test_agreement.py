@@ -145,9 +145,9 @@ def test_a_server_starts_from_shapes_and_takes_values_as_they_come(agreement: Ag
     server.end_round(1, [Update("one", 1, 3, sent)])
     with RunFolder.create(tmp_path / "run", "").locked() as folder:
         folder.register_clients({"one": {}})
-        save_state(folder, 1, server.state, server.client_versions)
+        save_state(folder.server_states, 1, server.state, server.client_versions)
         folder.settle()
-        loaded = load_state(folder, 1, agreement.first_state())
+        loaded = load_state(folder.server_states, 1, agreement.first_state())
     for key, tensor in loaded.tensors.items():
         assert tensor.is_meta is (key not in sent)
         assert tensor.shape == server.state.tensors[key].shape

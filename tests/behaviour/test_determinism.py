@@ -111,9 +111,9 @@ def test_a_client_that_was_never_sampled_has_the_documented_initial_state(tiny_r
     assert never
 
     initial = run.folder.load_initial()
-    server, versions, *_ = run.folder.load_server(2)
+    server, versions, *_ = run.folder.server_states.load_server(2)
     for client in never:
-        assert run.folder.load_client(client, 2) is None
+        assert run.folder.client_states.load_client(client, 2) is None
         personal = run.personal(client)
         for key, value in personal.items():
             received = run.federation.algorithm.plan(key, 2).received
@@ -127,7 +127,7 @@ def test_a_client_that_was_never_sampled_has_the_documented_initial_state(tiny_r
         if algorithm == "local":
             assert per_client["test_final"]["accuracy"] == per_client["before"]
     for client in sampled:
-        assert run.folder.load_client(client, 2) is not None
+        assert run.folder.client_states.load_client(client, 2) is not None
     assert all(line["upload_bytes"] == line["download_bytes"] == 0 for line in lines if line["client"] in never)
 
 

@@ -124,9 +124,9 @@ def test_a_killed_run_goes_on_to_the_same_end(
 def test_what_is_folded_is_the_mean_update(tiny_run: Callable[..., Any]) -> None:
     """The server's Δ after a round is the weighted mean of s·B·A of what the clients sent."""
     run = tiny_run(*settings_of("Folding", RANKS, "rounds=1"))
-    server, federation = load_state(run.folder, 1), run.federation
+    server, federation = load_state(run.folder.server_states, 1), run.federation
     rows = {client: len(federation.rows.partition.clients[client].train) for client in CLIENTS}
-    trained = {client: run.folder.load_client(client, 1).tensors for client in CLIENTS}
+    trained = {client: run.folder.client_states.load_client(client, 1).tensors for client in CLIENTS}
     assert [rank_of(trained[client]) for client in CLIENTS] == [2, 1, 4]
     for key, delta in server.tensors.items():
         if key.factor is Factor.DELTA:
@@ -147,7 +147,7 @@ def test_what_is_folded_is_the_mean_update(tiny_run: Callable[..., Any]) -> None
 
 def test_the_local_adapter_never_leaves(tiny_run: Callable[..., Any]) -> None:
     run = tiny_run(*settings_of("Two"))
-    server, initial = load_state(run.folder, 3), run.federation.model.initial
+    server, initial = load_state(run.folder.server_states, 3), run.federation.model.initial
     own = [run.personal(client) for client in CLIENTS]
     for key in initial:
         same = [torch.equal(own[0][key], other[key]) for other in own[1:]]
@@ -247,7 +247,7 @@ def test_the_delta_is_in_the_merged_weights(finished: Callable[..., Any], tiny_m
     (folder,) = export(run, tmp_path / "one", clients=["site 0"], round="final", merge=True)
     merged = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
     base = plain_base(tiny_model).state_dict()
-    for key, delta in load_state(RunFolder.open(run), 3).tensors.items():
+    for key, delta in load_state(RunFolder.open(run).server_states, 3).tensors.items():
         if key.factor is Factor.DELTA:  # B is zero: the adapter has just begun anew
             weight = f"{key.module}.weight"
             torch.testing.assert_close(merged[weight] - base[weight], delta, atol=1e-6, rtol=0)

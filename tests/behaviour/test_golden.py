@@ -159,8 +159,8 @@ def test_two_fedsa_rounds_are_the_plain_computation(
     assert federation.recipe.training.cohort_size == {"sequential": 0, "cohort": len(SITES)}[trainer]
     with RunFolder.create(tmp_path / "run", dump_recipe(federation.recipe)).locked() as folder:
         simulate(federation, folder)
-        server, *_ = folder.load_server(ROUNDS)
-        own = {client: folder.load_client(client, ROUNDS).tensors for client in SITES}
+        server, *_ = folder.server_states.load_server(ROUNDS)
+        own = {client: folder.client_states.load_client(client, ROUNDS).tensors for client in SITES}
 
     train_rows = {client: federation.rows.partition.clients[client].train for client in SITES}
     batches = {

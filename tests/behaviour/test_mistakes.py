@@ -610,7 +610,7 @@ def test_a_lock_that_may_not_be_taken(
     def deny(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run_copy / ".lock"))
 
-    monkeypatch.setattr("fedsa.store.folder.FileLock.acquire", deny)
+    monkeypatch.setattr("fedsa.store.locked_folder.FileLock.acquire", deny)
     assert f"cannot write {run_copy}: Permission denied" in refuses("resume", run_copy)
 
 

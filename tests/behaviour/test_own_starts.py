@@ -116,7 +116,7 @@ def test_training_begins_at_the_clients_own(tiny_run: Callable[..., Any]) -> Non
         job = Job(client, 1, 1, 0, start, model.keys, (), {}, federation.rows.partition.clients[client].train)
         parts = {"task": federation.task, "encoded": federation.encoded, "settings": recipe.training}
         after = sequential.train(job, model=model, **parts).tensors
-        kept = run.folder.load_client(client, 1).tensors
+        kept = run.folder.client_states.load_client(client, 1).tensors
         assert kept.keys() == after.keys()
         assert all(torch.equal(kept[key], value) for key, value in after.items())
 
@@ -140,7 +140,7 @@ def test_movement_and_distance_are_from_each_clients_own_start(tiny_run: Callabl
     key = next(key for key in run.federation.model.initial if key.factor is Factor.A)
     starts = [started(recipe, client, initial=run.folder.load_initial())[key] for client in found.clients]
     for round in (1, 2):
-        ends = [run.folder.load_client(client, round).tensors[key] for client in found.clients]
+        ends = [run.folder.client_states.load_client(client, round).tensors[key] for client in found.clients]
         moved = [end - start for end, start in zip(ends, starts, strict=True)]
         assert found.matrices[round, "raw", "A", key.module][0, 1] == cosine(ends[0], ends[1])
         assert found.matrices[round, "moved", "A", key.module][0, 1] == cosine(moved[0], moved[1])
@@ -154,7 +154,9 @@ def test_movement_and_distance_are_from_each_clients_own_start(tiny_run: Callabl
 def test_one_that_has_not_trained_holds_its_own(tiny_run: Callable[..., Any]) -> None:
     run = tiny_run(*LOCAL, "rounds=1", "fraction_train=0.34")
     states = PersonalStates(run.folder, run.federation.algorithm, 1)
-    (idle, *_) = [client for client in run.federation.clients if run.folder.load_client(client, 1) is None]
+    (idle, *_) = [
+        client for client in run.federation.clients if run.folder.client_states.load_client(client, 1) is None
+    ]
     own = started(run.federation.recipe, idle, initial=states.initial)
     assert all(torch.equal(value, own[key]) for key, value in states.of(idle).items())
     assert len(list(states.trained())) == 1
@@ -164,7 +166,7 @@ def test_a_held_out_client_draws_one_too(tiny_run: Callable[..., Any]) -> None:
     settings = ["holdout_clients=0.34", "adaptation={steps=1}", "training.learning_rate=1e-6"]
     run = tiny_run(*LOCAL, "rounds=1", *settings)
     (client,) = run.federation.held_out
-    kept = run.folder.load_personal(client, run.summary["unseen"]["round"])
+    kept = run.folder.client_states.load_personal(client, run.summary["unseen"]["round"])
     own = started(run.federation.recipe, client, initial=run.federation.model.initial)
     for key in own:
         torch.testing.assert_close(kept[key], own[key], atol=1e-4, rtol=0)

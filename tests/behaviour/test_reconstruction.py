@@ -44,7 +44,7 @@ def test_nothing_of_a_client_is_kept_between_rounds(tiny_run: Callable[..., Any]
     chosen, last = run.summary["chosen_round"], run.summary["rounds"]
     names = {path.name for path in (run.folder.path / "clients").rglob("*.safetensors")}
     assert names == {f"personal-{round:06d}.safetensors" for round in (chosen, last)}  # what was tested, for the export
-    assert run.folder.load_held(3) == {}
+    assert run.folder.server_states.client_versions(3) == {}
     lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").read_text().splitlines()]
     assert all("reconstruction_loss" in line["train"] for line in lines if line["train"])
 
@@ -95,7 +95,7 @@ def test_a_round_refits_what_is_personal_and_then_trains_what_is_shared(
 def test_a_client_is_measured_with_tensors_fitted_to_its_training_rows(tiny_run: Callable[..., Any]) -> None:
     run = tiny_run(*RECONSTRUCT, "training.trainer=sequential", "rounds=3")
     federation, last = run.federation, run.summary["rounds"]
-    server = federation.server(load_state(run.folder, last), {})
+    server = federation.server(load_state(run.folder.server_states, last), {})
     for name in federation.clients:
         job = federation.site(Nothing()).prepare(server.payload(name, last + 1))
         (fitted,) = federation.learner.fit_personal([job], federation.recipe.reconstruction)

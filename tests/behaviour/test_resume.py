@@ -389,7 +389,7 @@ def test_another_machines_own_settings_are_no_obstacle(
     other = Federation.from_recipe(tiny_recipe("training.local_steps=2", *VARIANTS["plain"], *settings))
     assert fedsa.resume(other, stopped).summary["interruptions"] == 1
     fedsa.run(federation_of("plain"), tmp_path / "whole")
-    tensors, expected = (RunFolder.open(path).load_server(2)[0] for path in (stopped, tmp_path / "whole"))
+    tensors, expected = (RunFolder.open(path).server_states.load_server(2)[0] for path in (stopped, tmp_path / "whole"))
     # A is trained from a gradient that B = 0 made tiny: AdamW makes a step of any rounding there.
     most = 0.0 if trainer == "auto" else 2 * 2 * other.recipe.training.learning_rate
     for key, tensor in tensors.items():
@@ -508,14 +508,13 @@ def test_a_later_file_will_do_where_an_update_was_lost(tiny_run: Callable[..., A
     path = Path(shutil.copytree(run.folder.path, tmp_path / "run"))
 
     def server_knows(held: dict[str, int]) -> None:
-        with RunFolder.open(run.folder.path).locked() as folder:
-            tensors, versions, slots, about = folder.load_server(2)
-            folder.path = path
-            folder.save_server(2, tensors, versions, held, slots, about)
+        with RunFolder.open(path).locked() as folder:
+            tensors, versions, slots, about = folder.server_states.load_server(2)
+            folder.server_states.save_server(2, tensors, versions, held, slots, about)
             folder.commit(Progress(round=2, chosen_round=2))
 
     server_knows({"site 0": 1, "site 1": 0, "site 2": 1})
-    assert RunFolder.open(path).load_held(2) == {"site 0": 1, "site 1": 0, "site 2": 1}
+    assert RunFolder.open(path).server_states.client_versions(2) == {"site 0": 1, "site 1": 0, "site 2": 1}
     server_knows({"site 0": 1, "site 1": 2, "site 2": 1})  # but an earlier one will not
     with pytest.raises(RunFolderError, match=r"round-000003.safetensors is missing"):
         RunFolder.open(path)
@@ -526,8 +525,8 @@ def test_the_servers_file_says_when_each_client_trained_last(tiny_run: Callable[
     chosen = run.summary["chosen_round"]
     for round in (chosen, 4):
         expected = {client: last - 1 for client, last in last_trained(run.folder.path, round).items()}
-        assert run.folder.load_held(round) == expected
-    assert len(run.folder.load_held(chosen)) < 3, "a client that had not trained is not in it"
+        assert run.folder.server_states.client_versions(round) == expected
+    assert len(run.folder.server_states.client_versions(chosen)) < 3, "a client that had not trained is not in it"
 
 
 def test_a_folder_that_cannot_be_opened_is_not_kept_locked(stopped: Path) -> None:

@@ -90,7 +90,7 @@ def watched_run(tiny_recipe, tmp_path_factory):
             with RunFolder.create(path, dump_recipe(federation.recipe)).locked() as folder:
                 summary = simulate(federation, folder)
         last = federation.recipe.rounds
-        own = {client: folder.load_client(client, last).tensors for client in federation.clients}
+        own = {client: folder.client_states.load_client(client, last).tensors for client in federation.clients}
         runs[algorithm, variant] = Watched(federation, updates, payloads, states, before, own, folder, summary)
         return runs[algorithm, variant]
 
@@ -135,7 +135,7 @@ def test_under_fedsa_every_client_has_a_b_side_and_a_head_of_its_own(watched_run
 @pytest.mark.parametrize("variant", SIDED)
 def test_under_fedsa_the_server_never_holds_a_clients_b_side_or_head(watched_run, variant):
     run = watched_run("fedsa", variant)
-    on_disk, versions, *_ = run.folder.load_server(run.federation.recipe.rounds)
+    on_disk, versions, *_ = run.folder.server_states.load_server(run.federation.recipe.rounds)
     for state in (*run.server_states, on_disk):
         for key, initial in run.federation.model.initial.items():
             assert torch.equal(state[key], initial) is (key.factor.side is not Side.A), key

@@ -44,7 +44,7 @@ def test_what_a_round_does_not_train_keeps_its_value(
     run(Federation.from_recipe(tiny_recipe(*settings)), tmp_path / "run")
     folder = RunFolder.open(tmp_path / "run")
     client = "site 1"
-    state = folder.load_client(client, 2)
+    state = folder.client_states.load_client(client, 2)
     assert state is not None
     held = personal_state(folder, OddB(), client, 2)
     assert any(bool(value.any()) for key, value in held.items() if key.factor is Factor.B)
@@ -227,7 +227,7 @@ def test_out_of_memory_names_who_trained_and_what_to_lower(
     with pytest.raises(TrainingError, match=expected):
         run(Federation.from_recipe(tiny_recipe(settings)), tmp_path / "run")
     folder = RunFolder.open(tmp_path / "run")
-    assert all(folder.load_client(client, 1) is None for client in ("site 0", "site 1", "site 2"))
+    assert all(folder.client_states.load_client(client, 1) is None for client in ("site 0", "site 1", "site 2"))
 
 
 def test_of_clients_that_trained_together_nothing_is_kept_if_one_fails(tiny_recipe: Callable[..., Recipe]) -> None:

@@ -66,7 +66,7 @@ def test_processes_with_nothing_but_messages_between_them_end_in_the_simulators_
     sites = {site: {**machine, "data": {"path": str(files / site), "partition": {"kind": "files"}}} for site in SITES}
     outcome = run_federation(tmp_path / "agreement.json", sites, tmp_path)
     assert outcome["heavy"] == [], "the server imports neither transformers nor peft nor datasets"
-    tensors, versions, *_ = simulated.folder.load_server(3)
+    tensors, versions, *_ = simulated.folder.server_states.load_server(3)
     known = {str(key) for key in tensors if agreement.needs_initial_values or versions[key] > 0}
     assert known == set(outcome["tensors"]), "the server has values of what was sent to it alone"
     for key in known:
@@ -77,7 +77,7 @@ def test_processes_with_nothing_but_messages_between_them_end_in_the_simulators_
     for site, clients in SITES.items():
         for client in clients:
             (path,) = sorted((tmp_path / site / "clients").glob(f"*{client[-1]}/round-000003.safetensors"))
-            mine = simulated.folder.load_client(client, 3)
+            mine = simulated.folder.client_states.load_client(client, 3)
             theirs = tensors_of(path)
             assert set(theirs) == set(mine.tensors)
             assert all(torch.equal(theirs[key], value) for key, value in mine.tensors.items())

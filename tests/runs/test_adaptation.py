@@ -34,7 +34,7 @@ HELD = (*SIX, "holdout_clients=0.34", "adaptation.steps=4")
 def begun(run: Any, client: str) -> State:
     """Return what the server would send a client that has nothing of its own, over the initial values."""
     federation, round = run.federation, run.summary["chosen_round"]
-    server = load_state(run.folder, round) if round else federation.initial_state()
+    server = load_state(run.folder.server_states, round) if round else federation.initial_state()
     received = received_by(federation.algorithm, server, client, round + 1)
     return personal_tensors(federation.algorithm, federation.model.initial, None, received)
 
@@ -139,7 +139,7 @@ def test_a_held_out_client_trains_from_the_federations_result(tiny_run: Callable
         after = sequential.train(
             job, model=federation.model, task=federation.task, encoded=federation.encoded, settings=settings
         ).tensors
-        kept = run.folder.load_personal(client, unseen["round"])
+        kept = run.folder.client_states.load_personal(client, unseen["round"])
         assert kept is not None
         assert all(torch.equal(kept[key], value) for key, value in after.items())
         entry = unseen["per_client"][client]
@@ -161,7 +161,7 @@ def test_held_out_clients_go_through_the_model_together(
     settings = (*HELD, f"model.path={tiny_model_without_dropout}", "adapter.dropout=0")
     one, many = (tiny_run(*settings, f"training.trainer={trainer}") for trainer in ("sequential", "cohort"))
     for client in one.federation.held_out:
-        states = [run.folder.load_personal(client, run.summary["chosen_round"]) for run in (one, many)]
+        states = [run.folder.client_states.load_personal(client, run.summary["chosen_round"]) for run in (one, many)]
         for key, value in states[0].items():
             torch.testing.assert_close(states[1][key], value, atol=1e-4, rtol=1e-3)
 

@@ -51,13 +51,13 @@ def test_the_figures_are_those_of_the_clients_tensors(finished):
     path = finished("keep_rounds=all")
     found, folder = analyze(path), RunFolder.open(path)
     initial = folder.load_initial()
-    states = [folder.load_client(client, 2).tensors for client in found.clients]
+    states = [folder.client_states.load_client(client, 2).tensors for client in found.clients]
     key = next(key for key in initial if key.factor.value == "B")
     moved = [state[key] - initial[key] for state in states]
     assert found.matrices[2, "raw", "B", key.module][0, 1] == cosine(states[0][key], states[1][key])
     assert found.matrices[2, "moved", "B", key.module][0, 2] == cosine(moved[0], moved[2])
     key = next(key for key in initial if key.factor.value == "A")
-    averaged = folder.load_server(1)[0][key]
+    averaged = folder.server_states.load_server(1)[0][key]
     within = [state[key] - averaged for state in states]
     assert found.matrices[2, "within", "A", key.module][1, 2] == cosine(within[1], within[2])
     products = [state[key._replace(factor=Factor.B)] @ state[key] for state in states]
@@ -78,12 +78,12 @@ def test_identical_clients_give_one(finished):
     path = finished("keep_rounds=all")
     folder = RunFolder.open(path)
     found = analyze(path)
-    state = folder.load_client(found.clients[0], 3)
+    state = folder.client_states.load_client(found.clients[0], 3)
     for client in found.clients[1:]:
-        target = folder._client_file(client, 3)
+        target = folder.client_states.path_of(client, 3)
         kept = target.read_bytes()
-        folder.save_client(client, 3, state)
-        folder._writes.settle()
+        folder.client_states.save_client(client, 3, state)
+        folder.settle()
         try:
             same = analyze(path, [3])
         finally:

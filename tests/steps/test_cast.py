@@ -103,7 +103,7 @@ def test_what_crosses_is_in_bf16_and_half_the_bytes(tiny_run: Callable[..., Any]
 def test_what_a_client_keeps_is_not_rounded(crossing: Any) -> None:
     folder, _, updates, federation = crossing
     for update in updates[3:]:
-        state = folder.load_client(update.client, 2)
+        state = folder.client_states.load_client(update.client, 2)
         assert state is not None
         assert same(
             {key: tensor.float() for key, tensor in update.tensors.items()}, rounded(of_side(state.tensors, Side.A))
@@ -116,7 +116,7 @@ def test_what_a_client_keeps_is_not_rounded(crossing: Any) -> None:
 
 def test_the_server_keeps_the_mean_of_what_came_in_fp32(crossing: Any) -> None:
     folder, _, updates, federation = crossing
-    state, *_ = folder.load_server(2)
+    state, *_ = folder.server_states.load_server(2)
     mean = weighted_mean((update.tensors, update.num_examples) for update in updates[3:])
     assert same(of_side(state, Side.A), {key: tensor.float() for key, tensor in mean.items()})
     assert not any(torch.equal(tensor, rounded({key: tensor})[key]) for key, tensor in of_side(state, Side.A).items())
@@ -126,9 +126,9 @@ def test_the_server_keeps_the_mean_of_what_came_in_fp32(crossing: Any) -> None:
 
 def test_a_client_is_measured_and_exported_with_what_it_would_receive(tiny_run: Callable[..., Any]) -> None:
     run = tiny_run(*BF16)
-    federation, state = run.federation, run.folder.load_server(2)[0]
+    federation, state = run.federation, run.folder.server_states.load_server(2)[0]
     for client, parts in federation.rows.partition.clients.items():
-        own = run.folder.load_client(client, 2)
+        own = run.folder.client_states.load_client(client, 2)
         expected = {**rounded(of_side(state, Side.A)), **of_side(own.tensors, Side.B, Side.HEAD)}
         assert same(personal_state(run.folder, federation.algorithm, client, 2), expected)
         asked = [(client, expected, parts.test)]

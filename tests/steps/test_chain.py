@@ -191,9 +191,9 @@ def test_a_run_folder_keeps_the_state_of_a_clients_steps(tmp_path: Path) -> None
     kept = ClientState({A: torch.ones(2)}, {f"m|{A}": torch.zeros(2)}, 3, {f"halves|{A}": torch.full((2,), 0.5)})
     with RunFolder.create(tmp_path / "run", "").locked() as folder:
         folder.register_clients({"a": {}})
-        folder.save_client("a", 4, kept)
+        folder.client_states.save_client("a", 4, kept)
         folder.commit(Progress(round=4))
-        state = folder.load_client("a", 4)
+        state = folder.client_states.load_client("a", 4)
     assert state is not None
     assert {name: value.tolist() for name, value in state.step_state.items()} == {f"halves|{A}": [0.5, 0.5]}
     assert set(state.optimizer_state) == {f"m|{A}"}
@@ -241,8 +241,8 @@ def test_the_server_keeps_the_state_of_steps_on_the_mean(tmp_path: Path) -> None
     assert rounds(server_of(Noise(1.0), weighting="uniform"), (0.0, 0.0)) == pytest.approx([values[0] * 0.5 / 0.75])
     with RunFolder.create(tmp_path / "run", "").locked() as folder:
         folder.register_clients({"c0": {}, "c1": {}})
-        save_state(folder, 2, server.state, server.client_versions)
-        assert float(load_state(folder, 2).slots["noise|rounds"]) == 2
+        save_state(folder.server_states, 2, server.state, server.client_versions)
+        assert float(load_state(folder.server_states, 2).slots["noise|rounds"]) == 2
 
 
 def test_a_step_may_weigh_updates() -> None:

@@ -306,7 +306,11 @@ def test_a_run_sends_the_bytes_of_its_plan_and_stays_within_the_bound(tiny_run: 
         assert planned[name] == run.summary[name] == free.summary[name], name
     assert run.summary["robust"] == "norm_bound"
     assert free.summary["robust"] == "none"
-    initial, bounded, unbounded = run.folder.load_initial(), run.folder.load_server(1)[0], free.folder.load_server(1)[0]
+    initial, bounded, unbounded = (
+        run.folder.load_initial(),
+        run.folder.server_states.load_server(1)[0],
+        free.folder.server_states.load_server(1)[0],
+    )
     sent = [key for key in initial if key.factor is Factor.A]
 
     def distance(tensors: State) -> float:

@@ -260,7 +260,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(
     whole = tiny_run("algorithm=fedit", f"server.optimizer={optimizer}", "rounds=3")
     plain = tiny_run("algorithm=fedit", "rounds=3")
     assert whole.summary["server_optimizer"] == optimizer
-    state, other = load_state(whole.folder, 3), load_state(plain.folder, 3)
+    state, other = load_state(whole.folder.server_states, 3), load_state(plain.folder.server_states, 3)
     assert state.slots
     assert not other.slots
     assert any(not torch.equal(state.tensors[key], other.tensors[key]) for key in state.tensors)

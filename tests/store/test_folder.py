@@ -35,9 +35,9 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
 
 def save_round(folder: RunFolder, round: int, clients: list[str], held: dict[str, int]) -> None:
     for client in clients:
-        folder.save_client(client, round, state(round))
+        folder.client_states.save_client(client, round, state(round))
         held[client] = round - 1
-    folder.save_server(round, {A: torch.full((3,), float(round))}, {A: round}, held)
+    folder.server_states.save_server(round, {A: torch.full((3,), float(round))}, {A: round}, held)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -55,7 +55,7 @@ def test_exactly_the_files_of_the_last_and_the_chosen_round_are_kept(folder: Run
         if rng.random() < 0.3:
             chosen = round
         folder.commit(Progress(round=round, chosen_round=chosen))
-        folder._writes.settle()  # files go some time after the commit
+        folder.settle()  # files go some time after the commit
         expected = {}
         for client, rounds in trained.items():
             needed = {
@@ -76,7 +76,7 @@ def test_exactly_the_files_of_the_last_and_the_chosen_round_are_kept(folder: Run
             folder = RunFolder.open(folder.path, write=True)
             folder.roll_back(Progress(round=round, chosen_round=chosen))
     for client, rounds in trained.items():
-        loaded = folder.load_client(client, 39)
+        loaded = folder.client_states.load_client(client, 39)
         assert (loaded is None) is (not rounds)
         assert loaded is None or loaded.tensors[A].tolist() == [rounds[-1]] * 3
     folder.close()
@@ -162,11 +162,11 @@ def test_a_state_that_is_still_being_written_can_be_read(
     opening(monkeypatch, "wait", shut)
     save_round(folder, 1, CLIENTS[:3], {})
     assert not list(folder.path.glob("*/**/round-*"))
-    folder.load_ahead(CLIENTS, 1)
+    folder.client_states.load_ahead(CLIENTS, 1)
     for number, client in enumerate(CLIENTS):
-        loaded = folder.load_client(client, 1)
+        loaded = folder.client_states.load_client(client, 1)
         assert (loaded is not None) is (number < 3)
-    assert folder.load_server(1)[0][A].tolist() == [1.0, 1.0, 1.0]
+    assert folder.server_states.load_server(1)[0][A].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_write_that_fails_leaves_the_round_before(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,8 +188,8 @@ def test_a_write_that_fails_leaves_the_round_before(folder: RunFolder, monkeypat
     folder.close()
     with RunFolder.open(folder.path, write=True).locked() as again:
         again.roll_back(Progress(round=1))
-        assert all(again.load_client(client, 9).tensors[A].tolist() == [1.0] * 3 for client in CLIENTS)
-        assert again.load_held(1) == dict.fromkeys(CLIENTS, 0)
+        assert all(again.client_states.load_client(client, 9).tensors[A].tolist() == [1.0] * 3 for client in CLIENTS)
+        assert again.server_states.client_versions(1) == dict.fromkeys(CLIENTS, 0)
 
 
 @pytest.mark.parametrize("all_rounds", [False, True], ids=["two rounds are kept", "all rounds are kept"])
@@ -208,7 +208,7 @@ def test_what_an_interruption_left_is_removed(folder: RunFolder, all_rounds: boo
         again.keeps_all_rounds = all_rounds
         again.roll_back(Progress(round=1))
         assert {path for path in again.path.rglob("*") if path.is_file()} == kept
-        assert again.load_client(CLIENTS[0], 2).tensors[A].tolist() == [1.0] * 3
+        assert again.client_states.load_client(CLIENTS[0], 2).tensors[A].tolist() == [1.0] * 3
 
 
 def test_the_commit_point_does_not_grow_with_the_clients(folder: RunFolder) -> None:

@@ -23,7 +23,7 @@ from fedsa.runs.analysis import analyze
 from fedsa.runs.export import export
 from fedsa.runs.report import write_report
 from fedsa.store import recipe_of
-from fedsa.store.folder import RunFolder
+from fedsa.store.run_folder import RunFolder
 from fedsa.sweep.running import read_result
 
 TIMES = {"seconds", "train_seconds", "evaluation_seconds", "wall_seconds", "peak_rss_bytes", "interruptions"}

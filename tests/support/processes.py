@@ -32,7 +32,7 @@ def run_site(agreement_file: Path, own: Mapping[str, Any], folder: Path, pipe: C
     with RunFolder.create(folder, dump_recipe(federation.recipe)).locked() as states:
         states.register_clients({client: {} for client in federation.clients})
         sent = SentAnswers(folder, folder.name)
-        answers = Answers(federation.site(states), "a-run", agreement.fingerprint(), sent)
+        answers = Answers(federation.site(states.client_states), "a-run", agreement.fingerprint(), sent)
         while True:
             try:
                 pipe.send_bytes(answers.handle(pipe.recv_bytes()))
@@ -47,6 +47,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.lines: list[Mapping[str, Any]] = []
+        self.server_states = self
 
     def append_metrics(self, lines: Iterable[Mapping[str, Any]]) -> int:
         self.lines += lines

@@ -38,15 +38,17 @@ class TinyRun:
     def personal(self, client: str) -> State:
         """Return what a client would use after the last round."""
         last, federation = self.federation.recipe.rounds, self.federation
-        server = federation.server(load_state(self.folder, last), self.folder.load_held(last))
-        state, received = self.folder.load_client(client, last), server.payload(client, last + 1).tensors
-        initial = federation.site(self.folder).initial(client)
+        server = federation.server(
+            load_state(self.folder.server_states, last), self.folder.server_states.client_versions(last)
+        )
+        state, received = self.folder.client_states.load_client(client, last), server.payload(client, last + 1).tensors
+        initial = federation.site(self.folder.client_states).initial(client)
         return personal_tensors(federation.algorithm, initial, state, received)
 
 
 def states_of(run: TinyRun) -> dict[str, Tensor]:
     """Return all that server and clients have after the last round, by name."""
-    server = load_state(run.folder, run.federation.recipe.rounds)
+    server = load_state(run.folder.server_states, run.federation.recipe.rounds)
     named = {f"server {key}": tensor for key, tensor in server.tensors.items()}
     for client in run.federation.clients:
         named |= {f"{client} {key}": tensor for key, tensor in run.personal(client).items()}

@@ -89,6 +89,7 @@ class Answers:
 
     def _trained(self, payloads: Payloads) -> Message:
         updates = {update.client: update for update in self._site.train(payloads)}
+        self._site.states.settle()  # an update must not be acknowledged before the state that it came of is safe
         about = {
             client: {
                 "num_examples": update.num_examples,

@@ -28,7 +28,7 @@ __all__ = ["ClientStates", "Site"]
 
 
 class ClientStates(Protocol):
-    """Where clients' states outlive a round: at the site. The run folder of a simulation is one."""
+    """Where clients' states outlive a round: at the site. `ClientStateFiles` is one."""
 
     def load_client(self, client: str, round: int) -> ClientState | None:
         """Return the state as it was after ``round``, or None if the client had not trained by then."""
@@ -44,6 +44,10 @@ class ClientStates(Protocol):
 
     def load_ahead(self, clients: Iterable[str], round: int) -> None:
         """Get ready to load states of ``round``, in this order."""
+        ...
+
+    def settle(self) -> None:
+        """Return when all that was kept is safe."""
         ...
 
 

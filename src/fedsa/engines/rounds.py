@@ -20,8 +20,13 @@ from fedsa.types import Moment, Results, RoundRecord, SplitName, Update
 __all__ = ["RoundSettings", "RunStore", "run_rounds", "told"]
 
 
-class RunStore(ServerStore, Protocol):
-    """Where a run outlives its process. The run folder is one."""
+class RunStore(Protocol):
+    """Where a run outlives its process, at the server. The run folder is one."""
+
+    @property
+    def server_states(self) -> ServerStore:
+        """Where the server's states are kept."""
+        ...
 
     def append_metrics(self, lines: Sequence[Mapping[str, Any]]) -> int:
         """Append lines to the run's metrics, and return their length in bytes."""
@@ -97,7 +102,7 @@ def run_rounds(
             callback.on_round_begin(round, server.sample(round) if round else ())
         record = server.end_round(round, _updates(server, fleet, round, callbacks)) if round else None
         if record:
-            save_state(store, round, server.state, server.client_versions)
+            save_state(store.server_states, round, server.state, server.client_versions)
         trained = time.perf_counter()
         results = _validate(server, fleet, round, settings, callbacks) if settings.evaluates(round) else {}
         scores = _choose(progress, round, results, settings)

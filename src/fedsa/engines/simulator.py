@@ -46,9 +46,9 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
     folder.keeps_all_rounds = recipe.keep_rounds == "all"
     progress = _go_on(federation, folder) or begin(federation, folder)
     settings = RoundSettings.of(federation.agreement)
-    initial, fleet = federation.initial_state(), LocalFleet(federation.site(folder))
-    state = load_state(folder, progress.round) if progress.round > 0 else initial
-    server = federation.server(state, folder.load_held(progress.round))
+    initial, fleet = federation.initial_state(), LocalFleet(federation.site(folder.client_states))
+    state = load_state(folder.server_states, progress.round) if progress.round > 0 else initial
+    server = federation.server(state, folder.server_states.client_versions(progress.round))
     for callback in callbacks:
         callback.on_run_begin(folder.path, recipe, federation.clients, max(progress.round, 0))
     run_rounds(server, fleet, folder, progress, settings, callbacks)
@@ -118,7 +118,7 @@ def _unseen(federation: Federation, folder: RunFolder, progress: Progress) -> di
     entries: dict[str, dict[str, Any]] = {}
     for adapted in onboarding.take_in(federation.held_out, settings.start, freeze_shared=settings.freeze_shared):
         client = adapted.client
-        folder.save_personal(client, round, adapted.tensors)
+        folder.client_states.save_personal(client, round, adapted.tensors)
         entries[client] = {
             **{name: value for name, value in about[client].items() if name not in ("folder", "held_out")},
             "before": adapted.before["test"],

@@ -68,8 +68,8 @@ def measure(
     """
 
     def results(moment: Moment, round: int) -> Results:
-        state = load_state(folder, round) if round else initial
-        payloads = server.payloads(server.clients, round + 1, state, folder.load_held(round))
+        state = load_state(folder.server_states, round) if round else initial
+        payloads = server.payloads(server.clients, round + 1, state, folder.server_states.client_versions(round))
         return told(fleet.evaluate(payloads, "test", moment), round, "test", callbacks)
 
     moments = settings.moments if "aggregate" in settings.moments else (*settings.moments, "aggregate")

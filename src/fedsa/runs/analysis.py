@@ -120,7 +120,7 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
     """
     finished = FinishedRun.open(run)
     folder, summary, about = finished.folder, finished.summary, finished.clients
-    kept = [round for round in folder.kept_rounds() if round > 0]
+    kept = [round for round in folder.server_states.kept_rounds() if round > 0]
     wanted = sorted(set(rounds)) if rounds else kept
     missing = [round for round in wanted if round not in kept]
     if missing:
@@ -129,7 +129,8 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
             "again with keep_rounds = 'all' in the recipe"
         )
     variant = VARIANTS[finished.recipe.adapter.variant]
-    products = load_state(folder, wanted[-1]).scaling  # of the layers whose A and B are the matrices of a product
+    # Of the layers whose A and B are the matrices of a product.
+    products = load_state(folder.server_states, wanted[-1]).scaling
     states = {round: dict(_trained(finished, round, kept)) for round in wanted}
     clients = sorted(set.intersection(*(set(found) for found in states.values())))
     if len(clients) < 2:
@@ -185,11 +186,11 @@ def _trained(
     before = round - 1
     server = None
     if before == 0:
-        server = algorithm.init(initial, load_state(folder, round).scaling)
+        server = algorithm.init(initial, load_state(folder.server_states, round).scaling)
     elif before in kept:
-        server = load_state(folder, before)
+        server = load_state(folder.server_states, before)
     for client in clients:
-        state = folder.load_client(client, round)
+        state = folder.client_states.load_client(client, round)
         if state is None or state.version != round - 1:  # it did not train in this very round
             continue
         own = initial_of_client(
@@ -202,7 +203,7 @@ def _trained(
         )
         start = None
         if server is not None:
-            earlier = folder.load_client(client, before) if before else None
+            earlier = folder.client_states.load_client(client, before) if before else None
             received = received_by(
                 algorithm,
                 server,

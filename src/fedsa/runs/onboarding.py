@@ -77,7 +77,7 @@ class PersonalStates:
         self._folder, self._algorithm, self._round = folder, algorithm, round
         self._about: Mapping[str, Mapping[str, Any]] = folder.read_json("clients.json")
         self.recipe, self.initial = recipe_of(folder), folder.load_initial()
-        self.server = load_state(folder, round) if round else algorithm.init(self.initial)
+        self.server = load_state(folder.server_states, round) if round else algorithm.init(self.initial)
         progress = folder.progress()
         self._chosen_round = 0 if progress is None else progress.chosen_round or 0
         self._ranks = client_ranks(self.recipe.adapter, list(self._about))
@@ -89,7 +89,7 @@ class PersonalStates:
             RunFolderError: there is no such client, or its files are not there.
             UserError: it was held out, and has an adapter of its own for the chosen round only.
         """
-        kept = self._folder.load_personal(client, self._round)
+        kept = self._folder.client_states.load_personal(client, self._round)
         if kept is not None:
             return kept
         held_out = bool(self._about.get(client, {}).get("held_out"))
@@ -103,7 +103,7 @@ class PersonalStates:
                 f"{self._folder.path}: the tensors of client {client!r} after round {self._round}, which were fitted "
                 "for the test, are missing: put their file back from a copy, or start the run again"
             )
-        state, initial = self._folder.load_client(client, self._round), self._initial(client)
+        state, initial = self._folder.client_states.load_client(client, self._round), self._initial(client)
         received = received_by(
             self._algorithm,
             self.server,
@@ -122,7 +122,7 @@ class PersonalStates:
     def own(self) -> Iterator[Weighted]:
         """Yield what each client's own training left, before the aggregate came, of those that have trained."""
         for client, tensors in self._each():
-            state = self._folder.load_client(client, self._round)
+            state = self._folder.client_states.load_client(client, self._round)
             yield own_tensors(self._initial(client), state) if state else tensors, self._weight(client)
 
     def _each(self) -> Iterator[tuple[str, State]]:

@@ -15,7 +15,7 @@ __all__ = ["ServerStore", "load_state", "save_state"]
 
 
 class ServerStore(Protocol):
-    """Where the server's state outlives a round. The run folder is one."""
+    """Where the server's state outlives a round. A run folder has one."""
 
     def save_server(
         self,

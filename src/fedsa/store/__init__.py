@@ -21,18 +21,21 @@ What is read is what was written: files of tensors carry their hash and whose th
 and ``state.json`` has the hashes of all other files, and its own. Nothing is written, cut or deleted through a link.
 """
 
+from fedsa.store.client_states import ClientStateFiles, open_states_of_site
 from fedsa.store.files import FORMAT, file_hash, write_atomically, write_error
 from fedsa.store.finished import FinishedRun
-from fedsa.store.folder import RunFolder, recipe_of
+from fedsa.store.run_folder import RunFolder, recipe_of
 from fedsa.store.states import ClientState, Progress
 
 __all__ = [
     "FORMAT",
     "ClientState",
+    "ClientStateFiles",
     "FinishedRun",
     "Progress",
     "RunFolder",
     "file_hash",
+    "open_states_of_site",
     "recipe_of",
     "write_atomically",
     "write_error",

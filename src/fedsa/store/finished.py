@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, Validat
 
 from fedsa.errors import RunFolderError
 from fedsa.recipe import OBJECTS, Recipe
-from fedsa.store.folder import RunFolder, recipe_of
+from fedsa.store.run_folder import RunFolder, recipe_of
 from fedsa.texts.json_text import parsed_json
 
 __all__ = ["FinishedRun"]

@@ -170,6 +170,9 @@ class _States:
     def load_ahead(self, clients: Iterable[str], round: int) -> None:
         pass
 
+    def settle(self) -> None:
+        pass
+
 
 @final
 class _Store:
