@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 
@@ -112,6 +113,7 @@ def test_a_base_of_few_bits_is_not_compared(agreement: Agreement) -> None:
         ("[]", "no agreement of format 1"),
         ('{"format": 2}', "no agreement of format 1"),
         ('{"format": 1}', "settings: is missing"),
+        ('{"format": 1, "adapter": {"tensors": {"layer": {"shape": [2]}}}}', "not a tensor key: 'layer'"),
     ],
 )
 def test_what_is_no_agreement_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -194,6 +196,23 @@ def test_what_is_zero_for_all_is_in_no_hash(tiny_recipe: Callable[..., Recipe]) 
 
 
 # -- sites ------------------------------------------------------------------------------------------------------------
+
+
+def test_sites_alone_cut_their_rows_as_a_simulation_of_all_does(
+    tiny_recipe: Callable[..., Recipe], tiny_data: dict[str, Any], tiny_rows: Path, tmp_path: Path
+) -> None:
+    for client, rows in pandas.read_csv(tiny_rows).groupby("site"):
+        for place in (tmp_path / "all", tmp_path / str(client)):
+            place.mkdir(exist_ok=True)
+            rows.drop(columns="site").to_csv(place / f"{client}.csv", index=False)
+    whole = Federation.from_recipe(tiny_recipe(f"data={{path='{tmp_path / 'all'}', partition={{kind='files'}}}}"))
+    assert len(whole.clients) == 3
+    for client in whole.clients:
+        site = Federation.of_site(whole.agreement, own_settings(tiny_data, tmp_path / client))
+        assert site.clients == (client,)
+        for one, two in zip(*(each.rows.partition.clients[client] for each in (whole, site)), strict=True):
+            assert whole.rows.table[one.tolist()] == site.rows.table[two.tolist()]
+        assert hash_of_state(site.model.initial) == hash_of_state(whole.model.initial)
 
 
 def test_a_label_that_was_not_agreed_upon_is_refused_by_name(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedsa.algorithms import check_algorithm, make_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
@@ -61,6 +61,13 @@ class AdapterSpec(_Part):
     config: dict[str, Any]
     base: str
     initial: str
+
+    @field_validator("tensors")
+    @classmethod
+    def _have_names_of_keys(cls, tensors: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+        for name in tensors:
+            Key.parse(name)
+        return tensors
 
     def empty(self) -> State:
         """The tensors without values, on the device ``meta``; but zeros for what is added to the base's weights."""

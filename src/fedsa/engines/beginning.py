@@ -94,7 +94,8 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
     Raises:
         RunFolderError: what is not the same, and what to do.
     """
-    begun, now = _agreement_of(folder, progress, federation.agreement), federation.agreement
+    now = federation.agreement
+    begun = _agreement_of(folder, progress, now)
     changed = begun.differences(now)
     settings = [name for name in changed if name in now.setting_names | begun.setting_names]
     versions = f"the versions of torch, transformers and peft in {folder.path / 'environment.json'}"
