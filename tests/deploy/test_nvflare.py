@@ -116,11 +116,12 @@ def test_parties_apart_with_a_key_that_was_made_at_its_site(tmp_path: Path) -> N
     kits = provision(tmp_path, "apart", "localhost", port, ["north"], requests={"north": request})
     add_key(kits["north"], request.with_suffix(".key"))
     command = [sys.executable, str(tmp_path / "worker.py"), "north", str(tmp_path / "heard")]
+    server = read_kit(kits["server"].path.rename(tmp_path / "elsewhere"))
     early = run_site(kits["north"], command, logs=tmp_path)
     with pytest.raises(UnreachableError, match="is the server running there"):
         early.__enter__()
     with (
-        run_server(kits["server"], kits[ADMINISTRATOR], ["north"], logs=tmp_path) as carry,
+        run_server(server, kits[ADMINISTRATOR], ["north"], logs=tmp_path) as carry,
         run_site(kits["north"], command, logs=tmp_path, patience=SECONDS),
     ):
         assert dict(carry({"north": b"bytes "}, SECONDS)) == {"north": b"bytes north"}

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fedsa.deploy.preflight import Kit, PreflightError, check_kit, check_server, read_kit
+from fedsa.deploy.preflight import PACKAGES, Kit, PreflightError, check_kit, check_server, read_kit
 from fedsa.errors import MissingExtraError
 
 pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
+
+pytestmark = pytest.mark.run
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -54,7 +56,8 @@ def make_certificate(name: str, issuer: Signed | None, *, begin: int = -1, end: 
 def write_kit(folder: Path, kind: Any, authority: Signed, own: Signed, port: int = 1) -> Kit:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    kit = Kit(folder, "north", kind, "a project", "localhost", port, importlib.metadata.version("nvflare"))
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    kit = Kit(folder, "north", kind, "a project", "localhost", port, versions)
     kit.certificate.parent.mkdir(parents=True)
     kit.authority.write_bytes(authority[0].public_bytes(Encoding.PEM))
     kit.certificate.write_bytes(own[0].public_bytes(Encoding.PEM))
@@ -134,6 +137,13 @@ def test_files_of_two_federations(tmp_path: Path, other_authority: Signed, north
         check_kit(kit)
 
 
+@pytest.mark.parametrize("name", ["two words", "it's", "number#1"])
+def test_a_folder_from_which_no_job_starts(tmp_path: Path, authority: Signed, north: Signed, name: str) -> None:
+    kit = write_kit(tmp_path / name, "site", authority, north)
+    with pytest.raises(PreflightError, match=f"where a path has spaces, quotes or a #: move .*{name}"):
+        check_kit(kit)
+
+
 def test_the_key_of_another_certificate(tmp_path: Path, authority: Signed, north: Signed) -> None:
     kit = write_kit(tmp_path / "north", "site", authority, (north[0], authority[1]))
     with pytest.raises(PreflightError, match=r"client.key is missing, or not the key of client.crt"):
@@ -150,9 +160,11 @@ def test_a_file_that_is_missing_or_no_certificate(tmp_path: Path, authority: Sig
         read_kit(kit.path)
 
 
-def test_another_version_of_the_engine(tmp_path: Path, authority: Signed, north: Signed) -> None:
-    kit = replace(write_kit(tmp_path / "north", "site", authority, north), engine="1.7.0")
-    with pytest.raises(PreflightError, match=r"the federation was made with 1.7.0: pip install 'nvflare==1.7.0'"):
+@pytest.mark.parametrize("name", PACKAGES)
+def test_another_version(tmp_path: Path, authority: Signed, north: Signed, name: str) -> None:
+    kit = write_kit(tmp_path / "north", "site", authority, north)
+    kit = replace(kit, versions={**kit.versions, name: "17.0.0"})
+    with pytest.raises(PreflightError, match=rf"the federation was made with 17.0.0: pip install '{name}==17.0.0'"):
         check_kit(kit)
 
 
@@ -162,7 +174,7 @@ def test_without_the_extra(tmp_path: Path, authority: Signed, north: Signed, mon
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(MissingExtraError, match=r"pip install 'fedsa\[nvflare\]'"):
-        check_kit(Kit(tmp_path, "north", "site", "a project", "localhost", 1, "2.9.0"))
+        check_kit(Kit(tmp_path, "north", "site", "a project", "localhost", 1, {}))
 
 
 def test_a_closed_port(tmp_path: Path, authority: Signed, north: Signed) -> None:

@@ -75,12 +75,14 @@ class _Request:
         body: the bytes.
         answers: where its exchange waits.
         due: the moment (of `time.monotonic`) from which on it is to be sent; None: it has been.
+        failure: why the site could not answer when it was asked last.
     """
 
     site: str
     body: bytes
     answers: queue.SimpleQueue[tuple[int, str, bytes] | None]
     due: float | None = 0.0
+    failure: str = ""
 
 
 @final
@@ -308,4 +310,6 @@ class Carrier:
                 request.answers.put((number, request.site, body))
                 return
             request.due = time.monotonic() + _AGAIN_SECONDS
-        self._tell(f"{request.site} could not answer and is asked again: {note['failed']}")
+            before, request.failure = request.failure, str(note["failed"])
+        if request.failure != before:
+            self._tell(f"{request.site} could not answer and is asked again: {request.failure}")

@@ -15,7 +15,7 @@ from fedsa.deploy import carrier, worker
 from fedsa.deploy.carrier import Carrier
 from fedsa.deploy.nvflare import ASK_SECONDS, NVFlareJobs, administrator_command, party_command
 from fedsa.deploy.preflight import Kit, UnreachableError, check_kit, check_server
-from fedsa.deploy.provision import ADMINISTRATOR, provision
+from fedsa.deploy.provision import ADMINISTRATOR, provision, write_policy
 from fedsa.system.children import KeptChild, stop_all
 
 __all__ = ["run_local", "run_server", "run_site"]
@@ -49,6 +49,7 @@ def run_server(
     """
     check_kit(kit)
     check_kit(administrator)
+    write_policy(kit)
     with _socket_folder() as place, ExitStack() as stack:
         socket_of = {name: Path(place) / name for name in ("carrier", "administrator")}
         programs = {

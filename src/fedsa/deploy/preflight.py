@@ -10,8 +10,11 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import re
 import socket
 import ssl
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
@@ -21,7 +24,10 @@ from fedsa.errors import MissingExtraError, UserError
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-__all__ = ["Kit", "PreflightError", "UnreachableError", "check_kit", "check_server", "read_kit"]
+__all__ = ["PACKAGES", "Kit", "PreflightError", "UnreachableError", "check_kit", "check_server", "read_kit"]
+
+PACKAGES = ("fedsa", "nvflare")
+"""All parties must have them in the same version, but for the last number."""
 
 _NOTE = "fedsa.json"
 _OWN_CERTIFICATE = {"server": "server.crt", "site": "client.crt", "admin": "client.crt"}
@@ -48,7 +54,7 @@ class Kit:
         project: the federation's name.
         host: of the server.
         port: of the server.
-        engine: the version of nvflare that the kit was made with.
+        versions: of the packages that the kit was made with; see `PACKAGES`.
     """
 
     path: Path
@@ -57,7 +63,7 @@ class Kit:
     project: str
     host: str
     port: int
-    engine: str
+    versions: Mapping[str, str]
 
     def write(self) -> None:
         """Write what is known of the kit into its folder."""
@@ -97,7 +103,7 @@ def read_kit(path: Path) -> Kit:
 
 
 def check_kit(kit: Kit) -> None:
-    """Check what a party can check alone: its certificates, its key, this machine's clock, the engine's version.
+    """Check what a party can check alone: its folder, certificates and key, this machine's clock, what is installed.
 
     Raises:
         PreflightError: one of them is wrong.
@@ -108,6 +114,9 @@ def check_kit(kit: Kit) -> None:
     except ImportError:
         raise MissingExtraError("a federation across machines", "nvflare") from None
     _check_version(kit)
+    for folder in (str(kit.path.resolve()), sys.executable):
+        if re.search(r"""[\s"'\\#]""", folder):  # it puts its commands together as one text
+            raise PreflightError(f"NVFlare starts no job where a path has spaces, quotes or a #: move {folder}")
     certificates = {}
     for path in (kit.authority, kit.certificate):
         try:
@@ -198,16 +207,18 @@ def _refusal_there(error: ssl.SSLError, kit: Kit, where: str) -> str:
 
 
 def _check_version(kit: Kit) -> None:
-    """Refuse another version of the engine than the kit was made with, if more than its last number differs."""
-    try:
-        installed = importlib.metadata.version("nvflare")
-    except importlib.metadata.PackageNotFoundError:
-        raise MissingExtraError("a federation across machines", "nvflare") from None
-    if installed.split(".")[:2] != kit.engine.split(".")[:2]:
-        raise PreflightError(
-            f"this machine has nvflare {installed}, and the federation was made with {kit.engine}: "
-            f"pip install 'nvflare=={kit.engine}'"
-        )
+    """Refuse other versions than the kit was made with, if more than the last number differs."""
+    for name in PACKAGES:
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            raise MissingExtraError("a federation across machines", "nvflare") from None
+        made_with = str(kit.versions.get(name))
+        if installed.split(".")[:2] != made_with.split(".")[:2]:
+            raise PreflightError(
+                f"this machine has {name} {installed}, and the federation was made with {made_with}: "
+                f"pip install '{name}=={made_with}'"
+            )
 
 
 def _check_dates(certificate: Certificate, path: Path) -> None:

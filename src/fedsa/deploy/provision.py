@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsa.deploy.preflight import Kit, check_kit, read_kit
+from fedsa.deploy.preflight import PACKAGES, Kit, check_kit, read_kit
 from fedsa.errors import MissingExtraError, UserError
 
-__all__ = ["ADMINISTRATOR", "add_key", "make_request", "provision"]
+__all__ = ["ADMINISTRATOR", "add_key", "make_request", "provision", "write_policy"]
 
 ADMINISTRATOR = "admin@fedsa.org"
 """Who submits jobs, as NVFlare names people: the server's machine has this kit too."""
@@ -76,20 +76,21 @@ def provision(
     made = Provisioner(str(authority), builders).provision(plan, logger=notes).get("current_prod_dir")
     if made is None:
         raise UserError(f"the startup kits could not be made: {'; '.join(notes.errors)}")
-    version = importlib.metadata.version("nvflare")
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     kits = {}
     parties: list[tuple[str, Any]] = [(host, "server"), (ADMINISTRATOR, "admin"), *((site, "site") for site in sites)]
     for party, kind in parties:
-        kit = Kit(folder / ("server" if kind == "server" else party), party, kind, project, host, port, version)
+        kit = Kit(folder / ("server" if kind == "server" else party), party, kind, project, host, port, versions)
         if not kit.path.exists():
             shutil.move(Path(made) / party, kit.path)
-            _adapt(kit)
+            write_policy(kit)
+            kit.write()
             if requests and party in requests:
                 _certify(kit, requests[party], authority / project)
         elif (made_before := read_kit(kit.path)) != kit:
             raise UserError(
                 f"{kit.path} is a kit for {made_before.host}:{made_before.port} of {made_before.project!r}, made with "
-                f"nvflare {made_before.engine}: make the kits of another federation in another folder"
+                f"{made_before.versions}: make the kits of another federation in another folder"
             )
         kits[kit.path.name] = kit
     shutil.rmtree(made)
@@ -194,14 +195,16 @@ class _Notes:
         self.errors.append(text)
 
 
-def _adapt(kit: Kit) -> None:
-    """Write what a party allows and keeps, in place of NVFlare's defaults, and what `fedsa` knows of the kit."""
+def write_policy(kit: Kit) -> None:
+    """Write what a server or site allows and keeps, in place of NVFlare's defaults.
+
+    A server's has the path of its kit in it, so it is written anew where the kit has been moved to.
+    """
     if kit.kind != "admin":
         local = kit.path / "local"
         resources = _server_resources(kit.path) if kit.kind == "server" else _site_resources()
         (local / "resources.json").write_text(json.dumps(resources, indent=2), encoding="utf-8")
         (local / "authorization.json").write_text(json.dumps(_RIGHTS, indent=2), encoding="utf-8")
-    kit.write()
 
 
 _RIGHTS = {
