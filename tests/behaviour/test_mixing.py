@@ -16,7 +16,7 @@ from fedsa.algorithms import make_algorithm
 from fedsa.client import evaluate
 from fedsa.errors import ModelError
 from fedsa.federation import Federation
-from fedsa.models import AdaptedModel
+from fedsa.models import AdaptedModel, require_weighable
 from fedsa.models.layout import Layout
 from fedsa.runs.export import export
 from support.tiny_models import bert
@@ -172,7 +172,7 @@ def test_what_cannot_be_weighed_is_refused(mixed):
     assert "mixing" not in (reasons["vera"] or "")
     config = LoraConfig(r=2, target_modules=["word_embeddings", "query"], task_type="SEQ_CLS")
     with pytest.raises(ModelError, match=r"bert\.embeddings\.word_embeddings is Embedding: leave it out"):
-        AdaptedModel(bert(), config, seed=0, adapters=("default", "local")).require_weighable()
+        require_weighable(AdaptedModel(bert(), config, seed=0, adapters=("default", "local")).model)
 
 
 def test_a_card_says_what_was_measured(tiny_run, tmp_path):

@@ -11,7 +11,15 @@ from transformers import BertForSequenceClassification
 from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.client.training.autotune import activation_bytes
 from fedsa.errors import ModelError
-from fedsa.models import AdaptedModel, peft_config_of, plain_state, variant_of, with_drawn_layers
+from fedsa.models import (
+    AdaptedModel,
+    checkpoint_activations,
+    compile_blocks,
+    peft_config_of,
+    plain_state,
+    variant_of,
+    with_drawn_layers,
+)
 from fedsa.models.dropout import AdapterDropout, FastDropout
 from fedsa.recipe import AdapterSettings
 from fedsa.types import Factor, Key, Side
@@ -578,7 +586,7 @@ def test_activations_computed_again_are_the_same(make, pack):
     base = {"hidden_dropout_prob": 0.3} if make is bert else {}
     model = adapt(make, base=base, dropout=0.3)
     kept, few = gradients(model, pack=pack), activation_bytes(model, TASK, token_rows(), np.arange(8), pack)
-    model.checkpoint_activations()
+    checkpoint_activations(model)
     again, fewer = gradients(model, pack=pack), activation_bytes(model, TASK, token_rows(), np.arange(8), pack)
     assert fewer < 0.5 * few
     for key, gradient in kept.items():
@@ -594,7 +602,7 @@ def test_parts_of_layers_without_an_adapter_are_compiled(monkeypatch):
         return forward
 
     monkeypatch.setattr(torch, "compile", note)
-    model.compile_blocks()
+    compile_blocks(model)
     assert [name.partition("encoder.")[2] for name in compiled] == ["layer.0.intermediate", "layer.1.intermediate"]
 
 

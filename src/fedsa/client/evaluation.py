@@ -15,6 +15,7 @@ import torch
 from fedsa.algorithms.base import Algorithm
 from fedsa.client.batches import batched
 from fedsa.data.clients import ClientRows
+from fedsa.models import representations
 from fedsa.seeds import derive_seed
 from fedsa.system.process import give_back
 from fedsa.tasks.base import Encoded, IntArray, Sample, Task
@@ -179,7 +180,7 @@ def _weights(
         part for (client, _, _), own in zip(group, items, strict=True) for part in (own, mixing.references(client))
     ]
     model.write(model.initial)  # whose update is zero: this is the frozen base
-    seen = _passed(model, encoded, parts, batch_size, model.representations)
+    seen = _passed(model, encoded, parts, batch_size, partial(representations, model))
     weights: dict[str, list[Tensor]] = {adapter: [] for adapter in model.adapters}
     for rows, references in zip(seen[::2], seen[1::2], strict=True):
         own = algorithm.weights(rows, references) if len(references) else {}

@@ -13,7 +13,7 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.callbacks import check_callbacks
 from fedsa.client.training.head_warmup import obstacle
 from fedsa.errors import ConfigError, Mistake, ModelError
-from fedsa.models import AdaptedModel, check_layer_names, check_model_extras, unlike_products
+from fedsa.models import AdaptedModel, check_layer_names, check_model_extras, require_weighable, unlike_products
 from fedsa.recipe import AdapterSettings, Recipe
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, IntArray, Task
@@ -199,7 +199,7 @@ def check_weighable(algorithm: Algorithm, name: str, model: AdaptedModel, task: 
     """
     if not algorithm.references:
         return
-    model.require_weighable()
+    require_weighable(model.model)
     if not task.has_head:
         raise ModelError(
             f"{name} weighs its adapters by what is in a row, and with task.kind = {kind!r} that is the answer too: "

@@ -11,7 +11,7 @@ import torch
 
 from fedsa.client.training.autotune import choose_attention, choose_training, compile_model
 from fedsa.errors import DataError, ModelError, near
-from fedsa.models import AdaptedModel, resolve_compute
+from fedsa.models import AdaptedModel, checkpoint_activations, resolve_compute
 from fedsa.packages.parts import PREFIX
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, OBJECTS, AdapterSettings, ComputeSettings, Recipe, with_absolute_paths
 from fedsa.server import sample_size
@@ -104,7 +104,7 @@ def with_choices(
     tell("measuring what trains fastest")
     torch.set_num_threads(recipe.compute.threads)
     if recipe.compute.gradient_checkpointing:
-        model.checkpoint_activations()
+        checkpoint_activations(model)
     kernel_is_open = recipe.model.attn_implementation is None and model.attention in _KERNELS
     if kernel_is_open:
         name = choose_attention(recipe.training, model=model, task=task, encoded=encoded, rows=np.concatenate(trained))

@@ -1,6 +1,6 @@
 """Base models and their adapted layers. Beside export.py the only room that knows transformers and peft."""
 
-from fedsa.models.adapted import AdaptedModel, peft_config_of, variant_of, with_drawn_layers, with_sorted_names
+from fedsa.models.adapted import AdaptedModel
 from fedsa.models.base import (
     HEADS,
     fit_padding,
@@ -14,6 +14,8 @@ from fedsa.models.base import (
     resolve_compute,
 )
 from fedsa.models.class_order import names_of, turn_head
+from fedsa.models.computing import checkpoint_activations, compile_blocks
+from fedsa.models.configs import peft_config_of, variant_of, with_drawn_layers, with_sorted_names
 from fedsa.models.early import check_layer_names, check_model_extras
 from fedsa.models.fingerprints import adapted_fingerprint, plain_fingerprint
 from fedsa.models.images import image_side, image_tokens, load_image_processor, with_image_size
@@ -21,6 +23,7 @@ from fedsa.models.lora_xs import plain_state
 from fedsa.models.products import unlike_products
 from fedsa.models.quantized import bits_of_a_weight, quantized_layers
 from fedsa.models.shapes import EmptyModel, empty_base, empty_model
+from fedsa.models.weighing import representations, require_weighable
 
 __all__ = [
     "HEADS",
@@ -30,6 +33,8 @@ __all__ = [
     "bits_of_a_weight",
     "check_layer_names",
     "check_model_extras",
+    "checkpoint_activations",
+    "compile_blocks",
     "empty_base",
     "empty_model",
     "fit_padding",
@@ -48,6 +53,8 @@ __all__ = [
     "position_limit",
     "quantized_layers",
     "quiet",
+    "representations",
+    "require_weighable",
     "resolve_compute",
     "turn_head",
     "unlike_products",

@@ -15,7 +15,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fedsa.errors import ModelError, UserError
-from fedsa.models.adapted import by_key, peft_config_of, with_adapter, with_drawn_layers, with_further_adapters
 from fedsa.models.base import (
     bad_config,
     described,
@@ -26,10 +25,12 @@ from fedsa.models.base import (
     positions_of,
     quiet,
 )
+from fedsa.models.configs import peft_config_of, with_drawn_layers
 from fedsa.models.deltas import empty_deltas
 from fedsa.models.dropout import Streams
 from fedsa.models.gates import with_gates
 from fedsa.models.images import image_tokens
+from fedsa.models.insertion import by_key, with_adapter, with_further_adapters
 from fedsa.models.opening import check_files, no_pickle, own_code
 from fedsa.recipe import AdapterSettings, ModelSettings
 from fedsa.types import Key

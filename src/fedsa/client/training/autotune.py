@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsa.errors import ModelError
-from fedsa.models import AdaptedModel
+from fedsa.models import AdaptedModel, compile_blocks
 from fedsa.models.dropout import FastDropout
 from fedsa.models.layout import Layout
 from fedsa.recipe import ComputeSettings, TrainingSettings
@@ -292,7 +292,7 @@ def compile_model(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntAr
     sample = _spread(encoded, rows, min(len(rows), settings.batch_size * max(1, settings.cohort_size)))
     before = _seconds_of_a_step(model, task, encoded, sample, pack=bool(settings.packing))
     started = time.perf_counter()
-    model.compile_blocks()
+    compile_blocks(model)
     after = _seconds_of_a_step(model, task, encoded, sample, pack=bool(settings.packing))
     cost, saved = time.perf_counter() - started, before - after
     steps = (
