@@ -77,7 +77,7 @@ Start = Callable[..., Carrier]
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start a carrier whose pauses are short."""
-    for name in ("_TICK_SECONDS", "_AGAIN_SECONDS", "_LOOK_SECONDS"):
+    for name in ("_TICK_SECONDS", "_AGAIN_SECONDS", "_LOOK_SECONDS", "_PAUSE_SECONDS"):
         monkeypatch.setattr(f"fedsa.deploy.carrier.{name}", 0.02)
     started = []
     with tempfile.TemporaryDirectory(prefix="fedsa-") as folder:
@@ -209,6 +209,24 @@ def test_a_mistake_in_the_engine_ends_the_wait(start: Start) -> None:
     for _ in range(2):
         with pytest.raises(ProtocolError, match=r"the carrier has failed: KeyError\('a mistake'\)"):
             dict(carry({"north": b"n"}, None))
+
+
+def test_a_job_goes_on_while_the_engine_does_not_say_who_is_connected(start: Start) -> None:
+    class Mute(Jobs):
+        def connected(self) -> Mapping[str, str]:
+            if self.begun:
+                asked.set()
+                raise FedsaError("the engine's server does not answer")
+            return super().connected()
+
+    def answer(generation: int, site: str, body: bytes) -> bytes:
+        assert asked.wait(30)
+        return body
+
+    asked = threading.Event()
+    carry = start(Mute(answer))
+    assert dict(carry({"north": b"n"}, None)) == {"north": b"n"}
+    assert carry.generation == 1
 
 
 def test_only_the_roster_is_asked(start: Start) -> None:

@@ -31,6 +31,8 @@ _TICK_SECONDS = 0.5
 _AGAIN_SECONDS = 2.0  # after a site could not answer, before it is asked again
 _LOOK_SECONDS = 3.0  # between two looks at which sites are connected
 _TELL_SECONDS = 60.0  # between two lines about the same wait
+_PAUSE_SECONDS = 1.0  # between two generations; twice as long after each short one
+_SHORT_SECONDS = 15.0
 _STALLED_SECONDS = 60.0  # in the middle of a frame: the job hangs
 
 
@@ -201,7 +203,7 @@ class Carrier:
 
     def _keep(self) -> None:
         """Start one generation after the other, until the carrier ends."""
-        pause = _AGAIN_SECONDS
+        pause = _PAUSE_SECONDS
         try:
             while not self._ends.is_set():
                 began = time.monotonic()
@@ -211,8 +213,10 @@ class Carrier:
                     self._tell(f"generation {self.generation}: {error}")
                 finally:
                     self._engine.end()
-                pause = min(2 * pause, 30) if time.monotonic() - began < pause else _AGAIN_SECONDS
+                if time.monotonic() - began > _SHORT_SECONDS:
+                    pause = _PAUSE_SECONDS
                 self._ends.wait(pause)
+                pause = min(2 * pause, _TELL_SECONDS)
         except Exception as error:  # a mistake of ours or the engine's: who waits for answers must know
             with self._lock:
                 self._failure = error
@@ -292,8 +296,9 @@ class Carrier:
                     raise ProtocolError("the engine's job has ended; the next one goes on") from None
                 self._take(note, body)
             if time.monotonic() - looked > _LOOK_SECONDS:
-                looked = time.monotonic()
-                now = self._engine.connected()
+                looked, now = time.monotonic(), {}
+                with contextlib.suppress(FedsaError):  # the job itself may be well; its end is noticed above
+                    now = dict(self._engine.connected())
                 come = sorted(site for site in self._sites & set(now) if now[site] != present.get(site))
                 if come:
                     raise ProtocolError(f"{', '.join(come)} has come: the next job has it")
