@@ -770,7 +770,7 @@ FAULTS = (
     ),
     Fault(
         "plan: bytes are counted as if all clients trained in every round",
-        "cost/plan.py",
+        "cost/traffic.py",
         "server.client_versions[client] = round - 1",
         "server.client_versions.update(dict.fromkeys(names, round - 1))",
         ("cost/test_plan.py::test_clients_that_skip_rounds_are_counted_exactly",),

@@ -13,7 +13,7 @@ import torch
 
 from fedsa.client import evaluate
 from fedsa.client.training import sequential
-from fedsa.cost.plan import count_traffic
+from fedsa.cost.traffic import count_traffic
 from fedsa.federation import Federation
 from fedsa.runs.export import personal_state
 from fedsa.seeds import derive_seed
