@@ -34,6 +34,7 @@ MOST_BYTES = 2**31
 """A longer message is refused before it is read."""
 
 _ENTRY = "fedsa"
+_DIGITS = 64  # of the digest, before the JSON
 _VERSION = 1
 
 
@@ -77,7 +78,8 @@ def encode(message: Message) -> bytes:
         "groups": places,
     }
     text = json.dumps(entry, ensure_ascii=False, allow_nan=False, sort_keys=True)
-    return save(tensors, {_ENTRY: text, "digest": digest_of(text, tensors)})
+    # One entry of metadata: safetensors does not fix the order of several, and equal messages are equal bytes.
+    return save(tensors, {_ENTRY: digest_of(text, tensors) + text})
 
 
 def decode(data: bytes, *, run: str | None = None, most_bytes: int = MOST_BYTES) -> Message:
@@ -95,7 +97,7 @@ def decode(data: bytes, *, run: str | None = None, most_bytes: int = MOST_BYTES)
         raise ProtocolError(f"a message of {counted(len(data), 'byte')}: more than {most_bytes:,} are not taken")
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        text, digest = header[_ENTRY], header["digest"]
+        digest, text = header[_ENTRY][:_DIGITS], header[_ENTRY][_DIGITS:]
         entry, tensors = json.loads(text), load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProtocolError(f"a damaged message: {type(error).__name__}") from None

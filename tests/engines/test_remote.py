@@ -15,7 +15,7 @@ from fedsa.engines.remote import RemoteFleet
 from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, encode
 from fedsa.recipe import Recipe
-from fedsa.types import Key, Payload, Payloads
+from fedsa.types import SPLITS, Key, Payload, Payloads
 from support.processes import run_federation
 
 SEQUENTIAL = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=3")
@@ -108,7 +108,7 @@ def fleet_that_answers(about: dict[str, Any]) -> RemoteFleet:
         for site, data in requests.items():
             asked = decode(data)
             if asked.kind == "setup":
-                ready = {"examples": {f"{site} client": 3}}
+                ready = {"examples": {f"{site} client": dict.fromkeys(SPLITS, 3)}}
                 yield site, encode(Message("ready", "a-run", 0, ready, {"initial": state}))
             else:
                 said = about if site == "north" else {"updates": {}, "metrics": {}}
@@ -149,6 +149,14 @@ def test_a_good_answer_is_an_update() -> None:
         {KEY},
     )
     assert dict(fleet.evaluate(payloads, "validation", "aggregate")) == {"north client": {"loss": 2.0}}
+
+
+def test_equal_messages_are_equal_bytes() -> None:
+    """A repeated message is known by its bytes; the order in which things were put into it does not matter."""
+    keys = [Key.parse(f"layer.{number}:A:default") for number in range(9)]
+    states = [{key: torch.ones(2) for key in order} for order in (keys, keys[::-1])]
+    written = {encode(Message("step", "a-run", 1, {"keep": [1]}, {"c": state})) for state in states for _ in range(20)}
+    assert len(written) == 1
 
 
 @pytest.mark.parametrize("place", [0, 7, 9, 60, 200, -1])
