@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsa.commands import adapt, algorithms, analyze, data, export, plan, recipes, resume, run, sweep
+from fedsa.commands import adapt, algorithms, analyze, data, deploy, export, plan, recipes, resume, run, sweep
 from fedsa.errors import FedsaError
 from fedsa.system.paths import is_about_files, local_path, told
 from fedsa.system.permissions import allow_code
@@ -74,6 +74,17 @@ def _as_verb(command: Callable[..., None]) -> Callable[..., None]:
 
 for module in (run, resume, sweep, export, adapt, analyze, data, plan, recipes, algorithms):
     app.command(module.__name__.rpartition(".")[2])(_as_verb(module.command))
+
+_deploy = typer.Typer(
+    help=deploy.HELP,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=app.info.context_settings,
+)
+for verb in deploy.COMMANDS:
+    _deploy.command(verb.__name__)(_as_verb(verb))
+app.add_typer(_deploy, name="deploy")
 
 
 def main() -> None:

@@ -65,10 +65,15 @@ class ProgressDisplay(Callback):
         self._evaluated = sample_size(recipe.evaluation.fraction_evaluate, len(clients)) * passes_on_validation(
             recipe.evaluation
         )
+        compute = recipe.compute
+        where = (
+            f"{compute.device} ({compute.precision}, {counted(compute.threads, 'thread')})"
+            if compute.threads
+            else "each site on its own machine"
+        )
         self._console.print(
             f"{recipe.algorithm} on {recipe.adapter.variant}, {counted(len(clients), 'client')}, "
-            f"{counted(recipe.rounds, 'round')}, {recipe.compute.device} ({recipe.compute.precision}, "
-            f"{counted(recipe.compute.threads, 'thread')})"
+            f"{counted(recipe.rounds, 'round')}, {where}"
             + (f", going on after round {finished_rounds}" if finished_rounds else "")
         )
         about = json.loads((run / "clients.json").read_text(encoding="utf-8"))

@@ -22,9 +22,10 @@ from fedsa.algorithms import algorithm_names, make_algorithm
 from fedsa.algorithms.base import Algorithm, Plan
 from fedsa.cost.plan import plan_run
 from fedsa.errors import ModelError, UserError
-from fedsa.federation import Federation, first_round
+from fedsa.federation import Federation
 from fedsa.models import empty_model
 from fedsa.recipe import ModelSettings, Recipe, apply_overrides, parse_recipe, read_recipe
+from fedsa.server import first_round
 from fedsa.steps import PLAIN
 from fedsa.tasks import make_task
 from fedsa.types import Key, Side

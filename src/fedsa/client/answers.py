@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from fedsa.client.sent import SentAnswers
 from fedsa.client.site import Site
-from fedsa.errors import FedsaError, ProtocolError
+from fedsa.errors import FedsaError, ProtocolError, TrainingError
 from fedsa.messages import Message, decode, encode
-from fedsa.types import Payload, Payloads, Side
+from fedsa.types import SPLITS, Payload, Payloads, Side
 
 if TYPE_CHECKING:
     from fedsa.types import State
@@ -28,10 +29,20 @@ class Answers:
         run: the run's id.
         fingerprint: of the agreement.
         sent: keeps the answers, and lists them for the site's owner.
+        on_finish: is called with the run's summary at its end, before the site says that it is done.
     """
 
-    def __init__(self, site: Site, run: str, fingerprint: str, sent: SentAnswers) -> None:
+    def __init__(
+        self,
+        site: Site,
+        run: str,
+        fingerprint: str,
+        sent: SentAnswers,
+        *,
+        on_finish: Callable[[Mapping[str, Any]], None] = lambda summary: None,
+    ) -> None:
         self._site, self._run, self._fingerprint, self._sent = site, run, fingerprint, sent
+        self._on_finish = on_finish
 
     def handle(self, data: bytes) -> bytes:
         """Return the answer to a message; to one that cannot be answered, a refusal that says why."""
@@ -45,8 +56,11 @@ class Answers:
             answer = self._answer(message)
             content = encode(answer)
             self._sent.keep(data, answer, content)
-        except FedsaError as error:
+        except (ProtocolError, TrainingError) as error:
             return self._refusal(round, str(error))
+        except FedsaError as error:  # it may name something of the site's
+            print(error, file=sys.stderr, flush=True)
+            return self._refusal(round, "it cannot go on: its own log says why")
         return content
 
     def _refusal(self, round: int, why: str) -> bytes:
@@ -63,6 +77,7 @@ class Answers:
         if message.kind == "setup":
             return self._ready(message.about)
         if message.kind == "finish":
+            self._on_finish(message.about.get("summary") or {})
             return Message("ready", self._run, message.round)
         if message.kind != "step":
             raise ProtocolError(f"a site does not answer a message of kind {message.kind!r}")
@@ -70,6 +85,7 @@ class Answers:
         if unknown:
             raise ProtocolError(f"this site has no client {unknown[0]!r}")
         payloads = _payloads(message)
+        self._site.states.prune(_kept_rounds(message))
         if message.about.get("do") == "train":
             return self._trained(payloads)
         if message.about.get("do") == "evaluate":
@@ -80,7 +96,10 @@ class Answers:
         """Say who is here; with the initial tensors, where the server wants their values."""
         if about.get("fingerprint") != self._fingerprint:
             raise ProtocolError("the server's agreement is not this site's: both must be given the same one")
-        examples = {client: len(splits.train) for client, splits in self._site.rows.items()}
+        examples = {
+            client: {name: len(part) for name, part in zip(SPLITS, parts, strict=True)}
+            for client, parts in self._site.rows.items()
+        }
         states: dict[str, State] = {}
         if about.get("initial"):
             initial = self._site.learner.model.initial
@@ -106,7 +125,20 @@ class Answers:
         if split not in ("validation", "test") or moment not in ("aggregate", "training"):
             raise ProtocolError("a step that does not say which rows are measured, or after what")
         metrics = dict(self._site.evaluate(payloads, split, moment))
+        self._site.states.settle()
         return Message("update", self._run, payloads.round, {"metrics": metrics})
+
+
+def _kept_rounds(message: Message) -> set[int]:
+    """Return the rounds that the server may still come back to: the last one that it finished, and the chosen one.
+
+    Raises:
+        ProtocolError: the message does not say them.
+    """
+    rounds = message.about.get("keep")
+    if not isinstance(rounds, list) or not rounds or any(type(each) is not int for each in rounds):
+        raise ProtocolError("a step that does not say which rounds are kept")
+    return {*rounds, message.round}  # a round that was trained already, and is asked for again, stays too
 
 
 def _payloads(message: Message) -> Payloads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, final
 
@@ -42,6 +42,10 @@ class ClientStates(Protocol):
         """Keep what a client that keeps no state was tested with after ``round``."""
         ...
 
+    def prune(self, rounds: Collection[int]) -> None:
+        """Let go of what none of these rounds needs."""
+        ...
+
     def load_ahead(self, clients: Iterable[str], round: int) -> None:
         """Get ready to load states of ``round``, in this order."""
         ...
@@ -67,6 +71,7 @@ class Site:
         ranks: client id to its rank, where that is less than the adapter's.
         own_initial_a: each client starts with an A of its own.
         reconstruction: how clients that keep nothing fit their personal tensors anew; None: they keep their state.
+        keeps_tested: what a client is tested with after the aggregate is kept, for a site that exports by itself.
     """
 
     algorithm: Algorithm
@@ -79,6 +84,7 @@ class Site:
     ranks: Mapping[str, int] = field(default_factory=dict)
     own_initial_a: bool = False
     reconstruction: ReconstructionSettings | None = None
+    keeps_tested: bool = False
 
     def train(self, payloads: Payloads) -> Iterator[Update]:
         """Train clients for one round, each keeping its new state, and yield their updates.
@@ -195,6 +201,8 @@ class Site:
                 if moment == "training"
                 else personal_tensors(self.algorithm, initial, state, payloads[client].tensors)
             )
+            if self.keeps_tested and split == "test" and moment == "aggregate":
+                self.states.save_personal(client, round, tensors)
             yield Personal(client, tensors, getattr(self.rows[client], split))
 
     def _reconstructed(self, payloads: Payloads, split: SplitName) -> Iterator[Personal]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedsa.recipe import Recipe
     from fedsa.store import RunFolder
 
-__all__ = ["print_json", "print_notes", "print_table", "score", "show_run", "status"]
+__all__ = ["print_json", "print_notes", "print_table", "score", "show_run", "show_summary", "status"]
 
 
 def print_json(data: Any) -> None:
@@ -109,11 +109,18 @@ def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
 def _show(console: Console, path: Path, summary: Mapping[str, Any], report: Path, *, json: bool) -> None:
     if json:
         print_json(summary)
-    else:
-        _show_result(console, path, summary, report)
+        return
+    show_summary(console, summary)
+    lines = [f"\nreport    {report}", f"numbers   {path / 'summary.json'}, {path / 'metrics.jsonl'}"]
+    if summary["export"] != "none":
+        merge = " --merge" if summary["export"] == "merged model" else ""
+        lines.append(f"adapters  fedsa export {path} --all --to DIR{merge}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)  # to be copied whole
 
 
-def _show_result(console: Console, path: Path, summary: Mapping[str, Any], report: Path) -> None:
+def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print the table of a finished run's clients, and what its figures come to."""
     metric = summary["metric"]
     rounds = {summary["chosen_round"]: "test", summary["rounds"]: "test_final"}  # one column where they are one
     console.print()
@@ -173,12 +180,6 @@ def _show_result(console: Console, path: Path, summary: Mapping[str, Any], repor
         f"{summary['train_seconds']:.0f} s of local training, {summary['wall_seconds']:.0f} s in all, "
         f"{summary['peak_rss_bytes'] / 2**20:.0f} MiB at the peak"
     )
-    lines = [f"\nreport    {report}", f"numbers   {path / 'summary.json'}, {path / 'metrics.jsonl'}"]
-    if summary["export"] != "none":
-        merge = " --merge" if summary["export"] == "merged model" else ""
-        lines.append(f"adapters  fedsa export {path} --all --to DIR{merge}")
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)  # to be copied whole
 
 
 def _ends(figures: Mapping[str, Any], metric: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["command"]
+__all__ = ["command", "free_place"]
 
 
 def command(
@@ -39,12 +39,12 @@ def command(
     parsed = parse_recipe(settings, source=f"recipe {recipe}", checks=[check_algorithm, check_steps, check_callbacks])
     refuse_objects(parsed, f"recipe {recipe}")
     parsed = with_absolute_paths(parsed)
-    folder = RunFolder.create(out or _free(Path("runs") / name), dump_recipe(parsed))
+    folder = RunFolder.create(out or free_place(Path("runs") / name), dump_recipe(parsed))
     show_run(folder, parsed, json=json)
 
 
-def _free(path: Path) -> Path:
-    """Return the path, or the path with the first number that is not taken."""
+def free_place(path: Path) -> Path:
+    """The path, or the path with the first number that is not taken."""
     number, free = 1, path
     while free.exists():
         number += 1

@@ -13,10 +13,10 @@ from fedsa.data.dealing import client_ids
 from fedsa.data.rows import DealtRows, deal_rows
 from fedsa.data.sources import are_here
 from fedsa.errors import ModelError, UserError
-from fedsa.federation import check_layers, client_ranks, first_round
+from fedsa.federation import check_layers, client_ranks
 from fedsa.models import empty_model, resolve_compute
 from fedsa.recipe import OBJECTS, ComputeSettings, PartitionSettings, Recipe
-from fedsa.server import held_out, sample_size
+from fedsa.server import first_round, held_out, sample_size
 from fedsa.steps import make_chain
 from fedsa.tasks import make_task
 from fedsa.texts.words import counted

@@ -45,7 +45,13 @@ def write_portion(rows: DealtRows, folder: Path) -> None:
         rows: any.
         folder: the table goes there in Arrow's format, who has which row as JSON.
     """
-    rows.table.save_to_disk(folder / "table")
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        rows.table.save_to_disk(folder / "table")
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
     about = {
         "labels": rows.labels.tolist(),
         "label_names": list(rows.label_names),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, final
 
 from fedsa.agreement import Agreement, hash_of_state
 from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, encode
-from fedsa.types import Moment, Payloads, SplitName, State, Update
+from fedsa.store import Progress
+from fedsa.types import SPLITS, Moment, Payloads, SplitName, State, Update
 
 __all__ = ["Exchange", "RemoteFleet"]
 
@@ -30,21 +31,50 @@ class Exchange(Protocol):
 class RemoteFleet:
     """Clients at sites elsewhere.
 
+    A site that refuses, or answers with what cannot be used, is left out of the round, and `tell` is told why. Where
+    the quorum is missed, those that have not answered are asked again, until enough have.
+
     Args:
         exchange: carries messages.
         sites: names of the sites.
         run: the run's id.
-        deadline: seconds that a site has for an answer; None: as long as it takes.
+        deadline: seconds that sites have for an answer; None: as long as it takes.
+        quorum: clients whose updates a round needs; None: all that were asked.
+        tell: is called with a line about each site that is left out or waited for.
+
+    Attributes:
+        sites: names of the sites, sorted.
+        run: the run's id.
+        progress: how far the run is; sites keep what its last and its chosen round need.
     """
 
-    def __init__(self, exchange: Exchange, sites: Iterable[str], run: str, *, deadline: float | None = None) -> None:
-        self._exchange, self._sites, self._run, self._deadline = exchange, tuple(sites), run, deadline
+    def __init__(
+        self,
+        exchange: Exchange,
+        sites: Iterable[str],
+        run: str,
+        *,
+        deadline: float | None = None,
+        quorum: int | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.sites, self.run, self.progress = tuple(sorted(sites)), run, Progress()
+        self._exchange, self._deadline, self._quorum, self._tell = exchange, deadline, quorum, tell
         self._homes: dict[str, str] = {}  # client -> its site
+        self._examples: dict[str, Mapping[str, int]] = {}  # client -> its number of rows by split
 
     @property
     def clients(self) -> tuple[str, ...]:
         """Every client's id, sorted; known after `set_up`."""
         return tuple(sorted(self._homes))
+
+    @property
+    def about_clients(self) -> Mapping[str, Mapping[str, Any]]:
+        """What sites say of their clients: ``train_examples``, ``validation_examples``, ``test_examples``, ``site``."""
+        return {
+            client: {**{f"{split}_examples": count for split, count in counts.items()}, "site": self._homes[client]}
+            for client, counts in self._examples.items()
+        }
 
     def set_up(self, agreement: Agreement) -> State | None:
         """Learn which clients are where, and have every site say that it holds what was agreed upon.
@@ -56,25 +86,29 @@ class RemoteFleet:
             The tensors that all clients start from, which one site sends; None where the server needs no values.
 
         Raises:
-            ProtocolError: a site refuses or has not answered, two sites name one client, or the tensors are others.
+            ProtocolError: a site refuses, two sites name one client, or the tensors are others.
         """
-        chosen = min(self._sites) if agreement.needs_initial_values else None
+        chosen = min(self.sites) if agreement.needs_initial_values else None
         requests = {
-            site: Message("setup", self._run, 0, {"fingerprint": agreement.fingerprint(), "initial": site == chosen})
-            for site in self._sites
+            site: encode(
+                Message("setup", self.run, 0, {"fingerprint": agreement.fingerprint(), "initial": site == chosen})
+            )
+            for site in self.sites
         }
-        answers = self._ask({site: encode(request) for site, request in requests.items()}, "ready")
-        missing = sorted(set(self._sites) - set(answers))
-        if missing:
-            raise ProtocolError(f"site {missing[0]!r} has not answered")
-        for site in sorted(answers):
-            examples = answers[site].about.get("examples")
-            if not isinstance(examples, dict):
-                raise ProtocolError(f"site {site!r} has not said which clients it has")
-            for client in examples:
+        answers: dict[str, Message] = {}
+        while requests:
+            for site, answer, why in self._ask(requests, "ready", 0):
+                if answer is None:
+                    raise ProtocolError(f"site {site!r} cannot take part: {why}")
+                answers[site] = answer
+            requests = {site: request for site, request in requests.items() if site not in answers}
+            if requests:
+                self._tell(f"waiting for {', '.join(requests)} to be ready")
+        for site in self.sites:
+            for client, counts in _examples(site, answers[site]).items():
                 if client in self._homes:
                     raise ProtocolError(f"client {client!r} is at two sites: {self._homes[client]!r} and {site!r}")
-                self._homes[client] = site
+                self._homes[client], self._examples[client] = site, counts
         if chosen is None:
             return None
         initial = answers[chosen].states.get("initial", {})
@@ -84,38 +118,92 @@ class RemoteFleet:
 
     def train(self, payloads: Payloads) -> Iterator[Update]:
         """Have the sites train their clients, all at once, and yield the updates in the order of the clients' ids."""
-        updates = {
-            client: _update(client, payloads.round, about, answer.states.get(client, {}))
-            for site, answer in self._step(payloads, {"do": "train"}).items()
-            for client, about in self._own(site, answer, "updates")
-        }
+        needed = len(payloads) if self._quorum is None else min(self._quorum, len(payloads))
+        updates: dict[str, Update] = {}
+
+        def take(site: str, answer: Message) -> None:
+            for client, about in self._own(site, answer, "updates"):
+                updates[client] = _update(client, payloads.round, about, answer.states.get(client, {}))
+
+        self._step(payloads, {"do": "train"}, take, lambda: len(updates) >= needed)
         for client in payloads:
             if client in updates:
                 yield updates[client]
 
     def evaluate(self, payloads: Payloads, split: SplitName, moment: Moment) -> Iterator[tuple[str, dict[str, float]]]:
         """Have the sites measure their clients, and yield the metrics in the order of the clients' ids."""
-        metrics = {
-            client: _numbers(client, values)
-            for site, answer in self._step(payloads, {"do": "evaluate", "split": split, "moment": moment}).items()
-            for client, values in self._own(site, answer, "metrics")
-        }
+        metrics: dict[str, dict[str, float]] = {}
+
+        def take(site: str, answer: Message) -> None:
+            for client, values in self._own(site, answer, "metrics"):
+                metrics[client] = _numbers(client, values)
+
+        # A test is of everybody; validation is of whom there is, as long as that is enough.
+        needed = len(payloads) if self._quorum is None or split == "test" else min(self._quorum, len(payloads))
+        about = {"do": "evaluate", "split": split, "moment": moment}
+        self._step(payloads, about, take, lambda: len(metrics) >= needed)
         for client in payloads:
             if client in metrics:
                 yield client, metrics[client]
 
-    def _step(self, payloads: Payloads, about: Mapping[str, Any]) -> dict[str, Message]:
-        """Send each site the payloads of its clients, and return the answers by site."""
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Tell every site how the run ended, each with the results of its own clients, and wait until it has exported.
+
+        Args:
+            summary: the run's; of its results over all clients a site is told none.
+        """
+        shared = {name: value for name, value in summary.items() if name not in ("per_client", "notes")}
+        requests = {}
+        for site in self.sites:
+            own = {client: entry for client, entry in summary["per_client"].items() if self._homes[client] == site}
+            about = {"summary": {**shared, "per_client": own}}
+            requests[site] = encode(Message("finish", self.run, self.progress.round, about))
+        for site, _, why in self._ask(requests, "ready", self.progress.round):
+            requests.pop(site)
+            if why:
+                self._tell(f"{site} could not write its adapters: {why}")
+        for site in requests:
+            self._tell(f"{site} has not said that its adapters are written")
+
+    def _step(
+        self,
+        payloads: Payloads,
+        about: Mapping[str, Any],
+        take: Callable[[str, Message], None],
+        is_enough: Callable[[], bool],
+    ) -> None:
+        """Send each site the payloads of its clients, and take the answers, until there are enough."""
         by_site: dict[str, list[str]] = {}
         for client in payloads:
             by_site.setdefault(self._homes[client], []).append(client)
+        kept = sorted({max(self.progress.round, 0), self.progress.chosen_round or 0})
         requests = {}
         for site, clients in by_site.items():
             made = {client: payloads[client] for client in clients}
             versions = {client: payload.version for client, payload in made.items()}
             states = {client: payload.tensors for client, payload in made.items()}
-            requests[site] = encode(Message("step", self._run, payloads.round, {**about, "versions": versions}, states))
-        return self._ask(requests, "update", payloads.round)
+            said = {**about, "versions": versions, "keep": kept}
+            requests[site] = encode(Message("step", self.run, payloads.round, said, states))
+        while requests:
+            reasons: dict[str, str] = {}
+            for site, answer, why in self._ask(requests, "update", payloads.round):
+                if answer is not None:
+                    try:
+                        take(site, answer)
+                        requests.pop(site)
+                        continue
+                    except ProtocolError as error:
+                        why = str(error)
+                reasons[site] = why
+                self._tell(f"round {payloads.round}: {site} is left out: {why}")
+            if is_enough():
+                return
+            if reasons and requests.keys() == reasons.keys():
+                raise ProtocolError(
+                    f"round {payloads.round}: too few clients are left; {'; '.join(map(': '.join, reasons.items()))}"
+                )
+            if requests:
+                self._tell(f"round {payloads.round}: waiting for {', '.join(requests)}")
 
     def _own(self, site: str, answer: Message, name: str) -> Iterator[tuple[str, Any]]:
         """Yield what an answer says of the site's own clients.
@@ -131,21 +219,37 @@ class RemoteFleet:
                 raise ProtocolError(f"site {site!r} speaks for client {client!r}, which is not its own")
             yield client, values
 
-    def _ask(self, requests: Mapping[str, bytes], kind: str, round: int = 0) -> dict[str, Message]:
-        """Return the sites' answers, by site.
-
-        Raises:
-            ProtocolError: an answer is a refusal, or does not fit.
-        """
-        answers: dict[str, Message] = {}
-        for site, data in self._exchange(requests, self._deadline):
-            message = decode(data, run=self._run)
+    def _ask(self, requests: Mapping[str, bytes], kind: str, round: int) -> Iterator[tuple[str, Message | None, str]]:
+        """Yield each site that answers, its answer (None: it cannot be used), and why not."""
+        for site, data in self._exchange(dict(requests), self._deadline):
+            try:
+                message = decode(data, run=self.run)
+            except ProtocolError as error:
+                yield site, None, str(error)
+                continue
             if message.kind == "refuse":
-                raise ProtocolError(f"site {site!r} refuses: {message.about.get('why')}")
-            if message.kind != kind or message.round != round:
-                raise ProtocolError(f"site {site!r} has answered with {message.kind!r} of round {message.round}")
-            answers[site] = message
-        return answers
+                yield site, None, f"it refuses: {str(message.about.get('why'))[:300]}"
+            elif message.kind != kind or message.round != round:
+                yield site, None, f"it has answered with {message.kind!r} of round {message.round}"
+            else:
+                yield site, message, ""
+
+
+def _examples(site: str, answer: Message) -> Mapping[str, Mapping[str, int]]:
+    """Return the numbers of rows that a site says its clients have, by split.
+
+    Raises:
+        ProtocolError: they are missing, or make no sense.
+    """
+    said = answer.about.get("examples")
+    if not isinstance(said, dict) or any(
+        not isinstance(counts, dict)
+        or set(counts) != set(SPLITS)
+        or any(type(count) is not int or count < 0 for count in counts.values())
+        for counts in said.values()
+    ):
+        raise ProtocolError(f"site {site!r} has not said which clients it has, with how many rows")
+    return said
 
 
 def _update(client: str, round: int, about: Any, tensors: State) -> Update:

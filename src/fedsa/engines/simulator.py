@@ -17,9 +17,9 @@ from fedsa.engines.local import LocalFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.samples import samples_of
 from fedsa.engines.summary import measure, per_client, scores
-from fedsa.federation import Federation, first_round
+from fedsa.federation import Federation
 from fedsa.runs.onboarding import Onboarding, PersonalStates, global_model, trained_keys
-from fedsa.server import load_state
+from fedsa.server import first_round, load_state
 from fedsa.statistics import summarize_clients
 from fedsa.steps import make_chain
 from fedsa.store import Progress, RunFolder

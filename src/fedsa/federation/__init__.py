@@ -6,16 +6,16 @@ from fedsa.federation.checks import check_early, check_layers, check_personal
 from fedsa.federation.encoding import notes_on_texts
 from fedsa.federation.federation import Federation
 from fedsa.federation.resolving import client_ranks
-from fedsa.federation.sharing import first_round
+from fedsa.federation.without_rows import agree
 
 __all__ = [
     "Federation",
     "adapter_config",
+    "agree",
     "check_early",
     "check_layers",
     "check_personal",
     "client_ranks",
-    "first_round",
     "fresh_base",
     "load_processor",
     "notes_on_texts",

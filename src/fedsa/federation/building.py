@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fedsa.algorithms import make_algorithm
+from fedsa.algorithms.base import Algorithm
 from fedsa.data.rows import DealtRows
 from fedsa.federation.base_models import load_named_base, load_processor
 from fedsa.federation.checks import (
@@ -19,7 +20,7 @@ from fedsa.federation.checks import (
 from fedsa.federation.encoding import encode_rows
 from fedsa.federation.resolving import client_ranks, with_choices, written_out
 from fedsa.models import AdaptedModel, peft_config_of, plain_fingerprint, resolve_compute, with_drawn_layers
-from fedsa.recipe import Recipe
+from fedsa.recipe import ComputeSettings, Recipe
 from fedsa.seeds import derive_seed
 from fedsa.server import held_out, sample_size
 from fedsa.tasks import make_task
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from fedsa.federation.federation import Federation
 
-__all__ = ["build", "build_by_name"]
+__all__ = ["adapted", "build", "build_by_name"]
 
 
 def build(
@@ -72,17 +73,8 @@ def build(
     everyone = sorted(rows.partition.clients)
     outside = held_out(everyone, recipe.holdout_clients, recipe.seed)
     in_a_round = sample_size(recipe.fraction_train, len(everyone) - len(outside))
-    model = AdaptedModel(
-        base,
-        config,
-        seed=derive_seed(recipe.seed, "init"),
-        device=compute.device,
-        precision=compute.precision,
-        adapters=algorithm.adapters,
-        folds=algorithm.folds,
-        gated=algorithm.gated,
-        scaling=None if has_scale else partial(algorithm.scaling, clients=in_a_round),
-    )
+    scaling = None if has_scale else partial(algorithm.scaling, clients=in_a_round)
+    model = adapted(base, config, algorithm, compute, recipe.seed, scaling)
     check_personal(recipe, algorithm, model.keys, model.variant)
     check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
     check_head_warmup(
@@ -139,3 +131,34 @@ def build_by_name(
         config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed)
         config = with_drawn_layers(config, drawn, base)
     return build(make, recipe, base, processor, config, task, rows, tell, notes, has_scale=has_scale, ranks=ranks)
+
+
+def adapted(
+    base: PreTrainedModel,
+    config: PeftConfig,
+    algorithm: Algorithm,
+    compute: ComputeSettings,
+    seed: int,
+    scaling: Callable[[float, int], float] | None,
+) -> AdaptedModel:
+    """A base model with a federation's adapter in it.
+
+    Args:
+        base: adapted in place.
+        config: PEFT's description of the adapter.
+        algorithm: the method: it says which adapters there are.
+        compute: resolved.
+        seed: the run's.
+        scaling: the method's own scale of an adapter; None: the config has it already.
+    """
+    return AdaptedModel(
+        base,
+        config,
+        seed=derive_seed(seed, "init"),
+        device=compute.device,
+        precision=compute.precision,
+        adapters=algorithm.adapters,
+        folds=algorithm.folds,
+        gated=algorithm.gated,
+        scaling=scaling,
+    )

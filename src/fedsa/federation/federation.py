@@ -182,7 +182,12 @@ class Federation:
 
     @classmethod
     def of_site(
-        cls, agreement: Agreement, own: Mapping[str, Any], *, on_progress: Progress | None = None
+        cls,
+        agreement: Agreement,
+        own: Mapping[str, Any],
+        *,
+        rows: DealtRows | None = None,
+        on_progress: Progress | None = None,
     ) -> Federation:
         """Return what one site of several needs: the model, the task, and the site's own rows alone.
 
@@ -193,6 +198,7 @@ class Federation:
             agreement: what server and sites hold alike.
             own: this machine's settings, as in a recipe: ``model.path``, ``data.path`` and what else lies with it,
                 ``data.partition.kind`` (``files`` or ``column``), ``compute``, ``training.trainer``.
+            rows: the site's, where they are dealt out already; None: they are read from ``data.path``.
             on_progress: told what takes time.
 
         Raises:
@@ -210,7 +216,7 @@ class Federation:
                 "the agreement",
             )
         check_early(recipe)
-        rows = deal_rows(recipe, label_names=agreement.labels, on_progress=tell)
+        rows = rows or deal_rows(recipe, label_names=agreement.labels, on_progress=tell)
         config = peft_config_in(agreement)
         made = build_by_name(cls, recipe, rows, tell, config=config, ranks=agreement.ranks)
         refuse_differences(agreement, made.agreement)

@@ -2,12 +2,14 @@
 
 from fedsa.server.sampling import held_out, sample_clients, sample_size
 from fedsa.server.server import Server, received_by
+from fedsa.server.sharing import first_round
 from fedsa.server.starting import server_of
 from fedsa.server.state import ServerStore, load_state, save_state
 
 __all__ = [
     "Server",
     "ServerStore",
+    "first_round",
     "held_out",
     "load_state",
     "received_by",

@@ -229,7 +229,9 @@ class RunFolder(SmallFiles):
         """Learn what belongs to the run, which client's state is where, and that none is missing."""
         self.run, self._files, progress = commit.run, dict(commit.files), commit.progress
         try:
-            folders = {client: entry["folder"] for client, entry in self.read_json("clients.json").items()}
+            entries = self.read_json("clients.json")
+            folders = {client: entry["folder"] for client, entry in entries.items()}
+            elsewhere = {client for client, entry in entries.items() if "site" in entry}  # it keeps its states itself
         except (AttributeError, KeyError, TypeError):
             raise self.damaged("clients.json", "not what fedsa wrote") from None
         if folders != folders_by_number(folders):  # files below them are deleted: they must be our own
@@ -239,7 +241,8 @@ class RunFolder(SmallFiles):
         for limit in {progress.round, progress.chosen_round or 0}:
             for client, version in self.server_states.client_versions(limit).items():
                 # A later one will do: the client has trained since, and its update was lost.
-                self.client_states.require(client, version + 1, limit)
+                if client not in elsewhere:
+                    self.client_states.require(client, version + 1, limit)
 
     def _check(self, commit: Commit) -> None:
         """Refuse to go on with files that are not what was written, before anything is written.

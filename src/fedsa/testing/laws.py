@@ -167,6 +167,9 @@ class _States:
     def save_personal(self, client: str, round: int, tensors: State) -> None:
         raise NotImplementedError("every client keeps its state here")
 
+    def prune(self, rounds: Collection[int]) -> None:
+        pass
+
     def load_ahead(self, clients: Iterable[str], round: int) -> None:
         pass
 

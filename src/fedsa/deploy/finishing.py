@@ -1,0 +1,94 @@
+"""The end of a run at a site: a run folder of its own clients, and their adapters."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsa.algorithms.base import ServerState
+from fedsa.deploy.site import ADAPTERS, FINISHED_RUN
+from fedsa.engines.beginning import begin
+from fedsa.errors import ProtocolError
+from fedsa.recipe import dump_recipe
+from fedsa.runs.export import export
+from fedsa.server import save_state
+from fedsa.statistics import summarize_clients
+from fedsa.store import RunFolder
+from fedsa.store.client_states import ClientStateFiles
+
+if TYPE_CHECKING:
+    from fedsa.federation import Federation
+
+__all__ = ["finish_site"]
+
+
+def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, about: Mapping[str, Any]) -> None:
+    """Write the run folder of a site's own clients, which every verb reads as any other, and their adapters.
+
+    What was written before is left as it is. Figures over clients are of the site's own ones.
+
+    Args:
+        folder: the site's.
+        federation: the site's part of the federation.
+        states: what its clients keep; with what they were tested with after the chosen and the final round.
+        about: the server's summary, with the entries of this site's clients only.
+
+    Raises:
+        ProtocolError: the summary does not fit this site.
+        UserError: the disk is full or the folder cannot be written.
+    """
+    summary, rounds = dict(about), _rounds(about, federation)
+    path = folder / FINISHED_RUN
+    if not (path / "summary.json").exists():
+        shutil.rmtree(path, ignore_errors=True)  # half of it, from a time that was interrupted
+        with RunFolder.create(path, dump_recipe(federation.recipe)).locked() as run:
+            progress = begin(federation, run)
+            clients = run.read_json("clients.json")
+            for round in rounds.values():
+                save_state(run.server_states, round, ServerState({}, {}), {})  # what a client uses is told whole
+                for client in federation.clients:
+                    tensors = states.load_personal(client, round)
+                    if tensors is None:
+                        raise ProtocolError(f"client {client!r} was not tested after round {round}: nothing to export")
+                    run.client_states.save_personal(client, round, tensors)
+            for client, entry in summary["per_client"].items():
+                summary["per_client"][client] = {**_numbers_of(clients[client]), **entry}
+            summary |= _scores(summary)
+            progress.round, progress.chosen_round = rounds["final"], rounds["chosen"]
+            progress.chosen_score = summary["chosen_score"]
+            run.keeps_all_rounds = True
+            run.commit(progress)
+            run.finish(progress, {**summary, "clients": len(federation.clients), "notes": list(federation.notes)})
+    if "adapter" in federation.algorithm.export:  # else its owner writes whole models, where he has room for them
+        export(path, folder / ADAPTERS, base=federation.model, tokenizer=federation.tokenizer, with_base=False)
+
+
+def _rounds(about: Mapping[str, Any], federation: Federation) -> dict[str, int]:
+    """The chosen and the final round.
+
+    Raises:
+        ProtocolError: the summary has none, or is not of this site's clients.
+    """
+    chosen, final, entries = about.get("chosen_round"), about.get("rounds"), about.get("per_client")
+    if type(chosen) is not int or type(final) is not int or not isinstance(entries, dict):
+        raise ProtocolError("the end of a run without its rounds or its results")
+    if {*entries} != {*federation.clients}:
+        raise ProtocolError("the end of a run with the results of other clients than this site's")
+    return {"chosen": chosen, "final": final}
+
+
+def _numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != "folder"}
+
+
+def _scores(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Each test's statistics over the site's own clients."""
+    entries, metric = summary["per_client"], summary["metric"]
+    return {
+        name: {**value, **asdict(summarize_clients({client: each[name] for client, each in entries.items()}, metric))}
+        for name, value in summary.items()
+        if name.startswith("test") and isinstance(value, dict)
+    }

@@ -1,0 +1,87 @@
+"""A whole federation on this machine, in real processes: for a first look, or to spread a simulation over them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsa.agreement import Agreement
+from fedsa.callbacks import Callback
+from fedsa.deploy.parties import run_local
+from fedsa.deploy.site import ADAPTERS, AGREEMENT
+from fedsa.engines.deployed import open_server_folder, run_id_of, serve
+from fedsa.engines.remote import RemoteFleet
+from fedsa.errors import UserError
+from fedsa.recipe import Recipe, dump_recipe
+
+__all__ = ["ADAPTERS", "SITES", "deploy_local"]
+
+SITES, _ENGINE = "sites", "engine"
+"""Folders of a deployment on this machine, in the server's run folder: the sites' own, and the engine's."""
+
+
+def deploy_local(
+    recipe: Recipe,
+    out: Path,
+    sites: Sequence[str],
+    *,
+    quorum: int | None = None,
+    deadline: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Run a recipe with a server and sites in processes of their own, connected by mutual TLS, and return the summary.
+
+    What is in the folder already goes on from its last finished round.
+
+    Args:
+        recipe: any that can be deployed.
+        out: the server's run folder; the sites' folders go into ``sites``, the engine's files into ``engine``.
+        sites: their names; the recipe's clients are dealt out over them in turn.
+        quorum: good updates that a round needs; None: of every client.
+        deadline: seconds that sites have for an answer; None: as long as it takes.
+        callbacks: told of every step.
+        tell: is called with each line about the processes.
+
+    Raises:
+        FedsaError: as the preparation and the run say.
+    """
+    places = {site: out / SITES / site for site in sites}
+    commands = {site: [sys.executable, "-m", "fedsa.deploy.site", str(place)] for site, place in places.items()}
+    with open_server_folder(out, recipe).locked() as folder:
+        _prepare(recipe, out, places)
+        agreement = Agreement.read(places[sites[0]] / AGREEMENT)
+        with run_local(out / _ENGINE, commands, tell=tell) as carrier:
+            run = run_id_of(agreement, sites)
+            fleet = RemoteFleet(carrier, sites, run, deadline=deadline, quorum=quorum, tell=tell)
+            return serve(agreement, folder, fleet, engine="nvflare", quorum=quorum, callbacks=callbacks)
+
+
+def _prepare(recipe: Recipe, out: Path, places: dict[str, Path]) -> None:
+    """Have the sites' folders written, once, by a process that ends.
+
+    Raises:
+        UserError: the recipe cannot be deployed; the process has said why.
+    """
+    root = out / SITES
+    if root.exists():
+        missing = [site for site, place in places.items() if not place.is_dir()]
+        if missing or len(list(root.iterdir())) != len(places):
+            raise UserError(f"{root} has other sites than {', '.join(places)}: give as many as before, or a new folder")
+        return
+    staging = out / ".sites.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    path = staging / "recipe.toml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    command = [sys.executable, "-m", "fedsa.deploy.preparing", str(path), str(staging), *places]
+    done = subprocess.run(command, check=False)  # noqa: S603 - our own program
+    path.unlink()
+    if done.returncode:
+        shutil.rmtree(staging)
+        raise UserError("the sites could not be prepared; the lines above say why")
+    staging.replace(root)

@@ -1,0 +1,158 @@
+"""A federation across machines, from its beginning: who takes part, what each party is given, what each then does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsa.agreement import Agreement
+from fedsa.callbacks import Callback
+from fedsa.deploy.parties import run_server, run_site
+from fedsa.deploy.preflight import Kit, read_kit
+from fedsa.deploy.provision import ADMINISTRATOR, provision
+from fedsa.deploy.site import AGREEMENT, DATA, SETTINGS
+from fedsa.engines.deployed import check_deployable, open_server_folder, run_id_of, serve
+from fedsa.engines.remote import RemoteFleet
+from fedsa.errors import UserError
+from fedsa.recipe import Recipe, Scope
+from fedsa.store.files import write_atomically
+from fedsa.texts.json_text import parsed_json
+
+__all__ = ["begin_project", "serve_project", "take_part"]
+
+_ROSTER = "roster.json"
+_KIT = "kit"
+
+
+def begin_project(
+    recipe: Recipe,
+    sites: Sequence[str],
+    folder: Path,
+    *,
+    host: str,
+    port: int,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Mapping[str, Path]:
+    """Write what each party of a federation is given, and return party to folder.
+
+    Each site is one client, whose id is the site's name.
+
+    Args:
+        recipe: names the classes, where its task has any; where rows lie does not matter.
+        sites: their names.
+        folder: is made; it holds a folder for the server, one for each site, and the authority's keys, which stay.
+        host: the name by which sites reach the server.
+        port: of the server.
+        tell: is called with what takes time.
+
+    Raises:
+        UserError: the recipe cannot be deployed, the folder is not empty, or the classes are not named.
+        MissingExtraError: NVFlare is not installed.
+    """
+    from fedsa.federation import agree
+
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: give a new folder")
+    check_deployable(recipe)
+    agreement = agree(recipe, sites, on_progress=tell)
+    own = json.dumps(_own_settings(recipe), indent=2, ensure_ascii=False).encode()
+    tell("making the certificates")
+    kits = provision(folder / "authority", "fedsa", host, port, sites)
+    places = {"server": folder / "server", **{site: folder / site for site in sites}}
+    for party, place in places.items():
+        place.mkdir()
+        shutil.move(kits[party].path, place / _KIT)
+        write_atomically(place / AGREEMENT, agreement.text().encode())
+    shutil.move(kits[ADMINISTRATOR].path, places["server"] / ADMINISTRATOR)
+    write_atomically(places["server"] / _ROSTER, json.dumps({"sites": sorted(sites)}).encode())
+    for site in sites:
+        write_atomically(places[site] / SETTINGS, own)
+    return places
+
+
+def serve_project(
+    folder: Path,
+    out: Path,
+    *,
+    quorum: int | None = None,
+    deadline: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Run the server of a federation across machines until the run has ended, and return its summary.
+
+    What is in the run folder already goes on from its last finished round.
+
+    Args:
+        folder: the server's, as `begin_project` wrote it.
+        out: the run folder.
+        quorum: good updates that a round needs; None: of every client.
+        deadline: seconds that sites have for an answer; None: as long as it takes.
+        callbacks: told of every step.
+        tell: is called with each line about the parties.
+
+    Raises:
+        FedsaError: as the run says.
+    """
+    kit, administrator = read_kit(folder / _KIT), read_kit(folder / ADMINISTRATOR)
+    agreement = Agreement.read(folder / AGREEMENT)
+    try:
+        sites = [str(site) for site in parsed_json((folder / _ROSTER).read_bytes())["sites"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / _ROSTER} cannot be read: take the folder as `fedsa deploy init` wrote it") from None
+    logs = folder / "logs"
+    with (
+        open_server_folder(out, agreement.recipe).locked() as run,
+        run_server(kit, administrator, sites, logs=logs, tell=tell) as carrier,
+    ):
+        fleet = RemoteFleet(carrier, sites, run_id_of(agreement, sites), deadline=deadline, quorum=quorum, tell=tell)
+        return serve(agreement, run, fleet, engine="nvflare", quorum=quorum, callbacks=callbacks)
+
+
+def take_part(
+    folder: Path, data: str, settings: Mapping[str, Any], *, tell: Callable[[str], None] = lambda line: None
+) -> Any:
+    """Run a site of a federation across machines; give a context that lasts as long as the site takes part.
+
+    Args:
+        folder: the site's, as `begin_project` wrote it.
+        data: its own rows: a local file or folder.
+        settings: this machine's own settings, as in a recipe, over those of the folder's ``settings.json``.
+        tell: is called with what takes time.
+
+    Raises:
+        UserError: kit, rows or settings do not fit, or the server cannot be reached.
+    """
+    kit, agreement = read_kit(folder / _KIT), Agreement.read(folder / AGREEMENT)
+    own: dict[str, Any] = parsed_json((folder / SETTINGS).read_bytes())
+    for name, value in settings.items():
+        own[name] = {**own.get(name, {}), **value} if isinstance(value, Mapping) else value
+    own["data"] = {**own.get("data", {}), "path": str(Path(data).absolute()), "partition": {"kind": "files"}}
+    recipe = agreement.recipe_with(own)
+    _check_rows(kit, agreement, recipe, data)
+    write_atomically(folder / SETTINGS, json.dumps(own, indent=2, ensure_ascii=False).encode())
+    write_atomically(folder / DATA, json.dumps({"path": str(Path(data).absolute()), "client": kit.party}).encode())
+    tell(f"site {kit.party!r} takes part; what leaves it is listed in {folder / 'sent.jsonl'}")
+    return run_site(kit, [sys.executable, "-m", "fedsa.deploy.site", str(folder)], logs=folder / "logs")
+
+
+def _check_rows(kit: Kit, agreement: Agreement, recipe: Recipe, data: str) -> None:
+    """Refuse rows that do not fit, before anything is started.
+
+    Raises:
+        DataError: why, with the file and the line.
+    """
+    from fedsa.data.rows import deal_newcomer
+
+    deal_newcomer(kit.party, data, recipe, agreement.labels)
+
+
+def _own_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says of machines, but for where its rows lie: a site begins with it."""
+    own = recipe.of_scope(Scope.MACHINE)
+    own.pop("data", None)
+    return own

@@ -1,0 +1,223 @@
+"""The server's side of a run over several sites. It has neither rows nor a model: sites train, measure and export."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsa.agreement import Agreement
+from fedsa.callbacks import Callback
+from fedsa.engines.remote import RemoteFleet
+from fedsa.engines.rounds import RoundSettings, run_rounds
+from fedsa.engines.summary import Tests, measure, per_client, scores
+from fedsa.errors import ConfigError, Mistake, RunFolderError
+from fedsa.recipe import Recipe, dump_recipe
+from fedsa.server import first_round, load_state, server_of
+from fedsa.store import Progress, RunFolder
+from fedsa.system.process import peak_rss_bytes
+from fedsa.types import State
+
+__all__ = ["check_deployable", "open_server_folder", "run_id_of", "serve"]
+
+_AGREEMENT = "agreement.json"
+
+
+def check_deployable(recipe: Recipe) -> None:
+    """Refuse settings that need what does not leave a site.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    mistakes = []
+    if recipe.holdout_clients:
+        mistakes.append(
+            Mistake("holdout_clients", "goes with a simulation only: at a site, `fedsa adapt` takes in a new client")
+        )
+    if recipe.evaluation.global_model != "none":
+        mistakes.append(
+            Mistake("evaluation.global_model", "puts clients' personal tensors together, which stay at their sites")
+        )
+    if recipe.adaptation.share_personal:
+        mistakes.append(Mistake("adaptation.share_personal", "personal tensors stay at their sites: leave it out"))
+    if mistakes:
+        raise ConfigError(mistakes, "a run over several sites")
+
+
+def run_id_of(agreement: Agreement, sites: Sequence[str]) -> str:
+    """The id of a run: of what was agreed upon and of the sites that take part."""
+    return hashlib.sha256("\n".join([agreement.fingerprint(), *sorted(sites)]).encode()).hexdigest()[:32]
+
+
+def open_server_folder(path: Path, recipe: Recipe) -> RunFolder:
+    """Open the server's run folder for writing; it is made where it is not there.
+
+    Args:
+        path: the folder.
+        recipe: for a new folder; the run writes the agreed one in its place when it begins.
+
+    Raises:
+        RunFolderError: it is damaged or in use.
+        UserError: it cannot be written.
+    """
+    if (path / "recipe.toml").exists():
+        return RunFolder.open(path, write=True)
+    return RunFolder.create(path, dump_recipe(recipe))
+
+
+def serve(
+    agreement: Agreement,
+    folder: RunFolder,
+    fleet: RemoteFleet,
+    *,
+    engine: str,
+    quorum: int | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
+    """Run a federation over its sites from where the folder is to the end, and return its summary.
+
+    Args:
+        agreement: what server and sites hold alike.
+        folder: the server's, open for writing.
+        fleet: the sites; not set up yet.
+        engine: the name of what carries the messages, for the summary.
+        quorum: good updates that a round needs.
+        callbacks: told of every step.
+
+    Raises:
+        RunFolderError: the agreement or the clients are not those that the run began with.
+        ProtocolError: a site does not hold what was agreed upon.
+        UserError: the disk is full or the folder cannot be written.
+    """
+    recipe, settings = agreement.recipe, RoundSettings.of(agreement)
+    _check_agreement(folder, agreement)
+    finished = folder.finished(recipe.rounds)
+    if finished is not None:
+        return finished
+    folder.keeps_all_rounds = recipe.keep_rounds == "all"
+    initial = fleet.set_up(agreement)
+    first = agreement.first_state(initial)
+    progress = _go_on(folder, fleet) or _begin(agreement, folder, fleet, initial or {})
+    fleet.progress = progress
+    states = folder.server_states
+    state = load_state(folder.server_states, progress.round, first) if progress.round > 0 else first
+    versions = states.client_versions(progress.round) if progress.round > 0 else {}
+    server = server_of(agreement, fleet.clients, state, client_versions=versions, quorum=quorum)
+    for callback in callbacks:
+        callback.on_run_begin(folder.path, recipe, fleet.clients, max(progress.round, 0))
+    run_rounds(server, fleet, folder, progress, settings, callbacks)
+    started = time.perf_counter()
+    tests = measure(server, fleet, folder, progress, settings, first, callbacks)
+    seconds = time.perf_counter() - started
+    summary = {
+        "engine": engine,
+        "sites": len(fleet.sites),
+        **_summary(agreement, folder, progress, settings, tests, fleet.clients),
+        "evaluation_seconds": progress.evaluation_seconds + seconds,
+        "wall_seconds": progress.wall_seconds + seconds,
+    }
+    fleet.finish(summary)
+    folder.settle()
+    folder.finish(progress, summary)
+    for callback in callbacks:
+        callback.on_run_end(summary)
+    return summary
+
+
+def _summary(
+    agreement: Agreement,
+    folder: RunFolder,
+    progress: Progress,
+    settings: RoundSettings,
+    tests: Tests,
+    clients: Sequence[str],
+) -> dict[str, Any]:
+    recipe, algorithm = agreement.recipe, agreement.algorithm
+    return {
+        "algorithm": recipe.algorithm,
+        "source": algorithm.source,
+        "export": algorithm.export,
+        "variant": recipe.adapter.variant,
+        "rounds": recipe.rounds,
+        "clients": len(clients),
+        "seed": recipe.seed,
+        "share_head": algorithm.share_head,
+        "wire_dtype": recipe.wire_dtype,
+        "server_optimizer": recipe.server.optimizer,
+        "robust": recipe.robust.kind,
+        "notes": [],
+        "metric": settings.metric,
+        "evaluated_after": settings.moments[0],
+        "chosen_round": progress.chosen_round or 0,
+        "chosen_score": progress.chosen_score,
+        "chosen_by": f"weighted mean of validation {settings.metric}",
+        **scores(tests, settings.metric),
+        **first_round(algorithm, agreement.adapter.empty(), agreement.steps, recipe.rounds),
+        "total_upload_bytes": progress.upload_bytes,
+        "total_download_bytes": progress.download_bytes,
+        "train_seconds": progress.train_seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "interruptions": progress.interruptions,
+        "per_client": per_client(tests, settings.metric, folder.read_json("clients.json")),
+    }
+
+
+def _check_agreement(folder: RunFolder, agreement: Agreement) -> None:
+    """Refuse a run that was begun with another agreement.
+
+    Raises:
+        RunFolderError: what is not the same.
+    """
+    if folder.progress() is None:
+        return
+    path = folder.path / _AGREEMENT
+    changed = Agreement.parse(folder.read_text(_AGREEMENT), str(path)).differences(agreement)
+    if changed:
+        raise RunFolderError(
+            f"{folder.path} was begun with another agreement ({', '.join(changed)}): go on with its own, {path}, or "
+            "start a new run"
+        )
+
+
+def _begin(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet, initial: State) -> Progress:
+    """Write what does not change during the run, and return the progress of a run without rounds."""
+    folder.begin(fleet.run)
+    folder.write_recipe(dump_recipe(agreement.recipe))
+    folder.write_json("environment.json", _environment())
+    folder.write_text(_AGREEMENT, agreement.text())
+    folder.write_json("adapter_config.json", agreement.adapter.config)
+    folder.register_clients(fleet.about_clients)
+    folder.save_initial(initial)
+    return Progress(fingerprints={"agreement": agreement.fingerprint()})
+
+
+def _go_on(folder: RunFolder, fleet: RemoteFleet) -> Progress | None:
+    """Return how far an interrupted run is, once what the interruption left behind is gone; None: it has not begun.
+
+    Raises:
+        RunFolderError: a client is missing or new.
+    """
+    progress = folder.progress()
+    if progress is None:
+        return None
+    begun: Mapping[str, Any] = folder.read_json("clients.json")
+    other = sorted({*begun} ^ {*fleet.clients})
+    if other:
+        what = "is at no site any more" if other[0] in begun else "was not in the run when it began"
+        raise RunFolderError(
+            f"{folder.path}: client {other[0]!r} {what}: bring the sites of before, or start a new run"
+        )
+    folder.roll_back(progress)
+    progress.interruptions += 1
+    folder.commit(progress)
+    return progress
+
+
+def _environment() -> dict[str, str]:
+    names = ("fedsa", "torch", "safetensors", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "platform": platform.platform(), **versions}

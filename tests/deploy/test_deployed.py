@@ -1,0 +1,242 @@
+"""A run over sites: the simulator's numbers and bytes, each site's own run folder and adapters, what left, going on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedsa.agreement import Agreement
+from fedsa.client.sent import sent_messages
+from fedsa.deploy.preparing import prepare
+from fedsa.deploy.site import AGREEMENT, SiteProgram, open_site
+from fedsa.engines.deployed import open_server_folder, run_id_of, serve
+from fedsa.engines.remote import Exchange, RemoteFleet
+from fedsa.errors import ConfigError, ProtocolError, RunFolderError, UserError
+from fedsa.messages import decode
+from fedsa.recipe import Recipe
+from fedsa.store import FinishedRun, RunFolder
+
+pytestmark = pytest.mark.run
+
+SETTINGS = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=3")
+SITES = ("north", "south")
+
+
+def exchange_with(programs: Mapping[str, SiteProgram]) -> Exchange:
+    """Carry bytes to sites in this process."""
+
+    def exchange(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+        for site, data in requests.items():
+            yield site, programs[site].handle(data)
+
+    return exchange
+
+
+def run_over(sites: Path, out: Path, exchange: Exchange, **options: Any) -> dict[str, Any]:
+    """Run the server's side in a folder, from wherever it is."""
+    agreement = Agreement.read(sites / SITES[0] / AGREEMENT)
+    with open_server_folder(out, agreement.recipe).locked() as folder:
+        fleet = RemoteFleet(exchange, SITES, run_id_of(agreement, SITES), **options)
+        return serve(agreement, folder, fleet, engine="a test", quorum=options.get("quorum"))
+
+
+class Deployed:
+    """A run over two sites that has ended."""
+
+    def __init__(self, place: Path, recipe: Recipe) -> None:
+        self.sites, self.out = place / "sites", place / "out"
+        prepare(recipe, self.sites, SITES)
+        self.programs = {site: open_site(self.sites / site) for site in SITES}
+        self.summary = run_over(self.sites, self.out, exchange_with(self.programs))
+
+    def close(self) -> None:
+        for program in self.programs.values():
+            program.close()
+
+
+@pytest.fixture(scope="module")
+def deployed(tiny_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    run = Deployed(tmp_path_factory.mktemp("deployed"), tiny_recipe(*SETTINGS))
+    yield run
+    run.close()
+
+
+def test_the_figures_are_the_simulators(deployed: Deployed, tiny_run: Callable[..., Any]) -> None:
+    simulated = tiny_run(*SETTINGS).summary
+    for name in ("test", "test_final", "chosen_round", "chosen_score", "total_upload_bytes", "total_download_bytes"):
+        assert deployed.summary[name] == simulated[name], name
+    for name in ("sharing_plan", "upload_bytes", "trained_parameters", "metric", "algorithm", "variant", "rounds"):
+        assert deployed.summary[name] == simulated[name], name
+    for client, entry in simulated["per_client"].items():
+        own = deployed.summary["per_client"][client]
+        assert {name: own[name] for name in ("before", "test", "test_final", "train_examples")} == {
+            name: entry[name] for name in ("before", "test", "test_final", "train_examples")
+        }
+    assert (deployed.summary["engine"], deployed.summary["sites"]) == ("a test", 2)
+
+
+def test_the_servers_tensors_are_the_simulators(deployed: Deployed, tiny_run: Callable[..., Any]) -> None:
+    here = RunFolder.open(deployed.out).server_states.load_server(3)
+    there = tiny_run(*SETTINGS).folder.server_states.load_server(3)
+    sent = {key for key, version in there[1].items() if version > 0}
+    assert sent == set(here[0]), "the server has values of what was sent to it alone"
+    assert sent
+    assert all(here[0][key].numpy().tobytes() == there[0][key].numpy().tobytes() for key in sent)
+
+
+def test_each_sites_states_are_the_simulators(deployed: Deployed, tiny_run: Callable[..., Any]) -> None:
+    simulated = tiny_run(*SETTINGS).folder
+    seen = []
+    for program in deployed.programs.values():
+        for client in program.federation.clients:
+            mine, theirs = program.states.load_client(client, 3), simulated.client_states.load_client(client, 3)
+            assert mine.tensors.keys() == theirs.tensors.keys()
+            assert all(torch.equal(mine.tensors[key], value) for key, value in theirs.tensors.items())
+            assert mine.version == theirs.version
+            seen.append(client)
+    assert sorted(seen) == sorted(tiny_run(*SETTINGS).federation.clients)
+
+
+def test_a_sites_run_folder_and_adapters_are_of_its_own_clients(
+    deployed: Deployed, tiny_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    from fedsa.runs.export import export
+
+    simulated = tiny_run(*SETTINGS)
+    for site in SITES:
+        finished = FinishedRun.open(deployed.sites / site / "run")
+        clients = deployed.programs[site].federation.clients
+        assert tuple(finished.clients) == tuple(finished.summary["per_client"]) == clients
+        for client in clients:
+            mine = export(deployed.sites / site / "run", tmp_path / "mine" / client, clients=[client])
+            theirs = export(simulated.folder.path, tmp_path / "theirs" / client, clients=[client])
+            one, two = (load_file(place / "adapter_model.safetensors") for (place,) in (mine, theirs))
+            assert one.keys() == two.keys()
+            assert all(torch.equal(one[name], two[name]) for name in one)
+        written = list((deployed.sites / site / "adapters").glob("*/adapter_model.safetensors"))
+        assert len(written) == len(clients), "adapters are there at the end, without asking"
+
+
+def test_what_has_left_is_a_and_numbers(deployed: Deployed) -> None:
+    for site in SITES:
+        entries = [entry for entry in sent_messages(deployed.sites / site) if entry["kind"] != "again"]
+        factors = {tensor["name"].rsplit(":", 2)[1] for entry in entries for tensor in entry["tensors"]}
+        assert factors == {"A"}, "neither B nor the head, nor an optimiser's moments"
+        rounds = [entry["round"] for entry in entries if entry["tensors"]]
+        assert rounds == [1, 2, 3]
+        words = json.dumps([entry["about"] for entry in entries])
+        rows = deployed.programs[site].federation.rows.table["text"]
+        assert not any(text in words for text in rows[:])
+
+
+def test_a_site_has_no_other_clients_rows(deployed: Deployed, tiny_run: Callable[..., Any]) -> None:
+    whole = tiny_run(*SETTINGS).federation.rows
+    for site in SITES:
+        own = deployed.programs[site].federation.rows
+        held = sum(parts.num_examples for parts in own.partition.clients.values())
+        assert len(own.table) == held < len(whole.table)
+
+
+def test_a_finished_run_is_there_without_asking_anybody(deployed: Deployed) -> None:
+    assert run_over(deployed.sites, deployed.out, _nobody) == deployed.summary
+
+
+def _nobody(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+    raise AssertionError("asked")
+    yield  # an iterator
+
+
+class CutError(Exception):
+    """The server's process has ended here."""
+
+
+@pytest.mark.parametrize("last", [2, 4, 5, 7])
+def test_a_server_that_was_cut_off_goes_on_to_the_same_bytes_and_nobody_trains_twice(
+    deployed: Deployed, tiny_recipe: Callable[..., Recipe], tmp_path: Path, last: int
+) -> None:
+    """Cut off after so many exchanges: a site has answered already, and is asked again."""
+    prepare(tiny_recipe(*SETTINGS), tmp_path / "sites", SITES)
+    programs = {site: open_site(tmp_path / "sites" / site) for site in SITES}
+    count = 0
+    whole = exchange_with(programs)
+
+    def cut_off(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+        nonlocal count
+        count += 1
+        answers = list(whole(requests, deadline))
+        if count == last:
+            raise CutError
+        return iter(answers)
+
+    with pytest.raises(CutError):
+        run_over(tmp_path / "sites", tmp_path / "out", cut_off)
+    count = -100
+    summary = run_over(tmp_path / "sites", tmp_path / "out", cut_off)
+    assert summary["per_client"] == deployed.summary["per_client"]
+    one, two = (RunFolder.open(path).server_states.load_server(3)[0] for path in (tmp_path / "out", deployed.out))
+    assert all(torch.equal(one[key], value) for key, value in two.items())
+    for program in programs.values():
+        program.close()
+    rounds = [entry["round"] for entry in sent_messages(tmp_path / "sites" / "north") if entry.get("tensors")]
+    assert rounds == [1, 2, 3], "what is asked again is sent again, not trained again"
+
+
+def test_another_run_is_refused(deployed: Deployed) -> None:
+    agreement = Agreement.read(deployed.sites / "north" / AGREEMENT)
+    fleet = RemoteFleet(exchange_with(deployed.programs), SITES, "f" * 32)
+    with pytest.raises(ProtocolError, match=r"site 'north' cannot take part: .*another run"):
+        fleet.set_up(agreement)
+
+
+def test_another_agreement_is_refused_on_both_sides(deployed: Deployed, tmp_path: Path) -> None:
+    agreement = Agreement.read(deployed.sites / "north" / AGREEMENT)
+    other = agreement.model_copy(update={"settings": {**agreement.settings, "rounds": 9}})
+    fleet = RemoteFleet(exchange_with(deployed.programs), SITES, run_id_of(agreement, SITES))
+    with pytest.raises(ProtocolError, match=r"site 'north' cannot take part: .*agreement"):
+        fleet.set_up(other)
+    with (
+        open_server_folder(deployed.out, other.recipe).locked() as folder,
+        pytest.raises(RunFolderError, match=r"was begun with another agreement \(rounds\)"),
+    ):
+        serve(other, folder, fleet, engine="a test")
+
+
+def test_a_site_that_refuses_is_left_out_and_named_while_a_quorum_is_left(
+    deployed: Deployed, tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    prepare(tiny_recipe(*SETTINGS, "rounds=2"), tmp_path / "sites", SITES)
+    programs = {site: open_site(tmp_path / "sites" / site) for site in SITES}
+    whole, told = exchange_with(programs), []
+
+    def one_is_broken(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+        for site, answer in whole(requests, deadline):
+            broken = site == "south" and decode(requests[site]).about.get("do") == "train"
+            yield site, answer[:-1] + bytes([answer[-1] ^ 1]) if broken else answer
+
+    summary = run_over(tmp_path / "sites", tmp_path / "out", one_is_broken, quorum=1, tell=told.append)
+    for program in programs.values():
+        program.close()
+    assert any("south is left out: a damaged message" in line for line in told)
+    south = set(programs["south"].federation.clients)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert all((line["train"] is None) == (line["client"] in south) for line in lines if line["round"] > 0)
+    assert summary["rounds"] == 2
+
+
+def test_what_does_not_leave_a_site_cannot_be_asked_for(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        *SETTINGS, "holdout_clients=0.4", "evaluation.global_model=average", "adaptation.share_personal=true"
+    )
+    with pytest.raises(ConfigError) as told:
+        prepare(recipe, tmp_path, SITES)
+    for name in ("holdout_clients", "evaluation.global_model", "adaptation.share_personal"):
+        assert name in str(told.value)
+    with pytest.raises(UserError, match="9 sites for 3 clients"):
+        prepare(tiny_recipe(*SETTINGS), tmp_path, [f"site-{number}" for number in range(9)])
