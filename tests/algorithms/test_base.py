@@ -116,7 +116,7 @@ def test_the_methods_are_the_files_of_the_folder():
             )
         ),
         *(
-            (name, f"{name!r} does not say where it is from: give it source: ClassVar[str], or '-' if nowhere")
+            (name, f"{name!r} does not name its paper: add source: ClassVar[str] to the class, '-' if there is none")
             for name in (f"{HERE}:Unfinished", "fedsa.algorithms.base:Algorithm")
         ),
     ],

@@ -211,12 +211,10 @@ def test_fed_sb_is_exact_in_a_model():
 def test_fed_sb_takes_an_adapter_with_a_middle_factor_alone():
     method = make("fed_sb")
     assert [variant for variant in VARIANTS if method.refusal(variant) is None] == ["lora_xs"]
-    assert (
-        method.refusal("lora") == "it averages the R of s·B·R·A, which lora has not: take adapter.variant = 'lora_xs'"
-    )
+    assert method.refusal("lora") == "it averages the R of s·B·R·A, and lora has no R: use adapter.variant = 'lora_xs'"
     assert method.refusal("lora_xs", mixed_ranks=True) is not None
     assert make("fedsa").refusal("lora_xs") == (
-        "it shares the sides of the update differently, and lora_xs has no A side and B side"
+        "it treats the sides of the update differently, and lora_xs has no A side and B side"
     )
 
 

@@ -139,7 +139,7 @@ def test_an_installed_package_declares_a_method(
         ("plugged_nowhere:X", "No module named 'plugged_nowhere', neither installed nor in the current folder$"),
         ("plugged_methods:Missing", "module 'plugged_methods' has no attribute 'Missing'$"),
         ("plugged_methods:Other", "is no algorithm: it must be a class that derives from"),
-        ("plugged_methods:NoSource", "does not say where it is from"),
+        ("plugged_methods:NoSource", "does not name its paper"),
         ("plugged_methods:Needy", "has options without a default: needed"),
         ("plugged_methods:Wrong", "cannot be described: KeyError"),
     ],

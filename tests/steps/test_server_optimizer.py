@@ -233,7 +233,7 @@ class Median(Algorithm):
         ("ffa", None),
         ("local", "it sends nothing"),
         (f"{__name__}:Folding", "its server adds to the frozen weights"),
-        (f"{__name__}:Own", "its server makes other values of what is sent than their mean"),
+        (f"{__name__}:Own", "its server computes other values than the mean of what is sent"),
         (f"{__name__}:Median", "its server needs each client's update, not their mean"),
         (f"{__name__}:InTurn", None),
     ],

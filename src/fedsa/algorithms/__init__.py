@@ -33,17 +33,17 @@ GROUP = "fedsa.algorithms"
 
 
 def built_in_names() -> list[str]:
-    """Return the names of the algorithms in this folder: their file names, sorted."""
+    """The names of the algorithms in this folder: their file names, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
 
 
 def algorithm_names() -> list[str]:
-    """Return the names of all algorithms, sorted: of this folder, and of installed packages. None is imported."""
+    """The names of all algorithms in this folder and in installed packages, sorted. None of them is imported."""
     return sorted({*built_in_names(), *declared(GROUP)})
 
 
 def origin(name: str) -> str:
-    """Return the package that an algorithm of `algorithm_names` comes from.
+    """The package that has the algorithm ``name`` of `algorithm_names`.
 
     Raises:
         UserError: several packages declare the name.
@@ -52,7 +52,7 @@ def origin(name: str) -> str:
 
 
 def find_algorithm(name: str) -> type[Algorithm]:
-    """Return the algorithm of a name.
+    """The class of the algorithm ``name``.
 
     Args:
         name: a file name in this folder; a name that an installed package declares as an entry point of the group
@@ -89,12 +89,14 @@ def _entry_point(name: str) -> EntryPoint:
 
 
 def _complete(name: str, found: type[Algorithm]) -> type[Algorithm]:
-    """Refuse a class that says too little of itself."""
+    """Refuse a class that has no ``source``, or an option without a default."""
     if not isinstance(getattr(found, "source", None), str):
-        raise UserError(f"{name!r} does not say where it is from: give it source: ClassVar[str], or '-' if nowhere")
-    needed = [field.name for field in dataclasses.fields(found) if _is_required(field)]
-    if needed:
-        raise UserError(f"{name!r} has options without a default: {', '.join(needed)}; give each one")
+        raise UserError(
+            f"{name!r} does not name its paper: add source: ClassVar[str] to the class, '-' if there is none"
+        )
+    required = [field.name for field in dataclasses.fields(found) if _is_required(field)]
+    if required:
+        raise UserError(f"{name!r} has options without a default: {', '.join(required)}; give each one a default")
     return found
 
 
@@ -103,16 +105,16 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def make_algorithm(name: str, options: Mapping[str, Any], share_head: bool | None = None) -> Algorithm:
-    """Return the algorithm of a name with its options, each checked against the field's type.
+    """The algorithm ``name`` with its options, each checked against the field's type.
 
     Args:
         name: as for `find_algorithm`.
-        options: by field name.
+        options: values by field name.
         share_head: None is the method's own default.
 
     Raises:
-        UserError: no such algorithm.
-        ConfigError: options that it does not have, or of a wrong type or value.
+        UserError: there is no such algorithm.
+        ConfigError: options that the algorithm does not have, or of a wrong type or value.
     """
     cls = find_algorithm(name)
     given = dict(options) | ({} if share_head is None else {"share_head": share_head})
@@ -146,7 +148,7 @@ def _unknown_option(name: str, option: str, known: set[str]) -> str:
 
 
 def algorithm_in(data: Mapping[str, Any]) -> Algorithm | None:
-    """Return the algorithm of a recipe's raw data; None where a type is wrong, which is the recipe's mistake to report.
+    """The algorithm in a recipe's raw data; None if a type is wrong, which `fedsa.recipe` reports.
 
     Raises:
         UserError: as `make_algorithm`.
@@ -162,7 +164,7 @@ def algorithm_in(data: Mapping[str, Any]) -> Algorithm | None:
 
 
 def check_algorithm(data: Mapping[str, Any]) -> list[Mistake]:
-    """Return the mistakes in a recipe's raw data about its algorithm and the algorithm's options."""
+    """The mistakes in a recipe's raw data about its algorithm and the algorithm's options."""
     name = data.get("algorithm", "fedsa")
     try:
         algorithm = algorithm_in(data)

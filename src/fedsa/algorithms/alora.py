@@ -14,15 +14,17 @@ from fedsa.types import Key, Side
 class ALoRA(Algorithm):
     """Share B, keep A: FedSA with the sides exchanged.
 
-    The paper's case for it: that A's stay alike is a matter of their common start, and B is what carries knowledge.
-    With one client it is local training.
+        B ← Σ pᵢ·Bᵢ,  Aᵢ stays at client i
+
+    The paper argues that A's stay similar only because of their common start, and that B carries the knowledge. With
+    one client it is local training.
     """
 
     source: ClassVar[str] = "arXiv:2509.25414"
     mixed_ranks: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         match key.factor.side:
             case Side.A:
                 return LOCAL

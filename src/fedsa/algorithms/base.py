@@ -1,8 +1,12 @@
-"""The contract of an algorithm: who trains, sends and receives which tensor, and how updates are put together.
+"""The contract of an algorithm: which tensors clients train, send and receive, and how the server combines updates.
 
-An algorithm is one file in this folder: a frozen dataclass whose fields are its options. All of it is pure: state goes
-in, state comes out. What it does not say is FedAvg: A and B are trained, sent and received, and the server takes the
-weighted mean of what clients sent, one update at a time.
+An algorithm is one file in this folder: a frozen dataclass whose fields are its options. All its methods are pure
+functions: state goes in, state comes out. The default is FedAvg: A and B are trained, sent and received, and the
+server takes the weighted mean of the updates, one update at a time.
+
+In the formulas of the algorithms, Aᵢ and Bᵢ are client i's factors after its training, pᵢ is client i's part of the
+weights of the round (Σ pᵢ = 1), Ā = Σ pᵢ·Aᵢ and B̄ = Σ pᵢ·Bᵢ are the means, A₀ and B₀ the initial values, W is a frozen
+weight and s the scale of the update s·B·A.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ __all__ = [
 ]
 
 Penalty: TypeAlias = "Callable[[State, State], Tensor | None]"
-"""Of a client's trained tensors, and of the same before the training; a scalar."""
+"""A scalar from a client's trained tensors and the same tensors before the training."""
 
 
 class Plan(NamedTuple):
@@ -61,14 +65,14 @@ RECEIVED = Plan(trained=False, sent=False, received=True)
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the server knows about tensors.
+    """Everything that the server knows about tensors.
 
     Attributes:
-        tensors: the server's value of every adapter tensor; of those that are never sent, the initial value.
+        tensors: the server's value of every adapter tensor; for a tensor that is never sent, the initial value.
         versions: the round that last gave a tensor a new value; 0 is the initial value, which every client holds.
-        scaling: the module's s in ΔW = s·B·A, of each module that has one. It never changes.
-        groups: client id to the group that the server has put it in, for methods that have groups.
-        slots: what a server optimiser remembers, named ``slot|key``.
+        scaling: s in ΔW = s·B·A, for each module that has one. It never changes.
+        groups: client id to the group of the client, for methods that have groups.
+        slots: further tensors that the server remembers, such as a server optimiser's, named ``slot|key``.
     """
 
     tensors: State
@@ -93,31 +97,31 @@ class Algorithm:
     exact: ClassVar[bool] = False
     """The aggregate's update of the weights is the clients' mean, Σ wᵢ·s·Bᵢ·Aᵢ / Σ wᵢ."""
     export: ClassVar[str] = "adapter"
-    """What a client's result can be written as: an ``adapter`` of the rank it was trained with, a ``stacked adapter``
-    of the ranks of all its adapters together, only a ``merged model``, or ``none`` of these."""
+    """The form in which a client's result can be written: an ``adapter`` of the rank that it was trained with, a
+    ``stacked adapter`` of the sum of the ranks of all its adapters, only a ``merged model``, or ``none`` of these."""
     adapters: ClassVar[tuple[str, ...]] = ("default",)
-    """The PEFT adapters that a client has at once; their updates are added. Tensors of each but the first start from
-    values of their own."""
+    """The PEFT adapters that a client has at once; their updates are added. Every adapter except the first starts from
+    initial values of its own."""
     folds: ClassVar[bool] = False
-    """The server adds to the frozen weights. There is then a tensor ``Factor.DELTA`` for each adapted layer, of the
-    weight's shape and zero at the start, that the layer's output is computed with."""
+    """The server adds to the frozen weights. Each adapted layer then has a tensor ``Factor.DELTA`` of the weight's
+    shape, zero at the start, which is added to the weight."""
     gated: ClassVar[bool] = False
-    """Each adapted layer weighs its adapters for each token by softmax(G·x) of its input x. There is then a tensor
-    ``Factor.GATE`` for each of them, G of shape (adapters, in), of the first adapter's name."""
+    """Each adapted layer weighs its adapters for each token by softmax(G·x) of its input x. Each layer then has a
+    tensor ``Factor.GATE``, G of shape (adapters, in), under the first adapter's name."""
     restarts: ClassVar[bool] = False
     """A client begins each round from the initial A's and B's, not from its own."""
     needs_sides: ClassVar[bool] = True
     """The method treats the A side and the B side differently, so the adapter must have both."""
     needs_product: ClassVar[bool] = False
-    """The server computes ΔW = s·B·A, so it must be the whole of the adapter's update."""
+    """The server computes ΔW = s·B·A, so this must be the adapter's whole update."""
     needs_initial_values: ClassVar[bool] = False
-    """The server computes with the values that clients start from. Else it starts from shapes alone."""
+    """The server computes with the values that clients start from. Otherwise it starts from shapes alone."""
     mixed_ranks: ClassVar[bool] = False
     """Clients may have different ranks: a client's tensors are the first rows of A and columns of B."""
 
     @property
     def references(self) -> int:
-        """How many training rows of its client each row is compared with at inference, for `weights`; 0: none.
+        """Number of its client's training rows with which a row is compared at inference, for `weights`; 0: none.
 
         Comparing costs one more forward pass over the rows. The adapter's update must then be s·B·A, zero at the start.
         """
@@ -125,41 +129,41 @@ class Algorithm:
 
     @classmethod
     def is_additive(cls) -> bool:
-        """Say whether the server needs no more of the updates than Σ wᵢxᵢ and Σ wᵢ: it has `combine`, no `aggregate`.
+        """Whether Σ wᵢxᵢ and Σ wᵢ are enough for the server: the method does not override `aggregate`.
 
-        Then the server's memory does not depend on the number of clients, and a protocol that shows it only the sums
-        (secure aggregation) is enough.
+        Then the server's memory does not depend on the number of clients, and the method works with a protocol that
+        shows the server only the sums (secure aggregation).
         """
         return cls.aggregate is Algorithm.aggregate
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Say what happens to the tensor ``key`` in ``round`` (counted from 1). Depends on nothing else.
+        """What happens to the tensor ``key`` in ``round`` (counted from 1). It depends on nothing else.
 
-        By default A and B are trained, sent and received, as in FedAvg; for the rest see `rest_plan`. ``received`` must
-        be the same in all rounds: the server knows one version of each client, not one of each tensor.
+        By default A and B are trained, sent and received, as in FedAvg; for other tensors see `rest_plan`. ``received``
+        must be the same in all rounds, because the server keeps one version per client, not one per tensor.
         """
         return SHARED if key.factor.side in (Side.A, Side.B) else self.rest_plan(key)
 
     def renews(self, key: Key, round: int) -> bool:
-        """Return whether the server gives a tensor a new value at the end of ``round``: what is sent or folded.
+        """Whether the server gives a tensor a new value at the end of ``round``: it is sent, or added to W.
 
-        It must depend on nothing else: `fedsa plan` counts bytes by it.
+        It must depend on nothing else, because `fedsa plan` counts bytes with it.
         """
         return self.plan(key, round).sent or key.factor.side is Side.BASE
 
     def keeps(self, key: Key) -> bool:
-        """Return whether a tensor is each client's own: trained there, and never sent or received."""
+        """Whether a tensor is personal: the client trains it, and it is never sent or received."""
         plans = [self.plan(key, round) for round in (1, 2)]  # methods that alternate do so from round to round
         return any(plan.trained for plan in plans) and not any(plan.sent or plan.received for plan in plans)
 
     def sends(self) -> bool:
-        """Say whether a client sends anything in some round."""
+        """Whether a client sends anything in some round."""
         factors = {factor for about in VARIANTS.values() for factor in about.factors}
         keys = [Key("layer", factor, adapter) for factor in factors for adapter in self.adapters]
         return any(self.plan(key, round).sent for key in keys for round in (1, 2))
 
     def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
-        """Return why the method does not go with an adapter variant, or None if it does.
+        """Why the method cannot be used with an adapter variant; None if it can.
 
         Args:
             variant: a name in `fedsa.adapters.factors.VARIANTS`.
@@ -168,43 +172,43 @@ class Algorithm:
         about = VARIANTS[variant]
         sides = {factor.side for factor in about.factors}
         if self.needs_sides and not {Side.A, Side.B} <= sides:
-            return f"it shares the sides of the update differently, and {variant} has no A side and B side"
+            return f"it treats the sides of the update differently, and {variant} has no A side and B side"
         if self.needs_product and not about.is_product:
             return f"the server computes ΔW = s·B·A, which is not {variant}'s whole update"
         if self.folds and not about.is_product:
-            return f"the server adds to the frozen weights, which {variant}'s update is not made for"
+            return f"the server adds s·B·A to the frozen weights, but {variant}'s update is not s·B·A"
         if (self.references or self.gated) and not (about.is_product and about.starts_at_zero):
-            return f"it weighs updates s·B·A that are zero at the start, which {variant}'s is not"
+            return f"it weighs updates s·B·A that are zero at the start, and {variant}'s update is not one of these"
         if mixed_ranks and not self.mixed_ranks:
-            return "it puts tensors together that must have one rank: leave adapter.ranks out"
+            return "it combines tensors that must have one rank: leave adapter.ranks out"
         if mixed_ranks and not about.is_product:
             return f"{variant} has one rank for all clients: leave adapter.ranks out"
         return None
 
     def mean_refusal(self) -> str | None:
-        """Return why no step can act on the mean of a round's updates, or None if one can."""
+        """Why no step can act on the mean of a round's updates; None if one can."""
         if not self.is_additive():
             return "its server needs each client's update, not their mean"
         return None if self.sends() else "it sends nothing"
 
     def optimizer_refusal(self) -> str | None:
-        """Return why a server optimiser does not go with the method, or None if it does.
+        """Why a server optimiser cannot be used with the method; None if it can.
 
-        The optimiser takes the step from a tensor's value to the mean of what was sent as its gradient, so each sent
-        tensor's new value must be that mean, and its old value what the clients started from.
+        The optimiser treats the difference between a tensor's value and the mean of the updates as a gradient. So each
+        sent tensor's new value must be that mean, and clients must start from its old value.
         """
         reason = self.mean_refusal()
         if reason is not None:
             return reason
         if self.folds:
-            return "its server adds to the frozen weights, so a sent tensor does not start from the mean before"
-        own = type(self)
-        if own.combine is not Algorithm.combine or own.renewed is not Algorithm.renewed:
-            return "its server makes other values of what is sent than their mean"
+            return "its server adds to the frozen weights, so a sent tensor does not start from the previous mean"
+        cls = type(self)
+        if cls.combine is not Algorithm.combine or cls.renewed is not Algorithm.renewed:
+            return "its server computes other values than the mean of what is sent"
         return None
 
     def own_start_refusal(self, variant: str) -> str | None:
-        """Return why clients cannot draw initial A's of their own, or None if they can.
+        """Why clients cannot draw initial A's of their own; None if they can.
 
         Args:
             variant: a name in `fedsa.adapters.factors.VARIANTS`.
@@ -216,17 +220,17 @@ class Algorithm:
         return None
 
     def scaling(self, scaling: float, rank: int, clients: int) -> float:
-        """Return s in ΔW = s·B·A for all clients.
+        """The scale s in ΔW = s·B·A, the same for all clients.
 
         Args:
-            scaling: the adapter variant's own, α/r or α/√r.
+            scaling: the adapter variant's own scale, α/r or α/√r.
             rank: r.
-            clients: that train in a round.
+            clients: number of clients that train in a round.
         """
         return scaling
 
     def init(self, initial: State, scaling: Mapping[str, float] | None = None) -> ServerState:
-        """Return the server's first state.
+        """The server's first state.
 
         Args:
             initial: the tensors that every client starts from.
@@ -235,11 +239,11 @@ class Algorithm:
         return ServerState(dict(initial), dict.fromkeys(initial, 0), dict(scaling or {}))
 
     def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
-        """Return the tensors that a client needs before it trains in ``round``: received ones that are newer.
+        """The tensors that a client needs before it trains in ``round``: the received tensors that are newer.
 
         Args:
             state: the server's state.
-            client: its id.
+            client: the client's id.
             round: the round that begins.
             version: the newest version that the client holds; 0 is the initial state.
         """
@@ -250,27 +254,27 @@ class Algorithm:
         }
 
     def absorb(self, tensors: State, received: State, initial: State) -> State:
-        """Return a client's tensors after it took in what the server sent; in fp32 at least.
+        """A client's tensors after it has received the server's tensors; in fp32 at least.
 
         Args:
-            tensors: the client's own.
+            tensors: the client's own tensors.
             received: the tensors that the server sent, in the dtype of the wire.
             initial: the tensors that every client started from.
         """
-        begun = tensors
+        start = tensors
         if self.restarts:
-            begun = {**tensors, **{key: value for key, value in initial.items() if key.factor.side in (Side.A, Side.B)}}
+            start = {**tensors, **{key: value for key, value in initial.items() if key.factor.side in (Side.A, Side.B)}}
         return {
-            **begun,
+            **start,
             **{key: value.to(torch.promote_types(value.dtype, torch.float32)) for key, value in received.items()},
         }
 
     def after_training(self, before: State, after: State, round: int) -> State:
-        """Return what a client keeps and sends of its local training: ``after``, unless the method changes it.
+        """The tensors that a client keeps and sends after local training: ``after``, unless the method changes it.
 
         Args:
-            before: the client's tensors as it began to train.
-            after: as it ended; of the same shapes. The result may have fewer rows of A and columns of B.
+            before: the client's tensors before the training.
+            after: the same tensors after the training. The result may have fewer rows of A and columns of B.
             round: the round.
         """
         return after
@@ -285,44 +289,45 @@ class Algorithm:
         return None
 
     def weights(self, rows: Tensor, references: Tensor) -> Mapping[str, Tensor]:
-        """Return what each adapter's update is multiplied by for each row at inference, shape (rows,).
+        """For each adapter, the factor of its update for each row at inference, shape (rows,).
 
-        1 is as in training; adapters that are not named have it. Training does not depend on it.
+        The factor is 1 in training, and for every adapter that is not named. Training does not depend on it.
 
         Args:
-            rows: what the frozen base, without any adapter, says of each row: its last hidden state, the mean over the
-                row's tokens. Shape (rows, width), float32.
-            references: the same of as many of the client's training rows as `references` says, at least one.
+            rows: the frozen base's features of each row, without any adapter: the mean of the last hidden state over
+                the row's tokens. Shape (rows, width), float32.
+            references: the same features of the client's training rows; as many as `references` says, at least one.
         """
         return {}
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the server's state after a round. Override it only where the mean of the updates is not enough.
+        """The server's state after a round. Override it only if the mean of the updates is not enough.
 
         Args:
             state: the state before.
-            updates: each with its weight, a count > 0 of which only the ratios matter; in the order of client ids. They
-                come one at a time, each when it is asked for, as the client has trained: whoever needs all of them at
-                once calls ``list(updates)``. None at all leaves every value as it was.
+            updates: each update with its weight, in the order of client ids. A weight is a count > 0; only the ratios
+                of the weights matter. The updates come one at a time: a client trains when its update is asked for. A
+                method that needs all of them at once calls ``list(updates)``. If there is no update, every value stays.
             round: the round that ends.
         """
         mean = weighted_mean(((update.tensors, weight) for update, weight in updates), state.tensors)
         return self.combine(state, mean, round)
 
     def combine(self, state: ServerState, mean: State, round: int) -> ServerState:
-        """Return the server's state after a round, from the mean of what clients sent: that is each tensor's new value.
+        """The server's state after a round, from the mean of the updates. By default, the mean is the new value.
 
         Args:
             state: the state before.
-            mean: Σ wᵢxᵢ / Σ wᵢ of each tensor that was sent, in float64; empty where no update came.
+            mean: Σ wᵢxᵢ / Σ wᵢ of each tensor that was sent, in float64; empty if no update came.
             round: the round that ends.
         """
         return self.renewed(state, mean, round)
 
     def renewed(self, state: ServerState, tensors: State, round: int) -> ServerState:
-        """Return the state with new values of some tensors, in the state's dtypes, as of the end of ``round``.
+        """The state with new values of some tensors, in the state's dtypes, as of the end of ``round``.
 
-        Clients changed their own copy of what they sent: it is newer here even where nobody's update arrived.
+        Clients have changed their own copies of the tensors that they send. So these tensors get the version ``round``
+        even if no update arrived.
         """
         newer = [key for key in state.tensors if self.renews(key, round)]
         rounded = {key: value.to(state.tensors[key].dtype) for key, value in tensors.items()}
@@ -330,7 +335,7 @@ class Algorithm:
         return replace(state, tensors={**state.tensors, **rounded}, versions=versions)
 
     def rest_plan(self, key: Key) -> Plan:
-        """Return the plan of a tensor that is on neither side: the head's is as ``share_head`` says."""
+        """The plan of a tensor that is on neither side; ``share_head`` decides about the head."""
         match key.factor.side:
             case Side.HEAD:
                 return SHARED if self.share_head else LOCAL
@@ -341,15 +346,16 @@ class Algorithm:
 
 
 def weighted_mean(states: Iterable[tuple[State, int]], before: State | None = None) -> dict[Key, Tensor]:
-    """Return Σ wᵢxᵢ / Σ wᵢ of each tensor, in float64; nothing if there are no states.
+    """The weighted mean Σ wᵢxᵢ / Σ wᵢ of each tensor, in float64; empty if there are no states.
 
-    Only the sums are held, whatever the number of states. A product wᵢxᵢ is exact for x of 24 bits (fp32, bf16) and
-    weights below 2²⁹; what is left is the rounding of a float64 sum. Rounded to x's own dtype, the mean of one state is
-    that state, bit for bit. Where ranks differ, each row of A and column of B is the mean over the states that have it.
+    Only the sums are in memory, whatever the number of states. A product wᵢxᵢ is exact for x of 24 bits (fp32, bf16)
+    and weights below 2²⁹, so the only error is the rounding of a float64 sum. Rounded to x's own dtype, the mean of one
+    state is that state, bit for bit. If ranks differ, each row of A and column of B is the mean over the states that
+    have it.
 
     Args:
-        states: of the same keys, each with its weight, a count > 0.
-        before: values of what no state has, of the full shapes; not needed where ranks do not differ.
+        states: states with the same keys, each with its weight, a count > 0.
+        before: tensors of the full shapes, for rows and columns that no state has; only needed if ranks differ.
     """
     sums: dict[Key, Tensor] = {}
     weights: dict[Key, Tensor] = {}
@@ -373,12 +379,12 @@ def weighted_mean(states: Iterable[tuple[State, int]], before: State | None = No
 
 
 def mean_update(state: ServerState, updates: Iterable[tuple[State, int]]) -> dict[str, Tensor]:
-    """Return Σ wᵢ·s·Bᵢ·Aᵢ / Σ wᵢ of each module, shape (out, in), in float64; nothing if there are no updates.
+    """The mean update Σ wᵢ·s·Bᵢ·Aᵢ / Σ wᵢ of each module, shape (out, in), in float64; empty if there are no updates.
 
-    What a client did not send is as it is in the state. Clients' ranks may differ.
+    A factor that a client did not send is taken from the state. Clients' ranks may differ.
 
     Args:
-        state: the server's; gives s.
+        state: the server's state, which also has s.
         updates: clients' tensors, each with its weight.
     """
     sums: dict[str, Tensor] = {}
@@ -386,20 +392,20 @@ def mean_update(state: ServerState, updates: Iterable[tuple[State, int]]) -> dic
     for tensors, weight in updates:
         whole += weight
         for module, (b, a) in pairs({**state.tensors, **tensors}).items():
-            rank = min(b.shape[1], a.shape[0])  # what was not sent is of the server's rank
+            rank = min(b.shape[1], a.shape[0])  # a factor that was not sent has the server's rank
             term = b[:, :rank].double() @ a[:rank].double() * (weight * state.scaling[module])
             sums[module] = sums[module].add_(term) if module in sums else term
     return {module: total / whole for module, total in sums.items()}
 
 
 def product(state: ServerState, tensors: State, module: str) -> Tensor:
-    """Return s·B·A of a module, shape (out, in), in float64."""
+    """The update s·B·A of a module, shape (out, in), in float64."""
     b, a = (tensors[Key(module, factor)].double() for factor in (Factor.B, Factor.A))
     return b @ a * state.scaling[module]
 
 
 def completed(value: Tensor, before: Tensor | None) -> Tensor:
-    """Return a value of a lower rank with the rows and columns that it lacks as they were before, in float64."""
+    """A tensor of a lower rank, completed with the rows and columns of ``before`` that it lacks, in float64."""
     if before is None or value.shape == before.shape:
         return value
     whole = before.double().clone()

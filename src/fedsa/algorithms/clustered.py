@@ -1,4 +1,4 @@
-"""Clustered: A is averaged over all clients, B over those whose B's are alike."""
+"""Clustered: A is averaged over all clients, B only over clients with similar B's."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 class Clustered(Algorithm):
     """Group clients by their B's, and share B inside a group; the head stays unless it is shared.
 
-    The idea that CF-LoRA and the cluster tier of HiLoRA have in common, in its plainest form. At the end of round
-    ``group_after`` the clients that trained in it are grouped by the cosine of their B's (average linkage); up to then
-    nobody receives a B. Who was not there in that round begins its next from the mean B of all, and then joins the
-    group whose B is nearest. The server sees every B. With as many groups as clients it is FedSA, with one group FedIT
-    with a local head.
+        A ← Σ pᵢ·Aᵢ over all clients,  B of group g ← Σ pᵢ·Bᵢ / Σ pᵢ over the clients of g
+
+    This is the idea that CF-LoRA and the cluster tier of HiLoRA have in common, in its simplest form. At the end of
+    round ``group_after`` the clients that trained in it are grouped by the cosine of their B's (average linkage). Until
+    then no client receives a B. A client that did not train in that round begins its next round from the mean B of all
+    clients, and then joins the group with the nearest B. The server sees every B. With as many groups as clients it is
+    FedSA; with one group it is FedIT with a local head.
 
     Attributes:
-        groups: their number, or as many as there are clients if these are fewer.
-        group_after: the round.
+        groups: number of groups; at most the number of clients that are grouped.
+        group_after: the round at whose end clients are grouped.
     """
 
     groups: int = 2
@@ -42,7 +44,7 @@ class Clustered(Algorithm):
             raise ValueError("groups and group_after must be at least 1")
 
     def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
-        """Return what is newer; of B the values of the client's group, and nothing before there are groups."""
+        """The newer tensors; B is that of the client's group, and is not sent before there are groups."""
         newer, group = super().broadcast(state, client, round, version), state.groups.get(client)
         if round <= self.group_after:
             return {key: value for key, value in newer.items() if key.factor.side is not Side.B}
@@ -52,19 +54,19 @@ class Clustered(Algorithm):
         }
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the averages over all clients, and those of B over groups."""
+        """The state with the means over all clients, and with the mean B of each group."""
         sent = list(updates)
         after = super().aggregate(state, sent, round)
         if round < self.group_after or not sent:
             return after
-        ours = {update.client: _b_side(update.tensors) for update, _ in sent}
-        groups = dict(state.groups) or _groups(ours, self.groups)
-        for client, tensors in ours.items():
+        b_sides = {update.client: _b_side(update.tensors) for update, _ in sent}
+        groups = dict(state.groups) or _groups(b_sides, self.groups)
+        for client, tensors in b_sides.items():
             if client not in groups:
                 groups[client] = _nearest(tensors, state.slots, set(groups.values()))
         slots = dict(state.slots)
-        for group in sorted({groups[client] for client in ours}):
-            mean = weighted_mean((ours[update.client], w) for update, w in sent if groups[update.client] == group)
+        for group in sorted({groups[client] for client in b_sides}):
+            mean = weighted_mean((b_sides[update.client], w) for update, w in sent if groups[update.client] == group)
             slots |= {_slot(group, key): value.to(state.tensors[key].dtype) for key, value in mean.items()}
         return replace(after, groups=groups, slots=slots)
 
@@ -82,16 +84,16 @@ def _flat(tensors: State) -> Tensor:
 
 
 def _groups(by_client: Mapping[str, State], number: int) -> dict[str, str]:
-    """Return each client's group by the cosine of its B's, average linkage."""
+    """Each client's group, from the cosine of the B's with average linkage."""
     clients = sorted(by_client)
     labels = clusters(torch.stack([_flat(by_client[client]) for client in clients]), number)
     return {client: str(label) for client, label in zip(clients, labels, strict=True)}
 
 
 def _nearest(tensors: State, slots: Mapping[str, Tensor], groups: set[str]) -> str:
-    """Return the group whose B's are nearest by cosine."""
-    own, likeness = _flat(tensors), {}
+    """The group with the nearest B's by cosine."""
+    vector, similarity = _flat(tensors), {}
     for group in sorted(groups):
-        theirs = _flat({key: slots[_slot(group, key)] for key in tensors})
-        likeness[group] = float(torch.nn.functional.cosine_similarity(own, theirs, dim=0))
-    return max(likeness, key=lambda group: likeness[group])
+        mean = _flat({key: slots[_slot(group, key)] for key in tensors})
+        similarity[group] = float(torch.nn.functional.cosine_similarity(vector, mean, dim=0))
+    return max(similarity, key=lambda group: similarity[group])

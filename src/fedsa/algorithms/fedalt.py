@@ -1,4 +1,4 @@
-"""FedALT: an adapter of the client's own beside the frozen mean of the others', and a gate that weighs them."""
+"""FedALT: each client's own adapter beside the frozen mean of the other clients' adapters, weighed by a gate."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ _REST = "rest"
 @final
 @dataclass(frozen=True, kw_only=True)
 class FedALT(Algorithm):
-    """Train an own adapter, which nobody overwrites, beside the frozen mean of the other clients' adapters.
+    """Train an own adapter, which is never overwritten, beside the frozen mean of the other clients' adapters.
 
-    In each adapted layer a gate, softmax(G·x) of the layer's input x, weighs the two for each token; it is trained and
-    stays. Clients send their own A and B; each receives the mean of what the others sent in the last round, A and B
-    averaged separately, weighed by rows (the paper: alike, weighting = 'uniform'). Who was not in that round receives
-    the mean of all who were. The server sees every A and B, and remembers each client's mean of the others. The others'
-    adapter starts at zero, and with one client it stays there.
+        A of the others for client i ← Σⱼ pⱼ·Aⱼ / Σⱼ pⱼ over all clients j ≠ i, and B likewise
+
+        y = W·x + s·g₁·Bᵢ·Aᵢ·x + s·g₂·B_others·A_others·x,  (g₁, g₂) = softmax(G·x)
+
+    In each adapted layer the gate weighs the two adapters for each token; G is trained and stays at the client. Clients
+    send their own A and B. Each receives the mean of what the others sent in the last round. A and B are averaged
+    separately, weighed by rows (the paper weighs all clients equally: weighting = 'uniform'). A client that was not in
+    that round receives the mean of all clients that were. The server sees every A and B, and remembers each client's
+    mean of the others. The others' adapter starts at zero, and with one client it stays at zero.
     """
 
     source: ClassVar[str] = "arXiv:2503.11880"
@@ -32,7 +36,7 @@ class FedALT(Algorithm):
     needs_initial_values: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         if key.factor is Factor.GATE:
             return LOCAL
         if key.factor.side not in (Side.A, Side.B):
@@ -40,16 +44,16 @@ class FedALT(Algorithm):
         return RECEIVED if key.adapter == _REST else Plan(trained=True, sent=True, received=False)
 
     def renews(self, key: Key, round: int) -> bool:
-        """Return whether the tensor is sent, or is made of what is sent."""
+        """Whether the server changes a tensor: it is sent, or it belongs to the others' adapter."""
         return key.adapter == _REST or super().renews(key, round)
 
     def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
-        """Return what is newer; of the others' adapter the mean without this client."""
+        """The newer tensors; the others' adapter is the mean without this client."""
         newer = super().broadcast(state, client, round, version)
         return {key: state.slots.get(f"{client}|{key}", value) for key, value in newer.items()}
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the means over all that sent, and for each of them the mean of the others."""
+        """The state with the means over all clients that sent, and for each of these the mean of the others."""
         sent = list(updates)
         means = weighted_mean(((update.tensors, weight) for update, weight in sent), state.tensors)
         rest = {key._replace(adapter=_REST): mean for key, mean in means.items() if key.factor.side in (Side.A, Side.B)}

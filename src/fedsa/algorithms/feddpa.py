@@ -19,22 +19,26 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class FedDPA(Algorithm):
-    """Two adapters at once, their updates added: the global pair is sent and averaged, the local pair is not.
+    """Two adapters at once, whose updates are added: the global pair is sent and averaged, the local pair stays.
 
-    Both are trained together with equal weight, as FedSA-LoRA's paper compares with it; the original trains them one
-    after the other. At inference the local one has the share α = λ·(mean cosine of the row with S training rows of the
-    client, at least 0) and the global one 1 - α. Here the two weigh 2·(1 - α) and 2·α: α = ½ is as they were trained.
+        A ← Σ pᵢ·Aᵢ,  B ← Σ pᵢ·Bᵢ for the global pair
 
-    Choices: what a row is like is told by the frozen base's last hidden state, the mean over its tokens, for encoders
-    (the authors' code: the last token's, with the local adapter on). The S rows are drawn once for each client, not for
-    each row. The more a row is like the client's own, the more the local adapter says (in the authors' code α is the
-    global one's share). It costs one more forward pass, and an exported adapter, whose weights are static, has the
-    equal mix. With one client it is local training of two adapters.
+        ΔWᵢ = 2·(1 − α)·s·B·A + 2·α·s·B_local·A_local, with α = ½ in training
+
+    Both are trained together with equal weight, as in the comparison of FedSA-LoRA's paper; the original trains them
+    one after the other. At inference α = λ·max(0, mean cosine of the row with S training rows of the client).
+
+    Choices: a row's features are the mean of the frozen base's last hidden state over its tokens, which also fits
+    encoders (the authors' code takes the last token's, with the local adapter on). The S rows are drawn once for each
+    client, not for each row. The more similar a row is to the client's own rows, the more the local adapter counts (in
+    the authors' code α is the weight of the global adapter). This costs one more forward pass. An exported adapter has
+    constant weights, so it has the equal mix. With one client it is local training of two adapters.
 
     Attributes:
-        mixing: at inference. instance: by each row's likeness to the client's own rows; equal: as they were trained.
-        instances: S: training rows of the client that each row is compared with.
-        max_weight: λ: the local adapter's share for a row that is exactly like them.
+        mixing: how adapters are weighed at inference. instance: by each row's similarity to the client's own rows;
+            equal: as in training.
+        instances: S: number of the client's training rows with which each row is compared.
+        max_weight: λ: α for a row that is equal to the client's training rows.
     """
 
     mixing: Literal["instance", "equal"] = "instance"
@@ -53,14 +57,14 @@ class FedDPA(Algorithm):
         return self.instances if self.mixing == "instance" else 0
 
     def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
-        """Return why the method does not go with an adapter variant, or None if it does."""
+        """Why the method cannot be used with an adapter variant; None if it can."""
         reason = super().refusal(variant, mixed_ranks=mixed_ranks)
         if reason and self.references and not replace(self, mixing="equal").refusal(variant, mixed_ranks=mixed_ranks):
             return f"{reason}: set algorithm_options.mixing = 'equal'"
         return reason
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         match key.factor.side:
             case Side.A | Side.B:
                 return LOCAL if key.adapter == "local" else SHARED
@@ -68,7 +72,7 @@ class FedDPA(Algorithm):
                 return self.rest_plan(key)
 
     def weights(self, rows: Tensor, references: Tensor) -> Mapping[str, Tensor]:
-        """Return 2·(1 - α) for the global and 2·α for the local adapter."""
+        """The factors 2·(1 - α) of the global adapter and 2·α of the local one."""
         cosines = F.normalize(rows, dim=1) @ F.normalize(references, dim=1).T
         local = self.max_weight * cosines.mean(dim=1).clamp(min=0)
         return {"default": 2 * (1 - local), "local": 2 * local}

@@ -1,4 +1,4 @@
-"""FedEx-LoRA: FedAvg of both sides, and what that misses of the mean update is added to the frozen weights."""
+"""FedEx-LoRA: FedAvg of both sides; the difference to the mean update is added to the frozen weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from fedsa.types import Factor, Key, Update
 @final
 @dataclass(frozen=True, kw_only=True)
 class FedEx(Algorithm):
-    """Average A and B, and add the residual Σ pᵢ·s·Bᵢ·Aᵢ − s·B̄·Ā to every client's weights.
+    """Average A and B, and add the residual of the mean update to every client's weights.
 
-    The residuals of all rounds add up in one matrix on the server, so a client that was away gets the whole of what it
-    missed. It is sent as that matrix; the paper sends one round's residual in factors. With one client the residual is
-    zero: local training.
+        A ← Ā,  B ← B̄,  W ← W + Σ pᵢ·s·Bᵢ·Aᵢ − s·B̄·Ā
+
+    The residuals of all rounds add up in one matrix on the server, so a client that missed rounds gets all of their
+    residuals. The server sends this matrix; the paper sends one round's residual in factors. With one client the
+    residual is zero, so it is local training.
     """
 
     share_head: bool = True
@@ -29,7 +31,7 @@ class FedEx(Algorithm):
     needs_product: ClassVar[bool] = True
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the averages, and the residual added to what is folded."""
+        """The state with the means of A and B, and with the residual added to the sum of residuals."""
         sent = [(update.tensors, weight) for update, weight in updates]
         means = weighted_mean(sent)
         for module, update in mean_update(state, sent).items():

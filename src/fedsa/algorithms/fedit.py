@@ -13,7 +13,9 @@ from fedsa.algorithms.base import Algorithm
 class FedIT(Algorithm):
     """FedAvg of both sides: A and B are averaged separately, so the averaged product is not the mean of the products.
 
-    With ``share_head = false`` it is the fair control for methods that keep the head at the client.
+        A ← Σ pᵢ·Aᵢ,  B ← Σ pᵢ·Bᵢ
+
+    With ``share_head = false`` it is the fair comparison for methods that keep the head at the client.
     """
 
     share_head: bool = True

@@ -12,17 +12,19 @@ from fedsa.types import Key, Side
 @final
 @dataclass(frozen=True, kw_only=True)
 class FedSA(Algorithm):
-    """Selective aggregation: A learns what is general and is averaged, B learns what is the client's own and stays.
+    """Selective aggregation: A learns what clients have in common and is averaged; B is personal and stays.
 
-    The A side is LoRA's A and VeRA's λ_d, the B side B, DoRA's magnitude and λ_b; of LoHa's four factors two are on
-    each. With one client it is local training.
+        A ← Σ pᵢ·Aᵢ,  Bᵢ stays at client i
+
+    The A side is LoRA's A and VeRA's λ_d. The B side is LoRA's B, DoRA's magnitude and VeRA's λ_b. Each side has two of
+    LoHa's four factors. With one client it is local training.
     """
 
     source: ClassVar[str] = "arXiv:2410.01463"
     mixed_ranks: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         match key.factor.side:
             case Side.A:
                 return SHARED

@@ -13,10 +13,13 @@ from fedsa.types import Factor, Key, Side, State
 @final
 @dataclass(frozen=True, kw_only=True)
 class FedSVD(Algorithm):
-    """FFA whose A is renewed: after each round B̄·A = U·σ·Vᵀ, B becomes U·σ and A becomes Vᵀ.
+    """FFA with a new A in each round: the server factorises the mean product with orthonormal rows of A.
 
-    The product does not change and no client trains A, so differential privacy costs what it costs with FFA; but A
-    turns towards what was learned. Round 1 has the run's initial A. With one client it is local training of B.
+        B̄·A = U·σ·Vᵀ (singular value decomposition),  B ← U·σ,  A ← Vᵀ
+
+    The product does not change and no client trains A, so differential privacy costs no more than with FFA. But A turns
+    towards the directions that were learned. Round 1 has the run's initial A. With one client it is local training of
+    B.
     """
 
     share_head: bool = True
@@ -27,7 +30,7 @@ class FedSVD(Algorithm):
     needs_initial_values: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         match key.factor.side:
             case Side.A:
                 return RECEIVED
@@ -37,11 +40,11 @@ class FedSVD(Algorithm):
                 return self.rest_plan(key)
 
     def renews(self, key: Key, round: int) -> bool:
-        """Return whether the server gives a tensor a new value: A too, which nobody sends."""
+        """Whether the server gives a tensor a new value: also A, which no client sends."""
         return key.factor.side is Side.A or super().renews(key, round)
 
     def combine(self, state: ServerState, mean: State, round: int) -> ServerState:
-        """Return the averaged B and A, turned."""
+        """The state with the factors of the mean product."""
         new = dict(mean)
         if new:
             for module, (b, a) in pairs({**state.tensors, **new}).items():

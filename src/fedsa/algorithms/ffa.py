@@ -15,8 +15,10 @@ from fedsa.types import Key, Side
 class FFA(Algorithm):
     """Freeze the A side, average the B side.
 
-    The mean of LoRA's weight updates is then exact, because A is the same everywhere. For VeRA this freezes λ_d and
-    averages λ_b. DoRA's update is not linear in the B side: what is averaged there is the B side alone.
+        B ← Σ pᵢ·Bᵢ,  A = A₀,  so s·B·A₀ = Σ pᵢ·s·Bᵢ·A₀
+
+    For LoRA the mean of the weight updates is then exact, because A is the same everywhere. For VeRA this freezes λ_d
+    and averages λ_b. DoRA's update is not linear in the B side, so there only the B side is averaged, not the update.
     """
 
     share_head: bool = True
@@ -25,14 +27,14 @@ class FFA(Algorithm):
     exact: ClassVar[bool] = True
 
     def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
-        """Return why the method does not go with an adapter variant, or None if it does."""
+        """Why the method cannot be used with an adapter variant; None if it can."""
         reason = super().refusal(variant, mixed_ranks=mixed_ranks)
         if reason is None and VARIANTS[variant].zero_side is Side.A:
             return f"it freezes the A side, which in {variant} is zero at the start: nothing would ever change"
         return reason
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         match key.factor.side:
             case Side.A:
                 return FROZEN

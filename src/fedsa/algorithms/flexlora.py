@@ -16,10 +16,13 @@ from fedsa.types import Factor, Key, Update
 @final
 @dataclass(frozen=True, kw_only=True)
 class FlexLoRA(Algorithm):
-    """Make B·A of the mean update Σ pᵢ·Bᵢ·Aᵢ by singular value decomposition: B = U·σ, A = Vᵀ.
+    """Factorise the mean update by singular value decomposition (SVD), cut to the adapter's rank.
 
-    Singular values fall, so the first r rows and columns are the best of rank r: a client with a smaller rank gets
-    those. Exact while the mean's rank is not above the adapter's. With one client the product stays, the factors turn.
+        Σ pᵢ·Bᵢ·Aᵢ ≈ U·σ·Vᵀ (truncated SVD),  B ← U·σ,  A ← Vᵀ
+
+    Singular values are in falling order, so the first r rows of A and columns of B give the best product of rank r; a
+    client with a smaller rank gets these. It is exact if the mean's rank is not above the adapter's. With one client
+    the product stays the same, but the factors turn.
     """
 
     share_head: bool = True
@@ -29,7 +32,7 @@ class FlexLoRA(Algorithm):
     mixed_ranks: ClassVar[bool] = True
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the factors of the mean update."""
+        """The state with the factors of the mean update."""
         sent = [(update.tensors, weight) for update, weight in updates]
         new = {key: mean for key, mean in weighted_mean(sent).items() if key.factor is Factor.HEAD}
         whole = sum(weight for _, weight in sent)

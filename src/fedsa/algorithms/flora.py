@@ -13,11 +13,14 @@ from fedsa.types import Factor, Key, Side, Update
 @final
 @dataclass(frozen=True, kw_only=True)
 class FLoRA(Algorithm):
-    """Stack the clients' A's and B's, so that their product is Σ pᵢ·s·Bᵢ·Aᵢ, and fold it into every client's weights.
+    """Add the clients' mean update to every client's weights, and begin each round from the initial A and B.
 
-    Ranks may differ. The paper draws a new A each round; here each round begins from the run's initial A and B, which
-    every client has, so nothing of them travels down. The folded updates of all rounds are one matrix on the server,
-    sent whole to whoever trains. With one client it is local training in pieces, each from a fresh adapter.
+        W ← W + Σ pᵢ·s·Bᵢ·Aᵢ − s·B₀·A₀,  A ← A₀,  B ← B₀
+
+    The sum is the product of the clients' stacked A's and B's, so ranks may differ. The paper draws a new A in each
+    round. Here each round begins from the run's initial A and B, which every client has, so the server need not send
+    them. The updates of all rounds add up in one matrix on the server, which is sent whole to each client that trains.
+    With one client it is local training in pieces, each from a fresh adapter.
     """
 
     share_head: bool = True
@@ -32,7 +35,7 @@ class FLoRA(Algorithm):
     mixed_ranks: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         match key.factor.side:
             case Side.A | Side.B:
                 return Plan(trained=True, sent=True, received=False)
@@ -40,7 +43,7 @@ class FLoRA(Algorithm):
                 return self.rest_plan(key)
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the state with the mean update folded, less that of the adapters that begin anew."""
+        """The state with the mean update added to the weights, less the update of the initial adapters."""
         sent = [(update.tensors, weight) for update, weight in updates]
         head = [({key: value for key, value in own.items() if key.factor is Factor.HEAD}, w) for own, w in sent]
         new = weighted_mean(head)

@@ -1,4 +1,4 @@
-"""FLoRA-NA: averages of the A's and of the B's whose weights are chosen so that their product is the mean update."""
+"""FLoRA-NA: weighted means of A and of B; the weights are chosen so that their product is near the mean update."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class FLoRANA(Algorithm):
-    """Send B̂ = Σ qᵢ·Bᵢ and Â = Σ aᵢ·Aᵢ, with q and a such that B̂·Â comes nearest to Σ pᵢ·Bᵢ·Aᵢ, layer by layer.
+    """Average A and B with other weights, so that their product is nearest to the mean update, layer by layer.
 
-    Nothing more travels than with FedIT. The paper leaves open how q and a are found: here from p by turns, each the
-    least-squares solution given the other, so the distance never grows. With one client it is local training.
+        B ← Σ qᵢ·Bᵢ,  A ← Σ aᵢ·Aᵢ,  where q and a minimise ‖(Σ qᵢ·Bᵢ)·(Σ aᵢ·Aᵢ) − Σ pᵢ·Bᵢ·Aᵢ‖
+
+    It sends no more than FedIT. The paper does not say how q and a are found. Here they start from p and are solved in
+    turns, each by least squares with the other fixed, so the distance never grows. With one client it is local
+    training.
 
     Attributes:
-        turns: how often both are solved for; 0: FedIT.
+        turns: number of times that both are solved; 0: FedIT.
     """
 
     share_head: bool = True
@@ -39,7 +42,7 @@ class FLoRANA(Algorithm):
             raise ValueError(f"turns must be at least 0 (got {self.turns})")
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the averages."""
+        """The state with the weighted means."""
         sent = [(update.tensors, weight) for update, weight in updates]
         new = weighted_mean(sent)
         by_client = [pairs(tensors) for tensors, _ in sent]
@@ -56,7 +59,7 @@ class FLoRANA(Algorithm):
 
 
 def _nearest(parts: Tensor, target: Tensor) -> Tensor:
-    """Return the weights of the sum of parts, shape (clients, out, in), that is nearest to a matrix."""
+    """The weights with which the sum of ``parts``, shape (clients, out, in), is nearest to ``target``."""
     rows = parts.flatten(1)
     weights: Tensor = torch.linalg.pinv(rows @ rows.T, hermitian=True) @ (rows @ target.flatten())
     return weights

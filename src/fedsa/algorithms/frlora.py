@@ -1,4 +1,4 @@
-"""FRLoRA: the averaged adapter is added to the frozen weights; adapters begin anew each round."""
+"""FRLoRA: the averaged adapter is added to the frozen weights; each round begins from the initial adapter."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from fedsa.types import Factor, Key, Side, State
 @final
 @dataclass(frozen=True, kw_only=True)
 class FRLoRA(Algorithm):
-    """Average A and B, fold s·(B̄·Ā − B₀·A₀) into every client's weights, and begin the next round from A₀ and B₀.
+    """Average A and B, add the product's change to every client's weights, and begin the next round from A₀ and B₀.
 
-    The sum over rounds is of a rank beyond the adapter's. The paper takes A₀ and B₀ from the principal singular vectors
-    of the pre-trained weights: that is ``adapter.variant = "pissa"``; with others they are that variant's. The folded
-    matrix is sent whole. With one client it is local training in pieces, each from a fresh adapter.
+        W ← W + s·(B̄·Ā − B₀·A₀),  A ← A₀,  B ← B₀
+
+    The sum over rounds can have a higher rank than the adapter. The paper takes A₀ and B₀ from the principal singular
+    vectors of the pre-trained weights; this is ``adapter.variant = "pissa"``. With another variant they are that
+    variant's initial values. The matrix that is added is sent whole. With one client it is local training in pieces,
+    each from a fresh adapter.
     """
 
     share_head: bool = True
@@ -29,7 +32,7 @@ class FRLoRA(Algorithm):
     needs_initial_values: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         match key.factor.side:
             case Side.A | Side.B:
                 return Plan(trained=True, sent=True, received=False)
@@ -37,7 +40,7 @@ class FRLoRA(Algorithm):
                 return self.rest_plan(key)
 
     def combine(self, state: ServerState, mean: State, round: int) -> ServerState:
-        """Return the state with the averaged adapter's change folded."""
+        """The state with the averaged adapter's change added to the weights."""
         new = {key: value for key, value in mean.items() if key.factor is Factor.HEAD}
         for key in mean:
             if key.factor is Factor.A:

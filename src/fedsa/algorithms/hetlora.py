@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class HetLoRA(Algorithm):
-    """Average zero-padded A's and B's, each module weighed by ‖Bᵢ·Aᵢ‖ in place of the number of rows.
+    """Average zero-padded A's and B's; in each module, a client's weight is ‖Bᵢ·Aᵢ‖ instead of its number of rows.
 
-    A client gets the first rows and columns, as many as its rank. With ``decay`` below 1 a client drops its last
-    directions, those beyond decay·rank, once ‖B‖·‖A‖ of them has fallen in a round; ``regularization`` adds that
-    product to its loss, so that it falls. The head is weighed by rows. With one client it is local
-    training.
+        A ← Σ hᵢ·Aᵢ,  B ← Σ hᵢ·Bᵢ,  hᵢ = ‖Bᵢ·Aᵢ‖ / Σⱼ ‖Bⱼ·Aⱼ‖
+
+    A client gets the first rows of A and columns of B, as many as its rank. With ``decay`` γ below 1, a client drops
+    its last directions, those beyond γ·rank, when their ‖B‖·‖A‖ has become smaller in a round. ``regularization`` adds
+    this product to the client's loss, so that it becomes smaller. The head is weighed by rows. With one client it is
+    local training.
 
     Attributes:
-        decay: γ: what remains of the rank when it is cut; 1: never.
-        regularization: λ: of the penalty; 0: none.
+        decay: γ: the part of the rank that remains when it is cut; 1: the rank is never cut.
+        regularization: λ: the factor of the penalty; 0: no penalty.
     """
 
     share_head: bool = True
@@ -44,15 +46,14 @@ class HetLoRA(Algorithm):
             raise ValueError("decay must be above 0 and at most 1, regularization at least 0")
 
     def absorb(self, tensors: State, received: State, initial: State) -> State:
-        """Return the client's tensors with what came, cut to the rank that it has by now."""
-        taken = super().absorb(tensors, received, initial)
-        return {key: cropped(value, tensors[key].shape) if key in tensors else value for key, value in taken.items()}
+        """The client's tensors with the received ones, cut to the client's current rank."""
+        full = super().absorb(tensors, received, initial)
+        return {key: cropped(value, tensors[key].shape) if key in tensors else value for key, value in full.items()}
 
     def after_training(self, before: State, after: State, round: int) -> State:
-        """Return what was trained, with the last directions dropped if they have shrunk."""
-        rank = rank_of(after) or 1
-        kept = max(1, int(self.decay * rank))
-        return ranked(after, kept) if _tail(after, kept) < _tail(before, kept) else after
+        """The trained tensors, without the last directions if these have become smaller."""
+        rank = max(1, int(self.decay * (rank_of(after) or 1)))
+        return ranked(after, rank) if _tail(after, rank) < _tail(before, rank) else after
 
     @property
     def penalty(self) -> Penalty | None:
@@ -60,11 +61,11 @@ class HetLoRA(Algorithm):
         return self._penalty if self.regularization and self.decay < 1 else None
 
     def _penalty(self, tensors: State, before: State) -> Tensor:
-        kept = max(1, int(self.decay * (rank_of(tensors) or 1)))
-        return self.regularization * _tail(tensors, kept)
+        rank = max(1, int(self.decay * (rank_of(tensors) or 1)))
+        return self.regularization * _tail(tensors, rank)
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the averages, weighed by the size of the updates."""
+        """The state with the means, weighed by the size of the updates."""
         sent = [(update.tensors, weight) for update, weight in updates]
         new = {key: mean for key, mean in weighted_mean(sent).items() if key.factor is Factor.HEAD}
         by_client = [pairs(tensors) for tensors, _ in sent]
@@ -78,7 +79,7 @@ class HetLoRA(Algorithm):
         return self.renewed(state, new, round)
 
 
-def _tail(tensors: State, kept: int) -> Tensor:
-    """Return Σ ‖B‖·‖A‖ over modules of the directions after the first ``kept``."""
-    products = [b[:, kept:].norm() * a[kept:].norm() for b, a in pairs(tensors).values()]
+def _tail(tensors: State, rank: int) -> Tensor:
+    """The sum over modules of ‖B‖·‖A‖ for the directions after the first ``rank``."""
+    products = [b[:, rank:].norm() * a[rank:].norm() for b, a in pairs(tensors).values()]
     return torch.stack(products).sum()

@@ -1,4 +1,4 @@
-"""Local training: nothing is shared, the floor that federation must beat."""
+"""Local training: nothing is shared; the baseline that federation must beat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from fedsa.types import Key
 @final
 @dataclass(frozen=True, kw_only=True)
 class Local(Algorithm):
-    """Every client trains alone, from the same initial tensors; nothing is sent."""
+    """Every client trains alone, from the same initial tensors; nothing is sent.
+
+    Aᵢ, Bᵢ and the head stay at client i.
+    """
 
     source: ClassVar[str] = "-"
     needs_sides: ClassVar[bool] = False
@@ -23,5 +26,5 @@ class Local(Algorithm):
             raise ValueError("local shares nothing: share_head = true does not go with it (use fedsa or fedit)")
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         return LOCAL

@@ -15,14 +15,16 @@ from fedsa.types import Factor, Key, Update
 @final
 @dataclass(frozen=True, kw_only=True)
 class LoRAFair(Algorithm):
-    """Average A and B, and send B̄ + ΔB, with ΔB such that s·(B̄ + ΔB)·Ā comes near Σ pᵢ·s·Bᵢ·Aᵢ.
+    """Average A and B, and correct B̄ so that s·B·Ā is nearer to the mean update.
 
-    The paper minimises a similarity measure of the two plus λ·‖ΔB‖ by gradient steps. Here it is the squared distance
-    plus λ·‖s·ΔB‖², whose minimum has a closed form: s·ΔB = R·Āᵀ·(Ā·Āᵀ + λ·I)⁻¹ for the residual R. With λ large, or
-    with one client, it is FedIT.
+        A ← Ā,  B ← B̄ + R·Āᵀ·(Ā·Āᵀ + λ·I)⁻¹ / s,  R = Σ pᵢ·s·Bᵢ·Aᵢ − s·B̄·Ā
+
+    The correction ΔB minimises the squared distance of s·(B̄ + ΔB)·Ā to the mean update plus λ·‖s·ΔB‖². The paper
+    minimises a similarity measure of the two plus λ·‖ΔB‖ by gradient steps. With a large λ, or with one client, it is
+    FedIT.
 
     Attributes:
-        regularization: λ: how much ΔB is held back.
+        regularization: λ: the larger it is, the smaller the correction of B.
     """
 
     share_head: bool = True
@@ -36,7 +38,7 @@ class LoRAFair(Algorithm):
             raise ValueError(f"regularization must be above 0 (got {self.regularization})")
 
     def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the averages, with B corrected."""
+        """The state with the means, with B corrected."""
         sent = [(update.tensors, weight) for update, weight in updates]
         means = weighted_mean(sent)
         for module, update in mean_update(state, sent).items():

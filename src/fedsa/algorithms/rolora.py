@@ -12,10 +12,12 @@ from fedsa.types import Key, Side
 @final
 @dataclass(frozen=True, kw_only=True)
 class RoLoRA(Algorithm):
-    """Alternate: all clients train one side while the other, the same for all, rests.
+    """Alternate: all clients train one side while the other side, which is the same for all, is frozen.
 
-    So the mean of what is sent is the mean of the weight updates. B is first, since it is zero at the start and A would
-    get no gradient. With one client it is local training that alternates.
+        B ← Σ pᵢ·Bᵢ in odd rounds,  A ← Σ pᵢ·Aᵢ in even rounds
+
+    So the mean of the sent side gives the mean of the weight updates. B is first, because it is zero at the start and A
+    would get no gradient. With one client it is alternating local training.
     """
 
     share_head: bool = True
@@ -24,7 +26,7 @@ class RoLoRA(Algorithm):
     exact: ClassVar[bool] = True
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         match key.factor.side:
             case Side.A:
                 return SHARED if round % 2 == 0 else RECEIVED

@@ -1,4 +1,4 @@
-"""SFed-LoRA: FedSA whose scale grows with the number of clients that are averaged."""
+"""SFed-LoRA: FedSA with a scale that grows with the number of averaged clients."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from fedsa.types import Key, Side
 @final
 @dataclass(frozen=True, kw_only=True)
 class SFed(Algorithm):
-    """Share A, keep B, with s = α·√(N/r) in place of α/r, N the clients of a round.
+    """Share A, keep B, with a larger scale of the update; N is the number of clients in a round.
 
-    Averaging N A's shrinks their movement by √N and a high rank r shrinks s: this keeps the size of the update. With
-    one client it is local training with rsLoRA's scale α/√r.
+        A ← Σ pᵢ·Aᵢ,  Bᵢ stays at client i,  ΔWᵢ = s·Bᵢ·A with s = α·√(N/r) instead of α/r
+
+    Averaging N A's makes their movement smaller by √N, and a high rank r makes s smaller. The larger scale keeps the
+    size of the update. With one client it is local training with rsLoRA's scale α/√r.
     """
 
     source: ClassVar[str] = "arXiv:2603.08058"
@@ -23,17 +25,17 @@ class SFed(Algorithm):
     mixed_ranks: ClassVar[bool] = True
 
     def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
-        """Return why the method does not go with an adapter variant, or None if it does."""
+        """Why the method cannot be used with an adapter variant; None if it can."""
         if variant == "rslora":
-            return "it brings a scale of its own: take variant = 'lora'"
+            return "it has a scale of its own: use variant = 'lora'"
         return super().refusal(variant, mixed_ranks=mixed_ranks)
 
     def scaling(self, scaling: float, rank: int, clients: int) -> float:
-        """Return α·√(N/r), given α/r."""
+        """The scale α·√(N/r), from α/r."""
         return float(scaling * (clients * rank) ** 0.5)
 
     def plan(self, key: Key, round: int) -> Plan:
-        """Return who trains, sends and receives a tensor."""
+        """Whether clients train, send and receive a tensor."""
         match key.factor.side:
             case Side.A:
                 return SHARED

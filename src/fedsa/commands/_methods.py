@@ -32,7 +32,7 @@ Entry = Mapping[str, Any]
 
 
 def describe_all(*, only_built_in: bool = False) -> list[dict[str, Any]]:
-    """Return what `describe` returns of every method; of one that cannot be used, name, package and ``broken``."""
+    """The description of every method, as `describe` gives it; for one that cannot be used, its name and ``broken``."""
     entries = []
     for name in built_in_names() if only_built_in else algorithm_names():
         try:
@@ -43,7 +43,7 @@ def describe_all(*, only_built_in: bool = False) -> list[dict[str, Any]]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return what a method declares, as JSON has it.
+    """The declarations of a method, as values that JSON can hold.
 
     Raises:
         UserError: there is none of that name, or it cannot be used.
@@ -80,7 +80,7 @@ def _answer(refusal: str | None) -> dict[str, Any]:
 
 
 def _head(cls: type[Algorithm]) -> dict[str, Any]:
-    """Return whether the head is sent by default, and whether the option can say otherwise."""
+    """Whether the head is sent by default, and whether ``share_head`` can change this."""
     sent = cls().share_head
     try:
         cls(share_head=not sent)
@@ -93,7 +93,7 @@ def _head(cls: type[Algorithm]) -> dict[str, Any]:
 
 
 def _variant(algorithm: Algorithm, variant: str) -> dict[str, Any]:
-    """Return why a variant is refused, with one rank and with many; and what becomes of its tensors."""
+    """Why a variant is refused, with one rank and with mixed ranks; and the roles of its tensors."""
     refusal = algorithm.refusal(variant)
     if refusal is not None:
         return {"ok": False, "reason": refusal}
@@ -145,7 +145,7 @@ def _name(algorithm: Algorithm, key: Key) -> str:
 
 
 def _sides(algorithm: Algorithm, plans: Mapping[Key, Sequence[Any]]) -> list[str]:
-    """Return the sides of the update that leave the client; with ~ if not in every round."""
+    """The sides of the update that leave the client; with ~ if not in every round."""
     sides = []
     for side in (Side.A, Side.B, Side.WHOLE):
         sent = [[plan.sent for plan in own] for key, own in plans.items() if key.factor.side is side]
@@ -158,7 +158,7 @@ def _sides(algorithm: Algorithm, plans: Mapping[Key, Sequence[Any]]) -> list[str
 
 
 def _sections(text: str) -> tuple[str, dict[str, str]]:
-    """Return a docstring without its section Attributes, and what that says of each attribute."""
+    """A docstring without its section Attributes, and the text of that section for each attribute."""
     before, _, rest = text.partition("\nAttributes:\n")
     body, _, after = rest.partition("\n\n")
     attributes: dict[str, str] = {}
@@ -194,7 +194,7 @@ def _options(cls: type[Algorithm], algorithm: Algorithm) -> list[dict[str, Any]]
 
 
 def _type(hint: Any) -> str:
-    """Return a type in words; of an annotated one its bounds too."""
+    """A type in words; for an annotated type with its bounds."""
     if get_origin(hint) is not Annotated:
         return type_name(hint)
     plain, *constraints = get_args(hint)
@@ -208,7 +208,7 @@ def _type(hint: Any) -> str:
 
 
 def overview(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
-    """Return a table of one line a method, and its header: with LoRA, or the first variant that it goes with."""
+    """A table with a line per method, and its header: with LoRA, or the first variant that the method accepts."""
     header = ["method", "a client sends", "and keeps", "exact", "export", "paper"]
     rows = []
     for entry in entries:
@@ -229,7 +229,7 @@ def overview(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
 
 
 def _sent_and_kept(entry: Entry) -> tuple[str, str]:
-    """Return what leaves the client and what stays, with the marks of `LEGEND`."""
+    """The tensors that leave the client and those that stay, with the marks of `LEGEND`."""
     roles = next((roles for roles in entry["variants"].values() if roles["ok"]), None)
     if roles is None:
         return "-", "-"
@@ -246,7 +246,7 @@ def _sent_and_kept(entry: Entry) -> tuple[str, str]:
 
 
 def matrix(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
-    """Return the table method × variant, and its header: the sides of the update that are sent; "-": refused."""
+    """The table method × variant, and its header: the sides of the update that are sent; "-": refused."""
     header = ["method", *VARIANTS]
     rows = [
         [
@@ -263,7 +263,7 @@ def matrix(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
 
 
 def _role_rows(entry: Entry) -> tuple[list[str], list[list[str]]]:
-    """Return what becomes of each factor, variants with the same answer in one row; per round where it changes."""
+    """The roles of the factors; variants with the same roles are in one row. If rounds differ, a row for each kind."""
     header = ["variant", "rounds", "sent", "kept", "frozen", "received"]
     rows: dict[tuple[str, ...], list[str]] = {}
     for variant, roles in entry["variants"].items():
@@ -291,7 +291,7 @@ def _cells(roles: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _rounds(rounds: Sequence[int]) -> str:
-    """Return rounds in short: those that go on to the last that was looked at go on beyond it.
+    """Round numbers in short form; "…" if they continue to the last of `ROUNDS`, and so beyond it.
 
     >>> _rounds([1, 3, 5, 7, 9, 11]), _rounds([1, 2])
     ('1, 3, 5, …', '1, 2')
@@ -301,7 +301,7 @@ def _rounds(rounds: Sequence[int]) -> str:
 
 
 def _refused(entry: Entry) -> list[tuple[str, str]]:
-    """Return what is ruled out, and why: variants, and then variants with mixed ranks."""
+    """The refused variants with the reason, then the variants that are refused with mixed ranks."""
     ruled_out: dict[tuple[bool, str], list[str]] = {}
     for variant, roles in entry["variants"].items():
         mixed = roles["ok"]
@@ -316,7 +316,7 @@ def _refused(entry: Entry) -> list[tuple[str, str]]:
 
 
 def _facts(entry: Entry) -> list[tuple[str, str]]:
-    """Return the yes and no of a method, in words."""
+    """The properties of a method, in words."""
     head, optimizer, robust = entry["head"], entry["server_optimizer"], entry["robust_mean"]
     if head["sent"]:
         about_head = "leaves the client" + (" unless share_head = false" if head["optional"] else "")
@@ -329,7 +329,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
         ("exact", "yes: the aggregate's update is the mean of the clients' updates" if entry["exact"] else "no"),
         (
             "server sees",
-            "no more than sums over clients is needed" if entry["additive"] else "each client's update: not only sums",
+            "only sums over clients are needed" if entry["additive"] else "each client's update: sums are not enough",
         ),
         ("base", "the server adds to the frozen weights" if entry["folds"] else "is never changed"),
         ("export", entry["export"]),
@@ -339,10 +339,10 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     if len(entry["adapters"]) > 1:
         facts.append(("adapters", ", ".join(entry["adapters"])))
     if entry["gated"]:
-        facts.append(("gates", "each layer weighs its adapters for each token, as its client has learnt"))
+        facts.append(("gates", "each layer weighs its adapters for each token, as its client has learned"))
     if entry["references"]:
-        likeness = f"its likeness to {counted(entry['references'], 'training row')} of its client"
-        facts.append(("at inference", f"adapters are weighed for each row by {likeness}: one more forward pass"))
+        similarity = f"its similarity to {counted(entry['references'], 'training row')} of its client"
+        facts.append(("at inference", f"adapters are weighed for each row by {similarity}: one more forward pass"))
     return facts
 
 
@@ -350,7 +350,8 @@ def as_text(entry: Entry, width: int = 100) -> Iterator[str | tuple[list[str], l
     """Yield a method in full: paragraphs, and tables as header and rows."""
     yield entry["name"]
     for paragraph in entry["description"].split("\n\n"):
-        yield textwrap.fill(" ".join(paragraph.split()), width)
+        is_formula = paragraph.startswith("    ")  # indented, as in the docstring
+        yield paragraph if is_formula else textwrap.fill(" ".join(paragraph.split()), width)
     facts = _facts(entry)
     longest = max(len(name) for name, _ in facts)
     yield "\n".join(
@@ -383,25 +384,30 @@ def _default(option: Mapping[str, Any]) -> str:
 
 
 def as_markdown(entries: Sequence[Entry]) -> str:
-    """Return docs/algorithms.md."""
+    """The text of docs/algorithms.md."""
     lines = [
         "# Methods",
         "",
-        "This page is what `fedsa algorithms --markdown` prints; `fedsa algorithms NAME` shows one method, of an",
-        "installed package or a file of your own too. What a method is: [architecture](architecture.md). One of your",
-        "own: [add a method](add-a-method.md).",
+        "`fedsa algorithms --markdown` prints this page. `fedsa algorithms NAME` shows one method; it can also be in",
+        "an installed package or in a file of your own. [Architecture](architecture.md) says what a method is, and",
+        "[add a method](add-a-method.md) how to write one.",
         "",
-        "**What leaves the client**, with LoRA, by default. No client trains the base model.",
-        "*Exact*: the aggregate's update of the weights is the mean of the clients' updates.",
+        "**What leaves the client**, with LoRA and the default options. No client trains the base model.",
+        "*Exact* means that the aggregate's update of the weights is the mean of the clients' updates.",
         "",
         *_markdown_table(*overview(entries), code=0),
         "",
         f"{LEGEND.replace('*', chr(92) + '*').replace('~', chr(92) + '~')}",
         "",
-        "**Methods and adapter variants**: the sides of the update that a client sends (A is next to a layer's input,",
-        "B next to its output, whole has no sides), or – where the two do not go together: see the method's section.",
+        "**Methods and adapter variants.** The table shows the sides of the update that a client sends: A is next to",
+        "a layer's input, B is next to its output, and whole means that the adapter has no sides. – means that the two",
+        "cannot be used together; the method's section says why.",
         "",
         *_markdown_table(*matrix(entries), code=0),
+        "",
+        "In the formulas below, Aᵢ and Bᵢ are client i's factors after its training, pᵢ is client i's part of the",
+        "weights of the round (Σ pᵢ = 1), Ā = Σ pᵢ·Aᵢ and B̄ = Σ pᵢ·Bᵢ are the means, A₀ and B₀ the initial values,",
+        "W is a frozen weight and s the scale of the update s·B·A.",
         "",
     ]
     for entry in entries:
