@@ -163,9 +163,14 @@ def test_a_run_of_objects_goes_on_with_what_was_measured_first(
     assert result.summary["interruptions"] == 1
     assert other.model.attention == "eager"
     fedsa.resume(make(), tmp_path / "run")  # it is complete
-    given = {**SETTINGS, "training": {**SETTINGS["training"], "cohort_size": 1}}
-    with pytest.raises(RunFolderError, match="other settings"):  # what is given is not taken from the run
-        fedsa.resume(fedsa.Federation.from_objects(str(tiny_model), config(), tables, **given), tmp_path / "run")
+
+    def with_training(**more: Any) -> fedsa.Federation:
+        given = {**SETTINGS, "training": {**SETTINGS["training"], **more}}
+        return fedsa.Federation.from_objects(str(tiny_model), config(), tables, **given)
+
+    fedsa.resume(with_training(cohort_size=1), tmp_path / "run")  # a machine's own setting
+    with pytest.raises(RunFolderError, match=r"other settings \(training.weight_decay"):  # an agreed one
+        fedsa.resume(with_training(weight_decay=0.5), tmp_path / "run")
 
 
 def test_resume_refuses_other_settings_and_the_command_line_says_why(
