@@ -16,6 +16,7 @@ from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import ConfigError, Mistake, UserError, near
 from fedsa.plugins import declared, load_class, package_of
+from fedsa.types import Factor, Key
 
 __all__ = [
     "GROUP",
@@ -195,5 +196,14 @@ def _start_mistakes(name: str, algorithm: Algorithm, data: Mapping[str, Any]) ->
         return []
     variant = adapter.get("variant", "lora")
     known = isinstance(variant, str) and variant in VARIANTS
-    reason = algorithm.own_start_refusal(variant) if known else None
+    reason = _own_start_refusal(algorithm, variant) if known else None
     return [Mistake("adapter.own_initial_a", f"does not go with {name}: {reason}")] if reason else []
+
+
+def _own_start_refusal(algorithm: Algorithm, variant: str) -> str | None:
+    """Say why clients cannot draw initial A's of their own; None: they can."""
+    if VARIANTS[variant].fixed_start:
+        return f"{variant} has no A to draw: {VARIANTS[variant].fixed_start}"
+    if not any(algorithm.keeps(Key("layer", Factor.A, adapter)) for adapter in algorithm.adapters):
+        return "no A stays at the client: sent, received or frozen, it is one for all (use local or alora)"
+    return None

@@ -207,18 +207,6 @@ class Algorithm:
             return "its server computes other values than the mean of what is sent"
         return None
 
-    def own_start_refusal(self, variant: str) -> str | None:
-        """Why clients cannot draw initial A's of their own; None if they can.
-
-        Args:
-            variant: a name in `fedsa.adapters.factors.VARIANTS`.
-        """
-        if VARIANTS[variant].fixed_start:
-            return f"{variant} has no A to draw: {VARIANTS[variant].fixed_start}"
-        if not any(self.keeps(Key("layer", Factor.A, adapter)) for adapter in self.adapters):
-            return "no A stays at the client: sent, received or frozen, it is one for all (use local or alora)"
-        return None
-
     def scaling(self, scaling: float, rank: int, clients: int) -> float:
         """The scale s in ΔW = s·B·A, the same for all clients.
 

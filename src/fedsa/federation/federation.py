@@ -254,11 +254,7 @@ class Federation:
         return Learner(self.model, self.task, self.encoded, recipe.training, recipe.evaluation.batch_size, self.mixing)
 
     def site(self, states: ClientStates) -> Site:
-        """Return the one site of a simulation, where all clients are.
-
-        Args:
-            states: where their states are kept.
-        """
+        """The one site of a simulation, where all clients are; their states are kept in ``states``."""
         recipe = self.recipe
         return Site(
             algorithm=self.algorithm,
@@ -274,12 +270,7 @@ class Federation:
         )
 
     def server(self, state: ServerState, client_versions: Mapping[str, int]) -> Server:
-        """Return the server.
-
-        Args:
-            state: its state after the last finished round.
-            client_versions: client id to the newest version that it holds.
-        """
+        """The server, with its state after the last finished round and the newest version that each client holds."""
         return server_of(self.agreement, self.clients, state, client_versions=client_versions)
 
     @property

@@ -284,8 +284,7 @@ class AdaptedModel:
 
     def autocast(self) -> torch.autocast:
         """Return the context that forward passes run in."""
-        kind = self.device.partition(":")[0]
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def _deltas(model: nn.Module, streams: Streams, variant: str) -> Deltas:

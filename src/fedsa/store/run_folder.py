@@ -231,7 +231,6 @@ class RunFolder(SmallFiles):
         try:
             entries = self.read_json("clients.json")
             folders = {client: entry["folder"] for client, entry in entries.items()}
-            elsewhere = {client for client, entry in entries.items() if "site" in entry}  # it keeps its states itself
         except (AttributeError, KeyError, TypeError):
             raise self.damaged("clients.json", "not what fedsa wrote") from None
         if folders != folders_by_number(folders):  # files below them are deleted: they must be our own
@@ -240,8 +239,8 @@ class RunFolder(SmallFiles):
         self.client_states.scan()
         for limit in {progress.round, progress.chosen_round or 0}:
             for client, version in self.server_states.client_versions(limit).items():
-                # A later one will do: the client has trained since, and its update was lost.
-                if client not in elsewhere:
+                # A later one will do: the client has trained since, and its update was lost. Sites keep their own.
+                if "site" not in entries[client]:
                     self.client_states.require(client, version + 1, limit)
 
     def _check(self, commit: Commit) -> None:
@@ -276,10 +275,7 @@ class RunFolder(SmallFiles):
 
     @contextmanager
     def _discarded_on_error(self) -> Iterator[None]:
-        """Remove a folder that `create` made, if an error comes before anything else is in it.
-
-        So the same command works once the mistake is mended.
-        """
+        """Remove a folder that `create` made, if an error comes before all else: then the same command works again."""
         try:
             yield
         except Exception:

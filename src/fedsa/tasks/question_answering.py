@@ -161,7 +161,8 @@ class QuestionAnswering(Task):
         further: list[_Window] = []
         extra, reading, cut_questions = np.zeros(count, dtype=np.int64), Reading(tokenizer), 0
         for part, cells in parts_of(table, rows):
-            answers = [self._answers(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
+            columns = self.answer_column, self.context_column
+            answers = [_answers_of(row, cell, *columns) for row, cell in zip(part.tolist(), cells, strict=True)]
             for row, (texts, _) in zip(part.tolist(), answers, strict=True):
                 references[row] = texts
             last = -1
@@ -213,7 +214,7 @@ class QuestionAnswering(Task):
             cut_questions: how many questions lost their end.
             limit: the most tokens that the model takes.
         """
-        longest, stride = self._sizes(limit)
+        longest, stride = _sizes(self.max_length, self.doc_stride, limit)
         own = [window.spans[:, 1] > window.spans[:, 0] for window in further]
         more = np.array([int(inside.sum()) - stride for inside in own], dtype=np.int64)
         owner = np.repeat(np.arange(len(extra)), extra)
@@ -221,11 +222,8 @@ class QuestionAnswering(Task):
         reading.add([window.tokens.tolist() for window in firsts], whole)
         notes = reading.unread([self.question_column, self.context_column])
         if cut_questions:
-            notes.insert(
-                0,
-                f"{counted(cut_questions, 'question is', 'questions are')} too long for task.max_length = {longest} "
-                "and cut at the end.",
-            )
+            many = counted(cut_questions, "question is", "questions are")
+            notes.insert(0, f"{many} too long for task.max_length = {longest} and cut at the end.")
         if cut := told(whole, longest):
             notes.insert(0, f"{cut}: they are read in several windows; {raise_length(longest, limit)}.")
         found = np.array([window.holds for window in firsts], dtype=np.int64)
@@ -237,40 +235,6 @@ class QuestionAnswering(Task):
             )
         return tuple(notes)
 
-    def _sizes(self, limit: int | None) -> tuple[int, int]:
-        """Return the tokens of a window, and those that neighbouring windows share."""
-        longest = min(self.max_length, limit or self.max_length)
-        return longest, min(self.doc_stride, longest // 3)
-
-    def _answers(self, row: int, cell: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, int]]:
-        """Return a row's answers, and the characters of its context, from and to, that the first one is.
-
-        Where it is not at ``answer_start`` (in SQuAD's own files it sometimes begins a character later, in others of
-        its kind it is far away), it is where it stands nearest to that.
-
-        Raises:
-            DataError: they are not as SQuAD has them.
-        """
-        found, where = cell[self.answer_column], f"row {row}: column {self.answer_column!r}"
-        texts, starts = (found.get(name) if isinstance(found, Mapping) else None for name in ("text", "answer_start"))
-        if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
-            raise DataError(f"{where} must have the lists text and answer_start, of one length (got {shown(found)})")
-        texts = texts_of(texts, row, self.answer_column, "answers")
-        if not texts or not texts[0].strip():
-            raise DataError(f"{where} has no answer, and every question must have one here: leave such rows out")
-        if isinstance(starts[0], bool) or not isinstance(starts[0], int | float) or starts[0] not in range(1 << 40):
-            raise DataError(f"{where} has answer_start {shown(starts[0])}, which must be a whole number: mend the row")
-        context = text_of(cell[self.context_column], row, self.context_column)
-        text, given = texts[0].strip(), int(starts[0])
-        given += len(texts[0]) - len(texts[0].lstrip())
-        begins = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
-        if not begins:
-            raise DataError(
-                f"{where}: the first answer, {text!r}, is not in column {self.context_column!r}: mend the row"
-            )
-        begin = min(begins, key=lambda place: abs(place - given))
-        return tuple(texts), (begin, begin + len(text))
-
     def _questions(
         self, rows: IntArray, cells: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, limit: int | None
     ) -> tuple[list[str], int]:
@@ -279,7 +243,7 @@ class QuestionAnswering(Task):
         Raises:
             DataError: a window has no room for a context, or a question is no text.
         """
-        longest, stride = self._sizes(limit)
+        longest, stride = _sizes(self.max_length, self.doc_stride, limit)
         # What is left of a window for its question: then it has twice the stride for the context.
         most = longest - tokenizer.num_special_tokens_to_add(pair=True) - 2 * stride
         if most < 1 or stride < 1:
@@ -311,7 +275,7 @@ class QuestionAnswering(Task):
             tokenizer: the base model's.
             limit: the most tokens that the model takes.
         """
-        longest, stride = self._sizes(limit)
+        longest, stride = _sizes(self.max_length, self.doc_stride, limit)
         encoded = tokens_with_places(
             tokenizer,
             questions,
@@ -383,6 +347,42 @@ class QuestionAnswering(Task):
             texts.append(str(context)[begin:end])
         right = [own.references[row] for row in rows]
         return {name: best_of(of, texts, right) for name, of in METRICS.items()} | {"loss": float(losses.mean())}
+
+
+def _sizes(max_length: int, doc_stride: int, limit: int | None) -> tuple[int, int]:
+    """The tokens of a window, and those that neighbouring windows share."""
+    longest = min(max_length, limit or max_length)
+    return longest, min(doc_stride, longest // 3)
+
+
+def _answers_of(
+    row: int, cell: Mapping[str, Any], answer_column: str, context_column: str
+) -> tuple[tuple[str, ...], tuple[int, int]]:
+    """Return a row's answers, and the characters of its context, from and to, that the first one is.
+
+    Where it is not at ``answer_start`` (in SQuAD's own files it sometimes begins a character later, in others of
+    its kind it is far away), it is where it stands nearest to that.
+
+    Raises:
+        DataError: they are not as SQuAD has them.
+    """
+    found, where = cell[answer_column], f"row {row}: column {answer_column!r}"
+    texts, starts = (found.get(name) if isinstance(found, Mapping) else None for name in ("text", "answer_start"))
+    if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
+        raise DataError(f"{where} must have the lists text and answer_start, of one length (got {shown(found)})")
+    texts = texts_of(texts, row, answer_column, "answers")
+    if not texts or not texts[0].strip():
+        raise DataError(f"{where} has no answer, and every question must have one here: leave such rows out")
+    if isinstance(starts[0], bool) or not isinstance(starts[0], int | float) or starts[0] not in range(1 << 40):
+        raise DataError(f"{where} has answer_start {shown(starts[0])}, which must be a whole number: mend the row")
+    context = text_of(cell[context_column], row, context_column)
+    text, given = texts[0].strip(), int(starts[0])
+    given += len(texts[0]) - len(texts[0].lstrip())
+    begins = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
+    if not begins:
+        raise DataError(f"{where}: the first answer, {text!r}, is not in column {context_column!r}: mend the row")
+    begin = min(begins, key=lambda place: abs(place - given))
+    return tuple(texts), (begin, begin + len(text))
 
 
 def _place_of(spans: Ints, begin: int, end: int) -> tuple[int, int] | None:
