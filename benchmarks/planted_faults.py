@@ -671,6 +671,13 @@ FAULTS = (
         ("store/test_folder.py::test_what_a_round_writes_is_safe_on_the_disk_before_the_round_exists",),
     ),
     Fault(
+        "disk: tensors are read in no order of their own",
+        "store/files.py",
+        "dict(sorted(load(content).items()))",
+        "load(content)",
+        ("behaviour/test_resume.py::test_tensors_are_read_in_the_order_of_their_names",),
+    ),
+    Fault(
         "disk: other files are written without fsync",
         "store/files.py",
         "            os.fsync(file.fileno())\n",

@@ -21,6 +21,7 @@ from typing import Any, final
 
 import pytest
 import torch
+from safetensors.torch import load
 
 import fedsa
 from fedsa.callbacks import Callback
@@ -221,6 +222,29 @@ def test_killed_at_any_write_it_resumes_to_the_same_bytes(
             fedsa.run(federation, path)
         start_or_continue(federation, path)
         assert results(path) == expected, changes[-1]
+
+
+def test_the_order_in_which_a_files_tensors_are_read_does_not_matter(
+    federation_of: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors gives another order at each call. A client that was held out is trained on what was read."""
+    federation = federation_of("nothing kept at clients, one held out, a global model")
+    found = []
+    for reverse in (False, True):
+
+        def in_order(content: bytes, reverse: bool = reverse) -> dict[str, torch.Tensor]:
+            return dict(sorted(load(content).items(), reverse=reverse))
+
+        monkeypatch.setattr("fedsa.store.files.load", in_order)
+        fedsa.run(federation, tmp_path / f"reversed {reverse}")
+        found.append(results(tmp_path / f"reversed {reverse}"))
+    assert found[0] == found[1]
+
+
+def test_tensors_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    names = [f"layer {number:02d}" for number in range(20)]
+    save_tensors(tmp_path / "file", {name: torch.zeros(1) for name in reversed(names)}, {})
+    assert list(load_tensors(tmp_path / "file")[0]) == names
 
 
 def test_a_finished_run_has_no_file_that_nobody_needs(

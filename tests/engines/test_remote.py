@@ -15,7 +15,7 @@ from fedsa.engines.remote import RemoteFleet
 from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, encode
 from fedsa.recipe import Recipe
-from fedsa.types import SPLITS, Key, Payload, Payloads
+from fedsa.types import SPLITS, Factor, Key, Payload, Payloads
 from support.processes import run_federation
 
 SEQUENTIAL = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=3")
@@ -165,3 +165,10 @@ def test_a_message_with_a_changed_byte_is_refused(place: int) -> None:
     data[place] ^= 1
     with pytest.raises(ProtocolError, match="message"):
         decode(bytes(data), run="a-run")
+
+
+def test_tensors_come_out_of_a_message_in_the_order_of_their_names() -> None:
+    """The library that reads them gives another order at each call."""
+    state = {Key(f"layer.{number:02d}", Factor.A): torch.zeros(1) for number in reversed(range(20))}
+    decoded = decode(encode(Message("update", "a-run", 1, states={"north": state})))
+    assert list(decoded.states["north"]) == sorted(state)

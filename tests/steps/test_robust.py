@@ -120,6 +120,16 @@ def test_the_norm_is_of_all_tensors_together_and_what_is_within_is_untouched() -
     assert bounded.tensors[B].tolist() == [[2.0]]
 
 
+def test_the_order_of_an_updates_tensors_does_not_matter() -> None:
+    """Beside 10¹⁶ each 1 is lost by itself, but not their sum: the order of adding up would change the norm."""
+    sent = {Key(f"layer.{number:02d}", Factor.A): torch.ones(1, dtype=torch.float64) for number in range(64)}
+    sent[Key("layer.64", Factor.A)] = torch.full((1,), 1e8, dtype=torch.float64)
+    before = {key: torch.zeros(1) for key in sent}
+    one, _ = NormBound(1.0).on_server(Update("a", 1, 1, sent), 1, before)
+    two, _ = NormBound(1.0).on_server(Update("a", 1, 1, dict(reversed(sent.items()))), 1, before)
+    assert one.tensors == two.tensors
+
+
 def test_a_bound_measures_a_client_of_a_lower_rank_by_the_part_it_has() -> None:
     before: State = {A: torch.tensor([[1.0], [100.0]])}
     bounded, _ = NormBound(1.0).on_server(Update("a", 1, 1, {A: torch.tensor([[3.0]])}), 1, before)

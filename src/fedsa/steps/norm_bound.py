@@ -49,7 +49,8 @@ class NormBound(Step):
         """The update within the bound, in fp32 at least."""
         starts = {key: cropped(before[key], tensor.shape).double() for key, tensor in update.tensors.items()}
         changes = {key: tensor.double() - starts[key] for key, tensor in update.tensors.items()}
-        norm = sum(float(change.square().sum()) for change in changes.values()) ** 0.5
+        # In one order: tensors that came in a message have another than those of a simulation.
+        norm = sum(float(changes[key].square().sum()) for key in sorted(changes)) ** 0.5
         if norm <= self.clipping_norm:
             return update, weight
         factor = self.clipping_norm / norm

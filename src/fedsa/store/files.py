@@ -166,7 +166,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 
 def load_tensors(path: Path, whose: Mapping[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `packed` packed.
+    """Return what `packed` packed, the tensors in the order of their names.
 
     Args:
         path: the file.
@@ -186,7 +186,8 @@ def load_tensors(path: Path, whose: Mapping[str, Any] | None = None) -> tuple[di
     try:
         header = parsed_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
         about: dict[str, Any] = parsed_json(header["__metadata__"]["fedsa"][64:])
-        tensors = load(content)
+        # The library gives another order at each call, and a trainer adds up in the order that it is given.
+        tensors = dict(sorted(load(content).items()))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): {_MEND}") from None
     other = {name: about.get(name) for name, value in (whose or {}).items() if about.get(name) != value}
