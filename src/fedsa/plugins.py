@@ -95,14 +95,14 @@ def _place_here(module: str) -> Path | None:
 
 
 def _places(spec: ModuleSpec) -> list[Path]:
-    """Return where a module lies: its file, or the folders of a package."""
+    """The place of a module: its file, or the folders of a package."""
     if spec.submodule_search_locations is not None:
         return [Path(place) for place in spec.submodule_search_locations]
     return [Path(spec.origin)] if spec.has_location and spec.origin else []
 
 
 def _is_current(*folders: str | Path) -> bool:
-    """Return whether the current folder is among folders, however it is written."""
+    """Whether the current folder is among folders, however its path is written."""
     here = Path.cwd().resolve()
     return any(Path(folder or ".").resolve() == here for folder in folders)
 
@@ -124,7 +124,7 @@ def _editable_folders() -> Iterator[Path]:
 
 
 def _told(error: BaseException, module: str) -> str:
-    """Return what went wrong in one line, with the place in the code that is to be imported."""
+    """A failed import in one line, with the place in the code that was imported."""
     if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
         return f"{error}, neither installed nor in the current folder"
     return f"SyntaxError: {error}" if isinstance(error, SyntaxError) else raised(error)

@@ -86,7 +86,7 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
         pytest.param(["adapter.variant=lokr"], ["adapter.variant", "'ia3' or 'lora_xs'"], id="variant"),
         pytest.param(
             ["adapter={variant='ia3'}"],
-            ["algorithm: fedsa does not go with adapter.variant = 'ia3': it shares the sides", "no A side and B side"],
+            ["algorithm: fedsa does not go with adapter.variant = 'ia3': it treats the sides", "no A side and B side"],
             id="a method of sides with a variant of none",
         ),
         pytest.param(

@@ -76,7 +76,7 @@ def test_what_is_shared_or_starts_at_zero_is_not_drawn(tiny_recipe: Callable[...
         ),
         (["algorithm=local", "adapter.variant=pissa"], "pissa has no A to draw: its A starts from the base weights"),
         (["algorithm=local", "adapter.variant=ia3"], "ia3 has no A to draw: it trains no A"),
-        (["algorithm=alora", "adaptation.share_personal=true"], "puts clients' A's together"),
+        (["algorithm=alora", "adaptation.share_personal=true"], "averages clients' A's"),
     ],
 )
 def test_where_it_would_have_no_meaning_it_is_refused(

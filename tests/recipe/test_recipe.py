@@ -54,7 +54,7 @@ from fedsa.recipe import (
         ),
         pytest.param(
             ["adapter={variant='pissa', ranks=[2, 4]}"],
-            ["adapter: ranks does not go with variant = 'pissa': the frozen weights lack"],
+            ["adapter: ranks does not go with variant = 'pissa': the frozen weights have lost"],
             id="pissa's ranks",
         ),
         pytest.param(

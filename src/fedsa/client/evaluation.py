@@ -199,7 +199,7 @@ def _passed(
     *,
     pack: bool = False,
 ) -> Sequence[Tensor]:
-    """Return what ``forward`` makes of each client's items, in their order; that of ``weights``, of all items, too."""
+    """The outputs of ``forward`` for each client's items, in their order; and those of ``weights`` for all items."""
     rows = np.concatenate(by_client)
     owners = np.repeat(np.arange(len(by_client)), [len(own) for own in by_client])
     order = np.argsort(encoded.lengths[rows], kind="stable")

@@ -47,12 +47,12 @@ def initial_of_client(
 
 
 def own_tensors(initial: State, state: ClientState | None) -> State:
-    """Return what a client holds by itself: its kept tensors, and the initial ones for what it has never changed."""
+    """A client's own tensors: those that it keeps, and initial ones where it has never changed the value."""
     return {**initial, **(state.tensors if state else {})}
 
 
 def personal_tensors(algorithm: Algorithm, initial: State, state: ClientState | None, received: State) -> State:
-    """Return what a client uses once it has taken in what the server sent it: the one place where this is computed.
+    """A client's tensors after it has absorbed its payload. This is the only place where they are computed.
 
     Args:
         algorithm: the method.

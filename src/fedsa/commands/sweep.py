@@ -108,7 +108,7 @@ def _list() -> None:
 
 
 def _jobs(threads: int) -> int:
-    """Return how many runs go at once on the cores that this process may use."""
+    """The number of runs that go at the same time on the cores that this process may use."""
     import os
 
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -233,7 +233,7 @@ def _outcome(result: Result) -> str:
 
 
 def _left(grid: Grid, results: Mapping[Cell, Result]) -> int:
-    """Return how many runs are known to be missing; rates that may yet be added are not among them."""
+    """The number of runs that are known to be missing, without rates that may be added later."""
     from fedsa.sweep.running import next_cells
 
     left = 0
@@ -246,7 +246,7 @@ def _left(grid: Grid, results: Mapping[Cell, Result]) -> int:
 
 
 def _round(folder: Path) -> Any:
-    """Return how many rounds a run has finished."""
+    """The number of rounds that a run has finished."""
     import json
 
     try:

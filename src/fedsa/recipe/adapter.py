@@ -15,7 +15,7 @@ _UNUSED: dict[str, dict[str, str]] = {
     "loha": {"dropout": "dropout"},
     "ia3": {"r": "rank", "lora_alpha": "scale", "dropout": "dropout"},
 }
-"""Settings of the adapter that a variant does not have, and what they would be."""
+"""Settings that an adapter variant does not have, and what each of them sets."""
 
 
 class AdapterSettings(Settings):
@@ -26,12 +26,14 @@ class AdapterSettings(Settings):
     )
     r: Agreed[Resolved[int]] = Field(0, ge=0, description="rank; 0: 8, and 256 for vera; ia3 has none")
     ranks: Agreed[dict[str, int] | list[int] | None] = Field(
-        None, description="clients' own ranks, up to r: by client id (others r), or a list that is dealt in turn"
+        None,
+        description="clients' own ranks, up to r: a table by client id (others have r), or a list that is given to "
+        "the clients in turn",
     )
     own_initial_a: Agreed[bool] = Field(
         False,
-        description="every client draws an initial A of its own, where A stays at the client (local, alora); false: "
-        "all start from one A",
+        description="every client draws an initial A of its own, for methods that keep A at the client (local, alora); "
+        "false: all clients start from one A",
     )
     lora_alpha: Agreed[int] = Field(16, gt=0, description="LoRA scale: lora_alpha/r, or lora_alpha/sqrt(r) for rslora")
     dropout: Agreed[float] = Field(
@@ -42,8 +44,8 @@ class AdapterSettings(Settings):
     )
     feedforward_modules: Agreed[Resolved[list[str] | str | None]] = Field(
         None,
-        description="ia3: those of target_modules whose input is scaled, not their output; empty: none, or PEFT's "
-        "choice where target_modules is too",
+        description="ia3: the target_modules with a scaled input instead of a scaled output; empty: none, or PEFT's "
+        "choice if target_modules is empty too",
     )
     modules_to_save: Agreed[list[str] | None] = Field(
         None, description="layers trained in full and kept with the adapter; empty: the classification head"
@@ -57,9 +59,9 @@ class AdapterSettings(Settings):
             if getattr(self, name) not in (default, 0):
                 problems.append(f"{name} does not go with variant = {self.variant!r}, which has no {reason}: remove it")
         if self.feedforward_modules is not None and self.variant != "ia3":
-            problems.append(f"feedforward_modules goes with variant = 'ia3' only, not with {self.variant!r}")
+            problems.append(f"feedforward_modules goes with variant = 'ia3' only, not with {self.variant!r}: remove it")
         elif self.feedforward_modules is not None and self.target_modules is None:
-            problems.append("feedforward_modules needs target_modules, of which they are some")
+            problems.append("feedforward_modules needs target_modules: it names some of these layers")
         elif isinstance(self.feedforward_modules, list) and isinstance(self.target_modules, list):
             missing = sorted(set(self.feedforward_modules) - set(self.target_modules))
             if missing:
@@ -75,7 +77,8 @@ class AdapterSettings(Settings):
             return self
         if self.variant in ("pissa", "olora"):
             raise ValueError(
-                f"ranks does not go with variant = {self.variant!r}: the frozen weights lack what the whole rank holds"
+                f"ranks does not go with variant = {self.variant!r}: the frozen weights have lost the directions of "
+                "the full rank: remove it"
             )
         if not ranks or min(ranks) < 1 or (self.rank and max(ranks) > self.rank):
             raise ValueError(f"ranks must be from 1 to r = {self.rank} (got {self.ranks})")

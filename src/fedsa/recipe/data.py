@@ -16,21 +16,21 @@ class DataSettings(Settings):
     path: Machine[str] = Field(description="hub name, local folder or file (CSV, JSONL, Parquet, Excel), or part:NAME")
     name: Machine[str | None] = Field(None, description="the hub data set's configuration")
     revision: Machine[str | None] = Field(None, description="branch, tag or commit on the hub")
-    split: Machine[str] = Field("train", description="the split whose rows are shared out")
+    split: Machine[str] = Field("train", description="the split whose rows are dealt out to the clients")
     validation_split: Machine[str | None] = Field(
-        None, description="a split of its own for validation, shared out with the same label mix"
+        None, description="a separate split for validation, dealt out with the same label distribution"
     )
     test_split: Machine[str | None] = Field(
-        None, description="a split of its own for test, shared out with the same label mix"
+        None, description="a separate split for test, dealt out with the same label distribution"
     )
     separator: Machine[str | None] = Field(
-        None, description="CSV and TSV: the character between cells, or tab; empty: found by looking, and said"
+        None, description="CSV and TSV: the character between cells, or tab; empty: detected, and a note says which"
     )
     encoding: Machine[str | None] = Field(
-        None, description="of text files, say cp1252 or utf-16; empty: UTF-8, or else found by looking, and said"
+        None, description="of text files, for example cp1252 or utf-16; empty: UTF-8, or detected with a note"
     )
     drop_empty: Machine[bool] = Field(
-        False, description="go on without rows that have an empty cell in a column that is read; they are counted"
+        False, description="leave out rows with an empty cell in a column that is read; a note counts them"
     )
     partition: PartitionSettings
 
@@ -40,7 +40,7 @@ class DataSettings(Settings):
         separator = "\t" if separator in ("tab", "\\t") else separator
         if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
             raise ValueError(
-                f"must be one character, as ; or tab, and no quotation mark or line end (got {separator!r})"
+                f"must be one character, such as ; or tab, but not a quotation mark or line end (got {separator!r})"
             )
         return separator
 
@@ -52,7 +52,7 @@ class DataSettings(Settings):
                 "".encode(encoding)  # of codecs, it takes those of texts alone
             except (LookupError, ValueError):
                 raise ValueError(
-                    f"no encoding of texts has the name {encoding[:40]!r}; say utf-8, utf-16 or cp1252"
+                    f"there is no text encoding {encoding[:40]!r}; use for example utf-8, utf-16 or cp1252"
                 ) from None
         return encoding
 

@@ -47,7 +47,7 @@ def unwritable(data: Mapping[str, Any]) -> Iterator[Mistake]:
 
 
 def mistakes_of(error: ValidationError, model: type[BaseModel]) -> list[Mistake]:
-    """Return what pydantic found wrong with data for a model, in a user's words."""
+    """The mistakes that pydantic found in data for a model, in words for users."""
     # A hint for each of a hundred thousand unknown keys takes a minute, and is not shown.
     return [_mistake(entry, model, hint=number < 100) for number, entry in enumerate(error.errors(include_url=False))]
 

@@ -22,12 +22,12 @@ class ModelSettings(Settings):
     )
     quantization: Machine[Literal["nf4", "int8"] | None] = Field(
         None,
-        description="frozen linear layers in 4 or 8 bits as in QLoRA (extra bnb); for lora, rslora and dora; empty: in "
-        "compute.precision",
+        description="frozen linear layers in 4 or 8 bits as in QLoRA (extra bnb), for lora, rslora and dora; empty: "
+        "not quantised",
     )
     config: Machine[dict[str, Any] | None] = Field(
         None,
-        description="architecture in transformers' words (model_type, hidden_size, ...): `fedsa plan` then needs no "
+        description="architecture as a transformers config (model_type, hidden_size, ...): `fedsa plan` then needs no "
         "download; weights of other sizes are refused",
     )
 
@@ -41,5 +41,5 @@ class ModelSettings(Settings):
         try:
             tomli_w.dumps(config)
         except TypeError as error:
-            raise ValueError(f"must hold what TOML can write: {error}") from None
+            raise ValueError(f"must hold only values that TOML can write: {error}") from None
         return config

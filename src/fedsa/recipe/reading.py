@@ -36,7 +36,7 @@ def read_recipe(recipe: str) -> tuple[dict[str, Any], str]:
 
 
 def find_toml(given: str, what: str, known: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """Return what a file of the user's or one that comes with fedsa holds, and its short name.
+    """The content of a user's file, or of a file that comes with fedsa, and its short name.
 
     Args:
         given: a path to a TOML file, or a name.
@@ -58,7 +58,7 @@ def find_toml(given: str, what: str, known: Mapping[str, str]) -> tuple[dict[str
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """Return what a TOML file holds.
+    """The content of a TOML file.
 
     Args:
         path: the file.
@@ -81,7 +81,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Return what a TOML text holds.
+    """The content of a TOML text.
 
     Args:
         text: of any origin.

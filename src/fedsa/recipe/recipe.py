@@ -1,4 +1,4 @@
-"""A whole recipe, and what its sections ask of each other."""
+"""A whole recipe, and the rules between its sections."""
 
 from __future__ import annotations
 
@@ -32,29 +32,31 @@ class Recipe(Settings):
         None, description="send and average the head too; empty: as in the method's paper"
     )
     weighting: Agreed[Literal["num_examples", "uniform"]] = Field(
-        "num_examples", description="clients' weights in the average"
+        "num_examples", description="clients' weights in the average: their numbers of training rows, or equal weights"
     )
     rounds: Agreed[int] = Field(gt=0, description="communication rounds")
     fraction_train: Agreed[float] = Field(1.0, gt=0, le=1, description="part of the clients that trains in a round")
     personal_state: Agreed[Literal["store", "reconstruct"]] = Field(
         "store",
-        description="what is trained and not received. store: a client keeps it from round to round; reconstruct: a "
-        "client keeps nothing, and fits it anew from its rows whenever it is needed",
+        description="tensors that are trained and not received. store: a client keeps them from round to round; "
+        "reconstruct: a client keeps nothing, and fits them again from its rows whenever they are needed",
     )
     holdout_clients: Agreed[float] = Field(
         0.0,
         ge=0,
         lt=1,
-        description="part of the clients that is never in the federation; at the end each is taken to an own adapter "
-        "as [adaptation] says",
+        description="part of the clients that is never in the federation; at the end each of them trains an adapter of "
+        "its own, as [adaptation] says",
     )
     wire_dtype: Agreed[WireDtype] = Field(
-        "fp32", description="in what shared tensors travel, both ways; bf16: half the bytes; what stays is fp32"
+        "fp32",
+        description="data type of tensors that are sent, in both directions; bf16 halves the bytes; tensors that stay "
+        "are fp32",
     )
-    seed: Agreed[int] = Field(0, ge=0, lt=2**32, description="of everything random")
+    seed: Agreed[int] = Field(0, ge=0, lt=2**32, description="seed of all random numbers")
     keep_rounds: Note[Literal["needed", "all"]] = Field(
         "needed",
-        description="rounds whose tensors stay in the run folder: those that are needed, or all",
+        description="rounds whose tensors stay in the run folder: only those that are needed, or all",
     )
     callbacks: Note[list[str]] = Field([], description="progress listeners, e.g. tensorboard")
     model: ModelSettings
@@ -83,18 +85,18 @@ class Recipe(Settings):
                 problems.append(f"{name}: a client keeps nothing, so training.optimizer_state must be 'reset'")
             if self.evaluation.evaluate_after != "aggregate":
                 problems.append(
-                    f"{name}: after a round a client has nothing of its own to be measured, so "
+                    f"{name}: after a round a client has no tensors of its own to evaluate, so "
                     "evaluation.evaluate_after must be 'aggregate'"
                 )
         if self.evaluation.global_model != "none" and not self.adaptation.share_personal:
             problems.append(
-                f"evaluation.global_model = {self.evaluation.global_model!r} puts clients' personal tensors together, "
-                "which then leave the client: set adaptation.share_personal = true if they agree"
+                f"evaluation.global_model = {self.evaluation.global_model!r} averages clients' personal tensors, "
+                "which then leave the clients: set adaptation.share_personal = true if the clients agree"
             )
         if self.adapter.own_initial_a and self.adaptation.share_personal:
             problems.append(
-                "adaptation.share_personal puts clients' A's together, which with adapter.own_initial_a start apart: "
-                "their mean says nothing: leave one of the two out"
+                "adaptation.share_personal averages clients' A's, but with adapter.own_initial_a these start from "
+                "different values, so their mean is meaningless: leave one of the two settings out"
             )
         if problems:
             raise ValueError("; ".join(problems))
@@ -102,15 +104,15 @@ class Recipe(Settings):
 
 
 def agreed_settings(recipe: Recipe) -> dict[str, Any]:
-    """What server and sites must hold alike of a recipe: as JSON has it, sections as tables, defaults written out.
+    """The settings of a recipe that server and sites must have in common, for JSON: sections as tables, with defaults.
 
-    Where model and rows lie is not in it, nor which they are: weights and tensors have hashes of their own.
+    The places and names of model and rows are not among them: weights and tensors have hashes of their own.
     """
     return recipe.of_scope(Scope.AGREED)
 
 
 def contradictions(recipe: Recipe) -> list[Mistake]:
-    """Return the mistakes that only two sections together make."""
+    """The mistakes that come from two sections together."""
     variant = recipe.adapter.variant
     mistakes = []
     if variant in ("ia3", "lora_xs") and recipe.training.b_learning_rate_ratio != 1:
@@ -124,15 +126,15 @@ def contradictions(recipe: Recipe) -> list[Mistake]:
         mistakes.append(
             Mistake(
                 "training.head_warmup_epochs",
-                "does not go with personal_state = 'reconstruct', which fits heads anew in every round: set it to 0",
+                "does not go with personal_state = 'reconstruct', which fits heads again in every round: set it to 0",
             )
         )
     if recipe.model.quantization and variant not in ("lora", "rslora", "dora"):
         mistakes.append(
             Mistake(
                 "model.quantization",
-                f"does not go with adapter.variant = {variant!r}, which needs the weights in full: use lora, rslora or "
-                "dora, or remove it",
+                f"does not go with adapter.variant = {variant!r}, which needs the weights in full precision: use "
+                "lora, rslora or dora, or remove it",
             )
         )
     return mistakes

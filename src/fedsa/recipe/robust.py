@@ -1,4 +1,4 @@
-"""The section ``[robust]``: what the server does against a client that sends anything at all."""
+"""The section ``[robust]``: how the server protects the mean from bad updates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MedianSettings(Settings):
     """The median of each number by itself."""
 
     kind: Agreed[Literal["median"]] = Field(
-        "median", description="of each number by itself, in place of the mean, each client counting once"
+        "median", description="replaces the mean, separately for each number; each client counts once"
     )
 
 
@@ -37,7 +37,7 @@ class TrimmedMeanSettings(Settings):
     """The mean of each number by itself without the largest and the smallest values."""
 
     kind: Agreed[Literal["trimmed_mean"]] = Field(
-        "trimmed_mean", description="of each number by itself, in place of the mean, each client counting once"
+        "trimmed_mean", description="replaces the mean, separately for each number; each client counts once"
     )
     trim_fraction: Agreed[float] = Field(
         0.2, gt=0, lt=0.5, description="part of the clients whose values are left out at each end"
@@ -58,7 +58,7 @@ RobustSettings = Annotated[
     ByKind(
         "kind",
         default="none",
-        about="What the server does against a client that sends anything at all, by mistake or on purpose.",
+        about="How the server protects the mean from clients that send wrong values, by mistake or on purpose.",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""The section ``[server]``: what the server makes of a round's mean. Each optimiser has its own settings."""
+"""The section ``[server]``: how the server uses a round's mean. Each optimiser has its own settings."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ __all__ = ["FedAdamSettings", "FedAvgMSettings", "MeanSettings", "ServerSettings
 
 
 class MeanSettings(Settings):
-    """What the server makes of a round's mean: it is the new value."""
+    """No server optimiser: a round's mean is the new value."""
 
     optimizer: Agreed[Literal["none"]] = Field("none", description="the mean is the new value")
 
 
 class FedAvgMSettings(Settings):
-    """The mean is a gradient, with momentum."""
+    """The step to the mean is a gradient, with momentum."""
 
     optimizer: Agreed[Literal["fedavgm"]] = Field("fedavgm", description="a step with momentum")
-    learning_rate: Agreed[float] = Field(1.0, gt=0, description="of the server")
-    momentum: Agreed[float] = Field(0.9, ge=0, lt=1, description="of the server")
+    learning_rate: Agreed[float] = Field(1.0, gt=0, description="the server's learning rate")
+    momentum: Agreed[float] = Field(0.9, ge=0, lt=1, description="the server's momentum")
 
 
 class FedAdamSettings(Settings):
-    """The mean is a gradient, with adaptive steps."""
+    """The step to the mean is a gradient, with adaptive steps."""
 
     optimizer: Agreed[Literal["fedadam", "fedyogi"]] = Field("fedadam", description="adaptive steps")
-    learning_rate: Agreed[float] = Field(0.01, gt=0, description="of the server; the paper tunes it")
-    beta1: Agreed[float] = Field(0.9, ge=0, lt=1, description="of the first moment")
-    beta2: Agreed[float] = Field(0.99, ge=0, lt=1, description="of the second moment")
+    learning_rate: Agreed[float] = Field(0.01, gt=0, description="the server's learning rate; the paper tunes it")
+    beta1: Agreed[float] = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: Agreed[float] = Field(0.99, ge=0, lt=1, description="decay of the second moment")
     tau: Agreed[float] = Field(1e-3, gt=0, description="added to the root of the second moment")
 
 
@@ -41,7 +41,7 @@ ServerSettings = Annotated[
     ByKind(
         "optimizer",
         default="none",
-        about="What the server makes of a round's mean. All but none: for methods whose tensors are averaged in place.",
+        about="How the server uses a round's mean. An optimiser works with methods that average tensors in place.",
     ),
 ]
 

@@ -13,7 +13,7 @@ __all__ = ["Chat", "Labels", "Prompt", "TaskSettings", "Template", "Texts", "fie
 
 
 def fields_of(*templates: str) -> list[str]:
-    """Return the columns that templates name.
+    """The columns that templates name.
 
     >>> fields_of("{question} {hint}", "{answer}")
     ['question', 'hint', 'answer']
@@ -26,7 +26,9 @@ def _is_template(text: str) -> str:
     try:
         fields_of(text)
     except ValueError as error:
-        raise ValueError(f"{error}; write a brace that is no column as {{{{ or }}}} (got {text!r})") from None
+        raise ValueError(
+            f"{error}; write a brace that does not belong to a column as {{{{ or }}}} (got {text!r})"
+        ) from None
     return text
 
 
@@ -42,8 +44,10 @@ def _are_classes(labels: list[str]) -> list[str]:
 Template = Annotated[str, AfterValidator(_is_template)]
 Labels = Annotated[list[str], AfterValidator(_are_classes)]
 Texts = Annotated[list[str], Field(min_length=1, max_length=2, description="one column, or two for pairs")]
-Chat = Annotated[bool, Field(description="prompt and answer are a turn each in the tokenizer's chat template")]
-Prompt = Annotated[Template, Field(min_length=1, description="the text before the answer; {column}: a row's value")]
+Chat = Annotated[bool, Field(description="prompt and answer are two turns in the tokenizer's chat template")]
+Prompt = Annotated[
+    Template, Field(min_length=1, description="the text before the answer; {column} is replaced by the row's value")
+]
 
 
 class TaskSettings(Settings):
@@ -57,7 +61,8 @@ class TaskSettings(Settings):
 
     kind: Agreed[str]
     label_column: Agreed[str | None] = Field(
-        None, description="a column whose values are shared out over clients as classes are; empty: all rows are alike"
+        None,
+        description="a column whose values are dealt out to clients like classes; empty: all rows are treated alike",
     )
     max_length: Agreed[int] = Field(128, gt=0, description="tokens kept of one example; not for images")
 

@@ -95,7 +95,7 @@ class ImageClassificationSettings(_Classes):
         ["image"], description="the column of the image"
     )
     image_size: Agreed[int | None] = Field(
-        None, gt=0, description="pixels of an image's side; empty: what the base model's image processor says"
+        None, gt=0, description="pixels of an image's side; empty: as the base model's image processor says"
     )
 
     @property
@@ -118,7 +118,7 @@ class TokenClassificationSettings(TaskSettings):
     )
     answer: Agreed[str] = Field(min_length=1, description="the column of the list of tags")
     labels: Agreed[Annotated[Labels, AfterValidator(_are_tags)]] = Field(
-        description="O, and B-KIND and I-KIND of each kind, in order of their number"
+        description="the tags O, and B-KIND and I-KIND for each kind, in order of their number"
     )
 
     @property
@@ -135,7 +135,9 @@ class TokenClassificationSettings(TaskSettings):
 class QuestionAnsweringSettings(_PlainTexts):
     """The part of a context that answers a question."""
 
-    kind: Agreed[Literal["question_answering"]] = Field("question_answering", description="the part that answers")
+    kind: Agreed[Literal["question_answering"]] = Field(
+        "question_answering", description="the part of a context that answers a question"
+    )
     text_columns: Agreed[Annotated[list[str], AfterValidator(_are_question_and_context)]] = Field(
         ["question", "context"], description="the columns of question and context"
     )
@@ -144,9 +146,9 @@ class QuestionAnsweringSettings(_PlainTexts):
     )
     max_length: Agreed[int] = Field(384, gt=0, description="tokens of a window")
     doc_stride: Agreed[int] = Field(
-        128, gt=0, description="tokens that neighbouring windows share, a third of a window's at most"
+        128, gt=0, description="tokens that neighbouring windows share, at most a third of a window"
     )
-    max_answer_length: Agreed[int] = Field(30, gt=0, description="tokens of a predicted answer at most")
+    max_answer_length: Agreed[int] = Field(30, gt=0, description="most tokens of a predicted answer")
 
     @property
     def columns(self) -> list[str]:
@@ -182,17 +184,17 @@ class GenerationSettings(TaskSettings):
 
     kind: Agreed[Literal["generation"]] = Field("generation", description="an answer in words")
     prompt: Agreed[Prompt]
-    answer: Agreed[Template] = Field(min_length=1, description="what the model is to say, with {column}")
+    answer: Agreed[Template] = Field(min_length=1, description="the answer to learn, with {column}")
     chat: Agreed[Chat] = False
     metric: Agreed[_Metric] = Field(
         "log_likelihood",
-        description="log_likelihood: of the answer's tokens (mean, nats); exact_match, f1: of what the model writes, "
-        "against the answer, normalised as for SQuAD",
+        description="log_likelihood: of the answer's tokens (mean, nats); exact_match, f1: the model's text compared "
+        "with the answer, normalised as for SQuAD",
     )
     extract: Agreed[_Extract] = Field(
-        "none", description="what of a text is compared: all; the number behind ####; the last number"
+        "none", description="the part of a text that is compared: all; the number behind ####; the last number"
     )
-    max_new_tokens: Agreed[int] = Field(64, gt=0, description="tokens that the model writes at most on a prompt")
+    max_new_tokens: Agreed[int] = Field(64, gt=0, description="most tokens that the model writes on a prompt")
 
     @property
     def input_columns(self) -> list[str]:
@@ -218,16 +220,16 @@ class MultipleChoiceSettings(TaskSettings):
     prompt: Agreed[Prompt]
     answer: Agreed[Template] = Field(
         min_length=1,
-        description="the column that tells the right choice: its number, its letter, its text, or true and false",
+        description="the column with the right choice: its number, its letter, its text, or true and false",
     )
     chat: Agreed[Chat] = False
-    labels: Agreed[Labels | None] = Field(None, description="the choices, where every row has the same")
+    labels: Agreed[Labels | None] = Field(None, description="the choices, if every row has the same ones")
     choices: Agreed[list[str] | None] = Field(
-        None, description="columns with a choice each, or one column with a list (or with text and label, as in ARC)"
+        None, description="one column for each choice, or one column with a list (or with text and label, as in ARC)"
     )
-    choice_template: Agreed[Template] = Field(" {choice}", description="a choice as the model would say it")
+    choice_template: Agreed[Template] = Field(" {choice}", description="the text of a choice after the prompt")
     first_choice: Agreed[int] = Field(
-        0, ge=0, le=1, description="the number of the first choice, where the answer is a number"
+        0, ge=0, le=1, description="the number of the first choice, if the answer is a number"
     )
 
     @model_validator(mode="after")
@@ -274,7 +276,7 @@ class OwnTaskSettings(TaskSettings):
     doc_stride: Agreed[int] = Field(128, gt=0)
     max_answer_length: Agreed[int] = Field(30, gt=0)
     image_size: Agreed[int | None] = Field(None, gt=0)
-    options: Agreed[dict[str, Any]] = Field({}, description="what only that task knows")
+    options: Agreed[dict[str, Any]] = Field({}, description="settings of that task alone")
 
     @property
     def input_columns(self) -> list[str]:

@@ -31,34 +31,38 @@ class TrainingSettings(Settings):
     head_warmup_epochs: Agreed[int] = Field(
         0,
         ge=0,
-        description="passes over a client's rows, before its first training, in which its head alone is fitted to what "
-        "the frozen model makes of them; one pass through the model",
+        description="passes over a client's rows that fit its head alone, before its first training; the rows go "
+        "through the frozen model only once",
     )
     head_warmup_learning_rate: Agreed[float] = Field(
-        1e-2, gt=0, description="of the warm-up, AdamW's whatever the optimizer"
+        1e-2, gt=0, description="rate of the head's warm-up, which always uses AdamW"
     )
     b_learning_rate_ratio: Agreed[float] = Field(
-        1.0, gt=0, description="LoRA+: peak rate of the B side over learning_rate, which the A side keeps"
+        1.0, gt=0, description="LoRA+: peak rate of the B side divided by learning_rate, the rate of the A side"
     )
     weight_decay: Agreed[float] = Field(0.0, ge=0, description="decoupled for adamw, L2 for sgd")
     momentum: Agreed[float] = Field(0.0, ge=0, lt=1, description="sgd only")
     schedule: Agreed[Literal["constant", "linear", "cosine"]] = Field(
-        "constant", description="over the whole run, not one round"
+        "constant", description="course of the learning rate over the whole run, not over one round"
     )
     warmup_fraction: Agreed[float] = Field(0.0, ge=0, lt=1, description="part of the whole run with a rising rate")
     max_grad_norm: Agreed[float | None] = Field(
         1.0, gt=0, description="clip the global gradient norm; 'none' in a recipe: off"
     )
-    proximal_mu: Agreed[float] = Field(0.0, ge=0, description="FedProx: μ/2·‖w − w_received‖² on what the server sent")
-    optimizer_state: Agreed[Literal["reset", "keep"]] = Field("reset", description="at a client, from round to round")
+    proximal_mu: Agreed[float] = Field(
+        0.0, ge=0, description="FedProx: add μ/2·‖w − w_received‖² to the loss, for received tensors"
+    )
+    optimizer_state: Agreed[Literal["reset", "keep"]] = Field(
+        "reset", description="reset or keep a client's optimiser state from round to round"
+    )
     group_by_length: Agreed[bool] = Field(
-        False, description="batches of rows of like length: less padding, but rows no longer meet at random"
+        False, description="batches of rows of similar length: less padding, but batches are no longer fully random"
     )
     trainer: Machine[Resolved[Literal["auto", "sequential", "cohort"]]] = Field(
         "auto", description="cohort: many clients in one pass, equal within rounding; auto: where the adapter allows it"
     )
     cohort_size: Machine[Resolved[int]] = Field(
-        0, ge=0, description="clients in one pass; 0: by compute.memory_budget and speed"
+        0, ge=0, description="clients in one pass; 0: chosen by compute.memory_budget and speed"
     )
     packing: Machine[Resolved[bool | None]] = Field(
         None, description="cohort: several texts in one row instead of padding; empty: where the model allows it"
@@ -74,7 +78,7 @@ class TrainingSettings(Settings):
         if self.local_steps and self.local_epochs:
             raise ValueError("give local_steps or local_epochs, not both")
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError("momentum goes with optimizer = 'sgd' only")
+            raise ValueError("momentum goes with optimizer = 'sgd' only: remove it, or set optimizer = 'sgd'")
         if self.trainer == "sequential" and (self.cohort_size or self.packing):
-            raise ValueError("cohort_size and packing do not go with trainer = 'sequential'")
+            raise ValueError("cohort_size and packing do not go with trainer = 'sequential': remove them")
         return self

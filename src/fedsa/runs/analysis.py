@@ -109,7 +109,7 @@ class Analysis:
 
 
 def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
-    """Return how alike the clients' tensors were as they ended their local training, before they were averaged.
+    """The similarity of the clients' tensors at the end of their local training, before they were averaged.
 
     Args:
         run: a finished run's folder.

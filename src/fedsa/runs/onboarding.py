@@ -83,7 +83,7 @@ class PersonalStates:
         self._ranks = client_ranks(self.recipe.adapter, list(self._about))
 
     def of(self, client: str) -> State:
-        """Return what a client would use: its own tensors and the server's.
+        """The tensors that a client would use: its own and the server's.
 
         Raises:
             RunFolderError: there is no such client, or its files are not there.
@@ -265,7 +265,7 @@ class Onboarding:
         )
 
     def _begin(self, client: str, start: Start) -> tuple[State, int]:
-        """Return what a client begins with, and from how many candidates it was chosen."""
+        """The tensors that a client begins with, and the number of candidates that they were chosen from."""
         federation, states = self._federation, self._states
         recipe, algorithm = federation.recipe, federation.algorithm
         initial = initial_of_client(

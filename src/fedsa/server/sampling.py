@@ -1,4 +1,4 @@
-"""Who trains in a round, who is evaluated, and who is held out of the federation."""
+"""Choosing clients: those that train in a round, are evaluated, or are held out of the federation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["held_out", "sample_clients", "sample_size"]
 
 
 def sample_clients(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, ...]:
-    """Return a part of the clients, drawn without replacement, in the order in which they are given."""
+    """A random part of the clients, drawn without replacement, in their given order."""
     count = sample_size(fraction, len(clients))
     if count == len(clients):
         return tuple(clients)
@@ -24,7 +24,7 @@ def sample_clients(clients: Sequence[str], fraction: float, seed: int) -> tuple[
 
 
 def held_out(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, ...]:
-    """Return the clients that are never in the federation, sorted: at least one of a fraction above 0.
+    """The clients that are never in the federation, sorted; at least one if the fraction is above 0.
 
     Args:
         clients: every client's id.
@@ -32,7 +32,7 @@ def held_out(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, .
         seed: the run's.
 
     Raises:
-        DataError: nobody would be left.
+        DataError: no client would be left for the federation.
     """
     if not fraction:
         return ()
@@ -46,7 +46,7 @@ def held_out(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, .
 
 
 def sample_size(fraction: float, clients: int) -> int:
-    """Return how many of ``clients`` train in a round: the nearest whole number (.5 goes up), and at least one.
+    """The number of clients that train in a round: the nearest whole number (.5 is rounded up), and at least one.
 
     >>> [sample_size(0.1, clients) for clients in (1, 14, 15, 25)]
     [1, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""The server's part of a round, as a state machine without I/O: an engine carries payloads and brings updates."""
+"""The server's part of a round, as a state machine without I/O; an engine carries payloads and updates."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ def received_by(
     steps: Chain = PLAIN,
     rank: int | None = None,
 ) -> State:
-    """Return the tensors that a client is sent of a server's state before it trains in a round.
+    """The tensors of a server's state that a client receives before it trains in a round.
 
     Args:
         algorithm: the method.
         state: the server's state.
-        client: its id; the method need not know it.
+        client: the client's id; the method need not know it.
         round: the round that begins.
         version: the newest version that the client holds.
-        steps: what happens to tensors on their way.
-        rank: the client's; None: the state's own.
+        steps: the changes to tensors between server and client.
+        rank: the client's rank; None: the rank of the state's tensors.
     """
     return steps.on_payload(ranked(algorithm.broadcast(state, client, round, version), rank))
 
 
 @final
 class Server:
-    """Who trains when, what each gets, and what becomes of the updates.
+    """The server of a federation: it samples clients, makes their payloads and combines their updates.
 
     Args:
         algorithm: the method.
         state: its server state.
         clients: every registered client's id.
-        seed: the run's; which clients are sampled depends on it and on the round alone.
+        seed: the run's seed; which clients are sampled depends only on it and on the round.
         fraction_train: part of the clients that trains in a round; at least one does.
         weighting: clients' weights in the average.
-        steps: what happens to payloads and updates on their way, and to the mean of the updates.
-        client_versions: client id to the newest version that it holds; who is not in it holds the initial state.
-        ranks: client id to its rank, where it is less than that of the state's tensors.
-        stateless: clients keep nothing between rounds, so each payload has all that is not initial.
+        steps: the changes to payloads, to updates, and to the mean of the updates.
+        client_versions: client id to the newest version that it holds; a missing client holds the initial state.
+        ranks: client id to its rank, if this is lower than the rank of the state's tensors.
+        stateless: clients keep nothing between rounds, so each payload has all tensors that changed since the start.
         quorum: an update that does not fit is left out, named in the round's record, as long as so many good ones come;
             None: it ends the round, as a simulation wants it, where it can only be a fault of the program.
 
     Raises:
-        ConfigError: a step does not go with the method, which would leave it out without a word.
+        ConfigError: a step cannot be used with the method; the method would ignore it silently.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Server:
         self._open: dict[str, int] = {}  # the round's clients, each with the bytes it was sent
 
     def sample(self, round: int) -> tuple[str, ...]:
-        """Return the clients that train in a round, sorted."""
+        """The clients that train in a round, sorted."""
         return sample_clients(self.clients, self._fraction, derive_seed(self._seed, "clients", round))
 
     def begin_round(self, round: int) -> Payloads:
@@ -110,7 +110,7 @@ class Server:
         return Payloads(round, self._open, sent)
 
     def payload(self, client: str, round: int) -> Payload:
-        """Return what a client would be sent before it trains in a round."""
+        """The payload of one client before it trains in a round; nothing is counted."""
         return self.payloads([client], round)[client]
 
     def payloads(
@@ -120,7 +120,7 @@ class Server:
         state: ServerState | None = None,
         client_versions: Mapping[str, int] | None = None,
     ) -> Payloads:
-        """Return what clients would be sent before a round; nothing is counted.
+        """The payloads of clients before a round; nothing is counted.
 
         Args:
             clients: ids.
@@ -183,7 +183,7 @@ class Server:
 
         arrivals = arriving()
         state = self._aggregated(arrivals, round)
-        for _ in arrivals:  # of a method that does not look at every update: the clients are to train all the same
+        for _ in arrivals:  # a method may not look at every update, but all clients must train
             pass
         if len(upload_bytes) < (self._quorum or 0):
             reasons = "; ".join(rejected.values()) or "the others did not come"
@@ -207,7 +207,7 @@ class Server:
         return record
 
     def _aggregated(self, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        """Return the state after a round: steps make the mean, unless the method needs each update by itself."""
+        """The state after a round: steps compute the mean, unless the method needs each single update."""
         if not self.algorithm.is_additive():
             return self.algorithm.aggregate(self.state, updates, round)
         mean, slots = self._steps.mean(updates, self.state, round, self._seed)
@@ -217,10 +217,10 @@ class Server:
         """Refuse an update that does not fit the round.
 
         Args:
-            update: as it came.
+            update: the update as it arrived.
             round: the open one.
-            planned: the server's values of what is sent in it.
-            seen: the clients whose updates came, in order.
+            planned: the server's values of the tensors that are sent in this round.
+            seen: the clients whose updates have arrived, in order.
         """
         last, whose = next(reversed(seen), ""), _name(update)
         if update.round != round:

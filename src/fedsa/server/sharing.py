@@ -13,7 +13,7 @@ __all__ = ["first_round"]
 
 
 def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int = 1) -> dict[str, Any]:
-    """Return what a client trains, sends and receives in round 1, as a run's summary tells it.
+    """The tensors that a client trains, sends and receives in round 1, as a run's summary shows them.
 
     Args:
         algorithm: the method.

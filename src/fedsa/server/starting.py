@@ -1,4 +1,4 @@
-"""A server is made from what was agreed upon: it needs no rows, no model, and values only where the method does."""
+"""A server is made from the agreement alone: no rows, no model, and values only if the method needs them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def server_of(
     """The server of a federation.
 
     Args:
-        agreement: what server and sites hold alike.
+        agreement: the settings and shapes that server and sites have in common.
         clients: every registered client's id.
         state: after the last finished round, or `Agreement.first_state`.
-        client_versions: client id to the newest version that it holds; who is not in it holds the initial state.
+        client_versions: client id to the newest version that it holds; a missing client holds the initial state.
         quorum: as for `Server`.
     """
     recipe = agreement.recipe

@@ -1,4 +1,4 @@
-"""The server's state on its way to a disk and back."""
+"""Saving and loading the server's state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ServerStore", "load_state", "save_state"]
 
 
 class ServerStore(Protocol):
-    """Where the server's state outlives a round. A run folder has one."""
+    """Storage for the server's state after each round. A run folder has one."""
 
     def save_server(
         self,
@@ -26,11 +26,11 @@ class ServerStore(Protocol):
         slots: Mapping[str, Tensor],
         about: Mapping[str, Any],
     ) -> None:
-        """Keep the state that a round left; ``client_versions`` is the newest version that each client holds."""
+        """Keep the state after a round; ``client_versions`` is the newest version that each client holds."""
         ...
 
     def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int], dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors, their versions, further tensors and further values after a round that is kept."""
+        """The tensors, their versions, further tensors and further values after a round that is kept."""
         ...
 
 
@@ -42,12 +42,12 @@ def save_state(store: ServerStore, round: int, state: ServerState, client_versio
 
 
 def load_state(store: ServerStore, round: int, first: ServerState | None = None) -> ServerState:
-    """Return the server's state as it was after a round > 0 that is kept.
+    """The server's state after a round > 0 that is kept.
 
     Args:
-        store: keeps it.
+        store: the storage.
         round: the round.
-        first: the state before the first round, where that has tensors without values.
+        first: the state before the first round, needed if it has tensors without values.
     """
     tensors, versions, slots, about = store.load_server(round)
     if first is not None:

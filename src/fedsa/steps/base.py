@@ -98,7 +98,7 @@ class Step:
         return type(self).__name__.lower()
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
-        """Return why it does not go with a method, or None if it does.
+        """Why the step cannot be used with a method; None if it can.
 
         Args:
             algorithm: the method.
@@ -143,7 +143,7 @@ class MeanStep(Step):
     """A step that makes something of the mean of a round's updates."""
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
-        """Return why it does not go with a method: the method must take a mean."""
+        """Why the step cannot be used with a method: the method must take a mean."""
         return algorithm.mean_refusal()
 
     def on_mean(self, mean: State, slots: Slots, context: MeanContext) -> tuple[State, Slots]:
@@ -164,7 +164,7 @@ class Reduction(Step):
     additive: ClassVar[bool] = False
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
-        """Return why it does not go with a method: the method must take a mean, which this can take the place of."""
+        """Why the step cannot be used with a method: the method must take a mean that the step can replace."""
         reason = algorithm.mean_refusal()
         if reason is None and mixed_ranks:
             return "clients of different ranks do not have the same numbers to compare: leave adapter.ranks out"

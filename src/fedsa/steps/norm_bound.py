@@ -42,7 +42,7 @@ class NormBound(Step):
         return "norm_bound"
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
-        """Return why it does not go with a method: there must be something that is sent."""
+        """Why the step cannot be used with a method: the method must send something."""
         return None if algorithm.sends() else "it sends nothing"
 
     def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:

@@ -55,7 +55,7 @@ class ServerOptimizer(MeanStep):
         return self.settings.optimizer
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
-        """Return why it does not go with a method: the method must average in place."""
+        """Why the optimiser cannot be used with a method: the method must average in place."""
         return algorithm.optimizer_refusal()
 
     def on_mean(self, mean: State, slots: Slots, context: MeanContext) -> tuple[State, Slots]:
@@ -81,7 +81,7 @@ class ServerOptimizer(MeanStep):
         return values, moments
 
     def _step(self, delta: Tensor, slots: Slots, key: Key) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what is added to a tensor's value, and its new moments, in float64."""
+        """The change of a tensor's value, and its new moments, in float64."""
         settings = self.settings
 
         def moment(name: str, start: float) -> Tensor:

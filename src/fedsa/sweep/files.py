@@ -141,7 +141,7 @@ def part_of_a_name(label: str) -> str:
 
 
 def repeated_labels(labels: Sequence[str]) -> list[str]:
-    """Return what to say of labels that would give one folder."""
+    """An error text for each label whose folder another label already has."""
     parts = [part_of_a_name(label).casefold() for label in labels]
     return [
         f"{label!r} is there twice, or another label differs from it in signs alone"

@@ -89,13 +89,13 @@ class Grid:
         return sorted(float(f"{rate:g}") for rate in self.file.rates)
 
     def recipe(self, cell: Cell) -> Recipe:
-        """Return what a cell's run is to be, with what only the run itself resolves left open."""
+        """The recipe of a cell's run; settings that only the run itself resolves are left open."""
         source, settings = self.groups[cell.group]
         data = apply_overrides(read_recipe(source)[0], [*settings, *cell.settings])
         return with_absolute_paths(parse_recipe(data, source=f"recipe {source}", checks=[check_algorithm, check_steps]))
 
     def arguments(self, cell: Cell, folder: Path) -> list[str]:
-        """Return what follows ``fedsa`` to start a cell's run."""
+        """The arguments after ``fedsa`` that start a cell's run."""
         source, settings = self.groups[cell.group]
         words = [word for setting in (*settings, *cell.settings) for word in ("--set", setting)]
         return ["run", source, "--out", str(folder), *words]

@@ -159,7 +159,7 @@ def _last_end(text: str) -> tuple[int | None, str]:
 
 
 def read_result(cell: Cell, grid: Grid, out: Path) -> Result | None:
-    """Return what a cell's run came to, or None where it is not there or not finished.
+    """The result of a cell's run; None if the run does not exist or is not finished.
 
     Raises:
         RunFolderError: the folder holds a run that is not what the sweep asks for, or is damaged.
@@ -196,7 +196,7 @@ def _claim(folder: Path) -> IO[bytes] | None:
 
 
 def _is_in_use(folder: Path) -> bool:
-    """Return whether a process writes a run that no sweep has started."""
+    """Whether a process is writing a run that no sweep has started."""
     if not (folder / ".lock").exists():
         return False
     try:
@@ -304,7 +304,7 @@ def run_sweep(
     run: bool = True,
     tell: Callable[[Results, Sequence[Child], Sequence[Cell]], None] = lambda results, children, waiting: None,
 ) -> dict[Cell, Result]:
-    """Return what every run came to, running those that are not finished. A run that fails does not stop the others.
+    """The results of all runs, after running those that are not finished. A failed run does not stop the others.
 
     A run on which another process works (of a sweep that was killed, or of a second one) is waited for; what it leaves
     unfinished is gone on with.

@@ -161,7 +161,7 @@ def _per_client(runs: Mapping[int, Result]) -> dict[int, dict[str, float]]:
 
 
 def _scale(runs: Mapping[int, Result]) -> str:
-    """Return what a row's runs trained: model, clients, rounds, rows, arithmetic."""
+    """A sentence on a row's runs: model, clients, rounds, rows, arithmetic."""
     run = next(iter(runs.values()))
     summary, recipe = run.summary, run.recipe
     if summary is None or recipe is None:

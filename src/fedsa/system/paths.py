@@ -77,12 +77,12 @@ def refuse_unwritable(path: Path, what: str, *, folder: bool = True) -> None:
 
 
 def is_about_files(error: OSError) -> bool:
-    """Return whether an error is the file system's, not the program's."""
+    """Whether an error comes from the file system, not from the program."""
     return error.errno in _ABOUT_FILES
 
 
 def told(error: OSError) -> str:
-    """Return what to tell the user of an error that `is_about_files`."""
+    """The message for the user about an error that `is_about_files`."""
     where = f": {error.filename}" if error.filename else ""
     if error.errno in _FULL:
         return f"the disk is full{where}; free some space, then repeat the command"

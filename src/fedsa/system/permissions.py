@@ -18,7 +18,7 @@ HOW_TO_ALLOW = f"if you trust that code, repeat the command with --allow-code (i
 
 
 def code_allowed() -> bool:
-    """Return whether the user allows code from the current folder and from model folders."""
+    """Whether the user allows code from the current folder and from model folders."""
     return os.environ.get(VARIABLE) == "1"
 
 

@@ -79,7 +79,7 @@ def right_places(
 
 
 def _kind(cells: Sequence[Any], rows: IntArray, column: str) -> type:
-    """Return what all answers are: bool, int (whole floats too) or str.
+    """The one type of all answers: bool, int (also for whole floats) or str.
 
     Raises:
         DataError: one is anything else, or they are of several kinds.
@@ -103,7 +103,7 @@ def _kind(cells: Sequence[Any], rows: IntArray, column: str) -> type:
 
 
 def _readings(kind: type, first_choice: int) -> dict[str, _Reading]:
-    """Return how answers of a kind can be read, what is preferred first; a place outside the choices: not so."""
+    """The possible readings of answers of a type, the preferred first; a place outside the choices means no reading."""
     by_number: _Reading = lambda _, cell: int(cell) - first_choice  # noqa: E731
     if kind is bool:
         return {_TRUTH: _truth}

@@ -85,7 +85,7 @@ class Task(ABC):
 
     @abstractmethod
     def model_options(self) -> dict[str, Any]:
-        """Return what the base model's config needs to know of the task (numbers and names of classes, say)."""
+        """The settings of the base model's config that depend on the task (for example number and names of classes)."""
 
     def fitted(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Task:
         """Return the task as it is with a base model: itself, or a copy that knows what it needs of the model."""
@@ -114,7 +114,7 @@ class Task(ABC):
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return what the model says of each row of a batch, first dimension the row, float32."""
+        """The model's outputs for the rows of a batch; the first dimension is the row, float32."""
 
     def training_items(self, encoded: Encoded, rows: IntArray) -> IntArray:
         """Return the items that are trained of ``rows``, row by row: the rows themselves.
@@ -135,7 +135,7 @@ class Task(ABC):
         raise NotImplementedError
 
     def generate(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return what the model writes on a batch of prompts, shape (rows, most tokens), padded."""
+        """The tokens that the model writes on a batch of prompts, shape (rows, most tokens), padded."""
         raise NotImplementedError
 
     @abstractmethod
@@ -152,7 +152,7 @@ class Task(ABC):
         """
 
     def sampling(self, encoded: Encoded) -> tuple[Task, Encoded] | None:
-        """Return how some rows are shown with what the model writes: a task that writes, and the rows as it takes them.
+        """A task that shows some rows with the model's text, and the rows in that task's encoding.
 
         The task has `prompts`, `generate` and `samples`, even where its figures are of something else. Where it
         `generates`, what is shown is what the figures are made of.

@@ -65,7 +65,7 @@ class _Decoding(Task):
         return fitted
 
     def beginnings(self, encoded: SequenceRows) -> IntArray:
-        """Return of each row how many tokens of it the model is given to go on from, shape (rows,)."""
+        """The number of each row's tokens that the model gets as the beginning of its text, shape (rows,)."""
         raise NotImplementedError
 
     def sampling(self, encoded: Encoded) -> tuple[Task, Encoded] | None:
@@ -81,7 +81,7 @@ class _Decoding(Task):
         return rows + len(encoded.labels)
 
     def generate(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return what the model writes, greedily, shape (rows, ``max_new_tokens``), padded.
+        """The tokens that the model writes by greedy decoding, shape (rows, ``max_new_tokens``), padded.
 
         It writes no more than the model takes beside the longest prompt.
         """

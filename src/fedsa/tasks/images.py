@@ -201,7 +201,7 @@ class ImageClassification(ClassTask):
         return {"pixels": pixels, "deep": deep}
 
     def _open(self, row: int, image: bytes, table: Dataset) -> tuple[Any, bool]:
-        """Return what `opened` makes of a row's file.
+        """The picture in a row's file, as `opened` reads it.
 
         Raises:
             DataError: it is no picture, a damaged one, or one too large to be opened safely.
@@ -261,7 +261,7 @@ def _notes(deep: npt.NDArray[np.uint8]) -> tuple[str, ...]:
 
 
 def _normalisation(processor: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return what a processor multiplies bytes by and what it adds, each of shape (3, 1, 1)."""
+    """The factor and the offset that a processor applies to bytes, each of shape (3, 1, 1)."""
     scale = processor.rescale_factor if processor.do_rescale else 1.0
     means, deviations = (
         (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)

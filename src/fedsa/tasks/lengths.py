@@ -121,7 +121,7 @@ def unread_rows(
 def whole_lengths(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]], columns: Sequence[Sequence[str]], longest: int
 ) -> IntArray:
-    """Return how many tokens each row has before it is cut. Rows that were cut are tokenised once more.
+    """The number of tokens of each row before it is cut. Rows that were cut are tokenised once more.
 
     Args:
         tokenizer: the base model's.
@@ -139,7 +139,7 @@ def whole_lengths(
 
 
 def raise_length(longest: int, limit: int | None) -> str:
-    """Return what a user can do where rows are longer than ``longest`` and the model takes ``limit`` tokens."""
+    """Advice for rows longer than ``longest``, with a model that accepts ``limit`` tokens."""
     if limit is not None and longest >= limit:
         return "the model takes no more"
     most = f" (the model takes {limit:,})" if limit is not None and limit < 10**6 else ""
@@ -147,7 +147,7 @@ def raise_length(longest: int, limit: int | None) -> str:
 
 
 def told(whole: npt.NDArray[Any], longest: int) -> str:
-    """Return how many rows are longer than ``longest``; nothing where none is.
+    """A sentence that counts the rows longer than ``longest``; empty if there are none.
 
     >>> told(np.array([3, 1430, 129]), 128)
     '2 of 3 rows are longer than 128 tokens (longest 1,430)'

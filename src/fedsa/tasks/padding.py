@@ -19,7 +19,7 @@ _WIDTH = 8  # batches are as wide as a multiple of this: kernels are compiled, a
 
 
 def width_of(longest: int, limit: int | None) -> int:
-    """Return how wide a batch is made whose longest row has ``longest`` tokens.
+    """The padded width of a batch with ``longest`` tokens in its longest row.
 
     Args:
         longest: in tokens.

@@ -80,7 +80,7 @@ class ContextRows:
         return digest.hexdigest()
 
     def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
-        """Return what `TokenRows` gives of some windows; ``labels`` has shape (windows, 2)."""
+        """The inputs of some windows, as from `TokenRows`; ``labels`` has shape (windows, 2)."""
         return self.windows.batch(rows)
 
     def windows_of(self, rows: IntArray) -> IntArray:
@@ -143,7 +143,7 @@ class QuestionAnswering(Task):
         return cls(question, context, settings.answer or "", **{name: getattr(settings, name) for name in named})
 
     def model_options(self) -> dict[str, Any]:
-        """Return that the model says two numbers of each token."""
+        """The model has two outputs for each token."""
         return {"num_labels": 2}
 
     def encode(

@@ -43,7 +43,7 @@ class NumberRows(BesideTokens):
         return hashlib.sha256(self.texts.fingerprint().encode() + self.numbers.astype("<f8").tobytes()).hexdigest()
 
     def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
-        """Return what `TokenRows` gives, with the numbers as ``labels``, float32."""
+        """The inputs of some rows, as from `TokenRows`, with the numbers as ``labels``, float32."""
         return {**self.texts.batch(rows), "labels": torch.from_numpy(self.numbers[np.asarray(rows)]).float()}
 
 
@@ -75,7 +75,7 @@ class Regression(Task):
         return cls(tuple(settings.text_columns), settings.answer or "", settings.max_length)
 
     def model_options(self) -> dict[str, Any]:
-        """Return that the model has one output."""
+        """The model has one output."""
         return {"num_labels": 1, "problem_type": "regression"}
 
     def fitted(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Regression:

@@ -96,7 +96,7 @@ class SequenceRows:
         return digest.hexdigest()
 
     def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return what a model wrote, or should have written, as texts: each up to its first end token.
+        """The texts of tokens that a model wrote, or should have written: each up to its first end token.
 
         What a chat template puts around an answer (an empty thought, say) is not part of it.
         """
@@ -287,7 +287,7 @@ class Writer:
         return [] if self._template is None else self._fronts([self._template.format_map(_Anything())])[0]
 
     def _fixed(self, front: Sequence[int]) -> tuple[int, int]:
-        """Return how many tokens at the beginning and at the end of a prompt are the template's own."""
+        """The numbers of the template's own tokens at the beginning and at the end of a prompt."""
         probe = self._probe
         most = min(len(probe), len(front))
         head = next((place for place in range(most) if probe[place] != front[place]), most)
@@ -426,7 +426,7 @@ def parts_of(table: Dataset, rows: IntArray) -> Iterator[tuple[IntArray, list[di
 
 
 def tokens_with_places(tokenizer: PreTrainedTokenizerBase, *texts: list[str], **options: Any) -> BatchEncoding:
-    """Return what a tokenizer makes of texts, with ``offset_mapping``: where in its text each token is.
+    """The encoding of texts, with ``offset_mapping``: the place of each token in its text.
 
     Args:
         tokenizer: the base model's.

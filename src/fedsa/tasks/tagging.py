@@ -49,7 +49,7 @@ class TaggedRows(BesideTokens):
         return hashlib.sha256(self.texts.fingerprint().encode() + self.tags.astype("<i8").tobytes()).hexdigest()
 
     def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
-        """Return what `TokenRows` gives, with each token's tag as ``labels``, shape (rows, tokens)."""
+        """The inputs of some rows, as from `TokenRows`, with each token's tag as ``labels``, shape (rows, tokens)."""
         batch, rows = self.texts.batch(rows), np.asarray(rows)
         starts, ends = self.texts.offsets[rows], self.texts.offsets[rows + 1]
         width = batch["input_ids"].shape[1]

@@ -246,7 +246,7 @@ class _World:
         return updates
 
     def personal(self, client: str, round: int, state: ServerState | None = None) -> State:
-        """Return what a client would use after a round."""
+        """The tensors that a client would use after a round."""
         initial = ranked(self.initial, self.case.ranks.get(client))
         own = self.states.load_client(client, round)
         version = own.version if own else 0

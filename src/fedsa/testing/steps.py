@@ -53,13 +53,13 @@ def _learned(seed: int, client: str) -> dict[Key, Tensor]:
 
 
 def _sent(step: Step, seed: int, client: str) -> tuple[State, Slots]:
-    """Return what a client sends in its first round, and what it keeps."""
+    """The tensors that a client sends in its first round, and the slots that it keeps."""
     tensors, before = _learned(seed, client), _server(seed).tensors
     return Chain((step,)).on_client(tensors, {}, client=client, round=1, before=before, seed=seed)
 
 
 def _mean(step: Step, seed: int, sent: Mapping[str, State], *, order: Sequence[str] = tuple(LEARNED)) -> State:
-    """Return what a method gets as the mean of what clients sent."""
+    """The mean of the updates, as a method gets it."""
     chain, state = Chain((step,)), _server(seed)
 
     def arriving() -> Iterator[tuple[Update, int]]:

@@ -9,7 +9,7 @@ __all__ = ["parsed_json"]
 
 
 def parsed_json(text: str | bytes) -> Any:
-    """Return what a JSON text holds.
+    """The content of a JSON text.
 
     Raises:
         ValueError: it is not JSON, or nested too deeply.

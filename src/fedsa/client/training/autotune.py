@@ -113,7 +113,7 @@ def _cohort_size(
 
 
 def clients_until_saturated(tokens: float, device: str) -> int:
-    """Return how many clients make a pass large enough, if more make it no faster.
+    """The number of clients that fill a pass; with more clients it is not faster.
 
     Args:
         tokens: of one client's batch.
@@ -123,7 +123,7 @@ def clients_until_saturated(tokens: float, device: str) -> int:
 
 
 def bytes_of_a_parameter(settings: TrainingSettings, dtype: torch.dtype) -> int:
-    """Return what a client's trained parameter takes in a cohort.
+    """The bytes that a client's trained parameter needs in a cohort.
 
     In fp32 its value, gradient and the optimiser's state (AdamW's two moments, SGD's one with momentum); value and
     gradient again in what the layers compute in.
@@ -154,7 +154,7 @@ def _batch(model: AdaptedModel, encoded: Encoded, rows: IntArray, *, pack: bool)
 
 
 def packing_obstacle(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray) -> str | None:
-    """Return why texts cannot be packed, or None: the layers must give each token what they give it in padded rows.
+    """Why texts cannot be packed; None if they can: layers must give each token the same value as in padded rows.
 
     It is tried out, on the longest rows and some others.
     """
@@ -191,7 +191,7 @@ def _shortest(encoded: Encoded, rows: IntArray, count: int) -> IntArray:
 
 
 def stacking_obstacle(model: AdaptedModel, task: Task, encoded: Encoded, rows: IntArray) -> str | None:
-    """Return why many clients cannot go through the model at once, or None.
+    """Why many clients cannot go through the model in one pass; None if they can.
 
     It is tried out: two clients with tensors of their own must get together what each gets alone.
     """

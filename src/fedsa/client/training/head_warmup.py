@@ -69,7 +69,7 @@ def warm_up(
 
 
 def obstacle(model: AdaptedModel, task: Task) -> str | None:
-    """Return why the model's head cannot be fitted alone, or None."""
+    """Why the model's head cannot be fitted alone; None if it can."""
     base: Any = model.model.get_base_model()
     if not task.has_head:
         return "the task has no head of its own"

@@ -114,7 +114,7 @@ def highest_rate(keys: Iterable[Key], settings: TrainingSettings, setting: str =
 
 
 def own_part(job: Job, key: Key, value: Tensor) -> Tensor:
-    """Return what of a tensor of the model's shape is the client's own, where its rank is lower; the rest is zero."""
+    """The client's part of a tensor of the model's shape, if the client's rank is lower; the rest of it is zero."""
     return cropped(value, job.tensors[key].shape)
 
 

@@ -68,7 +68,7 @@ def base_of(
     *,
     copy: bool | None = None,
 ) -> Base:
-    """Return how adapters name their base model; writes a copy into ``to / "base"`` where they need one.
+    """The base model as adapters name it; writes a copy into ``to / "base"`` if one is needed.
 
     Args:
         settings: the run's ``[model]``.

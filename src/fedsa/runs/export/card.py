@@ -57,7 +57,7 @@ def score_of(summary: Mapping[str, Any], client: str, round: str) -> str:
 
 
 def weights_note(algorithm: Algorithm) -> str:
-    """Return what a card adds to a score where it was measured with weights that no file can hold."""
+    """The words that a card adds to a score that was measured with weights which no file can hold."""
     if not algorithm.references:
         return ""
     return (

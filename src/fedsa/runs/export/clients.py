@@ -40,7 +40,7 @@ _WRITING = ("generation", "multiple_choice", "language_modeling")
 
 
 def personal_state(folder: RunFolder, algorithm: Algorithm, client: str, round: int) -> State:
-    """Return what a client would use after a round: its own tensors and the server's.
+    """The tensors that a client would use after a round: its own and the server's.
 
     Args:
         folder: the run.

@@ -144,7 +144,7 @@ def _render(
 
 
 def _safe(value: Any) -> Any:
-    """Return what stands in the page for a value: texts without control characters; drawings as they are."""
+    """A value for the page: texts without control characters, drawings unchanged."""
     return for_html(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -177,7 +177,7 @@ def _titles(summary: Table) -> list[tuple[str, str]]:
 
 
 def _test_rows(summary: Table) -> int:
-    """Return how many test rows the clients of the federation have."""
+    """The number of test rows of the federation's clients."""
     return sum(client.get("test_examples", 0) for client in summary["per_client"].values())
 
 

@@ -164,7 +164,7 @@ def draw_trend(means: Iterable[Mapping[str, Any]]) -> Figure:
 
 
 def draw_dendrogram(similarity: Matrix, labels: Matrix, clients: Sequence[str], factor: str) -> Figure:
-    """Return who resembles whom: clients clustered by 1 − similarity (average linkage), beside their label mixes.
+    """A dendrogram of the clients by 1 − similarity (average linkage), beside their label distributions.
 
     Args:
         similarity: of a factor's tensors.
