@@ -159,12 +159,14 @@ class Payload:
         round: the round it belongs to, counted from 1.
         version: the server's version that the tensors bring the client to: the number of rounds that have ended.
         tensors: every received tensor that is newer than what the client holds, in the dtype of the wire.
+        held: the version that the client is known to hold: a client of an older one could not use the tensors.
     """
 
     client: str
     round: int
     version: int
     tensors: State
+    held: int = 0
 
 
 class Payloads(Mapping[str, Payload]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fedsa.deploy.site import AGREEMENT, SiteProgram, open_site
 from fedsa.engines.deployed import open_server_folder, run_id_of, serve
 from fedsa.engines.remote import Exchange, RemoteFleet
 from fedsa.errors import ConfigError, ProtocolError, RunFolderError, UserError
-from fedsa.messages import decode
+from fedsa.messages import Message, decode, encode
 from fedsa.recipe import Recipe
 from fedsa.store import FinishedRun, RunFolder
 
@@ -186,6 +187,53 @@ def test_a_server_that_was_cut_off_goes_on_to_the_same_bytes_and_nobody_trains_t
         program.close()
     rounds = [entry["round"] for entry in sent_messages(tmp_path / "sites" / "north") if entry.get("tensors")]
     assert rounds == [1, 2, 3], "what is asked again is sent again, not trained again"
+
+
+def test_a_site_that_has_lost_its_states_or_has_an_old_copy_is_told_so(
+    tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Its A would be incomplete, and its B anew: without a word, its client would be another one."""
+    prepare(tiny_recipe(*SETTINGS), tmp_path / "sites", SITES)
+    programs = {site: open_site(tmp_path / "sites" / site) for site in SITES}
+    copies: dict[int, Path] = {}
+    whole = exchange_with(programs)
+
+    def losing(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+        asked = decode(requests["north"])
+        if asked.about.get("do") == "train":
+            programs["north"].states.settle()
+            copies[asked.round] = tmp_path / f"copy-{asked.round}"
+            shutil.copytree(tmp_path / "sites" / "north" / "states", copies[asked.round])
+        if (asked.round, asked.about.get("do")) == (3, "train"):
+            raise CutError
+        yield from whole(requests, deadline)
+
+    with pytest.raises(CutError):
+        run_over(tmp_path / "sites", tmp_path / "out", losing)
+    for program in programs.values():
+        program.close()
+    for number, what in ((1, "is gone"), (2, "is an old copy")):
+        shutil.rmtree(tmp_path / "sites" / "north" / "states")
+        shutil.copytree(copies[number], tmp_path / "sites" / "north" / "states")
+        programs = {site: open_site(tmp_path / "sites" / site) for site in SITES}
+        with pytest.raises(ProtocolError, match=f"north: it refuses: the state of client 'site 0' {what}"):
+            run_over(tmp_path / "sites", tmp_path / "out", exchange_with(programs))
+        for program in programs.values():
+            program.close()
+
+
+def test_a_round_that_is_over_is_not_trained_again(deployed: Deployed) -> None:
+    """A message of the first round, sent again at the end, would end all that came after it."""
+    north = deployed.programs["north"]
+    client = north.federation.clients[0]
+    before = north.states.load_client(client, 3)
+    about = {"do": "train", "versions": {client: 0}, "held": {client: 0}, "keep": [0]}
+    run = run_id_of(deployed.programs["north"].agreement, SITES)
+    answer = decode(north.handle(encode(Message("step", run, 1, about, {client: {}}))))
+    assert answer.kind == "refuse"
+    assert "has trained round 3 here: round 1 is over" in answer.about["why"]
+    after = north.states.load_client(client, 3)
+    assert all(torch.equal(after.tensors[key], value) for key, value in before.tensors.items())
 
 
 def test_another_run_is_refused(deployed: Deployed) -> None:

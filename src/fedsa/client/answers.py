@@ -85,12 +85,35 @@ class Answers:
         if unknown:
             raise ProtocolError(f"this site has no client {unknown[0]!r}")
         payloads = _payloads(message)
+        self._check_states(message)
         self._site.states.prune(_kept_rounds(message))
         if message.about.get("do") == "train":
             return self._trained(payloads)
         if message.about.get("do") == "evaluate":
             return self._measured(payloads, message.about)
         raise ProtocolError("a step that says neither train nor evaluate")
+
+    def _check_states(self, message: Message) -> None:
+        """Refuse a step that the clients' states here do not fit: lost ones, an old copy, or a round that is over.
+
+        Raises:
+            ProtocolError: whose state, and what to do.
+        """
+        held, states = message.about.get("held"), self._site.states
+        if not isinstance(held, dict) or any(type(held.get(client)) is not int for client in message.states):
+            raise ProtocolError("a step that does not say the version that its clients hold")
+        for client in message.states:
+            last = states.last_round(client)
+            if message.about.get("do") == "train" and last > message.round:
+                raise ProtocolError(f"client {client!r} has trained round {last} here: round {message.round} is over")
+            state = states.load_client(client, message.round - 1)
+            version = state.version if state else 0
+            if version < held[client]:
+                what = "an old copy" if state else "gone"
+                raise ProtocolError(
+                    f"the state of client {client!r} is {what} (version {version}, the server knows of "
+                    f"{held[client]}): its site puts its folder back from a newer copy"
+                )
 
     def _ready(self, about: Mapping[str, Any]) -> Message:
         """Say who is here; with the initial tensors, where the server wants their values."""

@@ -34,6 +34,10 @@ class ClientStates(Protocol):
         """Return the state as it was after ``round``, or None if the client had not trained by then."""
         ...
 
+    def last_round(self, client: str) -> int:
+        """Return the last round that a client has trained in; 0: none."""
+        ...
+
     def save_client(self, client: str, round: int, state: ClientState) -> None:
         """Keep the state that ``round`` left; it may be changed afterwards."""
         ...

@@ -182,7 +182,8 @@ class RemoteFleet:
             made = {client: payloads[client] for client in clients}
             versions = {client: payload.version for client, payload in made.items()}
             states = {client: payload.tensors for client, payload in made.items()}
-            said = {**about, "versions": versions, "keep": kept}
+            held = {client: payload.held for client, payload in made.items()}
+            said = {**about, "versions": versions, "held": held, "keep": kept}
             requests[site] = encode(Message("step", self.run, payloads.round, said, states))
         while requests:
             reasons: dict[str, str] = {}

@@ -140,7 +140,7 @@ class Server:
                 steps=self._steps,
                 rank=self._ranks.get(client),
             )
-            return Payload(client, round, round - 1, tensors)
+            return Payload(client, round, round - 1, tensors, held=versions.get(client, 0))
 
         return Payloads(round, clients, made)
 

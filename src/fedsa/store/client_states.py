@@ -116,6 +116,10 @@ class ClientStateFiles:
         self._require_known(client)
         return self._reads.get((client, round), self._read)
 
+    def last_round(self, client: str) -> int:
+        """Return the last round whose state of a client is kept; 0: there is none."""
+        return max(self._kept.get(client, []), default=0)
+
     def load_ahead(self, clients: Iterable[str], round: int) -> None:
         """Begin to read the states that `load_client` will be asked for, in this order, a few at a time."""
         self._reads.expect(((client, round) for client in clients if client in self._kept), self._read)

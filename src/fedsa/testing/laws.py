@@ -167,6 +167,9 @@ class _States:
     def save_personal(self, client: str, round: int, tensors: State) -> None:
         raise NotImplementedError("every client keeps its state here")
 
+    def last_round(self, client: str) -> int:
+        return max(self._states.get(client, {}), default=0)
+
     def prune(self, rounds: Collection[int]) -> None:
         pass
 
