@@ -145,6 +145,27 @@ def test_a_site_has_no_other_clients_rows(deployed: Deployed, tiny_run: Callable
         assert len(own.table) == held < len(whole.table)
 
 
+def test_a_site_is_told_nothing_of_the_results_of_others(deployed: Deployed) -> None:
+    told: dict[str, Any] = {}
+
+    def listen(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+        for site, data in requests.items():
+            message = decode(data)
+            if message.kind == "finish":
+                told[site] = message.about["summary"]
+            yield site, deployed.programs[site].handle(data)
+
+    agreement = Agreement.read(deployed.sites / "north" / AGREEMENT)
+    fleet = RemoteFleet(listen, SITES, run_id_of(agreement, SITES))
+    fleet.set_up(agreement)
+    fleet.finish(deployed.summary)
+    for site in SITES:
+        assert told[site]["test"].keys() == {"round", "after"}
+        others = {*fleet.clients} - {*deployed.programs[site].federation.clients}
+        assert others
+        assert not any(client in json.dumps(told[site]) for client in others)
+
+
 def test_a_finished_run_is_there_without_asking_anybody(deployed: Deployed) -> None:
     assert run_over(deployed.sites, deployed.out, _nobody) == deployed.summary
 
@@ -241,6 +262,19 @@ def test_another_run_is_refused(deployed: Deployed) -> None:
     fleet = RemoteFleet(exchange_with(deployed.programs), SITES, "f" * 32)
     with pytest.raises(ProtocolError, match=r"site 'north' cannot take part: .*another run"):
         fleet.set_up(agreement)
+
+
+def test_what_is_wrong_with_a_sites_own_files_does_not_leave_it(
+    deployed: Deployed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    north = deployed.programs["north"]
+    (tmp_path / "run.json").write_text("{", encoding="utf-8")
+    program = SiteProgram(tmp_path, north.agreement, north.federation)
+    answer = decode(program.handle(encode(Message("setup", "f" * 32, 0))))
+    assert (answer.kind, answer.about) == ("refuse", {"why": "it cannot take part: its own log says why"})
+    assert str(tmp_path / "run.json") in capsys.readouterr().err
+    (entry,) = sent_messages(tmp_path)
+    assert (entry["kind"], entry["about"]) == ("refuse", dict(answer.about)), "it has left, so it is in the list"
 
 
 def test_another_agreement_is_refused_on_both_sides(deployed: Deployed, tmp_path: Path) -> None:

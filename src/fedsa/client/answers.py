@@ -15,7 +15,7 @@ from fedsa.types import SPLITS, Payload, Payloads, Side
 if TYPE_CHECKING:
     from fedsa.types import State
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "refusal"]
 
 
 @final
@@ -64,14 +64,7 @@ class Answers:
         return content
 
     def _refusal(self, round: int, why: str) -> bytes:
-        """Return a refusal, once it is in the list of what has left; where that cannot be written, it says just so."""
-        message = Message("refuse", self._run, round, {"why": why})
-        content = encode(message)
-        try:
-            self._sent.list_only(message, content)
-        except FedsaError:
-            return encode(Message("refuse", self._run, round, {"why": "the site cannot write to its disk"}))
-        return content
+        return refusal(lambda: self._sent, self._run, round, why)
 
     def _answer(self, message: Message) -> Message:
         if message.kind == "setup":
@@ -150,6 +143,24 @@ class Answers:
         metrics = dict(self._site.evaluate(payloads, split, moment))
         self._site.states.settle()
         return Message("update", self._run, payloads.round, {"metrics": metrics})
+
+
+def refusal(sent: Callable[[], SentAnswers], run: str, round: int, why: str) -> bytes:
+    """A refusal that is in the list of what has left; where that cannot be written, it says just so.
+
+    Args:
+        sent: opens the list.
+        run: the run's id.
+        round: the round that the refused message belongs to.
+        why: the reason, which the server reads.
+    """
+    message = Message("refuse", run, round, {"why": why})
+    content = encode(message)
+    try:
+        sent().list_only(message, content)
+    except FedsaError:
+        return encode(Message("refuse", run, round, {"why": "the site cannot write to its disk"}))
+    return content
 
 
 def _kept_rounds(message: Message) -> set[int]:

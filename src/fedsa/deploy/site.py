@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from fedsa.agreement import Agreement
-from fedsa.client.answers import Answers
+from fedsa.client.answers import Answers, refusal
 from fedsa.client.sent import SentAnswers
 from fedsa.deploy.worker import SOCKET, serve
 from fedsa.errors import FedsaError, ProtocolError, RunFolderError, UserError
-from fedsa.messages import Message, decode, encode
+from fedsa.messages import decode
 from fedsa.store.client_states import open_states_of_site
 from fedsa.store.files import write_atomically
 from fedsa.texts.json_text import parsed_json
@@ -130,8 +130,11 @@ class SiteProgram:
             if self._answers is None:
                 run = decode(data).run
                 self._answers = self._begin(run)
+        except ProtocolError as error:
+            return _refusal(self.folder, run, str(error))
         except FedsaError as error:
-            return encode(Message("refuse", run, 0, {"why": str(error)}))
+            print(error, file=sys.stderr, flush=True)
+            return _refusal(self.folder, run, _OWN_LOG)
         return self._answers.handle(data)
 
     def close(self) -> None:
@@ -162,6 +165,14 @@ class SiteProgram:
         return Answers(site, run, self.agreement.fingerprint(), sent, on_finish=finish)
 
 
+_OWN_LOG = "it cannot take part: its own log says why"  # the reason may have something of its rows or paths
+
+
+def _refusal(folder: Path, run: str, why: str) -> bytes:
+    """The refusal of a site that takes no part in a run."""
+    return refusal(lambda: SentAnswers(folder, folder.name), run, 0, why)
+
+
 def main() -> None:
     """Answer messages until the process is ended. A mistake of the user's is told to the server too, in a word."""
     folder = Path(sys.argv[1])
@@ -171,8 +182,7 @@ def main() -> None:
         print(error, file=sys.stderr, flush=True)
 
         def handle(data: bytes) -> bytes:
-            why = "it cannot take part: its own log says why"  # the reason may have something of its rows
-            return encode(Message("refuse", decode(data).run, 0, {"why": why}))
+            return _refusal(folder, decode(data).run, _OWN_LOG)
 
     serve(handle, Path(os.environ[SOCKET]))
 

@@ -152,7 +152,11 @@ class RemoteFleet:
         Args:
             summary: the run's; of its results over all clients a site is told none.
         """
-        shared = {name: value for name, value in summary.items() if name not in ("per_client", "notes")}
+        shared = {
+            name: {key: value[key] for key in ("round", "after")} if _is_test(name, value) else value
+            for name, value in summary.items()
+            if name not in ("per_client", "notes")
+        }
         requests = {}
         for site in self.sites:
             own = {client: entry for client, entry in summary["per_client"].items() if self._homes[client] == site}
@@ -234,6 +238,11 @@ class RemoteFleet:
                 yield site, None, f"it has answered with {message.kind!r} of round {message.round}"
             else:
                 yield site, message, ""
+
+
+def _is_test(name: str, value: Any) -> bool:
+    """Whether an entry of a summary has the statistics of a test over all clients."""
+    return name.startswith("test") and isinstance(value, dict)
 
 
 def _examples(site: str, answer: Message) -> Mapping[str, Mapping[str, int]]:
