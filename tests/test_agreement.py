@@ -110,8 +110,8 @@ def test_a_base_of_few_bits_is_not_compared(agreement: Agreement) -> None:
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "no agreement of format 1"),
-        ('{"format": 2}', "no agreement of format 1"),
+        ("[]", "not an agreement of format 1"),
+        ('{"format": 2}', "not an agreement of format 1"),
         ('{"format": 1}', "settings: is missing"),
         ('{"format": 1, "adapter": {"tensors": {"layer": {"shape": [2]}}}}', "not a tensor key: 'layer'"),
     ],

@@ -205,7 +205,9 @@ class Agreement(_Part):
             raise UserError(f"{source} is not JSON: take the file as it was written") from None
         version = data.pop("format", None) if isinstance(data, dict) else None
         if version != _FORMAT:
-            raise UserError(f"{source} is no agreement of format {_FORMAT}: write it anew with this version of fedsa")
+            raise UserError(
+                f"{source} is not an agreement of format {_FORMAT}: write it again with this version of fedsa"
+            )
         try:
             return cls.model_validate(data)
         except ValidationError as error:

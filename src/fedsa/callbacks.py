@@ -1,4 +1,4 @@
-"""The one door for listeners: progress displays, TensorBoard, any other tracker."""
+"""Callbacks: listeners such as progress displays, TensorBoard or any other tracker."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["CALLBACKS", "Callback", "TensorBoard", "check_callbacks", "make_call
 
 
 class Callback:
-    """A listener. Override what you need; every method does nothing by default and must not change what it is given."""
+    """A listener. Override the methods you need; by default they do nothing. They must not change their arguments."""
 
     def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
-        """The run starts, or goes on after ``finished_rounds``."""
+        """The run starts, or continues after ``finished_rounds``."""
 
     def on_round_begin(self, round: int, clients: Sequence[str]) -> None:
         """A round begins, in which ``clients`` train; round 0 is the evaluation before any training."""
@@ -27,9 +27,9 @@ class Callback:
         """A client has finished its local training (``loss``, ``steps``, ``seconds``)."""
 
     def on_client_evaluated(self, round: int, split: str, client: str, metrics: Mapping[str, float]) -> None:
-        """A client was measured with what ``round`` left it, on ``validation`` after the round or ``test`` at the end.
+        """A client was evaluated with its tensors of ``round``, on ``validation`` after it or ``test`` at the end.
 
-        It may be told more than once for a round, where clients are measured at several moments.
+        It may be called more than once for a round, if clients are evaluated at several moments.
         """
 
     def on_round_end(
@@ -39,8 +39,8 @@ class Callback:
 
         Args:
             round: its number; 0 is the evaluation before any training.
-            lines: what ``metrics.jsonl`` got: one for each client that trained or was evaluated.
-            validation: mean figures over the clients that were evaluated, or None if the round was not.
+            lines: the new lines of ``metrics.jsonl``: one for each client that trained or was evaluated.
+            validation: mean figures over the clients that were evaluated; None if the round was not evaluated.
         """
 
     def on_run_end(self, summary: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
-        """Open the log; after a resume, hide what an interrupted round wrote."""
+        """Open the log; after a resume, hide the values of an interrupted round."""
         self._writer = self._make(str(run / "tensorboard"), purge_step=finished_rounds + 1)
 
     def on_round_end(
@@ -91,20 +91,20 @@ CALLBACKS: dict[str, type[Callback]] = {"tensorboard": TensorBoard}
 
 
 def make_callbacks(names: Sequence[str]) -> list[Callback]:
-    """Return the callbacks of a recipe.
+    """The callbacks of a recipe.
 
     Args:
-        names: of `CALLBACKS`, or ``package.module:Class``.
+        names: names of `CALLBACKS`, or ``package.module:Class``.
 
     Raises:
-        UserError: there is none of that name.
-        MissingExtraError: it needs an extra that is not installed.
+        UserError: there is no callback of a name.
+        MissingExtraError: a callback needs an extra that is not installed.
     """
     return [_find(name)() for name in names]
 
 
 def check_callbacks(data: Mapping[str, Any]) -> list[Mistake]:
-    """Return the mistakes in a recipe's raw data about its callbacks."""
+    """The mistakes in a recipe's raw data about its callbacks."""
     names = data.get("callbacks", [])
     mistakes = []
     for name in names if isinstance(names, list) else []:

@@ -4,7 +4,7 @@ FedsaError                  exit 1: something failed that the user could not hav
 ├── TrainingError           a client's training or evaluation went wrong (loss not finite, out of memory)
 ├── FetchError              a packaged part could not be fetched
 ├── ProtocolError           an update that does not fit the round or the sharing plan
-└── UserError               exit 2: the user can mend it; the message says what, where and how
+└── UserError               exit 2: the user can correct it; the message says what, where and how
     ├── ConfigError         one or more mistakes in a recipe, all listed
     ├── DataError           rows, columns, labels or partitions that do not fit
     ├── ModelError          a model or adapter config that cannot be used
@@ -117,7 +117,7 @@ class MissingExtraError(UserError):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Return a hint for a misspelt ``name``: the nearest known one, or all of them.
+    """A hint for a misspelt ``name``: the nearest known name, or all of them.
 
     >>> near("fedsaa", ["fedsa", "ffa", "local"])
     "did you mean 'fedsa'?"
@@ -125,7 +125,7 @@ def near(name: str, known: Iterable[str]) -> str:
     'known: a, b'
     """
     known = sorted(known)
-    if len(name) > 100:  # nobody misspells that, and to compare it takes long
+    if len(name) > 100:  # not a misspelling, and comparing it takes long
         return "known: " + ", ".join(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:

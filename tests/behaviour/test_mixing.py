@@ -180,4 +180,4 @@ def test_a_card_says_what_was_measured(tiny_run, tmp_path):
         run = tiny_run("algorithm=feddpa", f"algorithm_options.mixing={mixing}", "rounds=1")
         (folder,) = export(run.folder.path, tmp_path / mixing, clients=["site 0"])
         card = (folder / "README.md").read_text(encoding="utf-8")
-        assert ("weighed for each row by its likeness to 5 training rows" in card) is said
+        assert ("weighed for each row by its similarity to 5 training rows" in card) is said

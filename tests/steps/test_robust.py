@@ -192,7 +192,7 @@ def test_a_client_that_sends_fewer_rows_than_its_rank_does_not_end_the_median() 
 
 
 def test_two_steps_cannot_take_the_place_of_the_mean() -> None:
-    with pytest.raises(ValueError, match=r"not both of median and trimmed_mean$"):
+    with pytest.raises(ValueError, match=r"not both median and trimmed_mean: remove one$"):
         Chain((Median(), TrimmedMean(0.1)))
 
 

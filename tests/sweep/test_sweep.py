@@ -42,7 +42,12 @@ def test_all_mistakes_are_told_together(
     )
     outcome = fedsa_command("sweep", sweep, "--out", tmp_path / "out")
     assert outcome.code == 2
-    for told in ("'fedsa' is there twice", "no method 'fedsaa'", "seed=3: `rates` and `seeds` say that", "round"):
+    for told in (
+        "'fedsa' is there twice",
+        "no method 'fedsaa'",
+        "seed=3: remove it, because `rates` and `seeds` set this",
+        "round",
+    ):
         assert told in outcome.error
     assert not (tmp_path / "out").exists()
 

@@ -227,7 +227,7 @@ def test_rows_that_are_no_images(recipe, tmp_path):
     pictures = write_pictures(tmp_path / "bad", ["photo", "sketch"])
     (pictures / "photo" / "cross" / "3.png").write_bytes(b"this is no picture")
     with pytest.raises(
-        DataError, match=r"row 11: column 'image' holds no image that can be read \(.*3\.png\): [^<>]+; mend it"
+        DataError, match=r"row 11: column 'image' holds no image that can be read \(.*3\.png\): [^<>]+; repair it"
     ):
         Federation.from_recipe(recipe(data={"path": str(pictures)}))
     rows = [{"image": f"{number}.png", "label": number % 2, "domain": number % 3} for number in range(60)]

@@ -376,7 +376,7 @@ def test_every_choice_is_asked_and_the_likeliest_counts(recipe):
     ("task", "message"),
     [
         ({**TASKS["columns"], "first_choice": 0}, "which is none of its 2 choices"),
-        ({**TASKS["labelled"], "answer": "question"}, "mend the row, task.answer"),
+        ({**TASKS["labelled"], "answer": "question"}, "correct the row, task.answer"),
         ({**GENERATION, "prompt": "{query}"}, "'query'"),
         ({**GENERATION, "answer": "{nothing}"}, r"row 0: column 'nothing' has no answer \(got \[\]\)"),
     ],

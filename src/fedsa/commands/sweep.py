@@ -49,7 +49,7 @@ def command(
         _list()
         return
     if sweep is None:
-        raise UserError("which sweep? give a file (TOML) or a name from `fedsa sweep --list`")
+        raise UserError("no sweep is given: give a file (TOML) or a name from `fedsa sweep --list`")
     from rich.console import Console
 
     from fedsa.sweep.files import read_sweep

@@ -204,9 +204,9 @@ def _settings(
         raise UserError(f"--start {cut(str(start), 80)}: must be initial, mean or nearest, as `start` in Python")
     if start in ("mean", "nearest") and not settings.share_personal:
         raise UserError(
-            f"--start {start} (in Python `start={start!r}`) puts the personal tensors of the run's clients together, "
-            "which then leave the clients, and its recipe does not allow it: a run with adaptation.share_personal = "
-            "true does; or use the start `initial`"
+            f"--start {start} (in Python `start={start!r}`) averages the personal tensors of the run's clients, which "
+            "then leave the clients. The run's recipe does not allow this: use the start `initial`, or a run with "
+            "adaptation.share_personal = true"
         )
     update: dict[str, Any] = {}
     if start is not None:

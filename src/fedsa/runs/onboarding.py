@@ -295,7 +295,7 @@ class Onboarding:
         if not self._settings.share_personal:
             raise UserError(
                 f"start = {start} needs the mean of clients' personal tensors, which do not leave the clients in this "
-                "run: its recipe must have adaptation.share_personal = true; use start = initial"
+                "run: use start = initial, or a run with adaptation.share_personal = true in its recipe"
             )
         if start == "mean":
             return [self._mean]

@@ -3,9 +3,10 @@
     client:  trained tensors ─► step 1 ─► step 2 ─► … ─► the wire
     server:  the wire ─► … ─► step 2 ─► step 1 ─► mean of all ─► … ─► step 2 ─► step 1 ─► `Algorithm.combine`
 
-A step is one file in this folder: a frozen dataclass whose fields are its settings. All of it is pure: state goes in,
-state comes out. By default nothing happens. A client's half may keep tensors from round to round: they are saved with
-the client's state. What is done to the mean may keep tensors too: they are saved with the server's state.
+A step is one file in this folder: a frozen dataclass whose fields are its settings. All its methods are pure functions:
+state goes in, state comes out. By default they change nothing. A client's half may keep tensors from round to round,
+which are saved with the client's state. A step on the mean may keep tensors too, which are saved with the server's
+state.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["Chain", "ClientContext", "Form", "MeanContext", "MeanStep", "Reduction", "Slots", "Step"]
 
 Slots: TypeAlias = "Mapping[str, Tensor]"
-"""What steps keep from round to round, by name. A name begins with a word that no other step's names begin with."""
+"""Tensors that steps keep from round to round, by name. Each step's names begin with a word of its own."""
 
 
 class Form(NamedTuple):
-    """What a tensor looks like on its way.
+    """The form of a tensor between client and server.
 
     Attributes:
         shape: its shape.
@@ -49,13 +50,13 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True)
 class ClientContext:
-    """What a client's half may look at beside the tensors.
+    """Further arguments of a client's half.
 
     Attributes:
-        client: its id.
-        round: counted from 1.
-        before: the client's value of each sent tensor before it learned anything in this round.
-        random: its numbers depend on the run's seed, the step, the client and the round alone.
+        client: the client's id.
+        round: the round, counted from 1.
+        before: the client's value of each sent tensor before its training in this round.
+        random: a generator; its numbers depend only on the run's seed, the step, the client and the round.
     """
 
     client: str
@@ -66,13 +67,13 @@ class ClientContext:
 
 @dataclass(frozen=True)
 class MeanContext:
-    """What a step on the mean may look at beside it.
+    """Further arguments of a step on the mean.
 
     Attributes:
-        round: counted from 1.
+        round: the round, counted from 1.
         before: the server's tensors before the round.
-        weights: of the updates that the mean is of, in the order of client ids.
-        random: its numbers depend on the run's seed, the step and the round alone.
+        weights: the weights of the averaged updates, in the order of client ids.
+        random: a generator; its numbers depend only on the run's seed, the step and the round.
     """
 
     round: int
@@ -83,18 +84,18 @@ class MeanContext:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that happens to updates."""
+    """One change to updates between client and server."""
 
     setting: ClassVar[str]
-    """The key of the recipe that asks for it."""
+    """The recipe's key that asks for the step."""
     additive: ClassVar[bool] = True
-    """The server need not see a single update: its half does to the mean what it does to each of them."""
+    """The server need not see single updates: its half gives the same result on the mean as on each of them."""
     needs_values: ClassVar[bool] = False
-    """The server's half, or what it does to the mean, looks at the values of the server's tensors before the round."""
+    """The server's part uses the values of the server's tensors before the round."""
 
     @property
     def name(self) -> str:
-        """What it is called in the recipe."""
+        """The step's name in the recipe."""
         return type(self).__name__.lower()
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
@@ -111,43 +112,43 @@ class Step:
         return tensors
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
-        """The client's half: its update on the way up, and what the client keeps for its next round.
+        """The client's half: the changed update, and the tensors that the client keeps for its next round.
 
         Args:
-            tensors: the sent ones, as the client's training or the step before left them.
-            slots: what the client's steps kept in its last round; empty in its first.
-            context: whose they are.
+            tensors: the sent tensors, from the client's training or from the previous step.
+            slots: the tensors that the client's steps kept in its last round; empty in its first round.
+            context: the client, the round and further values.
         """
         return tensors, {}
 
     def form(self, form: Form) -> Form:
-        """The shape and type that `on_client` gives a tensor: bytes are planned and checked by it."""
+        """The shape and type that `on_client` gives a tensor. Bytes are planned and checked with it."""
         return form
 
     def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:
-        """The server's half, of one update: the update on its way to the method, and its weight in the mean.
+        """The server's half, for one update: the changed update, and its weight in the mean.
 
         Args:
-            update: as `on_client` made it, from a client that need not be honest.
-            weight: a count > 0 of which only the ratios matter.
+            update: an update from `on_client`; the client need not be honest.
+            weight: a count > 0; only the ratios of the weights matter.
             before: the server's tensors before the round, of the full ranks.
 
         Raises:
-            ProtocolError: it is not what `on_client` makes: the update is not taken.
+            ProtocolError: `on_client` cannot have made the update, so it is refused.
         """
         return update, weight
 
 
 @dataclass(frozen=True)
 class MeanStep(Step):
-    """A step that makes something of the mean of a round's updates."""
+    """A step that changes the mean of a round's updates."""
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
         """Why the step cannot be used with a method: the method must take a mean."""
         return algorithm.mean_refusal()
 
     def on_mean(self, mean: State, slots: Slots, context: MeanContext) -> tuple[State, Slots]:
-        """The mean on its way to the method, and what the server keeps for the next round.
+        """The changed mean, and the tensors that the server keeps for the next round.
 
         Args:
             mean: of each tensor that was sent, of the full shape, in float64. There was at least one update.
@@ -194,7 +195,7 @@ class Chain:
     def __post_init__(self) -> None:
         reductions = [step.name for step in self.steps if isinstance(step, Reduction)]
         if len(reductions) > 1:
-            raise ValueError(f"only one step can take the place of the mean, not both of {' and '.join(reductions)}")
+            raise ValueError(f"only one step can replace the mean, not both {' and '.join(reductions)}: remove one")
 
     @property
     def needs_values(self) -> bool:

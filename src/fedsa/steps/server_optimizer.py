@@ -73,7 +73,7 @@ class ServerOptimizer(MeanStep):
             step, own = self._step(delta, slots, key)
             if not bool((step.abs() <= _WIDEST).all()):
                 raise TrainingError(
-                    f"the server's step on {key} is as wide as {float(step.abs().max()):.1e}; lower "
+                    f"the server's step on {key} is as large as {float(step.abs().max()):.1e}; lower "
                     f"server.learning_rate (now {self.settings.learning_rate:g})"
                 )
             values[key] = before.double() + step

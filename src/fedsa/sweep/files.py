@@ -144,7 +144,7 @@ def repeated_labels(labels: Sequence[str]) -> list[str]:
     """An error text for each label whose folder another label already has."""
     parts = [part_of_a_name(label).casefold() for label in labels]
     return [
-        f"{label!r} is there twice, or another label differs from it in signs alone"
+        f"{label!r} is there twice, or another label differs from it only in punctuation: rename one"
         for number, label in enumerate(labels)
         if parts[number] in parts[:number]
     ]

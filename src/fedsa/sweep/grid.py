@@ -193,7 +193,7 @@ def _mistakes(file: SweepFile, methods: Sequence[MethodEntry]) -> list[Mistake]:
     for where, settings in lists:
         for setting in settings:
             if setting.partition("=")[0].strip() in (_RATE, _SEED):
-                mistakes.append(Mistake(where, f"{setting}: `rates` and `seeds` say that"))
+                mistakes.append(Mistake(where, f"{setting}: remove it, because `rates` and `seeds` set this"))
     return mistakes
 
 

@@ -48,7 +48,9 @@ def local_path(path: str | Path, what: str) -> Path:
     except RuntimeError:  # expanduser's
         raise UserError(f"{what}: {brief(str(path))} begins with ~ and the name of no user: write the folder") from None
     except ValueError:
-        raise UserError(f"{what}: {brief(str(path))} has a character that no path has (NUL, say): remove it") from None
+        raise UserError(
+            f"{what}: {brief(str(path))} has a character that no path can have (such as NUL): remove it"
+        ) from None
     except OSError as error:
         raise UserError(f"{what}: {brief(str(path))} cannot be a path: {error.strerror}") from None
     return place
@@ -86,4 +88,4 @@ def told(error: OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
     if error.errno in _FULL:
         return f"the disk is full{where}; free some space, then repeat the command"
-    return f"a file or folder cannot be used ({error.strerror or error}){where}; mend that, then repeat the command"
+    return f"a file or folder cannot be used ({error.strerror or error}){where}; correct that, then repeat the command"

@@ -159,6 +159,6 @@ def _refuse(
     said = f"{shown(cells[wrong])}{read if count < len(rows) else ''}"
     raise DataError(
         f"row {rows[wrong]}: column {column!r} says {said}, which is none of its "
-        f"{counted(len(questions[wrong].choices), 'choice')} ({choices}): mend the row, task.answer, or "
+        f"{counted(len(questions[wrong].choices), 'choice')} ({choices}): correct the row, task.answer, or "
         "task.first_choice"
     )

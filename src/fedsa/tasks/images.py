@@ -150,7 +150,7 @@ class ImageClassification(ClassTask):
         if not np.allclose(arrays["pixels"][0] * factor + shift, whole, atol=1e-5):
             raise ModelError(
                 f"{type(tokenizer).__name__} does more to an image than to resize, cut, rescale and normalise it, "
-                "which is all that is done here: use another model"
+                "and fedsa does no more than that: use another model"
             )
         places = np.full(len(table), -1, dtype=np.int64)
         places[rows] = np.arange(len(rows))
@@ -177,7 +177,7 @@ class ImageClassification(ClassTask):
             return cell["bytes"] or Path(cell["path"]).read_bytes()
         except OSError as error:
             raise DataError(
-                f"{where}: the image {cell['path']} cannot be read: {error.strerror}; mend the row or leave it out"
+                f"{where}: the image {cell['path']} cannot be read: {error.strerror}; correct the row or leave it out"
             ) from error
 
     def _resize(self, table: Dataset, rows: IntArray, processor: Any) -> dict[str, npt.NDArray[np.uint8]]:
@@ -214,7 +214,7 @@ class ImageClassification(ClassTask):
             reason = re.sub(r" ?<_io\.BytesIO object at \w+>", "", reason)
             raise DataError(
                 f"row {row}: column {self.image_column!r} holds no image that can be read"
-                f"{f' ({path})' if path else ''}: {reason}; mend it, make it smaller, or leave the row out"
+                f"{f' ({path})' if path else ''}: {reason}; repair it, make it smaller, or leave the row out"
             ) from error
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

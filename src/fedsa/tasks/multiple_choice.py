@@ -146,7 +146,7 @@ class MultipleChoice(Task):
             raise DataError(
                 f"row {row}: column {column!r} has {counted(len(choices), 'choice')}"
                 + (f" and {counted(len(names), 'label')}" if names else ", and two at least are needed")
-                + ": mend the row or leave it out"
+                + ": correct the row or leave it out"
             )
         return Question(choices, names, cell[self.answer])
 

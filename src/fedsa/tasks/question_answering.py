@@ -374,13 +374,13 @@ def _answers_of(
     if not texts or not texts[0].strip():
         raise DataError(f"{where} has no answer, and every question must have one here: leave such rows out")
     if isinstance(starts[0], bool) or not isinstance(starts[0], int | float) or starts[0] not in range(1 << 40):
-        raise DataError(f"{where} has answer_start {shown(starts[0])}, which must be a whole number: mend the row")
+        raise DataError(f"{where} has answer_start {shown(starts[0])}, which must be a whole number: correct the row")
     context = text_of(cell[context_column], row, context_column)
     text, given = texts[0].strip(), int(starts[0])
     given += len(texts[0]) - len(texts[0].lstrip())
     begins = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
     if not begins:
-        raise DataError(f"{where}: the first answer, {text!r}, is not in column {context_column!r}: mend the row")
+        raise DataError(f"{where}: the first answer, {text!r}, is not in column {context_column!r}: correct the row")
     begin = min(begins, key=lambda place: abs(place - given))
     return tuple(texts), (begin, begin + len(text))
 

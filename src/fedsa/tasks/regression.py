@@ -97,7 +97,7 @@ class Regression(Task):
             place = next((place for place in wrong if not _says_number(values[place])), wrong[0])
             raise DataError(
                 f"row {rows[place]}: column {self.number_column!r} says {shown(values[place])}, which is no number to "
-                "predict: mend the row, or name another column in task.answer"
+                "predict: correct the row, or name another column in task.answer"
             )
         numbers = np.full(len(table), np.nan)
         numbers[rows] = values

@@ -304,7 +304,7 @@ class Writer:
             least = max(1, head + tail)  # something must stand in front of an answer
             if least >= longest:
                 raise DataError(
-                    f"row {row}: nothing of its answer is left, for what task.prompt has before and behind its columns "
+                    f"row {row}: nothing of its answer is left, because the text of task.prompt around its columns "
                     f"takes {counted(least, 'token')} of task.max_length = {longest}: raise it, or shorten the template"
                 )
             answer = min(answer, longest - least)

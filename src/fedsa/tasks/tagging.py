@@ -122,7 +122,7 @@ class TokenClassification(Task):
                 if (made == IGNORED).all():
                     raise DataError(
                         f"row {row}: the tokenizer makes no token of the words in column {self.word_column!r} "
-                        f"(task.max_length = {longest}): mend the row or leave it out"
+                        f"(task.max_length = {longest}): correct the row or leave it out"
                     )
                 tokens.append(np.asarray(ids, dtype=np.int32))
                 tags.append(made)

@@ -56,7 +56,7 @@ def texts_of(values: Any, row: int, column: str, what: str) -> list[str]:
         if not isinstance(value, str) and (value is None or not isinstance(value, _PLAIN) or value != value):
             raise DataError(
                 f"row {row}: the list of {what} in column {column!r} holds {_kind(value)} where a text is needed: "
-                "mend the row or leave it out"
+                "correct the row or leave it out"
             )
     return [value if isinstance(value, str) else str(value) for value in values]
 

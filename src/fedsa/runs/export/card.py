@@ -60,10 +60,11 @@ def weights_note(algorithm: Algorithm) -> str:
     """The words that a card adds to a score that was measured with weights which no file can hold."""
     if not algorithm.references:
         return ""
+    names, rows = " and ".join(algorithm.adapters), counted(algorithm.references, "training row")
     return (
-        f"\n- **That is not quite what is here**: it was measured with the adapters {' and '.join(algorithm.adapters)} "
-        f"weighed for each row by its likeness to {counted(algorithm.references, 'training row')} of the client, which "
-        "static weights cannot do. Here each has weight 1, as in training; that was not measured"
+        f"\n- **This adapter differs from the measured one**: there, the adapters {names} were weighed for each row by "
+        f"its similarity to {rows} of the client, which constant weights cannot do. Here each adapter has weight 1, as "
+        "in training; this was not measured"
     )
 
 

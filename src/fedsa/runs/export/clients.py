@@ -185,8 +185,8 @@ def _refuse_gates(name: str, algorithm: Algorithm) -> None:
     """
     if algorithm.gated:
         raise UserError(
-            f"{name} weighs its adapters anew for each token, which neither an adapter of PEFT's nor "
-            "merged weights can: there is nothing to write; for adapters in PEFT's format use another method"
+            f"{name} weighs its adapters for each token. Neither a PEFT adapter nor merged weights can do this, "
+            "so there is nothing to write: for adapters in PEFT's format use another method"
         )
 
 
