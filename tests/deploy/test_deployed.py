@@ -158,7 +158,7 @@ def test_a_site_is_told_nothing_of_the_results_of_others(deployed: Deployed) -> 
     agreement = Agreement.read(deployed.sites / "north" / AGREEMENT)
     fleet = RemoteFleet(listen, SITES, run_id_of(agreement, SITES))
     fleet.set_up(agreement)
-    fleet.finish(deployed.summary)
+    fleet.finish(deployed.summary, SITES)
     for site in SITES:
         assert told[site]["test"].keys() == {"round", "after"}
         others = {*fleet.clients} - {*deployed.programs[site].federation.clients}
@@ -168,6 +168,40 @@ def test_a_site_is_told_nothing_of_the_results_of_others(deployed: Deployed) -> 
 
 def test_a_finished_run_is_there_without_asking_anybody(deployed: Deployed) -> None:
     assert run_over(deployed.sites, deployed.out, _nobody) == deployed.summary
+
+
+def test_a_site_that_has_missed_the_end_is_told_when_the_server_runs_again(
+    tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    prepare(tiny_recipe(*SETTINGS, "rounds=1"), tmp_path / "sites", SITES)
+    programs = {site: open_site(tmp_path / "sites" / site) for site in SITES}
+    whole = exchange_with(programs)
+
+    def without_the_end(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+        heard = {site: data for site, data in requests.items() if site == "north" or decode(data).kind != "finish"}
+        return iter(whole(heard, deadline))
+
+    summary = run_over(tmp_path / "sites", tmp_path / "out", without_the_end)
+    assert summary["sites_without_adapters"] == ["south"]
+    assert not (tmp_path / "sites" / "south" / "run").exists()
+    summary = run_over(tmp_path / "sites", tmp_path / "out", whole)
+    assert summary["sites_without_adapters"] == []
+    assert list((tmp_path / "sites" / "south" / "adapters").glob("*/adapter_model.safetensors"))
+    assert FinishedRun.open(tmp_path / "out").summary == summary
+    for program in programs.values():
+        program.close()
+
+
+def test_a_new_client_of_a_site_starts_from_what_its_clients_received(
+    deployed: Deployed, tiny_run: Callable[..., Any]
+) -> None:
+    """The site's run folder has the server's A of the chosen round, and nothing that a client has not received."""
+    chosen = deployed.summary["chosen_round"]
+    theirs = tiny_run(*SETTINGS).folder.server_states.load_server(chosen)[0]
+    for site in SITES:
+        mine = RunFolder.open(deployed.sites / site / "run").server_states.load_server(chosen)[0]
+        assert {key.factor.value for key in mine} == {"A"}
+        assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
 
 
 def _nobody(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fedsa.algorithms.base import ServerState
 from fedsa.deploy.site import ADAPTERS, FINISHED_RUN
 from fedsa.engines.beginning import begin
@@ -18,6 +20,7 @@ from fedsa.server import save_state
 from fedsa.statistics import summarize_clients
 from fedsa.store import RunFolder
 from fedsa.store.client_states import ClientStateFiles
+from fedsa.types import State
 
 if TYPE_CHECKING:
     from fedsa.federation import Federation
@@ -48,12 +51,14 @@ def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, 
             progress = begin(federation, run)
             clients = run.read_json("clients.json")
             for round in rounds.values():
-                save_state(run.server_states, round, ServerState({}, {}), {})  # what a client uses is told whole
+                tested: dict[str, State] = {}
                 for client in federation.clients:
                     tensors = states.load_personal(client, round)
                     if tensors is None:
                         raise ProtocolError(f"client {client!r} was not tested after round {round}: nothing to export")
                     run.client_states.save_personal(client, round, tensors)
+                    tested[client] = tensors
+                save_state(run.server_states, round, _received(federation, tested, round), {})
             for client, entry in summary["per_client"].items():
                 summary["per_client"][client] = {**_numbers_of(clients[client]), **entry}
             summary |= _scores(summary)
@@ -64,6 +69,26 @@ def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, 
             run.finish(progress, {**summary, "clients": len(federation.clients), "notes": list(federation.notes)})
     if "adapter" in federation.algorithm.export:  # else its owner writes whole models, where he has room for them
         export(path, folder / ADAPTERS, base=federation.model, tokenizer=federation.tokenizer, with_base=False)
+
+
+def _received(federation: Federation, tested: Mapping[str, State], round: int) -> ServerState:
+    """What a site knows of the server's state: the tensors that all of its clients received alike.
+
+    A new client of the site (`fedsa adapt`) starts from them.
+
+    Args:
+        federation: the site's part of the federation.
+        tested: what each client used after the round.
+        round: the round.
+    """
+    first, *others = tested.values()
+    plans = {key: federation.algorithm.plan(key, round + 1) for key in first}
+    shared = {
+        key: value
+        for key, value in first.items()
+        if round and plans[key].received and all(torch.equal(other[key], value) for other in others)
+    }
+    return ServerState(shared, dict.fromkeys(shared, round))
 
 
 def _rounds(about: Mapping[str, Any], federation: Federation) -> dict[str, int]:

@@ -80,6 +80,8 @@ def serve(
 ) -> dict[str, Any]:
     """Run a federation over its sites from where the folder is to the end, and return its summary.
 
+    A run that is finished is not run again; sites that have missed its end are told.
+
     Args:
         agreement: what server and sites hold alike.
         folder: the server's, open for writing.
@@ -97,7 +99,7 @@ def serve(
     _check_agreement(folder, agreement)
     finished = folder.finished(recipe.rounds)
     if finished is not None:
-        return finished
+        return _told_again(agreement, folder, fleet, finished)
     folder.keeps_all_rounds = recipe.keep_rounds == "all"
     initial = fleet.set_up(agreement)
     first = agreement.first_state(initial)
@@ -120,11 +122,24 @@ def serve(
         "evaluation_seconds": progress.evaluation_seconds + seconds,
         "wall_seconds": progress.wall_seconds + seconds,
     }
-    fleet.finish(summary)
+    summary["sites_without_adapters"] = list(fleet.finish(summary, fleet.sites))
     folder.settle()
     folder.finish(progress, summary)
     for callback in callbacks:
         callback.on_run_end(summary)
+    return summary
+
+
+def _told_again(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet, summary: dict[str, Any]) -> dict[str, Any]:
+    """Tell the sites that have missed the end of a finished run; return its summary, as it is then."""
+    progress = folder.progress()
+    missing = [site for site in summary.get("sites_without_adapters", ()) if site in fleet.sites]
+    if not missing or progress is None:
+        return summary
+    fleet.set_up(agreement)
+    fleet.progress = progress
+    summary = {**summary, "sites_without_adapters": list(fleet.finish(summary, missing))}
+    folder.finish(progress, summary)
     return summary
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol, final
 
 from fedsa.agreement import Agreement, hash_of_state
@@ -146,28 +146,34 @@ class RemoteFleet:
             if client in metrics:
                 yield client, metrics[client]
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Tell every site how the run ended, each with the results of its own clients, and wait until it has exported.
+    def finish(self, summary: Mapping[str, Any], sites: Collection[str]) -> tuple[str, ...]:
+        """Tell sites how the run ended, each with the results of its own clients, and wait until they have exported.
 
         Args:
             summary: the run's; of its results over all clients a site is told none.
+            sites: their names.
+
+        Returns:
+            The sites that have not said that their adapters are written.
         """
         shared = {
             name: {key: value[key] for key in ("round", "after")} if _is_test(name, value) else value
             for name, value in summary.items()
-            if name not in ("per_client", "notes")
+            if name not in ("per_client", "notes", "sites_without_adapters")
         }
         requests = {}
-        for site in self.sites:
+        for site in sorted(sites):
             own = {client: entry for client, entry in summary["per_client"].items() if self._homes[client] == site}
             about = {"summary": {**shared, "per_client": own}}
             requests[site] = encode(Message("finish", self.run, self.progress.round, about))
         for site, _, why in self._ask(requests, "ready", self.progress.round):
-            requests.pop(site)
             if why:
                 self._tell(f"{site} could not write its adapters: {why}")
+            else:
+                requests.pop(site)
         for site in requests:
-            self._tell(f"{site} has not said that its adapters are written")
+            self._tell(f"{site} has not said that its adapters are written; running the server again asks it again")
+        return tuple(requests)
 
     def _step(
         self,
