@@ -184,7 +184,7 @@ def test_glue_mnli_with_two_adapters_is_counted() -> None:
 def test_a_method_that_folds_goes_with_products_only(tiny_recipe: Callable[..., Recipe], variant: str) -> None:
     from fedsa.algorithms import check_algorithm
 
-    assert "adds to the frozen weights" in str(type("F", (Folding,), {"needs_product": False})().refusal(variant))
+    assert "to the frozen weights" in str(type("F", (Folding,), {"needs_product": False})().refusal(variant))
     data = {"algorithm": "support.methods:Folding", "adapter": {"variant": variant}}
     assert [mistake.where for mistake in check_algorithm(data)] == ["algorithm"]
     assert isinstance(ConfigError(check_algorithm(data)), UserError)

@@ -338,7 +338,7 @@ def test_choices_are_those_that_differ(
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
-        (["adaptation.start=mean"], "set share_personal = true if they agree"),
+        (["adaptation.start=mean"], "set share_personal = true if the clients agree"),
         (["adaptation.start=nearest"], "which then leave the client"),
         (["evaluation.global_model=average"], "set adaptation.share_personal = true"),
         (["adaptation={steps=1, epochs=1}"], "steps or epochs, not both"),
