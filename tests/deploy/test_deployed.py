@@ -204,6 +204,23 @@ def test_a_new_client_of_a_site_starts_from_what_its_clients_received(
         assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
 
 
+@pytest.mark.parametrize(
+    "verb", [["export", "--all", "--to", "out"], ["analyze"], ["resume"], ["adapt", "--data", "x.csv"]]
+)
+def test_a_verb_that_needs_the_clients_says_that_they_are_at_the_sites(
+    deployed: Deployed,
+    fedsa_command: Callable[..., Any],
+    verb: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.csv").write_text("text,label\na,b\n")
+    outcome = fedsa_command(verb[0], deployed.out, *verb[1:])
+    assert outcome.code == 2
+    assert "is the folder of a server: the model and the clients' tensors are at the sites (north" in outcome.err
+
+
 def _nobody(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
     raise AssertionError("asked")
     yield  # an iterator

@@ -17,9 +17,15 @@ def command(
     """Continue an interrupted run, to the same bytes as if it had never stopped."""
     from fedsa.commands._display import show_run
     from fedsa.recipe import refuse_objects
-    from fedsa.store import RunFolder, recipe_of
+    from fedsa.store import RunFolder, recipe_of, require_clients
 
     folder = RunFolder.open(run, write=True)
-    recipe = recipe_of(folder)
-    refuse_objects(recipe, run)
+    try:
+        recipe = recipe_of(folder)
+        if folder.progress() is not None:
+            require_clients(folder)
+        refuse_objects(recipe, run)
+    except BaseException:
+        folder.close()
+        raise
     show_run(folder, recipe, json=json)

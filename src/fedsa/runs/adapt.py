@@ -18,7 +18,7 @@ from fedsa.federation import Federation
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
 from fedsa.runs.export import base_of, card_of, config_of, refuse_adapter, require_empty, weights_note, write_model
 from fedsa.runs.onboarding import Onboarding, PersonalStates
-from fedsa.store import FinishedRun
+from fedsa.store import FinishedRun, require_clients
 from fedsa.texts.words import counted, cut
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def adapt(
     """
     run, target, tell = Path(run), None if to is None else Path(to), on_progress or (lambda text: None)
     finished = FinishedRun.open(run)
+    require_clients(finished.folder)
     folder, recipe, summary = finished.folder, finished.recipe, finished.summary
     settings = _settings(recipe.adaptation, start, freeze_shared, steps, epochs, compare=compare)
     if target is not None:

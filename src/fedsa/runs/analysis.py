@@ -20,7 +20,7 @@ from fedsa.errors import UserError
 from fedsa.federation import client_ranks
 from fedsa.server import load_state, received_by
 from fedsa.steps import make_chain
-from fedsa.store import FinishedRun
+from fedsa.store import FinishedRun, require_clients
 from fedsa.types import Factor, Key, Side, State
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
         UserError: a round that is not kept, or fewer than two clients trained.
     """
     finished = FinishedRun.open(run)
+    require_clients(finished.folder)
     folder, summary, about = finished.folder, finished.summary, finished.clients
     kept = [round for round in folder.server_states.kept_rounds() if round > 0]
     wanted = sorted(set(rounds)) if rounds else kept

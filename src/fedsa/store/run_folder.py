@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["RunFolder", "recipe_of"]
+__all__ = ["RunFolder", "recipe_of", "require_clients"]
 
 _CHECKERS = 4  # threads that read files when a run goes on
 
@@ -297,3 +297,18 @@ def recipe_of(folder: RunFolder) -> Recipe:
     except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): put it back from a copy, or start the run again") from None
     return parse_recipe(data, source=str(path))
+
+
+def require_clients(folder: RunFolder) -> None:
+    """Refuse the folder of a server across machines, where what is needed lies at the sites.
+
+    Raises:
+        RunFolderError: what to use in its place.
+    """
+    sites = {str(entry["site"]) for entry in folder.read_json("clients.json").values() if "site" in entry}
+    if sites:
+        raise RunFolderError(
+            f"{folder.path} is the folder of a server: the model and the clients' tensors are at the sites "
+            f"({', '.join(sorted(sites)[:5])}). Use the folder `run` of a site; to go on with the run, start its "
+            "server again"
+        )

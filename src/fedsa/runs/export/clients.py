@@ -23,7 +23,7 @@ from fedsa.runs.export.folders import config_of, projections, write_model
 from fedsa.runs.export.targets import Journal
 from fedsa.runs.onboarding import PersonalStates
 from fedsa.seeds import derive_seed
-from fedsa.store import FinishedRun, RunFolder
+from fedsa.store import FinishedRun, RunFolder, require_clients
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.tasks.chat import own_stops, stops_of
@@ -99,6 +99,7 @@ def export(
         ModelError: the base does not fit the run.
     """
     finished = FinishedRun.open(run)
+    require_clients(finished.folder)
     folder, recipe, summary, about = finished.folder, finished.recipe, finished.summary, finished.clients
     unseen = {client for client, entry in about.items() if entry.get("held_out") and round == "final"}
     wanted = [client for client in about if client not in unseen] if clients is None else list(clients)
