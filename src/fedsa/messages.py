@@ -79,7 +79,10 @@ def encode(message: Message) -> bytes:
     }
     text = json.dumps(entry, ensure_ascii=False, allow_nan=False, sort_keys=True)
     # One entry of metadata: safetensors does not fix the order of several, and equal messages are equal bytes.
-    return save(tensors, {_ENTRY: digest_of(text, tensors) + text})
+    data = save(tensors, {_ENTRY: digest_of(text, tensors) + text})
+    if len(data) > MOST_BYTES:
+        raise ProtocolError(f"a message of {counted(len(data), 'byte')}: more than {MOST_BYTES:,} are not taken")
+    return data
 
 
 def decode(data: bytes, *, run: str | None = None, most_bytes: int = MOST_BYTES) -> Message:
@@ -99,12 +102,17 @@ def decode(data: bytes, *, run: str | None = None, most_bytes: int = MOST_BYTES)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         digest, text = header[_ENTRY][:_DIGITS], header[_ENTRY][_DIGITS:]
         # The library gives another order at each call; equal messages are to be equal in all that follows.
-        entry, tensors = json.loads(text), dict(sorted(load(data).items()))
+        entry, tensors = json.loads(text, parse_constant=_refuse_constant), dict(sorted(load(data).items()))
+        json.dumps(entry, ensure_ascii=False).encode()  # half a character can be written to no file
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProtocolError(f"a damaged message: {type(error).__name__}") from None
     if digest != digest_of(text, tensors):
         raise ProtocolError("a damaged message: its digest is of other bytes")
     return _checked(entry, tensors, run)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of a message")
 
 
 def _checked(entry: Any, tensors: Mapping[str, Tensor], run: str | None) -> Message:
@@ -124,7 +132,7 @@ def _checked(entry: Any, tensors: Mapping[str, Tensor], run: str | None) -> Mess
             place, _, key = name.partition("|")
             groups[int(place)][Key.parse(key)] = tensor
         states = {client: groups[place] for client, place in entry["groups"].items()}
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError):
         raise ProtocolError("a message with a tensor whose name is not one") from None
     return Message(entry["kind"], entry["run"], entry["round"], entry["about"], states)
 

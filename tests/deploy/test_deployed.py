@@ -303,9 +303,61 @@ def test_a_round_that_is_over_is_not_trained_again(deployed: Deployed) -> None:
     run = run_id_of(deployed.programs["north"].agreement, SITES)
     answer = decode(north.handle(encode(Message("step", run, 1, about, {client: {}}))))
     assert answer.kind == "refuse"
-    assert "has trained round 3 here: round 1 is over" in answer.about["why"]
+    assert "this site has trained round 3, and the server has finished round 0" in answer.about["why"]
     after = north.states.load_client(client, 3)
     assert all(torch.equal(after.tensors[key], value) for key, value in before.tensors.items())
+
+
+def test_a_server_that_has_lost_its_folder_does_not_cost_a_site_its_states(deployed: Deployed, tmp_path: Path) -> None:
+    """The run's id is the same; its first question is round 0 again."""
+    states = {
+        client: program.states.load_client(client, 3)
+        for program in deployed.programs.values()
+        for client in program.federation.clients
+    }
+    with pytest.raises(ProtocolError, match="this site has trained round 3, and the server has finished round 0"):
+        run_over(deployed.sites, tmp_path / "new", exchange_with(deployed.programs))
+    for program in deployed.programs.values():
+        for client in program.federation.clients:
+            now = program.states.load_client(client, 3)
+            assert all(torch.equal(now.tensors[key], value) for key, value in states[client].tensors.items())
+
+
+def test_a_server_cannot_put_a_b_in_the_place_of_a_clients_own(deployed: Deployed) -> None:
+    north = deployed.programs["north"]
+    client = north.federation.clients[0]
+    keys = {key.factor.value: key for key in north.federation.model.keys}
+    shapes = north.federation.model.initial
+    for name, state in (
+        ("B", {keys["B"]: torch.zeros_like(shapes[keys["B"]])}),
+        ("head", {keys["head"]: torch.zeros_like(shapes[keys["head"]])}),
+        ("not finite", {keys["A"]: torch.full_like(shapes[keys["A"]], float("nan"))}),
+    ):
+        about = {"do": "evaluate", "split": "test", "moment": "aggregate", "versions": {client: 3}}
+        about |= {"held": {client: 0}, "keep": [3]}
+        message = Message("step", run_id_of(north.agreement, SITES), 4, about, {client: state})
+        answer = decode(north.handle(encode(message)))
+        assert answer.kind == "refuse", name
+        assert "does not receive" in answer.about["why"] or "not finite" in answer.about["why"], name
+
+
+def test_what_a_site_does_at_the_end_can_be_done_again(deployed: Deployed) -> None:
+    """The server may have died before it wrote the summary; its message is then another one."""
+    from fedsa.deploy.finishing import finish_site
+
+    north = deployed.programs["north"]
+    own = {client: deployed.summary["per_client"][client] for client in north.federation.clients}
+    before = sorted(path.name for path in (deployed.sites / "north" / "adapters").iterdir())
+    finish_site(north.folder, north.federation, north.states, {**deployed.summary, "per_client": own})
+    assert sorted(path.name for path in (deployed.sites / "north" / "adapters").iterdir()) == before
+
+
+def test_other_rows_than_the_run_began_with_are_refused(deployed: Deployed, tmp_path: Path) -> None:
+    shutil.copytree(deployed.sites / "north", tmp_path / "north", ignore=shutil.ignore_patterns("states"))
+    about = json.loads((tmp_path / "north" / "run.json").read_text())
+    (tmp_path / "north" / "run.json").write_text(json.dumps({**about, "rows": "others"}))
+    answer = decode(open_site(tmp_path / "north").handle(encode(Message("setup", about["run"], 0))))
+    assert answer.about == {"why": "it cannot take part: its own log says why"}
 
 
 def test_another_run_is_refused(deployed: Deployed) -> None:

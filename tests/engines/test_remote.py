@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from fedsa.agreement import AdapterSpec, Agreement, TensorSpec
 from fedsa.engines.remote import RemoteFleet
 from fedsa.errors import ProtocolError
-from fedsa.messages import Message, decode, encode
+from fedsa.messages import Message, decode, digest_of, encode
 from fedsa.recipe import Recipe
 from fedsa.types import SPLITS, Factor, Key, Payload, Payloads
 from support.processes import run_federation
@@ -97,7 +99,7 @@ AGREEMENT = Agreement(
     adapter=AdapterSpec(tensors={str(KEY): TensorSpec(shape=(1,))}, scaling={}, config={}, base="", initial=""),
     ranks={},
 )
-GOOD = {"num_examples": 3, "base_version": 0, "metrics": {"loss": 1.0}}
+GOOD = {"num_examples": 3, "base_version": 0, "metrics": {"loss": 1.0, "seconds": 1.0}}
 
 
 def fleet_that_answers(about: dict[str, Any]) -> RemoteFleet:
@@ -128,19 +130,24 @@ def fleet_that_answers(about: dict[str, Any]) -> RemoteFleet:
         ({"north client": None}, "its numbers are missing or make no sense"),
         ({"north client": {**GOOD, "num_examples": "3"}}, "its numbers are missing or make no sense"),
         ({"north client": {**GOOD, "base_version": 7}}, "its numbers are missing or make no sense"),
-        ({"north client": {**GOOD, "metrics": {"loss": "low"}}}, "its metrics are not numbers by their names"),
+        ({"north client": {**GOOD, "metrics": {"loss": "low"}}}, "its metrics are not finite numbers by their names"),
+        ({"north client": {**GOOD, "metrics": {"loss": 1e301}}}, "its metrics are not finite numbers by their names"),
+        ({"north client": {**GOOD, "metrics": {"loss": 1.0}}}, "its metrics lack 'seconds'"),
+        ({"north client": {**GOOD, "num_examples": 4}}, "another number of rows than its site has said"),
+        ({}, "has answered without its client 'north client'"),
     ],
 )
 def test_a_site_speaks_for_its_own_clients_and_in_numbers(updates: Any, text: str) -> None:
     fleet = fleet_that_answers({"updates": updates})
-    payloads = Payloads(1, fleet.clients, lambda client: Payload(client, 1, 0, {}))
+    payloads = Payloads(1, ["north client"], lambda client: Payload(client, 1, 0, {}))
     with pytest.raises(ProtocolError, match=text):
         list(fleet.train(payloads))
 
 
 def test_a_good_answer_is_an_update() -> None:
-    fleet = fleet_that_answers({"updates": {"north client": GOOD}, "metrics": {"north client": {"loss": 2.0}}})
-    payloads = Payloads(1, fleet.clients, lambda client: Payload(client, 1, 0, {}))
+    metrics = {"accuracy": 0.5, "examples": 3}
+    fleet = fleet_that_answers({"updates": {"north client": GOOD}, "metrics": {"north client": metrics}})
+    payloads = Payloads(1, ["north client"], lambda client: Payload(client, 1, 0, {}))
     (update,) = fleet.train(payloads)
     assert (update.client, update.num_examples, update.base_version, set(update.tensors)) == (
         "north client",
@@ -148,7 +155,34 @@ def test_a_good_answer_is_an_update() -> None:
         0,
         {KEY},
     )
-    assert dict(fleet.evaluate(payloads, "validation", "aggregate")) == {"north client": {"loss": 2.0}}
+    assert dict(fleet.evaluate(payloads, "validation", "aggregate")) == {"north client": metrics}
+
+
+@pytest.mark.parametrize("said", [{"accuracy": 0.5}, {"examples": 3}, {"accuracy": 0.5, "examples": 0}])
+def test_metrics_that_the_run_needs_must_be_there(said: dict[str, float]) -> None:
+    fleet = fleet_that_answers({"metrics": {"north client": said}})
+    payloads = Payloads(1, ["north client"], lambda client: Payload(client, 1, 0, {}))
+    with pytest.raises(ProtocolError, match=r"its metrics lack|was measured on no rows"):
+        list(fleet.evaluate(payloads, "validation", "aggregate"))
+
+
+@pytest.mark.parametrize("why", ["it is late", math.nan, "\ud800"])
+def test_what_no_file_can_hold_is_no_message(why: Any) -> None:
+    entry = {"version": 1, "kind": "refuse", "run": "a-run", "round": 0, "about": {"why": why}, "groups": {}}
+    text = json.dumps(entry)
+    data = save({}, {"fedsa": digest_of(text, {}) + text})
+    if why == "it is late":
+        assert decode(data).about == {"why": why}
+    else:
+        with pytest.raises(ProtocolError, match=r"a damaged message: (ValueError|UnicodeEncodeError)"):
+            decode(data)
+
+
+def test_groups_that_are_none_are_no_message() -> None:
+    entry = {"version": 1, "kind": "update", "run": "a-run", "round": 0, "about": {}, "groups": {"a": []}}
+    text = json.dumps(entry)
+    with pytest.raises(ProtocolError, match="a tensor whose name is not one"):
+        decode(save({}, {"fedsa": digest_of(text, {}) + text}))
 
 
 def test_equal_messages_are_equal_bytes() -> None:

@@ -82,6 +82,7 @@ def run_server(agreement_file: Path, pipes: Mapping[str, Connection], answer: Co
     agreement, fleet = Agreement.read(agreement_file), RemoteFleet(exchange, pipes, "a-run")
     first = agreement.first_state(fleet.set_up(agreement))
     server, store, progress = server_of(agreement, fleet.clients, first), Memory(), Progress()
+    fleet.progress = progress
     run_rounds(server, fleet, store, progress, RoundSettings.of(agreement))
     tensors = {str(key): tensor.numpy() for key, tensor in server.state.tensors.items() if not tensor.is_meta}
     validation = [(line["round"], line["client"], line["validation"]) for line in store.lines]

@@ -10,6 +10,7 @@ from fedsa.client.sent import SentAnswers
 from fedsa.client.site import Site
 from fedsa.errors import FedsaError, ProtocolError, TrainingError
 from fedsa.messages import Message, decode, encode
+from fedsa.texts.words import counted
 from fedsa.types import SPLITS, Payload, Payloads, Side
 
 if TYPE_CHECKING:
@@ -77,22 +78,50 @@ class Answers:
         unknown = sorted(set(message.states) - set(self._site.rows))
         if unknown:
             raise ProtocolError(f"this site has no client {unknown[0]!r}")
-        payloads = _payloads(message)
-        self._check_states(message)
-        self._site.states.prune(_kept_rounds(message))
+        payloads, kept = _payloads(message), _kept_rounds(message)
+        self._check_tensors(message)
+        self._check_states(message, max(kept))
+        self._site.states.prune({*kept, message.round})  # a round that is asked for again stays too
         if message.about.get("do") == "train":
             return self._trained(payloads)
         if message.about.get("do") == "evaluate":
             return self._measured(payloads, message.about)
         raise ProtocolError("a step that says neither train nor evaluate")
 
-    def _check_states(self, message: Message) -> None:
-        """Refuse a step that the clients' states here do not fit: lost ones, an old copy, or a round that is over.
+    def _check_tensors(self, message: Message) -> None:
+        """Refuse tensors that a client does not receive, such as its B: they would take the place of its own.
+
+        Raises:
+            ProtocolError: the round is none of the run, or which tensor is sent though it stays here.
+        """
+        site = self._site
+        if not 1 <= message.round <= site.rounds + 1:
+            raise ProtocolError(f"round {message.round} is none of this run, which has {counted(site.rounds, 'round')}")
+        known = set(site.learner.model.keys)
+        for client, state in message.states.items():
+            for key, tensor in state.items():
+                if key not in known or not site.algorithm.plan(key, message.round).received:
+                    raise ProtocolError(f"client {client!r} does not receive {key} in round {message.round}")
+                if not bool(tensor.isfinite().all()):
+                    raise ProtocolError(f"what client {client!r} is sent is not finite: {key}")
+
+    def _check_states(self, message: Message, last_kept: int) -> None:
+        """Refuse a step that the clients' states here do not fit: lost ones, old copies, or a round that is over.
+
+        Args:
+            message: the step.
+            last_kept: the last round that the server has finished.
 
         Raises:
             ProtocolError: whose state, and what to do.
         """
         held, states = message.about.get("held"), self._site.states
+        ahead = max((states.last_round(client) for client in self._site.rows), default=0)
+        if ahead > last_kept + 1:  # else it would lose what it has trained since
+            raise ProtocolError(
+                f"this site has trained round {ahead}, and the server has finished round {last_kept}: its folder is "
+                "an old copy or a new one; put the newest back"
+            )
         if not isinstance(held, dict) or any(type(held.get(client)) is not int for client in message.states):
             raise ProtocolError("a step that does not say the version that its clients hold")
         for client in message.states:
@@ -172,7 +201,7 @@ def _kept_rounds(message: Message) -> set[int]:
     rounds = message.about.get("keep")
     if not isinstance(rounds, list) or not rounds or any(type(each) is not int for each in rounds):
         raise ProtocolError("a step that does not say which rounds are kept")
-    return {*rounds, message.round}  # a round that was trained already, and is asked for again, stays too
+    return set(rounds)
 
 
 def _payloads(message: Message) -> Payloads:

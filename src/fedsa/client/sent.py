@@ -75,8 +75,8 @@ class SentAnswers:
             UserError: the disk is full, or the folder cannot be written.
         """
         path = self._place(request)
+        self._note({**_entry(message), "bytes": len(answer), "request": path.name})  # first: no answer leaves unlisted
         write_atomically(path, hashlib.sha256(answer).digest() + answer)
-        self._note({**_entry(message), "bytes": len(answer), "request": path.name})
         answers = sorted(self._answers.glob("[0-9a-f]*"), key=lambda found: found.stat().st_mtime_ns)
         for old in answers[:-_KEPT]:
             remove(old)
@@ -96,10 +96,14 @@ class SentAnswers:
         path = self._folder / SENT_LIST
         line = json.dumps({"site": self._site, **entry}, ensure_ascii=False, allow_nan=False) + "\n"
         try:
-            with path.open("ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
+            with path.open("ab", buffering=0) as file:
+                size = file.tell()
+                try:
+                    file.write(line.encode())
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(size)  # a full disk leaves half a line
+                    raise
         except OSError as error:
             raise write_error(path, error) from error
 

@@ -13,7 +13,7 @@ import torch
 from fedsa.algorithms.base import ServerState
 from fedsa.deploy.site import ADAPTERS, FINISHED_RUN
 from fedsa.engines.beginning import begin
-from fedsa.errors import ProtocolError
+from fedsa.errors import ProtocolError, RunFolderError
 from fedsa.recipe import dump_recipe
 from fedsa.runs.export import export
 from fedsa.server import save_state
@@ -45,7 +45,7 @@ def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, 
     """
     summary, rounds = dict(about), _rounds(about, federation)
     path = folder / FINISHED_RUN
-    if not (path / "summary.json").exists():
+    if not _is_written(path):
         shutil.rmtree(path, ignore_errors=True)  # half of it, from a time that was interrupted
         with RunFolder.create(path, dump_recipe(federation.recipe)).locked() as run:
             progress = begin(federation, run)
@@ -67,8 +67,17 @@ def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, 
             run.keeps_all_rounds = True
             run.commit(progress)
             run.finish(progress, {**summary, "clients": len(federation.clients), "notes": list(federation.notes)})
+    shutil.rmtree(folder / ADAPTERS, ignore_errors=True)  # of an earlier try: they are made of the run folder
     if "adapter" in federation.algorithm.export:  # else its owner writes whole models, where he has room for them
         export(path, folder / ADAPTERS, base=federation.model, tokenizer=federation.tokenizer, with_base=False)
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a run folder is there as a whole."""
+    try:
+        return RunFolder.open(path).is_measured
+    except RunFolderError:
+        return False
 
 
 def _received(federation: Federation, tested: Mapping[str, State], round: int) -> ServerState:

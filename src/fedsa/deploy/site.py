@@ -23,7 +23,7 @@ from fedsa.client.answers import Answers, refusal
 from fedsa.client.sent import SentAnswers
 from fedsa.deploy.worker import SOCKET, serve
 from fedsa.errors import FedsaError, ProtocolError, RunFolderError, UserError
-from fedsa.messages import decode
+from fedsa.messages import Message, decode
 from fedsa.store.client_states import open_states_of_site
 from fedsa.store.files import write_atomically
 from fedsa.texts.json_text import parsed_json
@@ -54,8 +54,8 @@ DATA, FINISHED_RUN, ADAPTERS = "data.json", "run", "adapters"
 _RUN = "run.json"
 
 
-def run_of(folder: Path) -> str | None:
-    """The id of the run that a site takes part in; None: of none yet.
+def run_of(folder: Path) -> dict[str, str] | None:
+    """The id of the run that a site takes part in, and the fingerprint of the rows it began with; None: of none yet.
 
     Raises:
         RunFolderError: the file that tells it is damaged.
@@ -64,10 +64,10 @@ def run_of(folder: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        run = parsed_json(path.read_bytes())["run"]
+        about = parsed_json(path.read_bytes())
+        return {name: str(about[name]) for name in ("run", "rows")}
     except (OSError, ValueError, KeyError, TypeError):
         raise RunFolderError(f"{path} is damaged: put it back from a copy, or give the site an empty folder") from None
-    return str(run)
 
 
 def open_site(folder: Path) -> SiteProgram:
@@ -128,8 +128,9 @@ class SiteProgram:
         run = ""
         try:
             if self._answers is None:
-                run = decode(data).run
-                self._answers = self._begin(run)
+                first = decode(data)
+                run = first.run
+                self._answers = self._begin(first)
         except ProtocolError as error:
             return _refusal(self.folder, run, str(error))
         except FedsaError as error:
@@ -142,20 +143,28 @@ class SiteProgram:
         if self._answers is not None:
             self.states.close()
 
-    def _begin(self, run: str) -> Answers:
-        """Open what the site keeps of a run.
+    def _begin(self, first: Message) -> Answers:
+        """Open what the site keeps of a run, from its first message.
 
         Raises:
-            ProtocolError: the site takes part in another run.
-            RunFolderError: its files are damaged or in use.
+            ProtocolError: the site takes part in another run, or the server has another agreement.
+            RunFolderError: its files are damaged or in use, or its rows are others than when the run began.
         """
+        from fedsa.engines.beginning import data_fingerprint  # it loads models
+
+        run, rows = first.run, data_fingerprint(self.federation)
         known = run_of(self.folder)
-        if known not in (None, run):
+        if known is None:
+            if first.kind != "setup" or first.about.get("fingerprint") != self.agreement.fingerprint():
+                raise ProtocolError("the server's agreement is not this site's: both must be given the same one")
+            write_atomically(self.folder / _RUN, json.dumps({"run": run, "rows": rows}).encode())
+        elif known["run"] != run:
             raise ProtocolError("this site takes part in another run: its owner gives a new run a folder of its own")
-        write_atomically(self.folder / _RUN, json.dumps({"run": run}).encode())
+        elif known["rows"] != rows:
+            raise RunFolderError(f"{self.folder}: the rows are not those that the run began with: put them back")
+        sent = SentAnswers(self.folder, self.folder.name)
         self.states = states = open_states_of_site(self.folder / STATES, run, self.federation.clients)
         site = replace(self.federation.site(states), keeps_tested=True)
-        sent = SentAnswers(self.folder, self.folder.name)
 
         def finish(about: Mapping[str, Any]) -> None:
             from fedsa.deploy.finishing import finish_site

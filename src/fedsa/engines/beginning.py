@@ -19,7 +19,7 @@ from fedsa.recipe import agreed_settings, dump_recipe
 from fedsa.store import Progress, RunFolder, recipe_of
 from fedsa.types import SPLITS
 
-__all__ = ["begin", "check_unchanged"]
+__all__ = ["begin", "check_unchanged", "data_fingerprint"]
 
 _AGREEMENT = "agreement.json"
 
@@ -28,7 +28,7 @@ def begin(federation: Federation, folder: RunFolder) -> Progress:
     """Write what does not change during the run, and return the progress of a run without rounds."""
     agreement = federation.agreement
     environment = _environment(federation.recipe.compute.model_dump())
-    data, fingerprints = _data_fingerprint(federation), _fingerprints(agreement, federation)
+    data, fingerprints = data_fingerprint(federation), _fingerprints(agreement, federation)
     folder.begin(_run_id(federation, data, fingerprints, environment))
     folder.write_recipe(dump_recipe(federation.recipe))
     folder.write_json("environment.json", environment)
@@ -64,7 +64,7 @@ def _about_clients(federation: Federation) -> dict[str, dict[str, Any]]:
     return about
 
 
-def _data_fingerprint(federation: Federation) -> str:
+def data_fingerprint(federation: Federation) -> str:
     """A hash of every client's rows, tokens and labels."""
     digest = hashlib.sha256(federation.encoded.fingerprint().encode())
     for client in federation.everyone:
@@ -109,7 +109,7 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
             f"{folder.path}: the adapter's PEFT config is not the one that the run began with: use that of "
             f"{folder.path / 'adapter_config.json'}, and {versions}, or start a new run"
         )
-    if progress.data != _data_fingerprint(federation) or {"labels", "metric", "ranks"} & {*changed}:
+    if progress.data != data_fingerprint(federation) or {"labels", "metric", "ranks"} & {*changed}:
         raise RunFolderError(
             f"{folder.path}: the clients' rows are not those that the run began with, so it cannot go on: put "
             "the data (or the model's tokenizer) back as it was, or start a new run"

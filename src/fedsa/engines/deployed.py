@@ -15,7 +15,7 @@ from fedsa.callbacks import Callback
 from fedsa.engines.remote import RemoteFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.summary import Tests, measure, per_client, scores
-from fedsa.errors import ConfigError, Mistake, RunFolderError
+from fedsa.errors import ConfigError, Mistake, RunFolderError, UserError
 from fedsa.recipe import Recipe, dump_recipe
 from fedsa.server import first_round, load_state, server_of
 from fedsa.store import Progress, RunFolder
@@ -99,7 +99,9 @@ def serve(
     _check_agreement(folder, agreement)
     finished = folder.finished(recipe.rounds)
     if finished is not None:
-        return _told_again(agreement, folder, fleet, finished)
+        return _told_again(folder, fleet, finished)
+    if quorum is not None and quorum < 1:
+        raise UserError(f"a quorum of {quorum}: give at least 1")
     folder.keeps_all_rounds = recipe.keep_rounds == "all"
     initial = fleet.set_up(agreement)
     first = agreement.first_state(initial)
@@ -130,13 +132,13 @@ def serve(
     return summary
 
 
-def _told_again(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet, summary: dict[str, Any]) -> dict[str, Any]:
+def _told_again(folder: RunFolder, fleet: RemoteFleet, summary: dict[str, Any]) -> dict[str, Any]:
     """Tell the sites that have missed the end of a finished run; return its summary, as it is then."""
     progress = folder.progress()
     missing = [site for site in summary.get("sites_without_adapters", ()) if site in fleet.sites]
     if not missing or progress is None:
         return summary
-    fleet.set_up(agreement)
+    fleet.know(folder.read_json("clients.json"))
     fleet.progress = progress
     summary = {**summary, "sites_without_adapters": list(fleet.finish(summary, missing))}
     folder.finish(progress, summary)
@@ -214,17 +216,24 @@ def _go_on(folder: RunFolder, fleet: RemoteFleet) -> Progress | None:
     """Return how far an interrupted run is, once what the interruption left behind is gone; None: it has not begun.
 
     Raises:
-        RunFolderError: a client is missing or new.
+        RunFolderError: a client is missing or new, or has other rows.
     """
     progress = folder.progress()
     if progress is None:
         return None
     begun: Mapping[str, Any] = folder.read_json("clients.json")
-    other = sorted({*begun} ^ {*fleet.clients})
+    now = fleet.about_clients
+    other = sorted({*begun} ^ {*now})
     if other:
         what = "is at no site any more" if other[0] in begun else "was not in the run when it began"
         raise RunFolderError(
             f"{folder.path}: client {other[0]!r} {what}: bring the sites of before, or start a new run"
+        )
+    changed = [client for client in sorted(now) if not now[client].items() <= begun[client].items()]
+    if changed:
+        raise RunFolderError(
+            f"{folder.path}: client {changed[0]!r} has other rows or another site than when the run began: bring "
+            "back those of before, or start a new run"
         )
     folder.roll_back(progress)
     progress.interruptions += 1

@@ -9,9 +9,12 @@ from fedsa.agreement import Agreement, hash_of_state
 from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, encode
 from fedsa.store import Progress
+from fedsa.texts.escapes import for_terminal
 from fedsa.types import SPLITS, Moment, Payloads, SplitName, State, Update
 
 __all__ = ["Exchange", "RemoteFleet"]
+
+_MOST = 1e300  # a number beyond it makes no mean
 
 
 class Exchange(Protocol):
@@ -61,6 +64,7 @@ class RemoteFleet:
         self.sites, self.run, self.progress = tuple(sorted(sites)), run, Progress()
         self._exchange, self._deadline, self._quorum, self._tell = exchange, deadline, quorum, tell
         self._homes: dict[str, str] = {}  # client -> its site
+        self._metric = ""  # the agreement's
         self._examples: dict[str, Mapping[str, int]] = {}  # client -> its number of rows by split
 
     @property
@@ -88,6 +92,7 @@ class RemoteFleet:
         Raises:
             ProtocolError: a site refuses, two sites name one client, or the tensors are others.
         """
+        self._metric = agreement.metric
         chosen = min(self.sites) if agreement.needs_initial_values else None
         requests = {
             site: encode(
@@ -116,14 +121,24 @@ class RemoteFleet:
             raise ProtocolError(f"site {chosen!r} has not sent the initial tensors that were agreed upon")
         return initial
 
+    def know(self, clients: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take the clients' sites from what `about_clients` said when the run began, where nobody is to be asked."""
+        self._homes = {client: str(entry["site"]) for client, entry in clients.items()}
+
     def train(self, payloads: Payloads) -> Iterator[Update]:
         """Have the sites train their clients, all at once, and yield the updates in the order of the clients' ids."""
         needed = len(payloads) if self._quorum is None else min(self._quorum, len(payloads))
         updates: dict[str, Update] = {}
 
         def take(site: str, answer: Message) -> None:
-            for client, about in self._own(site, answer, "updates"):
-                updates[client] = _update(client, payloads.round, about, answer.states.get(client, {}))
+            arrived = {
+                client: _update(client, payloads.round, about, answer.states.get(client, {}))
+                for client, about in self._own(site, answer, "updates", payloads)
+            }
+            for client, update in arrived.items():
+                if update.num_examples != self._examples[client]["train"]:
+                    raise ProtocolError(f"client {client!r} has another number of rows than its site has said")
+            updates.update(arrived)
 
         self._step(payloads, {"do": "train"}, take, lambda: len(updates) >= needed)
         for client in payloads:
@@ -135,8 +150,14 @@ class RemoteFleet:
         metrics: dict[str, dict[str, float]] = {}
 
         def take(site: str, answer: Message) -> None:
-            for client, values in self._own(site, answer, "metrics"):
-                metrics[client] = _numbers(client, values)
+            arrived = {
+                client: _numbers(client, values, {self._metric, "examples"})
+                for client, values in self._own(site, answer, "metrics", payloads)
+            }
+            for client, numbers in arrived.items():
+                if numbers["examples"] < 1:
+                    raise ProtocolError(f"client {client!r} was measured on no rows")
+            metrics.update(arrived)
 
         # A test is of everybody; validation is of whom there is, as long as that is enough.
         needed = len(payloads) if self._quorum is None or split == "test" else min(self._quorum, len(payloads))
@@ -216,19 +237,24 @@ class RemoteFleet:
             if requests:
                 self._tell(f"round {payloads.round}: waiting for {', '.join(requests)}")
 
-    def _own(self, site: str, answer: Message, name: str) -> Iterator[tuple[str, Any]]:
-        """Yield what an answer says of the site's own clients.
+    def _own(self, site: str, answer: Message, name: str, asked: Payloads) -> Iterator[tuple[str, Any]]:
+        """Yield what an answer says of the site's own clients that were asked, of all of them.
 
         Raises:
-            ProtocolError: it says nothing of that kind, or speaks for a client of another site.
+            ProtocolError: it says nothing of that kind, leaves a client out, or speaks for another one.
         """
         said = answer.about.get(name)
         if not isinstance(said, dict):
             raise ProtocolError(f"site {site!r} has answered without {name}")
         for client, values in said.items():
-            if self._homes.get(client) != site:
-                raise ProtocolError(f"site {site!r} speaks for client {client!r}, which is not its own")
+            if self._homes.get(client) != site or client not in asked:
+                raise ProtocolError(
+                    f"site {site!r} speaks for client {client!r}, which is not its own or was not asked"
+                )
             yield client, values
+        missing = [client for client in asked if self._homes[client] == site and client not in said]
+        if missing:
+            raise ProtocolError(f"site {site!r} has answered without its client {missing[0]!r}")
 
     def _ask(self, requests: Mapping[str, bytes], kind: str, round: int) -> Iterator[tuple[str, Message | None, str]]:
         """Yield each site that answers, its answer (None: it cannot be used), and why not."""
@@ -239,7 +265,7 @@ class RemoteFleet:
                 yield site, None, str(error)
                 continue
             if message.kind == "refuse":
-                yield site, None, f"it refuses: {str(message.about.get('why'))[:300]}"
+                yield site, None, f"it refuses: {for_terminal(str(message.about.get('why'))[:300])}"
             elif message.kind != kind or message.round != round:
                 yield site, None, f"it has answered with {message.kind!r} of round {message.round}"
             else:
@@ -277,15 +303,21 @@ def _update(client: str, round: int, about: Any, tensors: State) -> Update:
     count, base = (about.get(name) if isinstance(about, dict) else None for name in ("num_examples", "base_version"))
     if type(count) is not int or type(base) is not int or not 0 <= base < round:
         raise ProtocolError(f"update of client {client!r} for round {round}: its numbers are missing or make no sense")
-    return Update(client, round, count, tensors, _numbers(client, about.get("metrics")), base_version=base)
+    numbers = _numbers(client, about.get("metrics"), {"seconds"})
+    return Update(client, round, count, tensors, numbers, base_version=base)
 
 
-def _numbers(client: str, values: Any) -> dict[str, float]:
+def _numbers(client: str, values: Any, needed: Collection[str]) -> dict[str, float]:
     """Return a client's metrics.
 
     Raises:
-        ProtocolError: they are not numbers by name.
+        ProtocolError: they are not finite numbers by name, or one that is needed is missing.
     """
-    if not isinstance(values, dict) or any(type(value) not in (int, float) for value in values.values()):
-        raise ProtocolError(f"client {client!r}: its metrics are not numbers by their names")
+    if not isinstance(values, dict) or any(
+        type(value) not in (int, float) or not abs(value) < _MOST for value in values.values()
+    ):
+        raise ProtocolError(f"client {client!r}: its metrics are not finite numbers by their names")
+    missing = sorted(set(needed) - set(values))
+    if missing:
+        raise ProtocolError(f"client {client!r}: its metrics lack {missing[0]!r}")
     return values
