@@ -84,6 +84,7 @@ def ask(
                 return frames.receive(connection)[1]
             except OSError:  # the worker has died, or has no room for more askers
                 deaths, alone_since = deaths + 1, time.monotonic()
+                time.sleep(_LOOK_SECONDS)  # while it goes it may still let somebody connect: that is no second death
         if deaths >= most_deaths:
             raise WorkerGoneError(f"{deaths} workers have died with this request")
     raise WorkerGoneError("nobody waits for the answer any more")
