@@ -12,7 +12,7 @@ import torch
 
 from fedsa.client.evaluation import Mixing, Personal, Sampling, evaluate
 from fedsa.client.training import cohort, head_warmup, sequential
-from fedsa.client.training.job import Job, TrainingResult, highest_rate
+from fedsa.client.training.job import Job, TrainingResult, check_start, highest_rate
 from fedsa.errors import TrainingError
 from fedsa.models import AdaptedModel
 from fedsa.recipe import ReconstructionSettings, TrainingSettings
@@ -55,8 +55,10 @@ class Learner:
         What is trained are the items that the task makes of the jobs' rows.
 
         Raises:
-            TrainingError: a loss is not finite, or memory ran out.
+            TrainingError: a loss, or a tensor that a job begins with, is not finite; or memory ran out.
         """
+        for job in jobs:
+            check_start(job, self.training)
         jobs = self._items(jobs)
         with _explaining_out_of_memory(jobs, self.model):
             if self.training.trainer == "cohort":

@@ -20,6 +20,7 @@ __all__ = [
     "Job",
     "TrainingResult",
     "check_finite",
+    "check_start",
     "dropout_seed",
     "highest_rate",
     "learning_rate_factor",
@@ -222,6 +223,29 @@ def _rows(job: Job, start: int, stop: int) -> list[IntArray]:
 def dropout_seed(job: Job) -> int:
     """Return the seed of the client's own dropout in the round."""
     return derive_seed(job.seed, "dropout", job.client, job.round)
+
+
+def check_start(job: Job, settings: TrainingSettings) -> None:
+    """Refuse tensors that no training can begin from. In a cohort they would spoil the neighbours' (0 · ∞ is nan).
+
+    What the server has added to the frozen weights is not looked at: it is as large as the model, and made of updates
+    that the server has checked.
+
+    Args:
+        job: the client's.
+        settings: named in the error.
+
+    Raises:
+        TrainingError: a tensor is not finite.
+    """
+    for key, tensor in job.tensors.items():
+        if key.factor.side is not Side.BASE and not bool(tensor.isfinite().all()):
+            mend = "the base model gives it: take another"
+            if job.round > 1:
+                mend = f"lower {highest_rate(job.keys, settings, job.rate_setting)}, and start the run again"
+            raise TrainingError(
+                f"client {job.client!r}, round {job.round}: {key} is not finite before the training begins; {mend}"
+            )
 
 
 def check_finite(job: Job, loss: float, tensors: State, settings: TrainingSettings) -> None:
