@@ -322,6 +322,70 @@ FAULTS = (
         "return ranked(algorithm.broadcast(state, client, round, version), rank)",
         ("steps/test_cast.py::test_what_crosses_is_in_bf16_and_half_the_bytes",),
     ),
+    # -- messages and sites ------------------------------------------------------------------------------------------
+    Fault(
+        "messages: tensors come in the library's order",
+        "messages.py",
+        "dict(sorted(load(data).items()))",
+        "load(data)",
+        ("engines/test_remote.py::test_tensors_come_out_of_a_message_in_the_order_of_their_names",),
+    ),
+    Fault(
+        "messages: a second entry of metadata",
+        "messages.py",
+        "save(tensors, {_ENTRY: digest_of(text, tensors) + text})",
+        'save(tensors, {_ENTRY: digest_of(text, tensors) + text, "kind": message.kind})',
+        ("engines/test_remote.py::test_equal_messages_are_equal_bytes",),
+    ),
+    Fault(
+        "site: a B is taken from the server",
+        "client/answers.py",
+        "if key not in known or not site.algorithm.plan(key, message.round).received:",
+        "if key not in known:",
+        ("deploy/test_deployed.py::test_a_server_cannot_put_a_b_in_the_place_of_a_clients_own",),
+    ),
+    Fault(
+        "site: a server that has lost its folder costs it its states",
+        "client/answers.py",
+        "if ahead > last_kept + 1:",
+        "if ahead > last_kept + 9:",
+        ("deploy/test_deployed.py::test_a_server_that_has_lost_its_folder_does_not_cost_a_site_its_states",),
+    ),
+    Fault(
+        "site: an old copy of its states is not noticed",
+        "client/answers.py",
+        "if version < held[client]:",
+        "if state is None and version < held[client]:",
+        ("deploy/test_deployed.py::test_a_site_that_has_lost_its_states_or_has_an_old_copy_is_told_so",),
+    ),
+    Fault(
+        "site: an answer may leave that is not in the list",
+        "client/sent.py",
+        (
+            '        self._note({**_entry(message), "bytes": len(answer), "request": path.name})'
+            "  # first: no answer leaves unlisted\n"
+            "        write_atomically(path, hashlib.sha256(answer).digest() + answer)\n"
+        ),
+        (
+            "        write_atomically(path, hashlib.sha256(answer).digest() + answer)\n"
+            '        self._note({**_entry(message), "bytes": len(answer), "request": path.name})\n'
+        ),
+        ("client/test_sent.py::test_an_answer_that_cannot_be_listed_is_not_kept",),
+    ),
+    Fault(
+        "deploy: every user of the machine may ask a worker",
+        "deploy/worker.py",
+        "path.chmod(0o600)",
+        "path.chmod(0o666)",
+        ("deploy/test_worker.py::test_a_worker_answers_and_only_its_user_may_ask",),
+    ),
+    Fault(
+        "deploy: a site that has made its key is given another one",
+        "deploy/provision.py",
+        "    kit.key.unlink()\n",
+        "",
+        ("deploy/test_provision.py::test_a_key_that_is_made_at_the_site_never_leaves_it",),
+    ),
     # -- steps on updates --------------------------------------------------------------------------------------------
     Fault(
         "steps: the server takes them in the client's order",
@@ -549,6 +613,13 @@ FAULTS = (
         '[_random(seed, "split", client) for client in clients]',
         '[_random(seed, "split", str(number)) for number, _ in enumerate(clients)]',
         ("data/test_partition.py::test_a_clients_cut_depends_on_that_client_alone",),
+    ),
+    Fault(
+        "splits: of all clients with too many rows the same ones go",
+        "data/partition.py",
+        '_random(seed, "max_examples", client)',
+        '_random(seed, "max_examples", "")',
+        ("data/test_partition.py::test_of_clients_of_equal_rows_other_rows_are_kept",),
     ),
     Fault(
         "partition: every seed deals the same",

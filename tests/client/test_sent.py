@@ -11,7 +11,7 @@ import torch
 
 from fedsa.client.answers import Answers
 from fedsa.client.sent import SENT_LIST, SentAnswers, sent_messages
-from fedsa.errors import RunFolderError
+from fedsa.errors import RunFolderError, UserError
 from fedsa.messages import Message, decode, encode
 from fedsa.types import Key
 
@@ -93,6 +93,16 @@ def test_a_refusal_is_in_the_list_too(tmp_path: Path) -> None:
     assert refusal.kind == "refuse"
     (entry,) = sent_messages(tmp_path)
     assert (entry["kind"], entry["about"], entry["request"]) == ("refuse", refusal.about, None)
+
+
+def test_an_answer_that_cannot_be_listed_is_not_kept(tmp_path: Path) -> None:
+    """The message comes again, and would be answered with it."""
+    sent = SentAnswers(tmp_path, "north")
+    (tmp_path / SENT_LIST).mkdir()
+    with pytest.raises(UserError, match=r"sent\.jsonl"):
+        sent.keep(b"please", *answer_of(1))
+    (tmp_path / SENT_LIST).rmdir()
+    assert sent.find(b"please") is None
 
 
 def test_nothing_leaves_that_cannot_be_listed(tmp_path: Path) -> None:

@@ -147,6 +147,15 @@ def test_clients_of_equal_rows_are_cut_differently() -> None:
     assert partition.clients["a"].test.tolist() != (partition.clients["b"].test - 40).tolist()
 
 
+def test_of_clients_of_equal_rows_other_rows_are_kept() -> None:
+    labels = np.arange(80) % 2
+    chosen, columns = options("column", max_examples=20), {"who": ["a"] * 40 + ["b"] * 40}
+    clients = partition_rows(chosen, labels=labels, columns=columns, seed=0).clients
+    kept = {client: set(np.concatenate(list(clients[client])) - first) for client, first in (("a", 0), ("b", 40))}
+    assert len(kept["a"]) == len(kept["b"]) == 20
+    assert kept["a"] != kept["b"]
+
+
 def test_a_client_that_is_left_out_changes_nobodys_cut() -> None:
     labels = np.arange(70) % 2
     who = np.array(["a"] * 30 + ["b"] * 5 + ["c"] * 35)
