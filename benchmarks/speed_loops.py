@@ -83,7 +83,7 @@ def read_work(folder: Path) -> Work:
         pad=data["pad"],
         train=[[[[Row(*row) for row in batch] for batch in steps] for steps in rounds] for rounds in data["train"]],
         evaluation=[[Row(*row) for row in rows] for rows in data["evaluation"]],
-        initial=load_file(folder / "initial.safetensors"),
+        initial=dict(sorted(load_file(folder / "initial.safetensors").items())),  # the library gives them any order
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 import torch
 
@@ -19,6 +18,9 @@ from fedsa.recipe import Recipe
 from fedsa.server import load_state, save_state, server_of
 from fedsa.store import RunFolder
 from fedsa.types import Side, Update
+from support.tiny_rows import write_clients
+
+pytestmark = pytest.mark.run
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +203,7 @@ def test_what_is_zero_for_all_is_in_no_hash(tiny_recipe: Callable[..., Recipe]) 
 def test_sites_alone_cut_their_rows_as_a_simulation_of_all_does(
     tiny_recipe: Callable[..., Recipe], tiny_data: dict[str, Any], tiny_rows: Path, tmp_path: Path
 ) -> None:
-    for client, rows in pandas.read_csv(tiny_rows).groupby("site"):
-        for place in (tmp_path / "all", tmp_path / str(client)):
-            place.mkdir(exist_ok=True)
-            rows.drop(columns="site").to_csv(place / f"{client}.csv", index=False)
+    write_clients(tiny_rows, lambda client: (tmp_path / "all", tmp_path / client))
     whole = Federation.from_recipe(tiny_recipe(f"data={{path='{tmp_path / 'all'}', partition={{kind='files'}}}}"))
     assert len(whole.clients) == 3
     for client in whole.clients:
@@ -229,8 +228,8 @@ def test_a_site_may_lack_classes(agreement: Agreement, tiny_data: dict[str, Any]
     site = Federation.of_site(agreement, own_settings(tiny_data, folder))
     assert site.rows.label_names == agreement.labels == ("bad", "good")
     assert set(site.rows.labels.tolist()) == {1}
-    with RunFolder.create(tmp_path / "states", "").locked() as states:
-        made = site.site(states)
+    with RunFolder.create(tmp_path / "states", "").locked() as folder:
+        made = site.site(folder.client_states)
     assert isinstance(made, Site)
     assert list(made.rows) == ["east"]
 

@@ -18,15 +18,16 @@ from fedsa.algorithms.ffa import FFA
 from fedsa.algorithms.local import Local
 from fedsa.errors import ConfigError, Mistake, UserError
 from fedsa.server import Server
-from fedsa.types import Factor, Key, Update
+from fedsa.types import Factor, Key, Side, Update
+from support.methods import Alternating, Median
 
 HERE = __name__
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Alternating(Algorithm):
-    """A method from outside the package: B in odd rounds, A in even ones, as RoLoRA does."""
+class WithOptions(Algorithm):
+    """A method from outside the package."""
 
     strength: Annotated[float, Field(gt=0)] = 1.0
     twice: int = 2
@@ -34,24 +35,7 @@ class Alternating(Algorithm):
     source: ClassVar[str] = "a test"
 
     def plan(self, key: Key, round: int) -> Plan:
-        turn = key.factor is (Factor.B if round % 2 else Factor.A)
-        return Plan(trained=turn, sent=turn, received=True)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Median(Algorithm):
-    """A method that is not additive."""
-
-    source: ClassVar[str] = "a test"
-
-    def plan(self, key: Key, round: int) -> Plan:
         return SHARED
-
-    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        all_of_them = [update.tensors for update, _ in updates]
-        median = {key: torch.stack([each[key] for each in all_of_them]).median(0).values for key in state.tensors}
-        return ServerState(median, dict.fromkeys(median, round))
 
 
 @final
@@ -131,9 +115,9 @@ def test_half_a_plug_in_name_is_refused(name):
 
 
 def test_an_algorithm_from_outside_is_found_and_gets_its_options():
-    name = f"{HERE}:Alternating"
-    assert find_algorithm(name) is Alternating
-    assert make_algorithm(name, {"strength": 2}) == Alternating(strength=2.0)
+    name = f"{HERE}:WithOptions"
+    assert find_algorithm(name) is WithOptions
+    assert make_algorithm(name, {"strength": 2}) == WithOptions(strength=2.0)
     assert make_algorithm(name, {}, share_head=True).share_head is True
 
 
@@ -145,7 +129,7 @@ def test_share_head_is_the_methods_own_unless_given():
 
 
 def test_options_are_checked_all_at_once():
-    name = f"{HERE}:Alternating"
+    name = f"{HERE}:WithOptions"
     assert error_of(ConfigError, make_algorithm, name, {"strenght": 1, "shape": 2}) == (
         "2 mistakes in recipe:\n"
         f"  algorithm_options.strenght: {name} has no such option; did you mean 'strength'?\n"
@@ -258,7 +242,7 @@ def test_a_method_that_does_not_look_at_all_updates_still_has_all_clients_traine
 
 def test_what_is_received_but_not_sent_this_round_still_comes():
     """Round 1 sends B, round 2 sends A: a client that missed round 2 needs both in round 3, and no more after it."""
-    algorithm = Alternating()
+    algorithm = Alternating(first=Side.B)
     a, b = Key("layer", Factor.A), Key("layer", Factor.B)
     initial = {a: torch.zeros(1), b: torch.zeros(1)}
     state = algorithm.init(initial)

@@ -96,9 +96,7 @@ def federations(draw: st.DrawFn, case: Case) -> Case:
 def test_of(law: Callable[[Case], None]) -> Callable[..., None]:
     """Return a test of one law over all cases; one function for all laws would run too often for Hypothesis."""
 
-    @pytest.mark.parametrize(
-        "case", [pytest.param(case, marks=marks_of(name), id=name) for name, case in CASES.items()]
-    )
+    @pytest.mark.parametrize("case", EACH)
     @given(data=st.data())
     @LAW
     def test(case: Case, data: st.DataObject) -> None:

@@ -9,9 +9,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ import transformers
 
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import algorithm_names, make_algorithm
-from fedsa.algorithms.base import Algorithm, Plan
 from fedsa.cost.plan import plan_run
 from fedsa.errors import ModelError, UserError
 from fedsa.federation import Federation
@@ -28,7 +26,6 @@ from fedsa.recipe import ModelSettings, Recipe, apply_overrides, parse_recipe, r
 from fedsa.server import first_round
 from fedsa.steps import PLAIN
 from fedsa.tasks import make_task
-from fedsa.types import Key, Side
 from support.tiers import factors_of, one_of_each
 from support.tiny_runs import MEASURED
 
@@ -107,24 +104,10 @@ def test_clients_that_skip_rounds_are_counted_exactly(tiny_run: Callable[..., An
         assert plan["total_download_bytes"] == run.summary["total_download_bytes"] < 5 * 2 * plan["download_bytes"]
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Alternating(Algorithm):
-    """Sends A in odd rounds and B in even ones: what is newer differs from client to client."""
-
-    source: ClassVar[str] = "nowhere"
-
-    def plan(self, key: Key, round: int) -> Plan:
-        if key.factor.side is Side.HEAD:
-            return self.rest_plan(key)
-        turn = (round % 2 == 1) == (key.factor.side is Side.A)
-        return Plan(trained=turn, sent=turn, received=True)
-
-
 def test_a_plan_that_changes_from_round_to_round_is_counted_exactly(
     tiny_run: Callable[..., Any], tiny_recipe: Callable[..., Recipe]
 ) -> None:
-    settings = [f"algorithm={__name__}:Alternating", "rounds=6", *SHORT]
+    settings = ["algorithm=support.methods:Alternating", "rounds=6", *SHORT]
     settings += ["data.partition={kind='iid', clients=5}", "fraction_train=0.4", "adapter.target_modules=['value']"]
     plan, summary = plan_run(tiny_recipe(*settings)), tiny_run(*settings).summary
     assert {name: plan[name] for name in MEASURED} == {name: summary[name] for name in MEASURED}

@@ -21,6 +21,7 @@ from fedsa.server import Server, load_state
 from fedsa.steps import check_steps, make_chain
 from fedsa.store import RunFolder
 from fedsa.types import Factor, Key, State, Update
+from support.methods import Alternating
 
 A, B = Key("layer", Factor.A), Key("layer", Factor.B)
 MEANS = (3.0, -1.0, 0.5, 0.5)
@@ -116,20 +117,8 @@ def test_where_no_update_arrives_nothing_moves() -> None:
     assert {name: slot.tolist() for name, slot in server.state.slots.items()} == {f"m|{A}": [1.0, 1.0]}
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class InTurn(Algorithm):
-    """A in odd rounds, B in even ones."""
-
-    source: ClassVar[str] = "a test"
-
-    def plan(self, key: Key, round: int) -> Plan:
-        turn = key.factor is (Factor.A if round % 2 else Factor.B)
-        return Plan(trained=turn, sent=turn, received=True)
-
-
 def test_a_tensor_that_is_not_sent_rests_and_its_moments_with_it() -> None:
-    algorithm = InTurn()
+    algorithm = Alternating()
     state = algorithm.init({A: torch.zeros(1, 1), B: torch.zeros(1, 1)})
     server = Server(algorithm, state, ["c0"], seed=0, steps=make_chain(StepSettings(server=FedAvgMSettings())))
     for round, key in enumerate((A, B, A), start=1):
@@ -187,8 +176,8 @@ def test_defaults_are_written_out_and_read_back(tiny_recipe: Callable[..., Any])
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Folding(Algorithm):
-    """Adds to the base."""
+class FoldingMean(Algorithm):
+    """Adds to the base, and needs no more than the mean."""
 
     source: ClassVar[str] = "a test"
     folds: ClassVar[bool] = True
@@ -211,20 +200,6 @@ class Own(Algorithm):
         return state
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Median(Algorithm):
-    """Needs all updates."""
-
-    source: ClassVar[str] = "a test"
-
-    def plan(self, key: Key, round: int) -> Plan:
-        return SHARED
-
-    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
-        return state
-
-
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -232,10 +207,10 @@ class Median(Algorithm):
         ("fedit", None),
         ("ffa", None),
         ("local", "it sends nothing"),
-        (f"{__name__}:Folding", "its server adds to the frozen weights"),
+        (f"{__name__}:FoldingMean", "its server adds to the frozen weights"),
         (f"{__name__}:Own", "its server computes other values than the mean of what is sent"),
-        (f"{__name__}:Median", "its server needs each client's update, not their mean"),
-        (f"{__name__}:InTurn", None),
+        ("support.methods:Median", "its server needs each client's update, not their mean"),
+        ("support.methods:Alternating", None),
     ],
 )
 def test_methods_that_do_not_average_in_place_are_refused(name: str, reason: str | None) -> None:

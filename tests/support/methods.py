@@ -41,6 +41,35 @@ class Folding(Algorithm):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alternating(Algorithm):
+    """One side in odd rounds and the other in even ones: what is newer differs from client to client."""
+
+    source: ClassVar[str] = "-"
+    first: Side = Side.A
+
+    def plan(self, key: Key, round: int) -> Plan:
+        if key.factor.side is Side.HEAD:
+            return self.rest_plan(key)
+        turn = (round % 2 == 1) == (key.factor.side is self.first)
+        return Plan(trained=turn, sent=turn, received=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Median(Algorithm):
+    """The server needs all updates at once, so the method is not additive."""
+
+    source: ClassVar[str] = "-"
+
+    def plan(self, key: Key, round: int) -> Plan:
+        return SHARED
+
+    def aggregate(self, state: ServerState, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+        all_of_them = [update.tensors for update, _ in updates]
+        median = {key: torch.stack([each[key] for each in all_of_them]).median(0).values for key in state.tensors}
+        return ServerState(median, dict.fromkeys(median, round))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Two(Algorithm):
     """Two adapters, of which one is shared and one stays; and a scale of the method's own."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,3 +24,19 @@ def write_rows(path: Path, count: int, seed: int, *, clients: int = 3) -> None:
             before, after = rng.integers(0, 5), rng.integers(0, 9)
             words = [*rng.choice(FILLER, before), rng.choice(WORDS[label]), *rng.choice(FILLER, after)]
             writer.writerow([" ".join(words), label, f"site {site}"])
+
+
+def write_clients(rows: Path, folders_of: Callable[[str], Iterable[Path]]) -> None:
+    """Write the rows of each site, without the column ``site``, to a file of its name.
+
+    Args:
+        rows: a file that `write_rows` has written.
+        folders_of: site to the folders that get its file; those that are missing are made.
+    """
+    with rows.open(newline="", encoding="utf-8") as file:
+        (*names, _), *lines = csv.reader(file)
+    for site in sorted({line[-1] for line in lines}):
+        for folder in folders_of(site):
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"{site}.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([names, *(line[:-1] for line in lines if line[-1] == site)])

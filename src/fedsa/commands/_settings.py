@@ -12,24 +12,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedsa.recipe import Recipe
-from fedsa.recipe.base import scope_of
 from fedsa.recipe.kinds import ByKind, by_kind
 
 __all__ = ["as_toml", "describe_settings", "type_name"]
 
-_INTRODUCTION = """\
-# The settings of a recipe
-
-The column *whose* says what a setting is across machines. *agreed*: server and sites hold it alike, because the figures
-of a run follow from it. *machine*: each machine has its own value. *note*: nothing that is computed follows from it.
-"""
-
-_HEAD = ["| key | type | default | whose | meaning |", "|---|---|---|---|---|"]
+_HEAD = ["| key | type | default | meaning |", "|---|---|---|---|"]
 
 
 def describe_settings() -> str:
-    """Every setting of a recipe as Markdown tables: key, type, default, whose it is, meaning."""
-    lines = [_INTRODUCTION]
+    """Return every setting of a recipe as Markdown tables: key, type, default, meaning."""
+    lines: list[str] = []
     for name, about, rows in _tables(Recipe, ""):
         lines += [f"## [{name}]" if name else "## top level", "", about, "", *_HEAD, *rows, ""]
     return "\n".join(lines)
@@ -54,12 +46,7 @@ def _tables(model: type[BaseModel], name: str) -> Iterator[tuple[str, str, list[
 
 def _row(key: str, field: FieldInfo, kinds: str = "") -> str:
     default = "required" if field.is_required() else as_toml(field.default)
-    return f"| `{key}` | {type_name(field.annotation)} | {default} | {_whose(field)} | {kinds}{field.description} |"
-
-
-def _whose(field: FieldInfo) -> str:
-    scope = scope_of(field)
-    return scope.value if scope else "–"
+    return f"| `{key}` | {type_name(field.annotation)} | {default} | {kinds}{field.description} |"
 
 
 def _rows_by_kind(by: ByKind, sections: Mapping[str, type[BaseModel]]) -> Iterator[str]:
@@ -70,10 +57,9 @@ def _rows_by_kind(by: ByKind, sections: Mapping[str, type[BaseModel]]) -> Iterat
     told: dict[str, list[str]] = {}
     for kind, section in sections.items():
         told.setdefault(str(section.model_fields[by.name].description), []).append(kind)
-    (whose,) = {_whose(section.model_fields[by.name]) for section in sections.values()}
     about = "; ".join(f"{', '.join(kinds)}: {text}" for text, kinds in told.items())
     choices = " \\| ".join(f"`{kind}`" for kind in sections)
-    yield f"| `{by.name}` | {choices} | {as_toml(by.default)} | {whose} | {about} |"
+    yield f"| `{by.name}` | {choices} | {as_toml(by.default)} | {about} |"
     rows: dict[str, dict[str, tuple[FieldInfo, list[str]]]] = {}
     for kind, section in sections.items():
         for key, field in section.model_fields.items():
@@ -107,18 +93,7 @@ def type_name(annotation: Any) -> str:
 
 
 def as_toml(value: Any) -> str:
-    """A value as TOML writes it in one line, in Markdown's quotes; – if there is none.
-
-    Raises:
-        TypeError: TOML cannot write it.
-    """
-    return "–" if value is None else f"`{_in_one_line(value)}`"
-
-
-def _in_one_line(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_in_one_line, value))}]"
-    if isinstance(value, Mapping):
-        entries = [f"{_in_one_line(key)} = {_in_one_line(each)}" for key, each in value.items()]
-        return f"{{ {', '.join(entries)} }}" if entries else "{}"
-    return tomli_w.dumps({"v": value}).removeprefix("v = ").removesuffix("\n")
+    """Return a value as TOML writes it, in Markdown's quotes; – if there is none."""
+    if value is None:
+        return "–"
+    return "`" + tomli_w.dumps({"v": value}).partition("= ")[2].strip().replace("\n", "").replace(" ", "") + "`"

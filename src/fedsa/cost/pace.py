@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, AdaptationSettings, EvaluationSettings, Recipe, TrainingSettings
 from fedsa.server import sample_size
+from fedsa.types import SPLITS
 
 __all__ = ["Pace", "evaluated_rounds", "is_evaluated", "passes_on_test", "passes_on_validation", "trained_rows"]
 
@@ -91,11 +92,11 @@ class Pace:
         self._recipe, self._clock, self._round = recipe, clock, finished
         self._refit_steps = recipe.reconstruction.steps if recipe.personal_state == "reconstruct" else 0
         settings = recipe.evaluation
-        self._rows = {
-            client: {split: int(about[f"{split}_examples"]) for split in _SPLITS} for client, about in rows.items()
+        self._rows: dict[str, dict[str, int]] = {
+            client: {split: int(about[f"{split}_examples"]) for split in SPLITS} for client, about in rows.items()
         }
         count = max(1, len(self._rows))
-        self._totals = {split: sum(each[split] for each in self._rows.values()) for split in _SPLITS}
+        self._totals = {split: sum(each[split] for each in self._rows.values()) for split in SPLITS}
         trained = sum(self._trained_rows(each["train"]) for each in self._rows.values())
         self._training_rows = trained / count * sample_size(recipe.fraction_train, count)
         part = sample_size(settings.fraction_evaluate, count) / count
@@ -207,9 +208,6 @@ def _adapted_rows(training: TrainingSettings, adaptation: AdaptationSettings, ro
     if "epochs" in length:
         return length["epochs"] * rows
     return length["steps"] * training.gradient_accumulation_steps * training.batch_size
-
-
-_SPLITS = ("train", "validation", "test")
 
 
 @final

@@ -2,7 +2,7 @@
 
 from fedsa.federation.agreeing import adapter_config, spec_of
 from fedsa.federation.base_models import fresh_base, load_processor
-from fedsa.federation.checks import check_early, check_layers, check_personal
+from fedsa.federation.checks import check_early, check_layers
 from fedsa.federation.encoding import notes_on_texts
 from fedsa.federation.federation import Federation
 from fedsa.federation.resolving import client_ranks
@@ -14,7 +14,6 @@ __all__ = [
     "agree",
     "check_early",
     "check_layers",
-    "check_personal",
     "client_ranks",
     "fresh_base",
     "load_processor",

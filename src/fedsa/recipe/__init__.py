@@ -9,7 +9,6 @@ from fedsa.recipe.base import Scope, is_resolved, scope_of
 from fedsa.recipe.compute import ComputeSettings
 from fedsa.recipe.data import DataSettings
 from fedsa.recipe.evaluation import (
-    DEFAULT_ADAPTATION_EPOCHS,
     AdaptationSettings,
     EvaluationSettings,
     ReconstructionSettings,
@@ -34,7 +33,6 @@ from fedsa.recipe.server import FedAdamSettings, FedAvgMSettings, MeanSettings, 
 from fedsa.recipe.steps import StepSettings, WireDtype
 from fedsa.recipe.task import TaskSettings, fields_of
 from fedsa.recipe.task_kinds import (
-    AnyTaskSettings,
     ClassificationSettings,
     GenerationSettings,
     ImageClassificationSettings,
@@ -49,12 +47,10 @@ from fedsa.recipe.task_kinds import (
 from fedsa.recipe.training import DEFAULT_LOCAL_STEPS, TrainingSettings
 
 __all__ = [
-    "DEFAULT_ADAPTATION_EPOCHS",
     "DEFAULT_LOCAL_STEPS",
     "OBJECTS",
     "AdaptationSettings",
     "AdapterSettings",
-    "AnyTaskSettings",
     "Check",
     "ClassificationSettings",
     "ComputeSettings",

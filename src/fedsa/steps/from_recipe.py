@@ -74,9 +74,9 @@ def check_steps(data: Mapping[str, Any]) -> list[Mistake]:
         return []
     name, mixed_ranks = data.get("algorithm", "fedsa"), bool(adapter.get("ranks"))
     steps = make_chain(StepSettings(server=server, robust=robust)).steps
-    reasons = {step: step.refusal(algorithm, mixed_ranks=mixed_ranks) for step in steps}
+    reasons = [(step, step.refusal(algorithm, mixed_ranks=mixed_ranks)) for step in steps]
     return [
         Mistake(step.setting, f"{step.name} does not go with {name}: {reason}")
-        for step, reason in reasons.items()
+        for step, reason in reasons
         if reason is not None
     ]

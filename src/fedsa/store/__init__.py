@@ -22,13 +22,12 @@ and ``state.json`` has the hashes of all other files, and its own. Nothing is wr
 """
 
 from fedsa.store.client_states import ClientStateFiles, open_states_of_site
-from fedsa.store.files import FORMAT, file_hash, write_atomically, write_error
+from fedsa.store.files import file_hash, write_atomically, write_error
 from fedsa.store.finished import FinishedRun
 from fedsa.store.run_folder import RunFolder, recipe_of, require_clients
 from fedsa.store.states import ClientState, Progress
 
 __all__ = [
-    "FORMAT",
     "ClientState",
     "ClientStateFiles",
     "FinishedRun",

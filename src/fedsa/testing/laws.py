@@ -202,10 +202,11 @@ class _Store:
         self._kept[round] = save(named), save(kept), json.dumps(own)
 
     def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int], dict[str, Tensor], dict[str, Any]]:
-        tensors, slots, text = self._kept[round]
+        *files, text = self._kept[round]
+        tensors, slots = (dict(sorted(load(file).items())) for file in files)  # the library gives them any order
         own = json.loads(text)
         versions = {Key.parse(name): version for name, version in own["versions"].items()}
-        return {Key.parse(name): value for name, value in load(tensors).items()}, versions, load(slots), own["about"]
+        return {Key.parse(name): value for name, value in tensors.items()}, versions, slots, own["about"]
 
 
 @final
