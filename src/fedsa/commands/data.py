@@ -22,22 +22,16 @@ def command(
     """Show how a recipe's rows are shared out over clients and splits, and what the model would not see of them."""
     from rich.console import Console
 
-    from fedsa.algorithms import check_algorithm
     from fedsa.commands._display import print_json, print_notes, print_table, status
+    from fedsa.commands._recipe import recipe_of_command
     from fedsa.data.clients import label_counts, label_totals
     from fedsa.data.partition import save_partition
     from fedsa.data.rows import deal_rows
     from fedsa.errors import UserError
-    from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects
-    from fedsa.steps import check_steps
     from fedsa.texts.words import counted
     from fedsa.types import SPLITS
 
-    data, _ = read_recipe(recipe)
-    parsed = parse_recipe(
-        apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=[check_algorithm, check_steps]
-    )
-    refuse_objects(parsed, f"recipe {recipe}")
+    parsed, _ = recipe_of_command(recipe, set_)
     with status("reading rows") as tell:
         rows = deal_rows(parsed, on_progress=tell)
         from fedsa.federation import notes_on_texts  # it loads torch

@@ -33,31 +33,23 @@ def local(
     """Run a server and sites on this machine, in processes of their own with mutual TLS between them."""
     from rich.console import Console
 
-    from fedsa.algorithms import check_algorithm
-    from fedsa.callbacks import check_callbacks
     from fedsa.commands._display import print_json, show_summary
+    from fedsa.commands._recipe import recipe_of_command
     from fedsa.commands.run import free_place
     from fedsa.deploy.local import ADAPTERS, SITES, deploy_local
     from fedsa.errors import UserError
     from fedsa.progress import ProgressDisplay
-    from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects, with_absolute_paths
-    from fedsa.steps import check_steps
 
     count, kind = (sites, "site") if workers is None else (workers, "worker")
     if count < 1:
         raise UserError(f"--{kind}s {count}: give at least 1")
-    data, name = read_recipe(recipe)
-    checks = [check_algorithm, check_steps, check_callbacks]
-    parsed = parse_recipe(apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=checks)
-    refuse_objects(parsed, f"recipe {recipe}")
+    parsed, name = recipe_of_command(recipe, set_)
     console = Console(stderr=json, highlight=False, markup=False, emoji=False)
     console.soft_wrap = not console.is_terminal
     place, live = out or free_place(Path("runs") / name), ProgressDisplay(console)
     names = [f"{kind}-{number}" for number in range(1, count + 1)]
     try:
-        summary = deploy_local(
-            with_absolute_paths(parsed), place, names, callbacks=[live], tell=lambda line: console.print(line)
-        )
+        summary = deploy_local(parsed, place, names, callbacks=[live], tell=lambda line: console.print(line))
     except KeyboardInterrupt:
         live.close()
         console.print(f"\ninterrupted; the same command with --out {place} goes on", soft_wrap=True)
@@ -88,16 +80,11 @@ def init(
     ] = None,
 ) -> None:
     """Begin a federation: agree, make certificates, write a folder for each party, and say what each must do."""
-    from fedsa.algorithms import check_algorithm
-    from fedsa.callbacks import check_callbacks
     from fedsa.commands._display import status as shown
+    from fedsa.commands._recipe import recipe_of_command
     from fedsa.deploy.project import begin_project
-    from fedsa.recipe import apply_overrides, parse_recipe, read_recipe
-    from fedsa.steps import check_steps
 
-    data, _ = read_recipe(recipe)
-    checks = [check_algorithm, check_steps, check_callbacks]
-    parsed = parse_recipe(apply_overrides(data, set_ or []), source=f"recipe {recipe}", checks=checks)
+    parsed, _ = recipe_of_command(recipe, set_)
     names = [name.strip() for name in sites.split(",") if name.strip()]
     with shown("loading libraries") as tell:
         places = begin_project(parsed, names, to, host=host, port=port, tell=tell)

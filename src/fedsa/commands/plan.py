@@ -23,29 +23,22 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
     """Tell what a run will train, send, compute and hold in memory; no weights are loaded."""
-    from fedsa.algorithms import check_algorithm
-    from fedsa.callbacks import check_callbacks
     from fedsa.commands._display import print_json, status
+    from fedsa.commands._recipe import recipe_of_command
     from fedsa.errors import UserError
-    from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects, with_absolute_paths
-    from fedsa.steps import check_steps
 
-    data, _ = read_recipe(recipe)
-    settings = apply_overrides(data, set_ or [])
-    parsed = parse_recipe(settings, source=f"recipe {recipe}", checks=[check_algorithm, check_steps, check_callbacks])
-    refuse_objects(parsed, f"recipe {recipe}")
+    parsed, _ = recipe_of_command(recipe, set_)
     with status("loading libraries") as tell:
         tell("loading libraries")
         from fedsa.cost.plan import plan_run
 
-        resolved = with_absolute_paths(parsed)
-        plan = plan_run(resolved, clients=clients, on_progress=tell)
+        plan = plan_run(parsed, clients=clients, on_progress=tell)
         if like is not None:
             from fedsa.cost.hours import time_like
 
             if plan["clients"] is None:
                 raise UserError("--like: how many clients there are is not known here; give --clients N")
-            plan["time"] = time_like(resolved, plan["clients"], like)
+            plan["time"] = time_like(parsed, plan["clients"], like)
     if json:
         print_json(plan)
     else:

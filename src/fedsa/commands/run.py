@@ -20,25 +20,12 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
 ) -> None:
     """Train a federation; write adapters, numbers and a report into a run folder."""
-    from fedsa.algorithms import check_algorithm
-    from fedsa.callbacks import check_callbacks
     from fedsa.commands._display import show_run
-    from fedsa.recipe import (
-        apply_overrides,
-        dump_recipe,
-        parse_recipe,
-        read_recipe,
-        refuse_objects,
-        with_absolute_paths,
-    )
-    from fedsa.steps import check_steps
+    from fedsa.commands._recipe import recipe_of_command
+    from fedsa.recipe import dump_recipe
     from fedsa.store import RunFolder
 
-    data, name = read_recipe(recipe)
-    settings = apply_overrides(data, set_ or [])
-    parsed = parse_recipe(settings, source=f"recipe {recipe}", checks=[check_algorithm, check_steps, check_callbacks])
-    refuse_objects(parsed, f"recipe {recipe}")
-    parsed = with_absolute_paths(parsed)
+    parsed, name = recipe_of_command(recipe, set_)
     folder = RunFolder.create(out or free_place(Path("runs") / name), dump_recipe(parsed))
     show_run(folder, parsed, json=json)
 

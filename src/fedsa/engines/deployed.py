@@ -14,12 +14,11 @@ from fedsa.agreement import Agreement
 from fedsa.callbacks import Callback
 from fedsa.engines.remote import RemoteFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
-from fedsa.engines.summary import Tests, measure, per_client, scores
+from fedsa.engines.summary import measure, summary_of
 from fedsa.errors import ConfigError, Mistake, RunFolderError, UserError
 from fedsa.recipe import Recipe, dump_recipe
-from fedsa.server import first_round, load_state, server_of
+from fedsa.server import load_state, server_of
 from fedsa.store import Progress, RunFolder
-from fedsa.system.process import peak_rss_bytes
 from fedsa.types import State
 
 __all__ = ["check_deployable", "open_server_folder", "run_id_of", "serve"]
@@ -117,13 +116,11 @@ def serve(
     started = time.perf_counter()
     tests = measure(server, fleet, folder, progress, settings, first, callbacks)
     seconds = time.perf_counter() - started
-    summary = {
-        "engine": engine,
-        "sites": len(fleet.sites),
-        **_summary(agreement, folder, progress, settings, tests, fleet.clients),
-        "evaluation_seconds": progress.evaluation_seconds + seconds,
-        "wall_seconds": progress.wall_seconds + seconds,
-    }
+    more = {"engine": engine, "sites": len(fleet.sites), "notes": []}
+    tensors = agreement.adapter.empty()
+    summary = summary_of(
+        recipe, agreement.algorithm, tensors, folder, progress, settings, tests, seconds=seconds, more=more
+    )
     summary["sites_without_adapters"] = list(fleet.finish(summary, fleet.sites))
     folder.settle()
     folder.finish(progress, summary)
@@ -143,44 +140,6 @@ def _told_again(folder: RunFolder, fleet: RemoteFleet, summary: dict[str, Any]) 
     summary = {**summary, "sites_without_adapters": list(fleet.finish(summary, missing))}
     folder.finish(progress, summary)
     return summary
-
-
-def _summary(
-    agreement: Agreement,
-    folder: RunFolder,
-    progress: Progress,
-    settings: RoundSettings,
-    tests: Tests,
-    clients: Sequence[str],
-) -> dict[str, Any]:
-    recipe, algorithm = agreement.recipe, agreement.algorithm
-    return {
-        "algorithm": recipe.algorithm,
-        "source": algorithm.source,
-        "export": algorithm.export,
-        "variant": recipe.adapter.variant,
-        "rounds": recipe.rounds,
-        "clients": len(clients),
-        "seed": recipe.seed,
-        "share_head": algorithm.share_head,
-        "wire_dtype": recipe.wire_dtype,
-        "server_optimizer": recipe.server.optimizer,
-        "robust": recipe.robust.kind,
-        "notes": [],
-        "metric": settings.metric,
-        "evaluated_after": settings.moments[0],
-        "chosen_round": progress.chosen_round or 0,
-        "chosen_score": progress.chosen_score,
-        "chosen_by": f"weighted mean of validation {settings.metric}",
-        **scores(tests, settings.metric),
-        **first_round(algorithm, agreement.adapter.empty(), agreement.steps, recipe.rounds),
-        "total_upload_bytes": progress.upload_bytes,
-        "total_download_bytes": progress.download_bytes,
-        "train_seconds": progress.train_seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "interruptions": progress.interruptions,
-        "per_client": per_client(tests, settings.metric, folder.read_json("clients.json")),
-    }
 
 
 def _check_agreement(folder: RunFolder, agreement: Agreement) -> None:

@@ -16,14 +16,12 @@ from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.engines.local import LocalFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.samples import samples_of
-from fedsa.engines.summary import measure, per_client, scores
+from fedsa.engines.summary import measure, summary_of
 from fedsa.federation import Federation
 from fedsa.runs.onboarding import Onboarding, PersonalStates, global_model, trained_keys
-from fedsa.server import first_round, load_state
+from fedsa.server import load_state
 from fedsa.statistics import summarize_clients
-from fedsa.steps import make_chain
 from fedsa.store import Progress, RunFolder
-from fedsa.system.process import peak_rss_bytes
 
 __all__ = ["simulate"]
 
@@ -57,38 +55,22 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
     tests = measure(server, fleet, folder, progress, settings, initial, callbacks)
     further = _unseen(federation, folder, progress) | _global_model(federation, folder, progress)
     seconds = time.perf_counter() - started
-    summary = {
-        "algorithm": recipe.algorithm,
-        "source": federation.algorithm.source,
-        "export": federation.algorithm.export,
-        "variant": federation.model.variant,
-        "rounds": recipe.rounds,
-        "clients": len(federation.clients),
-        "seed": recipe.seed,
-        "share_head": recipe.share_head,
-        "wire_dtype": recipe.wire_dtype,
-        "server_optimizer": recipe.server.optimizer,
-        "robust": recipe.robust.kind,
-        "model": recipe.model.path,
-        "data": recipe.data.path,
-        "notes": list(federation.notes),
-        "metric": settings.metric,
-        "evaluated_after": settings.moments[0],
-        "chosen_round": progress.chosen_round or 0,
-        "chosen_score": progress.chosen_score,
-        "chosen_by": f"weighted mean of validation {settings.metric}",
-        **scores(tests, settings.metric),
-        **further,
-        **first_round(federation.algorithm, federation.model.initial, make_chain(recipe.steps), recipe.rounds),
-        "total_upload_bytes": progress.upload_bytes,
-        "total_download_bytes": progress.download_bytes,
-        "train_seconds": progress.train_seconds,
-        "evaluation_seconds": progress.evaluation_seconds + seconds,
-        "wall_seconds": progress.wall_seconds + seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "interruptions": progress.interruptions,
-        "per_client": per_client(tests, settings.metric, folder.read_json("clients.json")),
-    }
+    summary = summary_of(
+        recipe,
+        federation.algorithm,
+        federation.model.initial,
+        folder,
+        progress,
+        settings,
+        tests,
+        seconds=seconds,
+        more={
+            "model": recipe.model.path,
+            "data": recipe.data.path,
+            "notes": list(federation.notes),
+            **further,
+        },
+    )
     folder.settle()  # a finished run is not tidied up by anybody who comes later
     folder.finish(progress, summary)
     for callback in callbacks:

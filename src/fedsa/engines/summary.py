@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from fedsa.algorithms.base import ServerState
+from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.callbacks import Callback
 from fedsa.engines.fleet import Fleet
 from fedsa.engines.rounds import RoundSettings, told
-from fedsa.server import Server, load_state
+from fedsa.recipe import Recipe
+from fedsa.server import Server, first_round, load_state
 from fedsa.statistics import summarize_clients
+from fedsa.steps import make_chain
 from fedsa.store import Progress, RunFolder
-from fedsa.types import Moment, Results
+from fedsa.system.process import peak_rss_bytes
+from fedsa.types import Moment, Results, State
 
-__all__ = ["Test", "Tests", "measure", "per_client", "scores"]
+__all__ = ["Test", "Tests", "measure", "summary_of"]
 
 
 class Test(NamedTuple):
@@ -86,7 +89,7 @@ def measure(
     )
 
 
-def scores(tests: Tests, metric: str) -> dict[str, Any]:
+def _scores(tests: Tests, metric: str) -> dict[str, Any]:
     """Return the statistics of each test over clients, by its name in the summary."""
     return {
         name: {"round": test.round, "after": test.moment, **asdict(summarize_clients(test.results, metric))}
@@ -94,7 +97,7 @@ def scores(tests: Tests, metric: str) -> dict[str, Any]:
     }
 
 
-def per_client(tests: Tests, metric: str, about: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _per_client(tests: Tests, metric: str, about: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return what is known of each client and its test results, as the summary has them.
 
     Args:
@@ -109,4 +112,62 @@ def per_client(tests: Tests, metric: str, about: Mapping[str, Mapping[str, Any]]
             **{name: test.results[client] for name, test in tests.by_name.items()},
         }
         for client in sorted(tests.before)
+    }
+
+
+def summary_of(
+    recipe: Recipe,
+    algorithm: Algorithm,
+    tensors: State,
+    folder: RunFolder,
+    progress: Progress,
+    settings: RoundSettings,
+    tests: Tests,
+    *,
+    seconds: float,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What ``summary.json`` holds of a run, whichever engine drove it.
+
+    Args:
+        recipe: the run's.
+        algorithm: its method.
+        tensors: every tensor of the adapter and the head; only shapes and types are looked at.
+        folder: has ``clients.json``.
+        progress: the run's, at its end.
+        settings: of the rounds.
+        tests: the clients' results.
+        seconds: that the tests took.
+        more: what the engine itself has to say.
+    """
+    metric = settings.metric
+    clients = _per_client(tests, metric, folder.read_json("clients.json"))
+    return {
+        "algorithm": recipe.algorithm,
+        "source": algorithm.source,
+        "export": algorithm.export,
+        "variant": recipe.adapter.variant,
+        "rounds": recipe.rounds,
+        "clients": len(clients),
+        "seed": recipe.seed,
+        "share_head": algorithm.share_head,
+        "wire_dtype": recipe.wire_dtype,
+        "server_optimizer": recipe.server.optimizer,
+        "robust": recipe.robust.kind,
+        "metric": metric,
+        "evaluated_after": settings.moments[0],
+        "chosen_round": progress.chosen_round or 0,
+        "chosen_score": progress.chosen_score,
+        "chosen_by": f"weighted mean of validation {metric}",
+        **_scores(tests, metric),
+        **more,
+        **first_round(algorithm, tensors, make_chain(recipe.steps), recipe.rounds),
+        "total_upload_bytes": progress.upload_bytes,
+        "total_download_bytes": progress.download_bytes,
+        "train_seconds": progress.train_seconds,
+        "evaluation_seconds": progress.evaluation_seconds + seconds,
+        "wall_seconds": progress.wall_seconds + seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "interruptions": progress.interruptions,
+        "per_client": clients,
     }

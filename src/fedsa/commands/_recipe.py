@@ -1,0 +1,33 @@
+"""The recipe that a command is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedsa.recipe import Recipe
+
+__all__ = ["recipe_of_command"]
+
+
+def recipe_of_command(given: str, overrides: Sequence[str] | None) -> tuple[Recipe, str]:
+    """The recipe that a user names, with his settings in it and its paths absolute; and its short name.
+
+    Args:
+        given: a recipe file, or the name of a recipe that comes with fedsa.
+        overrides: ``KEY=VALUE`` each.
+
+    Raises:
+        UserError: there is no such recipe, or it is one of Python objects; a ConfigError has every mistake in it.
+    """
+    from fedsa.algorithms import check_algorithm
+    from fedsa.callbacks import check_callbacks
+    from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects, with_absolute_paths
+    from fedsa.steps import check_steps
+
+    data, name = read_recipe(given)
+    checks = [check_algorithm, check_steps, check_callbacks]
+    recipe = parse_recipe(apply_overrides(data, overrides or []), source=f"recipe {given}", checks=checks)
+    refuse_objects(recipe, f"recipe {given}")
+    return with_absolute_paths(recipe), name
