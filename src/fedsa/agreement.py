@@ -16,15 +16,19 @@ from typing import Annotated, Any, Literal, final
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fedsa.algorithms import check_algorithm, make_algorithm
+from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.errors import ConfigError, Mistake, UserError
 from fedsa.messages import digest_of
-from fedsa.recipe import OBJECTS, Recipe, mistakes_of, parse_recipe
-from fedsa.steps import Chain, check_steps, make_chain
+from fedsa.recipe import OBJECTS, Recipe, Scope, is_resolved, mistakes_of, parse_recipe
+from fedsa.steps import CHECKS, Chain, make_chain
+from fedsa.texts.json_text import parsed_json
 from fedsa.types import Key, Side, State
 
-__all__ = ["AdapterSpec", "Agreement", "TensorSpec", "hash_of_state"]
+__all__ = ["AGREEMENT", "AdapterSpec", "Agreement", "TensorSpec", "hash_of_state", "over"]
+
+AGREEMENT = "agreement.json"
+"""The name of the file in the folders of runs, servers and sites."""
 
 
 class _Part(BaseModel):
@@ -104,7 +108,7 @@ class Agreement(_Part):
         Raises:
             ConfigError: the settings are none of a recipe.
         """
-        return parse_recipe(_over(_NOWHERE, self.settings), source="the agreement", checks=_CHECKS)
+        return parse_recipe(over(_NOWHERE, self.settings), source="the agreement", checks=CHECKS)
 
     @cached_property
     def algorithm(self) -> Algorithm:
@@ -140,8 +144,8 @@ class Agreement(_Part):
         ]
         if changed:
             raise ConfigError(changed, "this machine's settings")
-        data = _over(own, self.settings)
-        return parse_recipe(data, source="the agreement with this machine's settings", checks=_CHECKS)
+        data = over(own, self.settings)
+        return parse_recipe(data, source="the agreement with this machine's settings", checks=CHECKS)
 
     def first_state(self, initial: State | None = None) -> ServerState:
         """The server's state before the first round.
@@ -174,6 +178,13 @@ class Agreement(_Part):
         named = [f"config.{each}" for each in configs] + [name for name in adapter if name != "config"]
         return (*settings, *parts, *(f"adapter.{name}" for name in named))
 
+    def settings_changed_in(self, recipe: Recipe) -> tuple[str, ...]:
+        """The agreed settings that a recipe has otherwise, by their dotted keys; not those that a run chooses."""
+        agreed, given = _flat(self.settings), _flat(recipe.of_scope(Scope.AGREED))
+        chosen = {name for name, field, _ in recipe.entries() if is_resolved(field)}
+        names = sorted((agreed.keys() | given.keys()) - chosen)
+        return tuple(name for name in names if agreed.get(name) != given.get(name))
+
     @property
     def setting_names(self) -> frozenset[str]:
         """The dotted keys of the agreed settings."""
@@ -200,8 +211,8 @@ class Agreement(_Part):
             UserError: it is none, or of another version of fedsa; with every mistake.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError):
+            data = parsed_json(text)
+        except ValueError:
             raise UserError(f"{source} is not JSON: take the file as it was written") from None
         version = data.pop("format", None) if isinstance(data, dict) else None
         if version != _FORMAT:
@@ -227,7 +238,6 @@ class Agreement(_Part):
 
 
 _FORMAT = 1
-_CHECKS = (check_algorithm, check_steps)
 
 _NOWHERE = {"model": {"path": OBJECTS}, "data": {"path": OBJECTS, "partition": {"kind": "files"}}}
 """Paths of a machine that has neither the model nor rows."""
@@ -238,12 +248,12 @@ def hash_of_state(state: State) -> str:
     return digest_of("", {str(key): tensor for key, tensor in state.items() if key.factor.side is not Side.BASE})
 
 
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Settings in tables, those above in place of those below."""
     result = dict(below)
     for name, value in above.items():
         own = result.get(name)
-        result[name] = _over(own, value) if isinstance(own, Mapping) and isinstance(value, Mapping) else value
+        result[name] = over(own, value) if isinstance(own, Mapping) and isinstance(value, Mapping) else value
     return result
 
 

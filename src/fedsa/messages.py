@@ -62,7 +62,7 @@ def encode(message: Message) -> bytes:
     """Return a message as bytes; equal messages give equal bytes."""
     groups: list[State] = []
     places: dict[str, int] = {}
-    for client, state in message.states.items():
+    for client, state in sorted(message.states.items()):
         places[client] = next((place for place, other in enumerate(groups) if _same(state, other)), len(groups))
         if places[client] == len(groups):
             groups.append(state)

@@ -69,7 +69,7 @@ class ProgressDisplay(Callback):
         where = (
             f"{compute.device} ({compute.precision}, {counted(compute.threads, 'thread')})"
             if compute.threads
-            else "each site on its own machine"
+            else "computed at the sites"
         )
         self._console.print(
             f"{recipe.algorithm} on {recipe.adapter.variant}, {counted(len(clients), 'client')}, "

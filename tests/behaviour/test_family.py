@@ -52,7 +52,7 @@ def test_a_cohort_comes_to_what_one_at_a_time_comes_to(
     expected, given = states_of(one), states_of(other)
     assert expected.keys() == given.keys()
     for name, tensor in expected.items():
-        # AdamW steps by about its rate, 1e-2, whatever the gradient: one near zero shows the rounding of its sum.
+        # AdamW steps by about its rate, 0.05, whatever the gradient: one near zero shows the rounding of its sum.
         torch.testing.assert_close(given[name], tensor, atol=5e-4, rtol=1e-3)
     for name in ("total_upload_bytes", "total_download_bytes"):
         assert one.summary[name] == other.summary[name]

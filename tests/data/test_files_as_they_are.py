@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsa.data.rows import DealtRows, deal_newcomer, deal_rows, deal_tables
+from fedsa.data.rows import DealtRows, deal_client, deal_rows, deal_tables
 from fedsa.errors import DataError
 from fedsa.recipe import Recipe, parse_recipe
 
@@ -92,7 +92,9 @@ def test_a_path_is_a_name_and_nothing_else(name: str, tmp_path: Path, monkeypatc
     for path in (f"{name}.csv", f"sub/{name}", f"./sub/{name}", str(tmp_path / f"{name}.csv")):
         if path != "~.csv":
             assert texts_of(deal_rows(recipe(path, iid)), "client-1") == expected, path
-    assert texts_of(deal_newcomer("new", f"sub/{name}", recipe("none"), ["no", "yes"])[0], "new") == expected
+    assert (
+        texts_of(deal_client("new", f"sub/{name}", recipe("none"), ["no", "yes"], newcomer=True)[0], "new") == expected
+    )
 
 
 def test_hidden_files_are_passed_over_but_read_when_named(tmp_path: Path) -> None:

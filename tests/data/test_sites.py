@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 
-from fedsa.data.rows import DealtRows, deal_newcomer, deal_rows, deal_tables
+from fedsa.data.rows import DealtRows, deal_client, deal_rows, deal_tables
 from fedsa.errors import ConfigError, DataError, MissingExtraError
 from fedsa.recipe import Recipe, parse_recipe
 
@@ -117,7 +117,10 @@ def test_what_is_given_is_not_looked_for(tmp_path: Path) -> None:
     shared = deal_rows(given)
     assert shared.table["text"][0] == "zażółć gęślą 0"
     assert shared.notes == ()
-    assert deal_newcomer("new", str(tmp_path / "a.csv"), given, ["nie", "tak"])[0].table["text"][0] == "zażółć gęślą 0"
+    assert (
+        deal_client("new", str(tmp_path / "a.csv"), given, ["nie", "tak"], newcomer=True)[0].table["text"][0]
+        == "zażółć gęślą 0"
+    )
     with pytest.raises(DataError, match=r"a\.csv cannot be read as utf-8 text .*set data\.encoding"):
         deal_rows(recipe(tmp_path, encoding="utf-8"))
     with pytest.raises(DataError, match="missing"):
@@ -261,7 +264,9 @@ def test_empty_cells_are_told_by_the_line_of_the_file(tmp_path: Path) -> None:
     assert sizes(shared) == {"east": 12, "north": 11, "west": 13}
     assert "3 of 39 train rows have an empty cell" in note(shared, "drop_empty")
     assert "1 in 'text', 2 in 'label'; 2 in west.csv, 1 in north.jsonl" in note(shared, "drop_empty")
-    (rows, _) = deal_newcomer("new", str(tmp_path / "west.csv"), recipe("none", drop_empty=True), ["no", "yes"])
+    (rows, _) = deal_client(
+        "new", str(tmp_path / "west.csv"), recipe("none", drop_empty=True), ["no", "yes"], newcomer=True
+    )
     assert len(rows.table) == 13
 
 
@@ -530,16 +535,30 @@ def texts_by_split(shared: DealtRows, client: str) -> list[list[str]]:
     return [shared.table[part]["text"] for part in shared.partition.clients[client]]
 
 
-def test_a_site_with_its_own_file_alone_cuts_it_as_the_simulation_of_all(tmp_path: Path) -> None:
-    """So does whoever takes a client in that was not in the run."""
+@pytest.mark.parametrize("more", [{}, {"max_examples": 20}, {"group": "text"}], ids=str)
+def test_a_site_with_its_own_file_alone_cuts_it_as_the_simulation_of_all(tmp_path: Path, more: dict[str, Any]) -> None:
+    """So does a site across machines, and whoever takes a client in that was not in the run."""
     sites = {"east": rows_of("east", 40), "north": rows_of("north", 33), "west": rows_of("west", 51)}
     for site, rows in sites.items():
         write(tmp_path / "all" / f"{site}.csv", rows)
         write(tmp_path / "alone" / site / f"{site}.csv", rows)
-    whole = deal_rows(recipe(tmp_path / "all"))
+    given = {**FILES, **more}
+    whole = deal_rows(recipe(tmp_path / "all", given))
     for site in sites:
         expected = texts_by_split(whole, site)
-        assert texts_by_split(deal_rows(recipe(tmp_path / "alone" / site)), site) == expected
+        assert texts_by_split(deal_rows(recipe(tmp_path / "alone" / site, given)), site) == expected
         file = str(tmp_path / "all" / f"{site}.csv")
-        newcomer, _ = deal_newcomer(site, file, recipe(tmp_path / "all"), whole.label_names)
-        assert texts_by_split(newcomer, site) == expected
+        for newcomer in (True, False):
+            dealt, _ = deal_client(site, file, recipe("elsewhere", given), whole.label_names, newcomer=newcomer)
+            assert texts_by_split(dealt, site) == expected
+
+
+def test_a_member_has_the_agreed_columns_and_rows_and_a_newcomer_need_not(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", rows_of("a", 12))
+    file, names = str(tmp_path / "a.csv"), ("no", "yes")
+    for more, text in (({"min_examples": 20}, "20"), ({"group": "patient"}, "patient")):
+        given = recipe("elsewhere", {**FILES, **more})
+        dealt, _ = deal_client("a", file, given, names, newcomer=True)
+        assert dealt.partition.clients["a"].num_examples == 12
+        with pytest.raises(DataError, match=text):
+            deal_client("a", file, given, names, newcomer=False)

@@ -116,10 +116,13 @@ def test_a_late_answer_is_dropped(start: Start) -> None:
             late.wait(30)
         return body
 
-    carry = start(Jobs(answer))
+    jobs = Jobs(answer)
+    carry = start(jobs)
+    assert dict(carry({"north": b"warm"}, None)) == {"north": b"warm"}, "the job is there"
     assert dict(carry({"north": b"first"}, 0.2)) == {}
     late.set()
     assert dict(carry({"north": b"second"}, None)) == {"north": b"second"}
+    assert (1, "north", b"first") in jobs.seen
 
 
 def test_a_job_that_dies_is_followed_by_one_that_is_sent_what_is_outstanding(start: Start) -> None:

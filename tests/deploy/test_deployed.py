@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from fedsa.agreement import Agreement
+from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.client.sent import sent_messages
 from fedsa.deploy.preparing import prepare
-from fedsa.deploy.site import AGREEMENT, SiteProgram, open_site
+from fedsa.deploy.site import SiteProgram, open_site
 from fedsa.engines.deployed import open_server_folder, run_id_of, serve
 from fedsa.engines.remote import Exchange, RemoteFleet
 from fedsa.errors import ConfigError, ProtocolError, RunFolderError, UserError
 from fedsa.messages import Message, decode, encode
 from fedsa.recipe import Recipe
 from fedsa.store import FinishedRun, RunFolder
+from fedsa.types import Key
 
 pytestmark = pytest.mark.run
 
@@ -43,7 +44,7 @@ def run_over(sites: Path, out: Path, exchange: Exchange, **options: Any) -> dict
     agreement = Agreement.read(sites / SITES[0] / AGREEMENT)
     with open_server_folder(out, agreement.recipe).locked() as folder:
         fleet = RemoteFleet(exchange, SITES, run_id_of(agreement, SITES), **options)
-        return serve(agreement, folder, fleet, engine="a test", quorum=options.get("quorum"))
+        return serve(agreement, folder, fleet, engine="a test")
 
 
 class Deployed:
@@ -328,17 +329,30 @@ def test_a_server_cannot_put_a_b_in_the_place_of_a_clients_own(deployed: Deploye
     client = north.federation.clients[0]
     keys = {key.factor.value: key for key in north.federation.model.keys}
     shapes = north.federation.model.initial
-    for name, state in (
-        ("B", {keys["B"]: torch.zeros_like(shapes[keys["B"]])}),
-        ("head", {keys["head"]: torch.zeros_like(shapes[keys["head"]])}),
-        ("not finite", {keys["A"]: torch.full_like(shapes[keys["A"]], float("nan"))}),
-    ):
-        about = {"do": "evaluate", "split": "test", "moment": "aggregate", "versions": {client: 3}}
-        about |= {"held": {client: 0}, "keep": [3]}
-        message = Message("step", run_id_of(north.agreement, SITES), 4, about, {client: state})
+    stranger = Key.parse("nowhere:A:default")
+    about = {"do": "train", "versions": {client: 3}, "held": {client: 0}, "keep": [3]}
+    cases: list[tuple[str, int, dict[Key, torch.Tensor], dict[str, Any]]] = [
+        ("does not receive", 4, {keys["B"]: torch.zeros_like(shapes[keys["B"]])}, {}),
+        ("does not receive", 4, {keys["head"]: torch.zeros_like(shapes[keys["head"]])}, {}),
+        ("does not receive", 4, {stranger: torch.zeros(2, 2)}, {}),
+        ("another shape than the model", 4, {keys["A"]: torch.zeros(1, 1)}, {}),
+        ("is not finite", 4, {keys["A"]: torch.full_like(shapes[keys["A"]], float("nan"))}, {}),
+        ("is none of this run", 9, {}, {}),
+        ("is none of this run", 0, {}, {}),
+        ("is over for the server", 3, {}, {"keep": [3]}),
+        ("keeps rounds", 4, {}, {"keep": [999]}),
+        ("keeps rounds", 4, {}, {"keep": [-1]}),
+        ("does not say which rounds are kept", 4, {}, {"keep": []}),
+        ("does not say which rounds are kept", 4, {}, {"keep": "x"}),
+    ]
+    before = north.states.load_client(client, 3)
+    for text, round, state, more in cases:
+        message = Message("step", run_id_of(north.agreement, SITES), round, {**about, **more}, {client: state})
         answer = decode(north.handle(encode(message)))
-        assert answer.kind == "refuse", name
-        assert "does not receive" in answer.about["why"] or "not finite" in answer.about["why"], name
+        assert answer.kind == "refuse", text
+        assert text in answer.about["why"]
+    after = north.states.load_client(client, 3)
+    assert all(torch.equal(after.tensors[key], value) for key, value in before.tensors.items())
 
 
 def test_what_a_site_does_at_the_end_can_be_done_again(deployed: Deployed) -> None:

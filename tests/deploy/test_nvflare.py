@@ -67,8 +67,16 @@ def federation(folder: Path) -> Iterator[Running]:
 
 def processes(words: Sequence[str] = ()) -> list[psutil.Process]:
     """Processes that come from this one, guards left out, whose command has all words."""
-    commands = {one: " ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)}
-    return [one for one, text in commands.items() if "guard.py" not in text and all(word in text for word in words)]
+    commands = {one: command_of(one) for one in psutil.Process().children(recursive=True)}
+    return [one for one, text in commands.items() if text and "guard.py" not in text and all(w in text for w in words)]
+
+
+def command_of(process: psutil.Process) -> str:
+    """The command of a process; empty where it has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def kill(*words: str) -> None:
@@ -84,7 +92,7 @@ def test_bytes_are_carried_whatever_is_killed(tmp_path: Path) -> None:
         assert len(engine) == 6, "a server and two sites, each with a process of its own and one of the job"
         assert not [one for one in engine if "libtorch" in Path(f"/proc/{one.pid}/maps").read_text()]
 
-        assert running.ask(b"be silent", deadline=2) == {"north": b"be silentnorth"}, "the deadline ends the wait"
+        assert running.ask(b"be silent", deadline=10) == {"north": b"be silentnorth"}, "the deadline ends the wait"
         kill("worker.py", "south")
         running.echo(b"after the worker was killed")
 

@@ -72,6 +72,7 @@ def started(words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]
             process.wait(60)
         finally:
             process.kill()
+            process.wait()
 
 
 def wait_for_server(kit: Path) -> None:

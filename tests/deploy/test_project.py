@@ -1,4 +1,4 @@
-"""A federation across machines as its parties begin and run it: init, server, site, each a command of its own."""
+"""What is refused of a federation across machines before its kits are made."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas
 import pytest
 
 from fedsa.errors import ConfigError, UserError
 from fedsa.recipe import Recipe
+from support.tiny_rows import WORDS
 
 pytest.importorskip("nvflare", reason="needs the extra: pip install 'fedsa[nvflare]'")
 
@@ -20,9 +20,8 @@ SETTINGS = ("training.trainer=sequential", "compute.threads=1", "model.attn_impl
 
 
 @pytest.fixture
-def recipe(tiny_recipe: Callable[..., Recipe], tiny_rows: Path) -> Recipe:
-    labels = sorted(set(pandas.read_csv(tiny_rows)["label"].astype(str)))
-    return tiny_recipe(*SETTINGS, f"task.labels={json.dumps(labels)}")
+def recipe(tiny_recipe: Callable[..., Recipe]) -> Recipe:
+    return tiny_recipe(*SETTINGS, f"task.labels={json.dumps(sorted(WORDS))}")
 
 
 def test_the_classes_must_be_named_and_the_folder_new(

@@ -86,9 +86,11 @@ def test_a_request_that_kills_workers_is_given_up(place: Path, start: Callable[[
 
     keeper = threading.Thread(target=keep, daemon=True)
     keeper.start()
-    with pytest.raises(WorkerGoneError, match="2 workers have died with this request"):
-        ask(place, b"die", given_up=never, most_deaths=2)
-    ended.set()  # a worker that was started meanwhile is ended with the test
+    try:
+        with pytest.raises(WorkerGoneError, match="2 workers have died with this request"):
+            ask(place, b"die", given_up=never, most_deaths=2)
+    finally:
+        ended.set()  # a worker that was started meanwhile is ended with the test
 
 
 def test_nobody_listens(place: Path) -> None:

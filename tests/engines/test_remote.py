@@ -191,6 +191,9 @@ def test_equal_messages_are_equal_bytes() -> None:
     states = [{key: torch.ones(2) for key in order} for order in (keys, keys[::-1])]
     written = {encode(Message("step", "a-run", 1, {"keep": [1]}, {"c": state})) for state in states for _ in range(20)}
     assert len(written) == 1
+    other = {key: torch.zeros(2) for key in keys}
+    pairs = [{"c": states[0], "d": other}, {"d": other, "c": states[0]}]
+    assert len({encode(Message("step", "a-run", 1, {}, pair)) for pair in pairs}) == 1
 
 
 @pytest.mark.parametrize("place", [0, 7, 9, 60, 200, -1])

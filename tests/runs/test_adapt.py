@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fedsa
-from fedsa.data.rows import deal_newcomer
+from fedsa.data.rows import deal_client
 from fedsa.store import RunFolder, recipe_of
 from support.run_folders import resealed, rewrite_recipe
 from support.tiny_rows import write_rows
@@ -54,7 +54,7 @@ def test_peft_alone_gives_the_accuracy_that_was_told(run: Path, rows: Path, tiny
         AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2), str(tmp_path / "to")
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "to")
-    shared, _ = deal_newcomer("new", str(rows), recipe_of(RunFolder.open(run)), ["bad", "good"])
+    shared, _ = deal_client("new", str(rows), recipe_of(RunFolder.open(run)), ["bad", "good"], newcomer=True)
     test = shared.partition.clients["new"].test
     with torch.inference_mode():
         logits = model(**tokenizer(shared.table[test]["text"], return_tensors="pt", padding=True)).logits

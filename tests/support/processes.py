@@ -76,7 +76,10 @@ def run_server(agreement_file: Path, pipes: Mapping[str, Connection], answer: Co
         for pipe, site in sites.items():
             pipe.send_bytes(requests[site])
         while sites:
-            for pipe in wait(list(sites), deadline):
+            ready = wait(list(sites), deadline)
+            if not ready:
+                return
+            for pipe in ready:
                 yield sites.pop(pipe), pipe.recv_bytes()
 
     agreement, fleet = Agreement.read(agreement_file), RemoteFleet(exchange, pipes, "a-run")
@@ -111,10 +114,12 @@ def run_federation(agreement_file: Path, sites: Mapping[str, Mapping[str, Any]],
     theirs.close()
     for end in ends.values():
         end.close()
+    outcome: dict[str, Any] = {}
     try:
-        outcome: dict[str, Any] = answer.recv()
+        outcome = answer.recv()
     finally:
         for process in processes:
-            process.join(60)
+            process.join(60 if outcome else 0)
             process.kill()
+            process.join()
     return outcome

@@ -76,9 +76,13 @@ def test_commands_end_with_a_process_that_is_killed(how: signal.Signals, deep: l
         """
     )
     owner = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "log"), *deep], stderr=subprocess.DEVNULL)
-    processes = told_by(tmp_path, 2)
-    owner.send_signal(how)
-    owner.wait()
+    try:
+        processes = told_by(tmp_path, 2)
+        owner.send_signal(how)
+        owner.wait()
+    finally:
+        owner.kill()
+        owner.wait()
     assert gone(processes)
 
 
@@ -104,10 +108,10 @@ def test_output_and_status_are_kept(tmp_path: Path) -> None:
 def test_a_kept_command_is_started_again_until_it_is_stopped(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "told")
     program = "import os, signal, sys; open(sys.argv[1], 'w').write(f'{os.getpid()}\\n'); signal.pause()"
-    kept = KeptChild([sys.executable, "-c", program, str(tmp_path / "told")], tmp_path / "log")
-    (first,) = told_by(tmp_path, 1)
-    first.kill()
-    (second,) = told_by(tmp_path, 1)
-    assert second.pid != first.pid
-    stop_all([kept])
-    assert gone([first, second])
+    with KeptChild([sys.executable, "-c", program, str(tmp_path / "told")], tmp_path / "log") as kept:
+        (first,) = told_by(tmp_path, 1)
+        first.kill()
+        (second,) = told_by(tmp_path, 1)
+        assert second.pid != first.pid
+        stop_all([kept])
+        assert gone([first, second])

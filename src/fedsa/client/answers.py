@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
+from fedsa.adapters.algebra import fits
 from fedsa.client.sent import SentAnswers
 from fedsa.client.site import Site
 from fedsa.errors import FedsaError, ProtocolError, TrainingError
@@ -78,11 +79,13 @@ class Answers:
         unknown = sorted(set(message.states) - set(self._site.rows))
         if unknown:
             raise ProtocolError(f"this site has no client {unknown[0]!r}")
-        payloads, kept = _payloads(message), _kept_rounds(message)
+        payloads, kept = _payloads(message), _kept_rounds(message, self._site.rounds)
         self._check_tensors(message)
         self._check_states(message, max(kept))
-        self._site.states.prune({*kept, message.round})  # a round that is asked for again stays too
         if message.about.get("do") == "train":
+            if max(kept) >= message.round:
+                raise ProtocolError(f"round {message.round} is over for the server: it has finished round {max(kept)}")
+            self._site.states.prune({*kept, message.round})  # a round that is asked for again stays too
             return self._trained(payloads)
         if message.about.get("do") == "evaluate":
             return self._measured(payloads, message.about)
@@ -102,6 +105,8 @@ class Answers:
             for key, tensor in state.items():
                 if key not in known or not site.algorithm.plan(key, message.round).received:
                     raise ProtocolError(f"client {client!r} does not receive {key} in round {message.round}")
+                if not fits(key, tensor.shape, site.learner.model.initial[key].shape):
+                    raise ProtocolError(f"what client {client!r} is sent has another shape than the model: {key}")
                 if not bool(tensor.isfinite().all()):
                     raise ProtocolError(f"what client {client!r} is sent is not finite: {key}")
 
@@ -192,7 +197,7 @@ def refusal(sent: Callable[[], SentAnswers], run: str, round: int, why: str) -> 
     return content
 
 
-def _kept_rounds(message: Message) -> set[int]:
+def _kept_rounds(message: Message, last: int) -> set[int]:
     """Return the rounds that the server may still come back to: the last one that it finished, and the chosen one.
 
     Raises:
@@ -201,6 +206,8 @@ def _kept_rounds(message: Message) -> set[int]:
     rounds = message.about.get("keep")
     if not isinstance(rounds, list) or not rounds or any(type(each) is not int for each in rounds):
         raise ProtocolError("a step that does not say which rounds are kept")
+    if not min(rounds) >= 0 or max(rounds) > last:
+        raise ProtocolError(f"a step that keeps rounds {rounds}, of a run of {counted(last, 'round')}")
     return set(rounds)
 
 

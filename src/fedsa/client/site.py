@@ -43,7 +43,7 @@ class ClientStates(Protocol):
         ...
 
     def save_personal(self, client: str, round: int, tensors: State) -> None:
-        """Keep what a client that keeps no state was tested with after ``round``."""
+        """Keep what a client was tested with after ``round``: of one that keeps no state, or at a site that exports."""
         ...
 
     def prune(self, rounds: Collection[int]) -> None:

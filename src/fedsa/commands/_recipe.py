@@ -21,13 +21,12 @@ def recipe_of_command(given: str, overrides: Sequence[str] | None) -> tuple[Reci
     Raises:
         UserError: there is no such recipe, or it is one of Python objects; a ConfigError has every mistake in it.
     """
-    from fedsa.algorithms import check_algorithm
     from fedsa.callbacks import check_callbacks
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects, with_absolute_paths
-    from fedsa.steps import check_steps
+    from fedsa.steps import CHECKS
 
     data, name = read_recipe(given)
-    checks = [check_algorithm, check_steps, check_callbacks]
+    checks = [*CHECKS, check_callbacks]
     recipe = parse_recipe(apply_overrides(data, overrides or []), source=f"recipe {given}", checks=checks)
     refuse_objects(recipe, f"recipe {given}")
     return with_absolute_paths(recipe), name

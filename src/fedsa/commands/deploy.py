@@ -18,10 +18,11 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else
 def local(
     recipe: Annotated[str, typer.Argument(help="A recipe file (TOML), or a name from `fedsa recipes`.")],
     sites: Annotated[
-        int, typer.Option(help="Processes that play a site each; the clients are dealt out over them.")
+        int, typer.Option(min=1, help="Processes that play a site each; the clients are dealt out over them.")
     ] = 3,
     workers: Annotated[
-        int | None, typer.Option(help="The same, to spread a simulation: processes called worker-1, worker-2, ...")
+        int | None,
+        typer.Option(min=1, help="The same, to spread a simulation: processes called worker-1, ..."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/NAME, numbered if taken.")] = None,
     set_: Annotated[
@@ -36,13 +37,11 @@ def local(
     from fedsa.commands._display import print_json, show_summary
     from fedsa.commands._recipe import recipe_of_command
     from fedsa.commands.run import free_place
-    from fedsa.deploy.local import ADAPTERS, SITES, deploy_local
-    from fedsa.errors import UserError
+    from fedsa.deploy.local import SITES, deploy_local
+    from fedsa.deploy.site import ADAPTERS
     from fedsa.progress import ProgressDisplay
 
     count, kind = (sites, "site") if workers is None else (workers, "worker")
-    if count < 1:
-        raise UserError(f"--{kind}s {count}: give at least 1")
     parsed, name = recipe_of_command(recipe, set_)
     console = Console(stderr=json, highlight=False, markup=False, emoji=False)
     console.soft_wrap = not console.is_terminal
@@ -62,7 +61,7 @@ def local(
     show_summary(console, summary)
     for line in (
         f"\nnumbers   {place / 'summary.json'}, {place / 'metrics.jsonl'}",
-        f"adapters  {place / SITES}/*/{ADAPTERS}",
+        *([f"adapters  {place / SITES}/*/{ADAPTERS}"] if "adapter" in summary["export"] else []),
         f"what left {place / SITES}/*/sent.jsonl: fedsa deploy sent {place}",
     ):
         console.print(line, soft_wrap=True)
@@ -105,10 +104,11 @@ def server(
     folder: Annotated[Path, typer.Argument(help="The server's folder, as `fedsa deploy init` wrote it.")],
     out: Annotated[Path, typer.Option(help="The run folder; what is in it already goes on.")],
     quorum: Annotated[
-        int | None, typer.Option(help="Clients that a round needs; default: all that were asked.")
+        int | None, typer.Option(min=1, help="Clients that a round needs; default: all that were asked.")
     ] = None,
     deadline: Annotated[
-        float | None, typer.Option(help="Seconds that sites have for an answer; default: as long as it takes.")
+        float | None,
+        typer.Option(min=0.001, help="Seconds that a site has for an answer; default: no limit."),
     ] = None,
     json: _Json = False,
 ) -> None:
@@ -161,7 +161,7 @@ def status(
     folder: Annotated[Path, typer.Argument(help="The run folder of a server.")],
     json: _Json = False,
 ) -> None:
-    """Say how far a run across machines is, and what it waits for."""
+    """Say how far a run across machines is."""
     from fedsa.commands._display import print_json
     from fedsa.deploy.status import status_of
 

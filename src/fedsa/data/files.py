@@ -32,7 +32,16 @@ from fedsa.errors import DataError, MissingExtraError, near
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["CLIENT", "as_dataset", "expanded", "is_local", "load_client_files", "load_hub", "load_local"]
+__all__ = [
+    "CLIENT",
+    "as_dataset",
+    "expanded",
+    "is_local",
+    "load_client_files",
+    "load_hub",
+    "load_local",
+    "quiet_datasets",
+]
 
 CLIENT = "client"
 """The column that names the client where each client has a file of its own."""
@@ -523,7 +532,7 @@ def _build(
 
     # It tells the hub of every file that it loads, and waits for the answer.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    with _quiet():
+    with quiet_datasets():
         try:
             builder = datasets.load_dataset_builder(path, name=name, revision=revision)
             kind = type(builder).__module__.rpartition(".")[2]
@@ -608,7 +617,7 @@ def _release(error: BaseException | None) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """Silence the bars and logs of ``datasets``, and leave them as they were."""
     import datasets
     from datasets.utils.logging import get_verbosity, set_verbosity

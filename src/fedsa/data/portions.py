@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 
 from fedsa.data.clients import ClientRows, Partition
+from fedsa.data.files import quiet_datasets
 from fedsa.data.rows import DealtRows
 from fedsa.errors import DataError
 
@@ -45,13 +46,8 @@ def write_portion(rows: DealtRows, folder: Path) -> None:
         rows: any.
         folder: the table goes there in Arrow's format, who has which row as JSON.
     """
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
+    with quiet_datasets():
         rows.table.save_to_disk(folder / "table")
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
     about = {
         "labels": rows.labels.tolist(),
         "label_names": list(rows.label_names),

@@ -26,7 +26,7 @@ from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings
 from fedsa.seeds import derive_seed
 from fedsa.types import CLASS_NUMBER, NO_CLASS, SPLITS
 
-__all__ = ["ClientTable", "DealtRows", "deal_newcomer", "deal_rows", "deal_tables"]
+__all__ = ["ClientTable", "DealtRows", "deal_client", "deal_rows", "deal_tables"]
 
 ClientTable: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset]
 """One client's rows: one table to be split, or tables named train, validation and test."""
@@ -89,14 +89,17 @@ def deal_tables(clients: Mapping[str, ClientTable], recipe: Recipe) -> DealtRows
     return _share(rows, recipe.data, recipe.task, recipe.seed)
 
 
-def deal_newcomer(client: str, path: str, recipe: Recipe, label_names: Sequence[str]) -> tuple[DealtRows, list[str]]:
-    """Return the rows of one client that was not in a federation, cut into train, validation and test as its clients'.
+def deal_client(
+    client: str, path: str, recipe: Recipe, label_names: Sequence[str], *, newcomer: bool
+) -> tuple[DealtRows, list[str]]:
+    """The rows of one client, from its own file or folder, cut into train, validation and test as among all clients.
 
     Args:
         client: its id.
         path: a local file or folder; a folder has the splits that the recipe names, from a file all is cut.
-        recipe: the federation's: columns, splits and their fractions.
+        recipe: the federation's: columns, splits, and how a client's rows are cut.
         label_names: the federation's classes; the client need not have rows of each.
+        newcomer: it was not in the federation: it may have fewer rows than ``min_examples``, and no column ``group``.
 
     Returns:
         The rows, and what is to be known of how they were cut.
@@ -113,18 +116,20 @@ def deal_newcomer(client: str, path: str, recipe: Recipe, label_names: Sequence[
     )
     named |= recipe.data.model_dump(include={"separator", "encoding", "drop_empty"})
     data = DataSettings(path=path, partition=PartitionSettings(kind="iid", clients=1), **named)
-    wanted = _wanted(recipe.task, recipe.data.partition, recipe.data.partition.group)
-    rows = load_rows(data, wanted)
-    require_columns(rows.table, _needed(recipe.task), f"{path} ({data.split} rows)", rows.unread)
-    group, notes = recipe.data.partition.group, []
+    agreed = recipe.data.partition
+    rows = load_rows(data, _wanted(recipe.task, agreed))
+    group, notes = agreed.group, []
+    needed = [*_needed(recipe.task), *([group] if group is not None and not newcomer else [])]
+    require_columns(rows.table, needed, f"{path} ({data.split} rows)", rows.unread)
     if group is not None and group not in rows.table.column_names:
         notes.append(
             f"the run kept rows with one {group!r} in one split; {path} has no such column, so its rows were cut one "
             "by one: if some belong together, the test is too easy"
         )
         group = None
-    fractions = recipe.data.partition.model_dump(include={"validation_fraction", "test_fraction"})
-    partition = PartitionSettings(kind="files", min_examples=3, group=group, **fractions)
+    kept = agreed.model_dump(include={"validation_fraction", "test_fraction", "max_examples"})
+    fewest = 3 if newcomer else agreed.min_examples
+    partition = PartitionSettings(kind="files", min_examples=fewest, group=group, **kept)
     table, validation, test = (
         None if own is None else _of_client(own, client) for own in (rows.table, rows.validation, rows.test)
     )
@@ -144,11 +149,11 @@ def _of_client(table: datasets.Dataset, client: str) -> datasets.Dataset:
     return table.add_column(CLIENT, [client] * len(table))
 
 
-def _wanted(task: TaskSettings, partition: PartitionSettings, *more: str | None) -> Wanted:
+def _wanted(task: TaskSettings, partition: PartitionSettings) -> Wanted:
     """What is read of a table."""
-    roles = {*partition_columns(partition), task.label_column, partition.label_column, *more} - {None}
-    texts = {*roles, *task.plain_columns} if task.plain_columns else roles - {*task.columns}
-    texts |= {*partition_columns(partition)}
+    columns = {*partition_columns(partition)}
+    roles = {*columns, task.label_column, partition.label_column}
+    texts = {*roles, *task.plain_columns} if task.plain_columns else (roles - {*task.columns}) | columns
     return Wanted(_names({*roles, *task.columns}), _names(texts), _names(task.number_columns - texts))
 
 

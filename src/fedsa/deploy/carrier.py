@@ -21,6 +21,7 @@ from typing import Protocol, final
 
 from fedsa.deploy import frames
 from fedsa.errors import FedsaError, ProtocolError
+from fedsa.texts.escapes import for_terminal
 
 __all__ = ["SOCKET", "Carrier", "Engine"]
 
@@ -317,4 +318,4 @@ class Carrier:
             request.due = time.monotonic() + _AGAIN_SECONDS
             before, request.failure = request.failure, str(note["failed"])
         if request.failure != before:
-            self._tell(f"{request.site} could not answer and is asked again: {request.failure}")
+            self._tell(f"{request.site} could not answer and is asked again: {for_terminal(request.failure)}")

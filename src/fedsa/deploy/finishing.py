@@ -59,8 +59,9 @@ def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, 
                     run.client_states.save_personal(client, round, tensors)
                     tested[client] = tensors
                 save_state(run.server_states, round, _received(federation, tested, round), {})
-            for client, entry in summary["per_client"].items():
-                summary["per_client"][client] = {**_numbers_of(clients[client]), **entry}
+            summary["per_client"] = {
+                client: {**_numbers_of(clients[client]), **entry} for client, entry in about["per_client"].items()
+            }
             summary |= _scores(summary)
             progress.round, progress.chosen_round = rounds["final"], rounds["chosen"]
             progress.chosen_score = summary["chosen_score"]

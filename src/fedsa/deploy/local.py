@@ -9,16 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsa.agreement import Agreement
+from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.callbacks import Callback
 from fedsa.deploy.parties import run_local
-from fedsa.deploy.site import ADAPTERS, AGREEMENT
 from fedsa.engines.deployed import open_server_folder, run_id_of, serve
 from fedsa.engines.remote import RemoteFleet
 from fedsa.errors import UserError
 from fedsa.recipe import Recipe, dump_recipe
 
-__all__ = ["ADAPTERS", "SITES", "deploy_local"]
+__all__ = ["SITES", "deploy_local"]
 
 SITES, _ENGINE = "sites", "engine"
 """Folders of a deployment on this machine, in the server's run folder: the sites' own, and the engine's."""
@@ -55,10 +54,16 @@ def deploy_local(
     with open_server_folder(out, recipe).locked() as folder:
         _prepare(recipe, out, places)
         agreement = Agreement.read(places[sites[0]] / AGREEMENT)
+        changed = agreement.settings_changed_in(recipe)
+        if changed:
+            raise UserError(
+                f"{out} was begun with other settings ({', '.join(changed)}): give those that its recipe.toml has, or "
+                "a new folder"
+            )
         with run_local(out / _ENGINE, commands, tell=tell) as carrier:
             run = run_id_of(agreement, sites)
             fleet = RemoteFleet(carrier, sites, run, deadline=deadline, quorum=quorum, tell=tell)
-            return serve(agreement, folder, fleet, engine="nvflare", quorum=quorum, callbacks=callbacks)
+            return serve(agreement, folder, fleet, engine="nvflare", callbacks=callbacks)
 
 
 def _prepare(recipe: Recipe, out: Path, places: dict[str, Path]) -> None:

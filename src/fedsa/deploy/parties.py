@@ -59,11 +59,7 @@ def run_server(
                 {worker.SOCKET: str(socket_of["administrator"])},
             ),
         }
-        children = [
-            KeptChild(command, logs / f"{name}.log", environment={**os.environ, **variables})
-            for name, (command, variables) in programs.items()
-        ]
-        stack.callback(stop_all, children)
+        stack.enter_context(_kept(logs, programs))
         jobs = NVFlareJobs(socket_of["administrator"])
         yield stack.enter_context(Carrier(jobs, socket_of["carrier"], sites, patience=patience, tell=tell))
 
@@ -87,14 +83,10 @@ def run_site(kit: Kit, command: Sequence[str], *, logs: Path, patience: float | 
     if patience is not None:
         _wait_for_server(kit, patience)
     with _socket_folder() as folder:
-        environment = {**os.environ, worker.SOCKET: str(Path(folder) / "worker")}
-        children = []
-        try:
-            for name, program in (("worker", command), ("engine", party_command(kit))):
-                children.append(KeptChild(program, logs / f"{kit.party}-{name}.log", environment=environment))
+        place = {worker.SOCKET: str(Path(folder) / "worker")}
+        programs = {f"{kit.party}-worker": (command, place), f"{kit.party}-engine": (party_command(kit), place)}
+        with _kept(logs, programs):
             yield
-        finally:
-            stop_all(children)
 
 
 @contextmanager
@@ -156,6 +148,23 @@ def _wait_for_server(kit: Kit, patience: float) -> None:
             if time.monotonic() > end:
                 raise
         time.sleep(0.5)
+
+
+@contextmanager
+def _kept(logs: Path, programs: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[None]:
+    """Run programs for as long as the context lasts; they are started again when they end.
+
+    Args:
+        logs: folder for what they write.
+        programs: name of the log to the command, and what its environment has beside this process's.
+    """
+    children: list[KeptChild] = []
+    try:
+        for name, (command, variables) in programs.items():
+            children.append(KeptChild(command, logs / f"{name}.log", environment={**os.environ, **variables}))
+        yield
+    finally:
+        stop_all(children)
 
 
 def _socket_folder() -> tempfile.TemporaryDirectory[str]:

@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsa.algorithms import check_algorithm
+from fedsa.agreement import AGREEMENT
 from fedsa.data.portions import portion_of, write_portion
-from fedsa.deploy.site import AGREEMENT, ROWS, SETTINGS
+from fedsa.deploy.site import ROWS, SETTINGS
 from fedsa.engines.deployed import check_deployable
 from fedsa.errors import FedsaError, UserError
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe, Scope, parse_recipe, read_toml
-from fedsa.steps import check_steps
+from fedsa.steps import CHECKS
 from fedsa.store.files import write_atomically
 from fedsa.texts.words import counted
 
@@ -62,7 +62,7 @@ def main() -> int:
     path, folder, *sites = sys.argv[1:]
     try:
         data = read_toml(Path(path), "recipe")
-        prepare(parse_recipe(data, source=path, checks=[check_algorithm, check_steps]), Path(folder), sites)
+        prepare(parse_recipe(data, source=path, checks=CHECKS), Path(folder), sites)
     except FedsaError as error:
         print(error, file=sys.stderr)
         return error.exit_code

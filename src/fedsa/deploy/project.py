@@ -6,26 +6,27 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from fedsa.agreement import Agreement
+from fedsa.agreement import AGREEMENT, Agreement, over
 from fedsa.callbacks import Callback
 from fedsa.deploy.parties import run_server, run_site
-from fedsa.deploy.preflight import Kit, read_kit
+from fedsa.deploy.preflight import read_kit
 from fedsa.deploy.provision import ADMINISTRATOR, provision
-from fedsa.deploy.site import AGREEMENT, DATA, SETTINGS
+from fedsa.deploy.site import DATA, SETTINGS, read_note
 from fedsa.engines.deployed import check_deployable, open_server_folder, run_id_of, serve
 from fedsa.engines.remote import RemoteFleet
 from fedsa.errors import UserError
-from fedsa.recipe import Recipe, Scope
+from fedsa.recipe import Recipe, Scope, with_absolute_paths
 from fedsa.store.files import write_atomically
-from fedsa.texts.json_text import parsed_json
 
 __all__ = ["begin_project", "serve_project", "take_part"]
 
 _ROSTER = "roster.json"
 _KIT = "kit"
+_AS_WRITTEN = "put it back as `fedsa deploy init` wrote it"
 
 
 def begin_project(
@@ -55,6 +56,10 @@ def begin_project(
     """
     from fedsa.federation import agree
 
+    if not sites or {"server", "authority"} & {*sites} or len({*sites}) < len(sites):
+        raise UserError(
+            f"sites {', '.join(sites) or '(none)'}: name at least one, each once, and none server or authority"
+        )
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: give a new folder")
     check_deployable(recipe)
@@ -100,22 +105,19 @@ def serve_project(
     """
     kit, administrator = read_kit(folder / _KIT), read_kit(folder / ADMINISTRATOR)
     agreement = Agreement.read(folder / AGREEMENT)
-    try:
-        sites = [str(site) for site in parsed_json((folder / _ROSTER).read_bytes())["sites"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / _ROSTER} cannot be read: take the folder as `fedsa deploy init` wrote it") from None
+    sites = [str(site) for site in read_note(folder / _ROSTER, _AS_WRITTEN, "sites")["sites"]]
     logs = folder / "logs"
     with (
         open_server_folder(out, agreement.recipe).locked() as run,
         run_server(kit, administrator, sites, logs=logs, tell=tell) as carrier,
     ):
         fleet = RemoteFleet(carrier, sites, run_id_of(agreement, sites), deadline=deadline, quorum=quorum, tell=tell)
-        return serve(agreement, run, fleet, engine="nvflare", quorum=quorum, callbacks=callbacks)
+        return serve(agreement, run, fleet, engine="nvflare", callbacks=callbacks)
 
 
 def take_part(
     folder: Path, data: str, settings: Mapping[str, Any], *, tell: Callable[[str], None] = lambda line: None
-) -> Any:
+) -> AbstractContextManager[None]:
     """Run a site of a federation across machines; give a context that lasts as long as the site takes part.
 
     Args:
@@ -127,28 +129,22 @@ def take_part(
     Raises:
         UserError: kit, rows or settings do not fit, or the server cannot be reached.
     """
+    from fedsa.data.rows import deal_client
+
     kit, agreement = read_kit(folder / _KIT), Agreement.read(folder / AGREEMENT)
-    own: dict[str, Any] = parsed_json((folder / SETTINGS).read_bytes())
-    for name, value in settings.items():
-        own[name] = {**own.get(name, {}), **value} if isinstance(value, Mapping) else value
-    own["data"] = {**own.get("data", {}), "path": str(Path(data).absolute()), "partition": {"kind": "files"}}
-    recipe = agreement.recipe_with(own)
-    _check_rows(kit, agreement, recipe, data)
+    stored = read_note(folder / SETTINGS, _AS_WRITTEN)
+    here = {"data": {"path": str(Path(data).absolute()), "partition": {"kind": "files"}}}
+    own = over(over(stored, settings), here)
+    recipe = with_absolute_paths(agreement.recipe_with(own))
+    own = over(own, {"model": {"path": recipe.model.path}})
+    rows, notes = deal_client(kit.party, data, recipe, agreement.labels, newcomer=False)
+    for note in (*rows.notes, *notes):
+        tell(note)
     write_atomically(folder / SETTINGS, json.dumps(own, indent=2, ensure_ascii=False).encode())
-    write_atomically(folder / DATA, json.dumps({"path": str(Path(data).absolute()), "client": kit.party}).encode())
+    about = {"path": str(Path(data).absolute()), "client": kit.party}
+    write_atomically(folder / DATA, json.dumps(about, ensure_ascii=False).encode())
     tell(f"site {kit.party!r} takes part; what leaves it is listed in {folder / 'sent.jsonl'}")
     return run_site(kit, [sys.executable, "-m", "fedsa.deploy.site", str(folder)], logs=folder / "logs")
-
-
-def _check_rows(kit: Kit, agreement: Agreement, recipe: Recipe, data: str) -> None:
-    """Refuse rows that do not fit, before anything is started.
-
-    Raises:
-        DataError: why, with the file and the line.
-    """
-    from fedsa.data.rows import deal_newcomer
-
-    deal_newcomer(kit.party, data, recipe, agreement.labels)
 
 
 def _own_settings(recipe: Recipe) -> dict[str, Any]:

@@ -3,9 +3,10 @@
     python -m fedsa.deploy.site FOLDER
 
 FOLDER is the site's own: `agreement.json` (what server and sites hold alike), `settings.json` (this machine's own
-settings: where model and rows lie, what it computes with) and, where the rows were dealt out on one machine, `rows/`.
-What the site keeps goes there too: its clients' states, its last answers, the list of what has left, and at the end a
-run folder of its own clients, which `fedsa export` and `fedsa adapt` read like any other.
+settings: where the model lies, what it computes with), and `data.json` (where its rows are) or, where the rows were
+dealt out on one machine, `rows/`. What the site keeps goes there too: which run it takes part in (`run.json`), its
+clients' states, its last answers, the list of what has left, and at the end a run folder of its own clients, which
+`fedsa export` and `fedsa adapt` read like any other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from fedsa.agreement import Agreement
+from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.client.answers import Answers, refusal
 from fedsa.client.sent import SentAnswers
 from fedsa.deploy.worker import SOCKET, serve
@@ -35,39 +36,49 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADAPTERS",
-    "AGREEMENT",
     "DATA",
     "FINISHED_RUN",
     "ROWS",
     "SETTINGS",
-    "STATES",
     "SiteProgram",
     "main",
+    "name_of",
     "open_site",
-    "run_of",
+    "read_note",
 ]
 
-AGREEMENT, SETTINGS, ROWS, STATES = "agreement.json", "settings.json", "rows", "states"
+SETTINGS, ROWS = "settings.json", "rows"
 DATA, FINISHED_RUN, ADAPTERS = "data.json", "run", "adapters"
 """Files and folders in a site's folder."""
 
-_RUN = "run.json"
+_RUN, _STATES = "run.json", "states"
+_AGAIN = "run `fedsa deploy site` again"
 
 
-def run_of(folder: Path) -> dict[str, str] | None:
-    """The id of the run that a site takes part in, and the fingerprint of the rows it began with; None: of none yet.
+def read_note(path: Path, mend: str, *needed: str) -> dict[str, Any]:
+    """What one of the small files of a party holds.
+
+    Args:
+        path: the file.
+        mend: what to do where it cannot be read.
+        needed: names that must be in it.
 
     Raises:
-        RunFolderError: the file that tells it is damaged.
+        UserError: it is missing or damaged.
     """
-    path = folder / _RUN
-    if not path.exists():
-        return None
     try:
         about = parsed_json(path.read_bytes())
-        return {name: str(about[name]) for name in ("run", "rows")}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunFolderError(f"{path} is damaged: put it back from a copy, or give the site an empty folder") from None
+        if not isinstance(about, dict) or not {*needed} <= {*about}:
+            raise ValueError("it lacks what must be in it")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {mend}") from None
+    return about
+
+
+def name_of(folder: Path) -> str:
+    """The name of the site whose folder it is: that of its kit; where there is none, the folder's."""
+    path = folder / DATA
+    return str(read_note(path, _AGAIN, "client")["client"]) if path.exists() else folder.resolve().name
 
 
 def open_site(folder: Path) -> SiteProgram:
@@ -77,10 +88,7 @@ def open_site(folder: Path) -> SiteProgram:
         UserError: the agreement, the settings, the rows or the model do not fit.
     """
     agreement = Agreement.read(folder / AGREEMENT)
-    try:
-        own: Mapping[str, Any] = parsed_json((folder / SETTINGS).read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / SETTINGS} cannot be read ({error}): run `fedsa deploy site` again") from None
+    own = read_note(folder / SETTINGS, "put it back as it was written")
     import torch
 
     from fedsa.federation import Federation
@@ -97,16 +105,13 @@ def _rows(folder: Path, recipe: Recipe, labels: Sequence[str]) -> DealtRows:
         UserError: they cannot be read.
     """
     from fedsa.data.portions import read_portion
-    from fedsa.data.rows import deal_newcomer
+    from fedsa.data.rows import deal_client
 
     if (folder / ROWS).exists():
         return read_portion(folder / ROWS)
-    try:
-        about = parsed_json((folder / DATA).read_bytes())
-        path, client = str(about["path"]), str(about["client"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / DATA} cannot be read ({error}): run `fedsa deploy site` again") from None
-    return deal_newcomer(client, path, recipe, labels)[0]
+    about = read_note(folder / DATA, _AGAIN, "path", "client")
+    path, client = str(about["path"]), str(about["client"])
+    return deal_client(client, path, recipe, labels, newcomer=False)[0]
 
 
 @final
@@ -114,13 +119,14 @@ class SiteProgram:
     """A site that has loaded its model and rows, and waits for messages.
 
     Args:
-        folder: the site's own; its name is the site's.
+        folder: the site's own.
         agreement: what server and sites hold alike.
         federation: the site's part of it.
     """
 
     def __init__(self, folder: Path, agreement: Agreement, federation: Federation) -> None:
         self.folder, self.agreement, self.federation = folder, agreement, federation
+        self._sent = SentAnswers(folder, name_of(folder))
         self._answers: Answers | None = None
 
     def handle(self, data: bytes) -> bytes:
@@ -153,17 +159,17 @@ class SiteProgram:
         from fedsa.engines.beginning import data_fingerprint  # it loads models
 
         run, rows = first.run, data_fingerprint(self.federation)
-        known = run_of(self.folder)
+        path, mend = self.folder / _RUN, "put it back from a copy, or give the site an empty folder"
+        known = read_note(path, mend, "run", "rows") if path.exists() else None
         if known is None:
             if first.kind != "setup" or first.about.get("fingerprint") != self.agreement.fingerprint():
                 raise ProtocolError("the server's agreement is not this site's: both must be given the same one")
-            write_atomically(self.folder / _RUN, json.dumps({"run": run, "rows": rows}).encode())
+            write_atomically(path, json.dumps({"run": run, "rows": rows}).encode())
         elif known["run"] != run:
             raise ProtocolError("this site takes part in another run: its owner gives a new run a folder of its own")
         elif known["rows"] != rows:
             raise RunFolderError(f"{self.folder}: the rows are not those that the run began with: put them back")
-        sent = SentAnswers(self.folder, self.folder.name)
-        self.states = states = open_states_of_site(self.folder / STATES, run, self.federation.clients)
+        self.states = states = open_states_of_site(self.folder / _STATES, run, self.federation.clients)
         site = replace(self.federation.site(states), keeps_tested=True)
 
         def finish(about: Mapping[str, Any]) -> None:
@@ -171,7 +177,7 @@ class SiteProgram:
 
             finish_site(self.folder, self.federation, states, about)
 
-        return Answers(site, run, self.agreement.fingerprint(), sent, on_finish=finish)
+        return Answers(site, run, self.agreement.fingerprint(), self._sent, on_finish=finish)
 
 
 _OWN_LOG = "it cannot take part: its own log says why"  # the reason may have something of its rows or paths
@@ -179,7 +185,7 @@ _OWN_LOG = "it cannot take part: its own log says why"  # the reason may have so
 
 def _refusal(folder: Path, run: str, why: str) -> bytes:
     """The refusal of a site that takes no part in a run."""
-    return refusal(lambda: SentAnswers(folder, folder.name), run, 0, why)
+    return refusal(lambda: SentAnswers(folder, name_of(folder)), run, 0, why)
 
 
 def main() -> None:

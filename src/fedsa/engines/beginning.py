@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping
 from typing import Any
 
-from fedsa.agreement import Agreement
+from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.client import majority_accuracy
 from fedsa.data.clients import label_counts, label_totals
 from fedsa.errors import RunFolderError
@@ -17,22 +15,23 @@ from fedsa.federation import Federation, adapter_config, spec_of
 from fedsa.models import adapted_fingerprint
 from fedsa.recipe import agreed_settings, dump_recipe
 from fedsa.store import Progress, RunFolder, recipe_of
+from fedsa.system.environment import environment
 from fedsa.types import SPLITS
 
 __all__ = ["begin", "check_unchanged", "data_fingerprint"]
-
-_AGREEMENT = "agreement.json"
 
 
 def begin(federation: Federation, folder: RunFolder) -> Progress:
     """Write what does not change during the run, and return the progress of a run without rounds."""
     agreement = federation.agreement
-    environment = _environment(federation.recipe.compute.model_dump())
+    compute = federation.recipe.compute.model_dump()
+    machine = environment("fedsa", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
+    machine |= {name: str(value) for name, value in compute.items()}
     data, fingerprints = data_fingerprint(federation), _fingerprints(agreement, federation)
-    folder.begin(_run_id(federation, data, fingerprints, environment))
+    folder.begin(_run_id(federation, data, fingerprints, machine))
     folder.write_recipe(dump_recipe(federation.recipe))
-    folder.write_json("environment.json", environment)
-    folder.write_text(_AGREEMENT, agreement.text())
+    folder.write_json("environment.json", machine)
+    folder.write_text(AGREEMENT, agreement.text())
     folder.write_json("adapter_config.json", adapter_config(federation.model))
     folder.register_clients(_about_clients(federation))
     folder.write_table(
@@ -134,8 +133,8 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
 def _agreement_of(folder: RunFolder, progress: Progress, now: Agreement) -> Agreement:
     """The agreement that a run began with; of a run of before there were any, what its other files tell of it."""
     settings = agreed_settings(recipe_of(folder))  # with the defaults of settings that the run is older than
-    if folder.has(_AGREEMENT):
-        begun = Agreement.parse(folder.read_text(_AGREEMENT), str(folder.path / _AGREEMENT))
+    if folder.has(AGREEMENT):
+        begun = Agreement.parse(folder.read_text(AGREEMENT), str(folder.path / AGREEMENT))
         return begun.model_copy(update={"settings": settings})
     base = progress.fingerprints.get("base_as_loaded", "") if now.adapter.base else ""
     return Agreement(
@@ -165,17 +164,3 @@ def _fingerprints(agreement: Agreement, federation: Federation) -> dict[str, str
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _environment(compute: Mapping[str, Any]) -> dict[str, str]:
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("fedsa", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
-    }
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        **versions,
-        **{name: str(value) for name, value in compute.items()},
-    }

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsa.agreement import Agreement
+from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.callbacks import Callback
 from fedsa.engines.remote import RemoteFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.summary import measure, summary_of
-from fedsa.errors import ConfigError, Mistake, RunFolderError, UserError
+from fedsa.errors import ConfigError, Mistake, RunFolderError
 from fedsa.recipe import Recipe, dump_recipe
 from fedsa.server import load_state, server_of
 from fedsa.store import Progress, RunFolder
+from fedsa.system.environment import environment
 from fedsa.types import State
 
 __all__ = ["check_deployable", "open_server_folder", "run_id_of", "serve"]
-
-_AGREEMENT = "agreement.json"
 
 
 def check_deployable(recipe: Recipe) -> None:
@@ -74,7 +71,6 @@ def serve(
     fleet: RemoteFleet,
     *,
     engine: str,
-    quorum: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Run a federation over its sites from where the folder is to the end, and return its summary.
@@ -86,7 +82,6 @@ def serve(
         folder: the server's, open for writing.
         fleet: the sites; not set up yet.
         engine: the name of what carries the messages, for the summary.
-        quorum: good updates that a round needs.
         callbacks: told of every step.
 
     Raises:
@@ -99,17 +94,14 @@ def serve(
     finished = folder.finished(recipe.rounds)
     if finished is not None:
         return _told_again(folder, fleet, finished)
-    if quorum is not None and quorum < 1:
-        raise UserError(f"a quorum of {quorum}: give at least 1")
     folder.keeps_all_rounds = recipe.keep_rounds == "all"
     initial = fleet.set_up(agreement)
     first = agreement.first_state(initial)
     progress = _go_on(folder, fleet) or _begin(agreement, folder, fleet, initial or {})
     fleet.progress = progress
-    states = folder.server_states
     state = load_state(folder.server_states, progress.round, first) if progress.round > 0 else first
-    versions = states.client_versions(progress.round) if progress.round > 0 else {}
-    server = server_of(agreement, fleet.clients, state, client_versions=versions, quorum=quorum)
+    versions = folder.server_states.client_versions(progress.round)
+    server = server_of(agreement, fleet.clients, state, client_versions=versions, quorum=fleet.quorum)
     for callback in callbacks:
         callback.on_run_begin(folder.path, recipe, fleet.clients, max(progress.round, 0))
     run_rounds(server, fleet, folder, progress, settings, callbacks)
@@ -150,8 +142,8 @@ def _check_agreement(folder: RunFolder, agreement: Agreement) -> None:
     """
     if folder.progress() is None:
         return
-    path = folder.path / _AGREEMENT
-    changed = Agreement.parse(folder.read_text(_AGREEMENT), str(path)).differences(agreement)
+    path = folder.path / AGREEMENT
+    changed = Agreement.parse(folder.read_text(AGREEMENT), str(path)).differences(agreement)
     if changed:
         raise RunFolderError(
             f"{folder.path} was begun with another agreement ({', '.join(changed)}): go on with its own, {path}, or "
@@ -163,8 +155,8 @@ def _begin(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet, initial:
     """Write what does not change during the run, and return the progress of a run without rounds."""
     folder.begin(fleet.run)
     folder.write_recipe(dump_recipe(agreement.recipe))
-    folder.write_json("environment.json", _environment())
-    folder.write_text(_AGREEMENT, agreement.text())
+    folder.write_json("environment.json", environment("fedsa", "torch", "safetensors", "numpy"))
+    folder.write_text(AGREEMENT, agreement.text())
     folder.write_json("adapter_config.json", agreement.adapter.config)
     folder.register_clients(fleet.about_clients)
     folder.save_initial(initial)
@@ -198,9 +190,3 @@ def _go_on(folder: RunFolder, fleet: RemoteFleet) -> Progress | None:
     progress.interruptions += 1
     folder.commit(progress)
     return progress
-
-
-def _environment() -> dict[str, str]:
-    names = ("fedsa", "torch", "safetensors", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), "platform": platform.platform(), **versions}

@@ -48,6 +48,7 @@ class RemoteFleet:
     Attributes:
         sites: names of the sites, sorted.
         run: the run's id.
+        quorum: clients whose updates a round needs; None: all that were asked.
         progress: how far the run is; sites keep what its last and its chosen round need.
     """
 
@@ -62,7 +63,7 @@ class RemoteFleet:
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.sites, self.run, self.progress = tuple(sorted(sites)), run, Progress()
-        self._exchange, self._deadline, self._quorum, self._tell = exchange, deadline, quorum, tell
+        self._exchange, self._deadline, self.quorum, self._tell = exchange, deadline, quorum, tell
         self._homes: dict[str, str] = {}  # client -> its site
         self._metric = ""  # the agreement's
         self._examples: dict[str, Mapping[str, int]] = {}  # client -> its number of rows by split
@@ -127,7 +128,7 @@ class RemoteFleet:
 
     def train(self, payloads: Payloads) -> Iterator[Update]:
         """Have the sites train their clients, all at once, and yield the updates in the order of the clients' ids."""
-        needed = len(payloads) if self._quorum is None else min(self._quorum, len(payloads))
+        needed = len(payloads) if self.quorum is None else min(self.quorum, len(payloads))
         updates: dict[str, Update] = {}
 
         def take(site: str, answer: Message) -> None:
@@ -160,7 +161,7 @@ class RemoteFleet:
             metrics.update(arrived)
 
         # A test is of everybody; validation is of whom there is, as long as that is enough.
-        needed = len(payloads) if self._quorum is None or split == "test" else min(self._quorum, len(payloads))
+        needed = len(payloads) if self.quorum is None or split == "test" else min(self.quorum, len(payloads))
         about = {"do": "evaluate", "split": split, "moment": moment}
         self._step(payloads, about, take, lambda: len(metrics) >= needed)
         for client in payloads:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fedsa.federation.federation import Federation
 
-__all__ = ["adapted", "build", "build_by_name"]
+__all__ = ["AdaptedBase", "adapt_base", "build", "build_by_name", "config_of"]
 
 
 def build(
@@ -67,27 +67,16 @@ def build(
     Raises:
         UserError: model, task, method and rows do not fit together.
     """
-    loaded = plain_fingerprint(base, config)
-    compute = resolve_compute(recipe.compute)
-    algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
     everyone = sorted(rows.partition.clients)
     outside = held_out(everyone, recipe.holdout_clients, recipe.seed)
     in_a_round = sample_size(recipe.fraction_train, len(everyone) - len(outside))
-    scaling = None if has_scale else partial(algorithm.scaling, clients=in_a_round)
-    model = adapted(base, config, algorithm, compute, recipe.seed, scaling)
-    check_personal(recipe, algorithm, model.keys, model.variant)
-    check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
-    check_head_warmup(
-        recipe.training.head_warmup_epochs, algorithm, model, task, recipe.task.kind, recipe.server.optimizer
-    )
-    check_weighable(algorithm, recipe.algorithm, model, task, recipe.task.kind)
+    adapted = adapt_base(recipe, base, config, task, clients=None if has_scale else in_a_round)
+    model, algorithm = adapted.model, adapted.algorithm
     ranks = client_ranks(recipe.adapter, everyone) if ranks is None else ranks
     task, processor, encoded, limit = encode_rows(
         task, base, processor, rows, image_size=recipe.task.image_side, tell=tell
     )
-    resolved = written_out(recipe, base, model.config, limit).model_copy(
-        update={"compute": compute, "share_head": algorithm.share_head}
-    )
+    resolved = adapted.resolved(recipe, limit)
     notes = (*rows.notes, *getattr(encoded, "notes", ()), *of_model)  # a task of one's own need not have any
     trained = [
         task.training_items(encoded, rows.partition.clients[client].train)
@@ -96,7 +85,7 @@ def build(
     ]
     check_steady(model, task, encoded, trained[0][:2])
     chosen, measured = with_choices(resolved, model, task, encoded, trained, tell)
-    return make(chosen, algorithm, model, processor, task, encoded, rows, measured, ranks, outside, notes, loaded)
+    return make(chosen, algorithm, model, processor, task, encoded, rows, measured, ranks, outside, notes, adapted.base)
 
 
 def build_by_name(
@@ -127,38 +116,73 @@ def build_by_name(
     base, drawn = load_named_base(recipe.model, recipe.compute, recipe.seed, task, tell, notes)
     processor, has_scale = load_processor(recipe.model, task, recipe.task.image_side), config is not None
     if config is None:
-        seed = derive_seed(recipe.seed, "init")
-        config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed)
-        config = with_drawn_layers(config, drawn, base)
+        config = config_of(recipe, task, base, drawn)
     return build(make, recipe, base, processor, config, task, rows, tell, notes, has_scale=has_scale, ranks=ranks)
 
 
-def adapted(
-    base: PreTrainedModel,
-    config: PeftConfig,
-    algorithm: Algorithm,
-    compute: ComputeSettings,
-    seed: int,
-    scaling: Callable[[float, int], float] | None,
-) -> AdaptedModel:
-    """A base model with a federation's adapter in it.
+class AdaptedBase(NamedTuple):
+    """A base model with a federation's adapter in it, checked.
+
+    Attributes:
+        model: the model.
+        algorithm: the method.
+        compute: what it computes with, resolved.
+        base: hash of the base as it was loaded.
+    """
+
+    model: AdaptedModel
+    algorithm: Algorithm
+    compute: ComputeSettings
+    base: str
+
+    def resolved(self, recipe: Recipe, limit: int | None) -> Recipe:
+        """The recipe with what model, method and machine choose written out; `limit` is of the model's tokens."""
+        base = cast("PreTrainedModel", self.model.model.get_base_model())
+        return written_out(recipe, base, self.model.config, limit).model_copy(
+            update={"compute": self.compute, "share_head": self.algorithm.share_head}
+        )
+
+
+def adapt_base(
+    recipe: Recipe, base: PreTrainedModel, config: PeftConfig, task: Task, *, clients: int | None
+) -> AdaptedBase:
+    """Put a federation's adapter into a base model, and check that model, task and method fit together.
 
     Args:
+        recipe: any.
         base: adapted in place.
         config: PEFT's description of the adapter.
-        algorithm: the method: it says which adapters there are.
-        compute: resolved.
-        seed: the run's.
-        scaling: the method's own scale of an adapter; None: the config has it already.
+        task: the task.
+        clients: that train in a round, for the method's own scale; None: the config has it already.
+
+    Raises:
+        UserError: they do not.
     """
-    return AdaptedModel(
+    loaded = plain_fingerprint(base, config)
+    compute = resolve_compute(recipe.compute)
+    algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+    model = AdaptedModel(
         base,
         config,
-        seed=derive_seed(seed, "init"),
+        seed=derive_seed(recipe.seed, "init"),
         device=compute.device,
         precision=compute.precision,
         adapters=algorithm.adapters,
         folds=algorithm.folds,
         gated=algorithm.gated,
-        scaling=scaling,
+        scaling=None if clients is None else partial(algorithm.scaling, clients=clients),
     )
+    check_personal(recipe, algorithm, model.keys, model.variant)
+    check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
+    check_head_warmup(
+        recipe.training.head_warmup_epochs, algorithm, model, task, recipe.task.kind, recipe.server.optimizer
+    )
+    check_weighable(algorithm, recipe.algorithm, model, task, recipe.task.kind)
+    return AdaptedBase(model, algorithm, compute, loaded)
+
+
+def config_of(recipe: Recipe, task: Task, base: PreTrainedModel, drawn: set[str]) -> PeftConfig:
+    """PEFT's description of a recipe's adapter; layers of the base that were drawn at random are trained in full."""
+    seed = derive_seed(recipe.seed, "init")
+    config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed)
+    return with_drawn_layers(config, drawn, base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
 from fedsa.agreement import Agreement
@@ -273,7 +274,7 @@ class Federation:
         """The server, with its state after the last finished round and the newest version that each client holds."""
         return server_of(self.agreement, self.clients, state, client_versions=client_versions)
 
-    @property
+    @cached_property
     def agreement(self) -> Agreement:
         """What server and sites must hold alike."""
         return agreement_of(self.recipe, self.model, self.task, self.rows.label_names, self.ranks, self.base)

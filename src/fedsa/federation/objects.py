@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedsa.algorithms import check_algorithm
 from fedsa.data.rows import ClientTable
 from fedsa.errors import DataError, Mistake
 from fedsa.federation.base_models import fresh_base
 from fedsa.models import layers_outside_the_base, names_of, turn_head, variant_of
 from fedsa.recipe import OBJECTS, ModelSettings, Recipe, TaskSettings, parse_recipe
-from fedsa.steps import check_steps
+from fedsa.steps import CHECKS
 from fedsa.tasks.base import Task
 from fedsa.texts.words import counted
 
@@ -94,9 +93,7 @@ def recipe_of_objects(
         "task": {} if task is None else task,
         "data": {"path": OBJECTS, "partition": partition},
     }
-    return parse_recipe(
-        data, source="Federation.from_objects", checks=[check_algorithm, check_steps, lambda _: mistakes]
-    )
+    return parse_recipe(data, source="Federation.from_objects", checks=[*CHECKS, lambda _: mistakes])
 
 
 def _adapter_of_object(peft_config: PeftConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedsa.algorithms import make_algorithm
-from fedsa.data.rows import deal_newcomer
+from fedsa.data.rows import deal_client
 from fedsa.errors import UserError
 from fedsa.federation import Federation
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
@@ -133,7 +133,7 @@ def adapt(
         )
     tell("reading rows")
     client = _name(Path(data))
-    rows, notes = deal_newcomer(client, str(data), recipe, finished.label_names)
+    rows, notes = deal_client(client, str(data), recipe, finished.label_names, newcomer=True)
     tell("loading the model")
     federation = Federation.of_newcomer(
         recipe,

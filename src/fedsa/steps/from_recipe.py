@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedsa.algorithms import algorithm_in
+from fedsa.algorithms import algorithm_in, check_algorithm
 from fedsa.errors import Mistake, UserError
 from fedsa.recipe import (
+    Check,
     MeanSettings,
     MedianSettings,
     NormBoundSettings,
@@ -28,7 +29,7 @@ from fedsa.steps.norm_bound import NormBound
 from fedsa.steps.server_optimizer import ServerOptimizer
 from fedsa.steps.trimmed_mean import TrimmedMean
 
-__all__ = ["PLAIN", "check_steps", "make_chain"]
+__all__ = ["CHECKS", "PLAIN", "check_steps", "make_chain"]
 
 
 def make_chain(settings: StepSettings = StepSettings()) -> Chain:  # noqa: B008  # it is frozen
@@ -80,3 +81,7 @@ def check_steps(data: Mapping[str, Any]) -> list[Mistake]:
         for step, reason in reasons
         if reason is not None
     ]
+
+
+CHECKS: tuple[Check, ...] = (check_algorithm, check_steps)
+"""What every recipe is checked by, beside its own form."""

@@ -108,12 +108,12 @@ def write_error(path: Path, error: OSError) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
             f"the disk is full: {path} could not be written. What was finished is safe: free some space, then repeat "
-            "the command (a run that has begun goes on with `fedsa resume`)"
+            "the command (a run that has begun goes on with `fedsa resume`; a party across machines is started again)"
         )
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
         return UserError(
             f"cannot write {path}: its folder is not there (any more); put it back, then repeat the command (a run "
-            "that has begun goes on with `fedsa resume`)"
+            "that has begun goes on with `fedsa resume`; a party across machines is started again)"
         )
     return UserError(
         f"cannot write {path}: {error.strerror or error}; make its folder writable, or take another folder"

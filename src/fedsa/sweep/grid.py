@@ -21,7 +21,7 @@ from fedsa.recipe import (
     scope_of,
     with_absolute_paths,
 )
-from fedsa.steps import check_steps
+from fedsa.steps import CHECKS, check_steps
 from fedsa.sweep.files import (
     ALL,
     MethodEntry,
@@ -92,7 +92,7 @@ class Grid:
         """The recipe of a cell's run; settings that only the run itself resolves are left open."""
         source, settings = self.groups[cell.group]
         data = apply_overrides(read_recipe(source)[0], [*settings, *cell.settings])
-        return with_absolute_paths(parse_recipe(data, source=f"recipe {source}", checks=[check_algorithm, check_steps]))
+        return with_absolute_paths(parse_recipe(data, source=f"recipe {source}", checks=CHECKS))
 
     def arguments(self, cell: Cell, folder: Path) -> list[str]:
         """The arguments after ``fedsa`` that start a cell's run."""

@@ -72,11 +72,7 @@ class KeptChild:
 
     Between two starts it waits: a second, and twice as long each time that the command has ended within half a minute.
 
-    Args:
-        command: program and arguments.
-        log: file that its output is appended to.
-        environment: its environment; None: as here.
-        grace: seconds between asking it to end and killing it.
+    Args: as for `Child`.
     """
 
     def __init__(
