@@ -19,6 +19,7 @@ import torch
 
 from fedsa.recipe import Recipe, parse_recipe
 from fedsa.system.permissions import VARIABLE
+from support.ends import ends  # noqa: F401  # for every test
 from support.tiny_rows import FILLER, WORDS, write_rows
 
 if TYPE_CHECKING:

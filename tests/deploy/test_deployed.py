@@ -374,6 +374,17 @@ def test_other_rows_than_the_run_began_with_are_refused(deployed: Deployed, tmp_
     assert answer.about == {"why": "it cannot take part: its own log says why"}
 
 
+def test_a_recipe_that_has_changed_since_is_known_by_its_agreed_settings(
+    deployed: Deployed, tiny_recipe: Callable[..., Recipe]
+) -> None:
+    """`fedsa deploy local` with a folder that is there goes on with the old ones: others must not be passed over."""
+    agreement = Agreement.read(deployed.sites / "north" / AGREEMENT)
+    assert agreement.settings_changed_in(tiny_recipe(*SETTINGS)) == ()
+    assert agreement.settings_changed_in(tiny_recipe(*SETTINGS, "compute.threads=2")) == (), "a machine's own"
+    changed = tiny_recipe(*SETTINGS, "rounds=9", "training.learning_rate=0.5", "algorithm=fedit")
+    assert agreement.settings_changed_in(changed) == ("algorithm", "rounds", "training.learning_rate")
+
+
 def test_another_run_is_refused(deployed: Deployed) -> None:
     agreement = Agreement.read(deployed.sites / "north" / AGREEMENT)
     fleet = RemoteFleet(exchange_with(deployed.programs), SITES, "f" * 32)

@@ -125,7 +125,7 @@ class ClientStateFiles:
         self._reads.expect(((client, round) for client in clients if client in self._kept), self._read)
 
     def save_personal(self, client: str, round: int, tensors: State) -> None:
-        """Write what a client was tested with after a round: where other files do not tell it, or at a site that exports.
+        """Write what a client was tested with after a round: where no other file tells it, or at a site that exports.
 
         Raises:
             RunFolderError: there is no such client.

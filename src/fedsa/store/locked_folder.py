@@ -65,8 +65,8 @@ class LockedFolder:
         if not self.is_there():
             raise RunFolderError(
                 f"{self.path} was moved, deleted or replaced while it was being written. What was finished is safe in "
-                "it, wherever it is now: put it back, then go on with the run (`fedsa resume`; across machines, start its party again); if it is "
-                "gone, start the run again"
+                "it, wherever it is now: put it back, then go on with `fedsa resume` (across machines, start the party "
+                "again); if it is gone, start the run again"
             )
 
     def make(self, place: Path) -> None:
