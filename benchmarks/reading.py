@@ -57,8 +57,9 @@ def warm_up() -> None:
 def main(what: str, folder: Path) -> None:
     """Run one of the measurements."""
     warm_up()
-    from fedsa.data.files import load_client_files, load_local
-    from fedsa.data.reading import Wanted
+    from fedsa.data.reading.base import Wanted
+    from fedsa.data.reading.client_files import load_client_files
+    from fedsa.data.reading.local import load_local
 
     wanted = Wanted(frozenset({"text", "label"}), frozenset({"text", "label"}))
     big = folder / "rows.csv"
@@ -88,7 +89,7 @@ def notes(folder: Path) -> None:
     """Measure what is looked for in a million rows."""
     import datasets
 
-    from fedsa.data.clients import ClientRows, Partition
+    from fedsa.data.partition import ClientRows, Partition
     from fedsa.data.quality import label_notes, repeat_notes
 
     rng = np.random.default_rng(0)
@@ -114,7 +115,7 @@ def workbook(folder: Path, wanted: object) -> None:
 
     import openpyxl
 
-    from fedsa.data.stored import read_excel
+    from fedsa.data.reading.stored import read_excel
 
     book = openpyxl.Workbook()
     book.active.append(["text", "label"])

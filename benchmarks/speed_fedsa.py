@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedsa import Callback, Federation, run
 from fedsa.client.training import cohort
 from fedsa.client.training.job import Job, local_batches
-from fedsa.data.sentiment import read_sentiment
+from fedsa.data.packaged.sentiment import read_sentiment
 from fedsa.packages.parts import PREFIX, part_folder
 from fedsa.recipe import Recipe, parse_recipe
 

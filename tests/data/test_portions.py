@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from fedsa.data.clients import ClientRows, Partition
+from fedsa.data.partition import ClientRows, Partition
 from fedsa.data.portions import portion_of, read_portion, write_portion
 from fedsa.data.rows import DealtRows
 from fedsa.errors import DataError

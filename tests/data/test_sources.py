@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import pytest
 
-from fedsa.data import files
-from fedsa.data.reading import Wanted
+from fedsa.data.reading.base import Wanted
+from fedsa.data.reading.paths import is_local
 from fedsa.data.sources import class_names, load_rows, require_columns
 from fedsa.errors import DataError
 from fedsa.packages import parts
@@ -160,7 +160,7 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["./a", "a/b/c", "data.csv", "/none/a", "~nobody-here/x"])
 def test_paths_never_reach_the_hub(path: str) -> None:
     with pytest.raises(DataError, match="no file or folder"):
-        files.is_local(path)
+        is_local(path)
 
 
 def test_splits(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from fedsa.algorithms.base import Algorithm
 from fedsa.client.batches import batched
-from fedsa.data.clients import ClientRows
+from fedsa.data.partition import ClientRows
 from fedsa.models import representations
 from fedsa.seeds import derive_seed
 from fedsa.system.process import give_back

@@ -14,7 +14,7 @@ from fedsa.client.evaluation import Personal, Sampling
 from fedsa.client.learner import Learner
 from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
 from fedsa.client.training.job import Job, TrainingResult
-from fedsa.data.clients import ClientRows
+from fedsa.data.partition import ClientRows
 from fedsa.recipe import ReconstructionSettings
 from fedsa.steps import PLAIN, Chain
 from fedsa.store import ClientState

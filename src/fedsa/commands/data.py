@@ -24,8 +24,7 @@ def command(
 
     from fedsa.commands._display import print_json, print_notes, print_table, status
     from fedsa.commands._recipe import recipe_of_command
-    from fedsa.data.clients import label_counts, label_totals
-    from fedsa.data.partition import save_partition
+    from fedsa.data.partition import label_counts, label_totals, save_partition
     from fedsa.data.rows import deal_rows
     from fedsa.errors import UserError
     from fedsa.texts.words import counted
@@ -44,7 +43,7 @@ def command(
     if save:
         save_partition(rows.as_saved[0], save, rows.as_saved[1])
     if plot:
-        from fedsa.data.plotting import draw_partition
+        from fedsa.data.partition.plotting import draw_partition
 
         try:
             draw_partition(totals, list(names)).savefig(plot, bbox_inches="tight")

@@ -9,7 +9,7 @@ from fedsa.algorithms import make_algorithm
 from fedsa.cost.computation import count_computation
 from fedsa.cost.memory import frozen_parameters
 from fedsa.cost.traffic import count_traffic
-from fedsa.data.dealing import client_ids
+from fedsa.data.partition import client_ids
 from fedsa.data.rows import DealtRows, deal_rows
 from fedsa.data.sources import are_here
 from fedsa.errors import ModelError, UserError

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsa.data.cells import as_texts
-from fedsa.data.files import as_dataset
 from fedsa.data.labels import IntArray, is_missing
-from fedsa.data.merging import Table
-from fedsa.data.reading import Places, some
+from fedsa.data.reading.base import Places, some
+from fedsa.data.reading.cells import as_texts
+from fedsa.data.reading.tables import Table, as_dataset
 from fedsa.errors import DataError
 from fedsa.texts.words import counted
 

@@ -11,8 +11,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from fedsa.data.clients import ClientRows, Partition
-from fedsa.data.files import quiet_datasets
+from fedsa.data.partition import ClientRows, Partition
+from fedsa.data.reading.hub import quiet_datasets
 from fedsa.data.rows import DealtRows
 from fedsa.errors import DataError
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsa.data.clients import Partition
 from fedsa.data.labels import IntArray
-from fedsa.data.reading import some
+from fedsa.data.partition import Partition
+from fedsa.data.reading.base import some
 from fedsa.texts.words import counted
 from fedsa.types import SPLITS
 

@@ -11,15 +11,21 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from fedsa.data.cells import text_of
 from fedsa.data.checking import clients_without_rows, filled_rows, require_one_writing, rows_of, with_texts
-from fedsa.data.dealing import client_column
-from fedsa.data.files import as_dataset, expanded, is_local
 from fedsa.data.labels import IntArray, encode_labels
-from fedsa.data.merging import Table, merge_tables
-from fedsa.data.partition import ClientRows, Partition, data_fingerprint, partition_columns, partition_rows
+from fedsa.data.partition import (
+    ClientRows,
+    Partition,
+    client_column,
+    data_fingerprint,
+    partition_columns,
+    partition_rows,
+)
 from fedsa.data.quality import client_notes, label_notes, repeat_notes, spelling_notes
-from fedsa.data.reading import FROM_0, PLACE, Places, Wanted, some
+from fedsa.data.reading.base import FROM_0, PLACE, Places, Wanted, some
+from fedsa.data.reading.cells import text_of
+from fedsa.data.reading.paths import expanded, is_local
+from fedsa.data.reading.tables import Table, as_dataset, merge_tables
 from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
 from fedsa.errors import DataError, near
 from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings

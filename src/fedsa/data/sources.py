@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsa.data.files import CLIENT, as_dataset, expanded, is_local, load_client_files, load_hub, load_local
-from fedsa.data.merging import Table
-from fedsa.data.newsgroups import read_newsgroups
-from fedsa.data.reading import PLACE, Log, Places, Wanted
-from fedsa.data.sentiment import read_sentiment
-from fedsa.data.squad_shifts import read_squad_shifts
+from fedsa.data.packaged.newsgroups import read_newsgroups
+from fedsa.data.packaged.sentiment import read_sentiment
+from fedsa.data.packaged.squad_shifts import read_squad_shifts
+from fedsa.data.reading.base import PLACE, Log, Places, Wanted
+from fedsa.data.reading.client_files import CLIENT, load_client_files
+from fedsa.data.reading.hub import load_hub
+from fedsa.data.reading.local import load_local
+from fedsa.data.reading.paths import expanded, is_local
+from fedsa.data.reading.tables import Table, as_dataset
 from fedsa.errors import DataError, near
 from fedsa.recipe import DataSettings
 from fedsa.texts.words import counted

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.client import majority_accuracy
-from fedsa.data.clients import label_counts, label_totals
+from fedsa.data.partition import label_counts, label_totals
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation, adapter_config, spec_of
 from fedsa.models import adapted_fingerprint

@@ -22,7 +22,7 @@ from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.client import Site, personal_tensors
 from fedsa.client.training.job import Job, TrainingResult
-from fedsa.data.clients import ClientRows
+from fedsa.data.partition import ClientRows
 from fedsa.errors import ProtocolError
 from fedsa.plugins import raised
 from fedsa.seeds import derive_seed

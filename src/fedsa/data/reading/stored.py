@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsa.data.cells import as_texts, text_of
-from fedsa.data.reading import FROM_0, FileRows, Wanted
-from fedsa.data.separated import as_numbers
+from fedsa.data.reading.base import FROM_0, FileRows, Wanted
+from fedsa.data.reading.cells import as_texts, text_of
+from fedsa.data.reading.separated import as_numbers
 from fedsa.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:

@@ -1,17 +1,18 @@
-"""Put files' tables together, or say what does not fit."""
+"""Tables in memory: those of several files in one, or as a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsa.data.reading import some
+from fedsa.data.reading.base import some
 from fedsa.errors import DataError
 
 if TYPE_CHECKING:
+    import datasets
     import pyarrow as pa
 
-__all__ = ["Table", "merge_tables"]
+__all__ = ["Table", "as_dataset", "merge_tables"]
 
 
 class Table(NamedTuple):
@@ -19,6 +20,19 @@ class Table(NamedTuple):
 
     arrow: pa.Table
     features: dict[str, Any]
+
+
+def as_dataset(table: Table) -> datasets.Dataset:
+    """A table as a data set in memory."""
+    import datasets
+    from datasets.fingerprint import generate_random_fingerprint
+
+    features = datasets.Features(table.features)
+    arrow = table.arrow.select(list(features)).cast(features.arrow_schema.remove_metadata())
+    # a fingerprint of its own, else datasets hashes every byte to make one
+    return datasets.Dataset(
+        arrow, info=datasets.DatasetInfo(features=features), fingerprint=generate_random_fingerprint()
+    )
 
 
 def merge_tables(

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsa.data.allotting import apportion, deal
-from fedsa.data.partition import draw_partition, label_counts, partition_columns, partition_rows
+from fedsa.data.partition import label_counts, partition_columns, partition_rows
+from fedsa.data.partition.allotting import apportion, deal
+from fedsa.data.partition.plotting import draw_partition
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
 from support.tiers import first_is_quick

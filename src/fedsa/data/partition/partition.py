@@ -12,14 +12,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa.data.allotting import apportion, make_units
-from fedsa.data.clients import ClientRows, Partition, label_counts
-from fedsa.data.dealing import Clients, Columns, Pool, client_column, deal_own, made_clients, natural_clients
-from fedsa.data.files import expanded
-from fedsa.data.labels import IntArray, encode_labels
-from fedsa.data.plotting import draw_partition
-from fedsa.data.saved import data_fingerprint, load_partition, save_partition
-from fedsa.data.splitting import rows_by_owner, split_groups, split_rows, thin_out
+from fedsa.data.labels import IntArray
+from fedsa.data.partition.allotting import apportion, make_units
+from fedsa.data.partition.clients import ClientRows, Partition
+from fedsa.data.partition.dealing import Clients, Columns, Pool, client_column, deal_own, made_clients, natural_clients
+from fedsa.data.partition.saved import data_fingerprint, load_partition
+from fedsa.data.partition.splitting import rows_by_owner, split_groups, split_rows, thin_out
+from fedsa.data.reading.paths import expanded
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
 from fedsa.seeds import derive_seed
@@ -28,18 +27,7 @@ from fedsa.types import SPLITS
 
 _SHOWN = 20
 
-__all__ = [
-    "ClientRows",
-    "Partition",
-    "data_fingerprint",
-    "draw_partition",
-    "encode_labels",
-    "label_counts",
-    "load_partition",
-    "partition_columns",
-    "partition_rows",
-    "save_partition",
-]
+__all__ = ["partition_columns", "partition_rows"]
 
 
 def partition_columns(settings: PartitionSettings) -> list[str]:

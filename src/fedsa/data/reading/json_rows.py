@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fedsa.data.cells import kind_of, refuse_cell, text_of
-from fedsa.data.decoding import open_text, with_encoding
-from fedsa.data.reading import FROM_0, FileRows, Wanted, typed_table
+from fedsa.data.reading.base import FROM_0, FileRows, Wanted, typed_table
+from fedsa.data.reading.cells import kind_of, refuse_cell, text_of
+from fedsa.data.reading.decoding import open_text, with_encoding
 from fedsa.errors import DataError
 from fedsa.texts.json_text import parsed_json
 

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fedsa.data.allotting import Units, allot, deal_alike, make_units
-from fedsa.data.cells import text_of
 from fedsa.data.labels import IntArray, is_missing
+from fedsa.data.partition.allotting import Units, allot, deal_alike, make_units
+from fedsa.data.reading.cells import text_of
 from fedsa.errors import DataError
 from fedsa.recipe import PartitionSettings
 from fedsa.texts.words import counted

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
-from fedsa.data.clients import ClientRows, Partition
 from fedsa.data.labels import IntArray
+from fedsa.data.partition.clients import ClientRows, Partition
 from fedsa.errors import DataError
 from fedsa.texts.words import brief, counted, cut
 from fedsa.types import SPLITS

@@ -120,8 +120,8 @@ cells = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 def test_what_is_written_is_read_cell_by_cell(
     table: list[tuple[str, str, str]], separator: str, encoding: str, ends: str, named: bool
 ) -> None:
-    from fedsa.data.files import load_local
-    from fedsa.data.reading import Wanted
+    from fedsa.data.reading.base import Wanted
+    from fedsa.data.reading.local import load_local
 
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "rows.csv"

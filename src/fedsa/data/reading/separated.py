@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 import numpy as np
 
-from fedsa.data.decoding import open_text, with_encoding
-from fedsa.data.reading import FileRows, Wanted, some
+from fedsa.data.reading.base import FileRows, Wanted, some
+from fedsa.data.reading.decoding import open_text, with_encoding
 from fedsa.errors import DataError
 from fedsa.texts.words import counted
 

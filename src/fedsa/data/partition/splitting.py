@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa.data.allotting import Units, apportion
 from fedsa.data.labels import IntArray
+from fedsa.data.partition.allotting import Units, apportion
 
 __all__ = ["rows_by_owner", "split_groups", "split_rows", "thin_out"]
 

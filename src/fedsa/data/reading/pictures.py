@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from fedsa.data.reading import PLACE, FileRows, Log, Wanted, some
+from fedsa.data.reading.base import PLACE, FileRows, Log, Wanted, some
 from fedsa.errors import DataError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Tables from files, folders and the hub. What all readers share: see `fedsa.data.reading.base`."""
