@@ -23,6 +23,8 @@ from fedsa.errors import UserError
 from fedsa.store import RunFolder, write_atomically
 from support.run_folders import unfinish
 
+pytestmark = pytest.mark.run
+
 ROWS = "text,label,site\n" + "".join(
     f"the film was {word},{label},site {site}\n"
     for site in range(2)

@@ -176,6 +176,7 @@ def test_two_packages_with_one_name(plugged_in: Callable[..., None], fedsa_comma
     assert fedsa_command("algorithms").code == 0
 
 
+@pytest.mark.run
 def test_a_file_beside_the_recipe_is_found(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -51,8 +51,11 @@ class Jobs:
 
     def _run(self, generation: int) -> None:
         with socket.socket(socket.AF_UNIX) as self.socket:
-            self.socket.connect(str(self.path))
-            frames.send(self.socket, {"generation": generation})
+            try:
+                self.socket.connect(str(self.path))
+                frames.send(self.socket, {"generation": generation})
+            except OSError:  # the carrier has ended before its job could begin
+                return
             while True:
                 try:
                     note, body = frames.receive(self.socket)

@@ -12,10 +12,9 @@ import pytest
 
 from fedsa.recipe import Recipe
 from fedsa.store import FinishedRun, RunFolder
+from support.extras import NEEDS_NVFLARE
 
-pytest.importorskip("nvflare", reason="needs the extra: pip install 'fedsa[nvflare]'")
-
-pytestmark = pytest.mark.run
+pytestmark = [pytest.mark.run, NEEDS_NVFLARE]
 
 SETTINGS = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=2")
 

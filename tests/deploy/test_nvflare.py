@@ -16,10 +16,11 @@ from fedsa.deploy.carrier import Carrier
 from fedsa.deploy.parties import run_local, run_server, run_site
 from fedsa.deploy.preflight import PreflightError, UnreachableError, check_server, read_kit
 from fedsa.deploy.provision import ADMINISTRATOR, add_key, make_request, provision
+from support.extras import NEEDS_NVFLARE
 
-pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
 pytestmark = [
     pytest.mark.run,
+    NEEDS_NVFLARE,
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
 ]
 

@@ -21,6 +21,7 @@ import typer
 
 from fedsa.cli import app
 from fedsa.deploy.preflight import UnreachableError, check_server, read_kit
+from support.extras import NEEDS_NVFLARE
 from support.repository import ROOT
 from support.tiny_rows import write_rows
 
@@ -88,11 +89,11 @@ def wait_for_server(kit: Path) -> None:
 
 
 @pytest.mark.run
+@NEEDS_NVFLARE
 @pytest.mark.skipif(sys.platform != "linux", reason="a deployment is tested on Linux")
 def test_the_steps_of_the_page_lead_to_an_adapter_at_each_site(
     fedsa_command: Callable[..., Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("nvflare", reason="needs the extra: pip install 'fedsa[nvflare]'")
     (recipe,) = blocks("across-machines", "toml")
     (tmp_path / "federation.toml").write_text(
         recipe.replace("FacebookAI/roberta-base", str(tiny_model)).replace("rounds = 20", "rounds = 2")

@@ -16,10 +16,9 @@ import pytest
 
 from fedsa.deploy.preflight import PACKAGES, Kit, PreflightError, check_kit, check_server, read_kit
 from fedsa.errors import MissingExtraError
+from support.extras import NEEDS_NVFLARE
 
-pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
-
-pytestmark = pytest.mark.run
+pytestmark = [pytest.mark.run, NEEDS_NVFLARE]
 
 if TYPE_CHECKING:
     from cryptography import x509

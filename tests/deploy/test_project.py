@@ -10,11 +10,10 @@ import pytest
 
 from fedsa.errors import ConfigError, UserError
 from fedsa.recipe import Recipe
+from support.extras import NEEDS_NVFLARE
 from support.tiny_rows import WORDS
 
-pytest.importorskip("nvflare", reason="needs the extra: pip install 'fedsa[nvflare]'")
-
-pytestmark = pytest.mark.run
+pytestmark = [pytest.mark.run, NEEDS_NVFLARE]
 
 SETTINGS = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=2")
 

@@ -11,9 +11,9 @@ import pytest
 from fedsa.deploy.preflight import PreflightError, check_kit, read_kit
 from fedsa.deploy.provision import ADMINISTRATOR, add_key, make_request, provision
 from fedsa.errors import UserError
+from support.extras import NEEDS_NVFLARE
 
-pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
-pytestmark = pytest.mark.run
+pytestmark = [pytest.mark.run, NEEDS_NVFLARE]
 
 
 def test_a_site_is_added_and_the_others_keep_their_kits(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def said(name: str, model: Any) -> torch.Tensor:
     return model(input_ids=torch.tensor([[2, 8, 9, 6, 3]])).logits[0]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", [*HEADS, *PICTURES])
 def test_a_head_says_of_each_class_what_it_said(name: str, tmp_path: Path) -> None:
     there = ["Joy", " calm", "ANGER", "fear"]

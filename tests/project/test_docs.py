@@ -48,6 +48,7 @@ def test_links_of_the_docs_lead_somewhere() -> None:
     assert not broken
 
 
+@pytest.mark.run
 def test_method_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
     method, test = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)

@@ -110,6 +110,7 @@ def test_settings_that_contradict_each_other_are_refused(
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resolved_recipe_is_complete_and_reads_back_as_itself(
     tiny_recipe: Callable[..., Recipe], variant: str

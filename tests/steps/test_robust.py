@@ -293,6 +293,7 @@ def test_the_section_is_written_out_and_read_back(tiny_recipe: Callable[..., Any
 # -- a whole run ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.run
 def test_a_plan_counts_the_updates_that_the_server_holds_at_once(tiny_recipe: Callable[..., Any]) -> None:
     plain, median, stacked, bf16 = (
         plan_run(tiny_recipe(*settings), clients=3)

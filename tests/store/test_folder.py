@@ -40,6 +40,7 @@ def save_round(folder: RunFolder, round: int, clients: list[str], held: dict[str
     folder.server_states.save_server(round, {A: torch.full((3,), float(round))}, {A: round}, held)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("seed", range(5))
 def test_exactly_the_files_of_the_last_and_the_chosen_round_are_kept(folder: RunFolder, seed: int) -> None:
     """Against the definition, over many rounds, with a resume in the middle."""

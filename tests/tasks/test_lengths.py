@@ -95,6 +95,7 @@ def words_of(encoded, item):
     return encoded.tokenizer.convert_ids_to_tokens(whole)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("longest", range(8, 40))
 def test_the_templates_beginning_and_end_are_kept(longest):
     task = Generation("what is now {t} then {u} Answer:", "good bad", max_length=longest)

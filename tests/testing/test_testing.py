@@ -204,6 +204,7 @@ def broken_laws(algorithm: Algorithm, variant: str = "lora") -> set[str]:
     return broken
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(("cls", "law"), BROKEN, ids=lambda each: getattr(each, "__name__", None))
 def test_a_law_that_is_broken_is_found(cls: type[Algorithm], law: str) -> None:
     assert law in broken_laws(cls())

@@ -1,0 +1,11 @@
+"""Marks of tests that need an extra: it is looked for, not imported, so that leaving such tests out costs nothing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+__all__ = ["NEEDS_NVFLARE"]
+
+NEEDS_NVFLARE = pytest.mark.skipif(find_spec("nvflare") is None, reason="needs the extra: pip install 'fedsa[nvflare]'")
