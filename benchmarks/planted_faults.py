@@ -834,7 +834,7 @@ FAULTS = (
     ),
     Fault(
         "newcomers: the mean of personal tensors is not weighted",
-        "runs/onboarding.py",
+        "runs/personal.py",
         'return int(self._about[client]["train_examples"]) if self.recipe.weighting == "num_examples" else 1',
         "return 1",
         ("runs/test_adaptation.py::test_a_start_from_other_clients_is_their_mean",),

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from fedsa.federation import Federation
-from fedsa.runs.onboarding import Onboarding, PersonalStates
+from fedsa.runs.onboarding import Onboarding
+from fedsa.runs.personal import PersonalStates
 from fedsa.store import RunFolder, recipe_of
 
 Way = tuple[str, str, bool, int]

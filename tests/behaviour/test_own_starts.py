@@ -18,7 +18,7 @@ from fedsa.client.training.job import Job
 from fedsa.errors import ConfigError
 from fedsa.recipe import Recipe, apply_overrides, parse_recipe
 from fedsa.runs.analysis import analyze
-from fedsa.runs.onboarding import PersonalStates
+from fedsa.runs.personal import PersonalStates
 from fedsa.types import Factor, Key
 
 OWN = "adapter.own_initial_a=true"

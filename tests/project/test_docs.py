@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fedsa.algorithms import check_algorithm, make_algorithm
-from fedsa.commands._methods import as_markdown, describe_all
+from fedsa.commands._methods import describe_all
+from fedsa.commands._methods_shown import as_markdown
 from fedsa.commands._settings import describe_settings
 from fedsa.errors import ConfigError
 from fedsa.types import Factor, Key

@@ -17,7 +17,9 @@ from fedsa.client.training.job import Job
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
 from fedsa.runs.export import export
-from fedsa.runs.onboarding import Onboarding, PersonalStates, cluster_means, fit_global, mean_personal
+from fedsa.runs.global_model import fit_global
+from fedsa.runs.onboarding import Onboarding, cluster_means
+from fedsa.runs.personal import PersonalStates, mean_personal
 from fedsa.seeds import derive_seed
 from fedsa.server import held_out, load_state, received_by
 from fedsa.types import Factor, Key, Side, State

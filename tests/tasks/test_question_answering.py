@@ -36,7 +36,8 @@ from fedsa.models import AdaptedModel, peft_config_of, with_drawn_layers
 from fedsa.models.layout import Layout
 from fedsa.recipe import AdapterSettings, TrainingSettings, parse_recipe
 from fedsa.runs.export import export
-from fedsa.tasks.question_answering import QuestionAnswering, best_spans
+from fedsa.tasks.question_answering import QuestionAnswering
+from fedsa.tasks.spans import best_spans
 from fedsa.types import Factor, Key, Side
 from support.cohorts import largest_difference, moved
 from support.federations import figures_of_all, jobs_of

@@ -20,7 +20,8 @@ def command(
     import sys
 
     from fedsa.commands._display import print_json, print_table
-    from fedsa.commands._methods import LEGEND, as_markdown, as_text, describe, describe_all, matrix, overview
+    from fedsa.commands._methods import describe, describe_all
+    from fedsa.commands._methods_shown import LEGEND, as_markdown, as_text, matrix, overview
 
     if name is not None:
         entry = describe(name)

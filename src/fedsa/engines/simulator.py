@@ -18,7 +18,9 @@ from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.samples import samples_of
 from fedsa.engines.summary import measure, summary_of
 from fedsa.federation import Federation
-from fedsa.runs.onboarding import Onboarding, PersonalStates, global_model, trained_keys
+from fedsa.runs.global_model import global_model
+from fedsa.runs.onboarding import Onboarding
+from fedsa.runs.personal import PersonalStates, trained_keys
 from fedsa.server import load_state
 from fedsa.statistics import summarize_clients
 from fedsa.store import Progress, RunFolder

@@ -1,28 +1,20 @@
 """Base models and their adapted layers. Beside export.py the only room that knows transformers and peft."""
 
 from fedsa.models.adapted import AdaptedModel
-from fedsa.models.base import (
-    HEADS,
-    fit_padding,
-    layers_outside_the_base,
-    load_base,
-    load_tokenizer,
-    location_of,
-    padding_side,
-    position_limit,
-    quiet,
-    resolve_compute,
-)
+from fedsa.models.base import HEADS, layers_outside_the_base, load_base
 from fedsa.models.class_order import names_of, turn_head
 from fedsa.models.computing import checkpoint_activations, compile_blocks
 from fedsa.models.configs import peft_config_of, variant_of, with_drawn_layers, with_sorted_names
 from fedsa.models.early import check_layer_names, check_model_extras
 from fedsa.models.fingerprints import adapted_fingerprint, plain_fingerprint
 from fedsa.models.images import image_side, image_tokens, load_image_processor, with_image_size
+from fedsa.models.loading import location_of, quiet
 from fedsa.models.lora_xs import plain_state
+from fedsa.models.machine import resolve_compute
 from fedsa.models.products import unlike_products
 from fedsa.models.quantized import bits_of_a_weight, quantized_layers
 from fedsa.models.shapes import EmptyModel, empty_base, empty_model
+from fedsa.models.tokenizers import fit_padding, load_tokenizer, padding_side, position_limit
 from fedsa.models.weighing import representations, require_weighable
 
 __all__ = [

@@ -1,161 +1,25 @@
-"""Base models and their tokenizers, and what this machine computes with."""
+"""Base models: loading one, and its layers that the checkpoint does not have."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import os
-import re
-import textwrap
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from fedsa.errors import ModelError, UserError
 from fedsa.models.class_order import names_of, turn_head
-from fedsa.models.converted import converted
-from fedsa.models.opening import check_files, no_pickle, own_code, own_code_refusal
+from fedsa.models.described import check_sizes, described
+from fedsa.models.loading import location_of, not_loadable, quiet
+from fedsa.models.opening import check_files, no_pickle, own_code
 from fedsa.models.quantized import HEADS, quantized, settle
-from fedsa.packages.parts import PREFIX, part_folder
 from fedsa.recipe import ComputeSettings, ModelSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from transformers import PretrainedConfig, PreTrainedModel
 
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = [
-    "HEADS",
-    "bad_config",
-    "described",
-    "drawn_layers",
-    "fit_padding",
-    "layers_outside_the_base",
-    "load_base",
-    "load_tokenizer",
-    "location_of",
-    "not_loadable",
-    "padding_side",
-    "position_limit",
-    "positions_of",
-    "quiet",
-    "resolve_compute",
-]
-
-
-def resolve_compute(settings: ComputeSettings) -> ComputeSettings:
-    """Return the settings with every ``auto`` replaced by what this machine has.
-
-    Raises:
-        ModelError: the device is not a device, or not there.
-    """
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device).item()  # the device meta has no values
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"compute.device = {device!r} cannot be used here: {reason}") from None
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if _has_bf16(device) else "fp32"
-    return settings.model_copy(
-        update={"device": device, "threads": settings.threads or _cores(), "precision": precision}
-    )
-
-
-def _has_bf16(device: str) -> bool:
-    """Say whether the hardware computes in bf16 itself; an emulated bf16 is slower than fp32."""
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return False
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence loading bars and reports of transformers, and the warnings that no user can act on."""
-    logger = transformers.utils.logging
-    verbosity, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()
-    logger.set_verbosity_error()
-    logger.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT then sets it right
-            warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA")  # PEFT's own export is not used
-            yield
-    finally:
-        logger.set_verbosity(verbosity)
-        if bars:
-            logger.enable_progress_bar()
-
-
-def location_of(path: str, on_progress: Callable[[str], None] | None) -> str:
-    """Return what transformers loads a model from: a hub name, or a folder (of a part, after fetching it)."""
-    if path.startswith(PREFIX):
-        return str(converted(part_folder(path.removeprefix(PREFIX), on_progress=on_progress), on_progress))
-    return str(converted(Path(path), on_progress)) if Path(path).is_dir() else path
-
-
-_OF_LOADING = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
-_MOST_SPECIAL = 2000  # a tokenizer with more tokens has words among them
-_WRITES = {"tokenizer": "tokenizer.save_pretrained(FOLDER)", "image processor": "processor.save_pretrained(FOLDER)"}
-"""What comes with a model, and how it is written into its folder."""
-
-
-def not_loadable(settings: ModelSettings, error: Exception, what: str = "model") -> ModelError:
-    """Return what to tell the user when transformers cannot load a model, or what comes with it.
-
-    Args:
-        settings: where it is.
-        error: what transformers said.
-        what: model, tokenizer or image processor.
-    """
-    if "trust_remote_code" in str(error):
-        return own_code_refusal(settings.path)
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if first.rstrip().endswith(":"):  # a list follows
-        first = str(error)
-    first = textwrap.shorten(first, 300, placeholder=" ...")
-    if "ignore_mismatched_sizes" in str(error):  # transformers tells what does not fit in a report that is silenced
-        other = "the checkpoint's head has another number of classes than the task"
-        mend = "take the model without that head, mend task.labels, or see if its config.json is that of these weights"
-        return ModelError(f"model.path = {settings.path!r}: {other}; {mend}")
-    if what == "model" and not isinstance(error, _OF_LOADING):  # a model's own code, to a config it was not written for
-        other = f"transformers cannot make a model of its config.json ({type(error).__name__}: {first})"
-        return ModelError(f"model.path = {settings.path!r}: {other}; take the model anew")
-    headless = re.search(
-        r"Unrecognized configuration class .*?(\w+)Config'?>? for this kind of AutoModel: (\w+)", first
-    )
-    if headless:
-        return ModelError(
-            f"model.path = {settings.path!r}: transformers has no {headless[2]} for a model of this kind "
-            f"({headless[1]}), so it has no head for this task: take another model, or another task.kind"
-        )
-    if Path(settings.path).exists():
-        write = _WRITES.get(what)
-        mend = f"; write it there with {write}, or copy its files from where the model is from" if write else ""
-        return ModelError(
-            f"model.path = {settings.path!r}: the folder holds no {what} that transformers can load: "
-            f"{textwrap.shorten(first, 200, placeholder=' ...')}{mend}"
-        )
-    return ModelError(
-        f"model.path = {settings.path!r}: there is no such local folder, and the hub did not give a {what} of that "
-        f"name ({first}); check the name, the network, or the token for a gated model"
-    )
+__all__ = ["HEADS", "drawn_layers", "layers_outside_the_base", "load_base"]
 
 
 def load_base(
@@ -214,7 +78,7 @@ def load_base(
         raise not_loadable(settings, error) from error
     model, report = loaded
     if expected is not None:
-        _check_sizes(settings, expected, model.config)
+        check_sizes(settings, expected, model.config)
     model.eval()
     settle(model)
     drawn = drawn_layers(settings, model, report["missing_keys"])
@@ -288,126 +152,3 @@ def layers_outside_the_base(model: PreTrainedModel) -> set[str]:
         and any(True for _ in layer.parameters())
         and not HEADS & set(name.split("."))
     }
-
-
-def load_tokenizer(
-    settings: ModelSettings, *, on_progress: Callable[[str], None] | None = None
-) -> PreTrainedTokenizerBase:
-    """Return the base model's tokenizer.
-
-    Raises:
-        ModelError: there is none, or it knows no words: its files are not there.
-    """
-    location = location_of(settings.path, on_progress)
-    try:
-        with quiet(), no_pickle(settings.path):
-            tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-                location, revision=settings.revision or "main", **own_code()
-            )
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file ends as its reader likes: `tokenizers` raises Exception itself
-        raise not_loadable(settings, error, "tokenizer") from error
-    _refuse_empty(settings, tokenizer)
-    return tokenizer
-
-
-def _refuse_empty(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer of special tokens alone: transformers makes one where a folder has no tokenizer's files.
-
-    Raises:
-        ModelError: with what to do.
-    """
-    if len(tokenizer) > _MOST_SPECIAL or not type(tokenizer).vocab_files_names:  # of bytes: it needs no files
-        return
-    words = {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens} - {*tokenizer.added_tokens_encoder}
-    if len(words) < 2:  # SentencePiece's has its blank
-        files = ", ".join(sorted({*type(tokenizer).vocab_files_names.values()}))
-        raise ModelError(
-            f"model.path = {settings.path!r}: its tokenizer knows no words, for its files are missing ({files}): write "
-            f"them there with {_WRITES['tokenizer']}, or copy them from where the model is from"
-        )
-
-
-def fit_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make tokenizer and model agree on the padding token: a decoder finds a row's last token by it.
-
-    Raises:
-        ModelError: the tokenizer has no token to pad with.
-    """
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ModelError("the tokenizer has neither a padding nor an end token: set tokenizer.pad_token")
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def padding_side(model: PreTrainedModel) -> str:
-    """Return where rows are padded that are classified.
-
-    Decoders that classify look for a row's last token from the right; XLNet alone takes the last place, whatever its
-    tokenizer says.
-    """
-    return "left" if model.config.model_type == "xlnet" else "right"
-
-
-def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the most tokens that model and tokenizer take in one row."""
-    limit, positions = int(tokenizer.model_max_length), positions_of(model)
-    return limit if positions is None else min(limit, positions)
-
-
-def positions_of(model: PreTrainedModel) -> int | None:
-    """Return the most tokens that a model takes in one row; None: its config names no limit."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None or positions < 1:  # XLNet says -1
-        return None
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    unused = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind its padding token's number
-    return int(positions) - (0 if unused is None else int(unused) + 1)
-
-
-def described(table: Mapping[str, Any], options: Mapping[str, Any]) -> PretrainedConfig:
-    """Return the transformers config that a recipe's ``model.config`` describes.
-
-    Raises:
-        ModelError: transformers knows no such model, or does not take these values.
-    """
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    name = table["model_type"]
-    if name not in known:
-        close = difflib.get_close_matches(name, list(known), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "take it from the config.json of a model of that kind"
-        raise ModelError(f"model.config: transformers has no model_type {name!r}; {hint}")
-    try:
-        with quiet():
-            config: PretrainedConfig = transformers.AutoConfig.for_model(**{**table, **options})
-    except Exception as error:  # each model's config checks its values in its own way
-        raise bad_config(error) from error
-    fields = {*type(config)().to_dict(), *config.attribute_map}
-    for key in sorted(set(table) - fields):  # transformers takes any key; old names among them must go through
-        close = difflib.get_close_matches(key, fields, n=1, cutoff=0.85)
-        if close:
-            raise ModelError(f"model.config.{key}: a {name} has no such setting; did you mean {close[0]!r}?")
-    return config
-
-
-def bad_config(error: Exception) -> ModelError:
-    """Return what to tell the user when transformers cannot make a model of a recipe's table."""
-    text = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
-    return ModelError(f"model.config: transformers cannot make a model of it: {text}")
-
-
-def _check_sizes(settings: ModelSettings, expected: PretrainedConfig, loaded: PretrainedConfig) -> None:
-    """Refuse weights whose sizes (whole numbers) are not those that the recipe gives."""
-    sizes = [key for key, value in (settings.config or {}).items() if type(value) is int and key != "num_labels"]
-    wrong = [
-        f"{key} = {getattr(expected, key)!r} (the weights have {getattr(loaded, key, None)!r})"
-        for key in ("model_type", *sizes)
-        if getattr(expected, key) != getattr(loaded, key, None)
-    ]
-    if wrong:
-        raise ModelError(
-            f"model.config does not fit the weights of {settings.path!r}: {', '.join(wrong)}; correct it, or leave "
-            "model.config out"
-        )

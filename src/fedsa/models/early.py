@@ -12,8 +12,9 @@ import torch
 import transformers
 
 from fedsa.errors import MissingExtraError, ModelError
-from fedsa.models.base import described, location_of, quiet
 from fedsa.models.configs import check_names, peft_config_of
+from fedsa.models.described import described
+from fedsa.models.loading import location_of, quiet
 from fedsa.models.opening import own_code
 from fedsa.packages.parts import PARTS, PREFIX, is_cached
 from fedsa.recipe import AdapterSettings, ModelSettings

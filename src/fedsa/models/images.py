@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from fedsa.errors import ModelError
-from fedsa.models.base import location_of, not_loadable, quiet
+from fedsa.models.loading import location_of, not_loadable, quiet
 from fedsa.models.opening import own_code
 from fedsa.recipe import ModelSettings
 from fedsa.texts.words import counted

@@ -16,10 +16,11 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsa.adapters.factors import key_of
 from fedsa.errors import ModelError
-from fedsa.models.base import HEADS, quiet
+from fedsa.models.base import HEADS
 from fedsa.models.configs import check_names
 from fedsa.models.dropout import AdapterDropout, Streams
 from fedsa.models.from_weights import STARTS
+from fedsa.models.loading import quiet
 from fedsa.models.loha import without_coins
 from fedsa.models.lora_xs import with_middles
 from fedsa.models.tied import untie

@@ -15,23 +15,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fedsa.errors import ModelError, UserError
-from fedsa.models.base import (
-    bad_config,
-    described,
-    drawn_layers,
-    layers_outside_the_base,
-    location_of,
-    not_loadable,
-    positions_of,
-    quiet,
-)
+from fedsa.models.base import drawn_layers, layers_outside_the_base
 from fedsa.models.configs import peft_config_of, with_drawn_layers
 from fedsa.models.deltas import empty_deltas
+from fedsa.models.described import bad_config, described
 from fedsa.models.dropout import Streams
 from fedsa.models.gates import with_gates
 from fedsa.models.images import image_tokens
 from fedsa.models.insertion import by_key, with_adapter, with_further_adapters
+from fedsa.models.loading import location_of, not_loadable, quiet
 from fedsa.models.opening import check_files, no_pickle, own_code
+from fedsa.models.tokenizers import positions_of
 from fedsa.recipe import AdapterSettings, ModelSettings
 from fedsa.types import Key
 

@@ -17,7 +17,8 @@ from fedsa.errors import UserError
 from fedsa.federation import Federation
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
 from fedsa.runs.export import base_of, card_of, config_of, refuse_adapter, require_empty, weights_note, write_model
-from fedsa.runs.onboarding import Onboarding, PersonalStates
+from fedsa.runs.onboarding import Onboarding
+from fedsa.runs.personal import PersonalStates
 from fedsa.store import FinishedRun, require_clients
 from fedsa.texts.words import counted, cut
 

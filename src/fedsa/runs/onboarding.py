@@ -1,152 +1,31 @@
-"""From a federation's result to clients that were not in it: adapters of their own; and one model for all who ask."""
+"""Take clients that were not in a federation to adapters of their own, from the federation's result."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, final
+from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedsa.adapters.algebra import padded, pairs, rank_of, ranked
+from fedsa.adapters.algebra import padded, rank_of, ranked
 from fedsa.adapters.similarity import clusters
-from fedsa.algorithms.base import Algorithm, weighted_mean
-from fedsa.client import Learner, Personal, initial_of_client, own_tensors, personal_tensors
+from fedsa.client import Learner, Personal, initial_of_client, personal_tensors
 from fedsa.client.batches import batched
 from fedsa.client.training.job import Job
-from fedsa.errors import RunFolderError, UserError
-from fedsa.federation import Federation, client_ranks
+from fedsa.errors import UserError
+from fedsa.federation import Federation
 from fedsa.recipe import AdaptationSettings, Start
+from fedsa.runs.personal import PersonalStates, Weighted, mean_personal, trained_keys
 from fedsa.seeds import derive_seed
-from fedsa.server import load_state, received_by
+from fedsa.server import received_by
 from fedsa.steps import make_chain
-from fedsa.store import RunFolder, recipe_of
-from fedsa.types import Factor, Key, Side, SplitName, State
+from fedsa.types import Key, Side, SplitName, State
 
-__all__ = [
-    "Adapted",
-    "Onboarding",
-    "PersonalStates",
-    "Weighted",
-    "cluster_means",
-    "fit_global",
-    "global_model",
-    "mean_personal",
-    "trained_keys",
-]
-
-Weighted = tuple[State, int]
-"""A client's tensors, and its weight in a mean."""
-
-_RIDGE = 1e-6  # of the mean of ĀĀᵀ's diagonal: keeps a solvable system solvable, and changes nothing else
-
-
-def trained_keys(rounds: int, algorithm: Algorithm, keys: Iterable[Key], *, personal: bool) -> tuple[Key, ...]:
-    """Return the tensors that a client trains in some round, in their order.
-
-    Args:
-        rounds: of the run.
-        algorithm: the method.
-        keys: every tensor of the adapter and the head.
-        personal: only those that are never sent or received.
-    """
-    plans = {key: [algorithm.plan(key, round) for round in range(1, rounds + 1)] for key in keys}
-    return tuple(
-        key
-        for key, by_round in plans.items()
-        if any(plan.trained for plan in by_round)
-        and not (personal and any(plan.sent or plan.received for plan in by_round))
-    )
-
-
-@final
-class PersonalStates:
-    """What clients of a run would use after a round.
-
-    Args:
-        folder: the run.
-        algorithm: its method.
-        round: the chosen or the final one; others are not kept.
-    """
-
-    def __init__(self, folder: RunFolder, algorithm: Algorithm, round: int) -> None:
-        self._folder, self._algorithm, self._round = folder, algorithm, round
-        self._about: Mapping[str, Mapping[str, Any]] = folder.read_json("clients.json")
-        self.recipe, self.initial = recipe_of(folder), folder.load_initial()
-        self.server = load_state(folder.server_states, round) if round else algorithm.init(self.initial)
-        progress = folder.progress()
-        self._chosen_round = 0 if progress is None else progress.chosen_round or 0
-        self._ranks = client_ranks(self.recipe.adapter, list(self._about))
-
-    def of(self, client: str) -> State:
-        """The tensors that a client would use: its own and the server's.
-
-        Raises:
-            RunFolderError: there is no such client, or its files are not there.
-            UserError: it was held out, and has an adapter of its own for the chosen round only.
-        """
-        kept = self._folder.client_states.load_personal(client, self._round)
-        if kept is not None:
-            return kept
-        held_out = bool(self._about.get(client, {}).get("held_out"))
-        if held_out and self._round != self._chosen_round:
-            raise UserError(
-                f"client {client!r} was held out of the federation: it has an adapter for the chosen round only, "
-                f"not for round {self._round}"
-            )
-        if held_out or self.recipe.personal_state == "reconstruct":
-            raise RunFolderError(
-                f"{self._folder.path}: the tensors of client {client!r} after round {self._round}, which were fitted "
-                "for the test, are missing: put their file back from a copy, or start the run again"
-            )
-        state, initial = self._folder.client_states.load_client(client, self._round), self._initial(client)
-        received = received_by(
-            self._algorithm,
-            self.server,
-            client,
-            self._round + 1,
-            version=state.version if state else 0,
-            steps=make_chain(self.recipe.steps),
-        )
-        return personal_tensors(self._algorithm, initial, state, received)
-
-    def trained(self) -> Iterator[Weighted]:
-        """Yield what each client of the federation would use, with its weight, of those that have trained."""
-        for client, tensors in self._each():
-            yield tensors, self._weight(client)
-
-    def own(self) -> Iterator[Weighted]:
-        """Yield what each client's own training left, before the aggregate came, of those that have trained."""
-        for client, tensors in self._each():
-            state = self._folder.client_states.load_client(client, self._round)
-            yield own_tensors(self._initial(client), state) if state else tensors, self._weight(client)
-
-    def _each(self) -> Iterator[tuple[str, State]]:
-        for client, about in self._about.items():
-            if not about.get("held_out"):
-                tensors, initial = self.of(client), self._initial(client)
-                if any(
-                    not self._algorithm.plan(key, 1).received and not torch.equal(value, initial[key])
-                    for key, value in tensors.items()
-                ):
-                    yield client, tensors
-
-    def _initial(self, client: str) -> State:
-        return initial_of_client(
-            self.initial,
-            self._algorithm,
-            client,
-            seed=self.recipe.seed,
-            own_a=self.recipe.adapter.own_initial_a,
-            rank=self._ranks.get(client),
-        )
-
-    def _weight(self, client: str) -> int:
-        return int(self._about[client]["train_examples"]) if self.recipe.weighting == "num_examples" else 1
+__all__ = ["Adapted", "Onboarding", "cluster_means"]
 
 
 @dataclass(frozen=True)
@@ -328,18 +207,6 @@ class Onboarding:
         return [metrics for _, metrics in self._learner.evaluate(personal)]
 
 
-def mean_personal(states: Iterable[Weighted], keys: Sequence[Key], initial: State) -> dict[Key, Tensor]:
-    """Return the weighted mean of clients' personal tensors; nothing if there are no clients.
-
-    Args:
-        states: clients' tensors and weights.
-        keys: the personal ones.
-        initial: for shapes, dtypes and, where clients' ranks differ, what no client has.
-    """
-    means = weighted_mean((({key: tensors[key] for key in keys}, weight) for tensors, weight in states), initial)
-    return {key: mean.to(initial[key].dtype) for key, mean in means.items()}
-
-
 def cluster_means(seen: Sequence[Weighted], initial: State, number: int = 0) -> list[State]:
     """Return the weighted mean of each cluster of clients; one empty state if there are no clients.
 
@@ -369,49 +236,3 @@ def cluster_means(seen: Sequence[Weighted], initial: State, number: int = 0) -> 
         mean_personal([each for each, own in zip(seen, labels, strict=True) if own == label], keys, initial)
         for label in dict.fromkeys(labels)
     ]
-
-
-def global_model(states: PersonalStates, algorithm: Algorithm, how: Literal["average", "fit"]) -> State:
-    """Return the tensors of one model for all.
-
-    Args:
-        states: the federation's result.
-        algorithm: its method.
-        how: ``average``: what is shared, and the mean of what is personal; ``fit``: each module's B as `fit_global`.
-    """
-    initial, recipe = states.initial, states.recipe
-    keys = trained_keys(recipe.rounds, algorithm, initial, personal=True)
-    shared = personal_tensors(algorithm, initial, None, received_by(algorithm, states.server, "", recipe.rounds + 1))
-    average = {**shared, **mean_personal(states.trained(), keys, initial)}
-    return {**average, **fit_global(average, states.own(), algorithm.adapters)} if how == "fit" else average
-
-
-def fit_global(average: State, own: Iterable[Weighted], adapters: Sequence[str]) -> dict[Key, Tensor]:
-    """Return the B of each module whose B·Ā is nearest to the weighted mean of clients' B·A, Ā being the average's A.
-
-    It is B̂ = mean(BᵢAᵢ)·Āᵀ·(ĀĀᵀ + εI)⁻¹, in float64. No BᵢAᵢ is ever made: BᵢAᵢĀᵀ is Bᵢ times a matrix of the ranks.
-
-    Args:
-        average: of all tensors.
-        own: each client's tensors as its training left them, and its weight.
-        adapters: the PEFT adapters.
-    """
-    known = {
-        (adapter, module): a.double() for adapter in adapters for module, (_, a) in pairs(average, adapter).items()
-    }
-    sums: dict[tuple[str, str], Tensor] = {}
-    total = 0
-    for tensors, weight in own:
-        total += weight
-        for adapter in adapters:
-            for module, (b, a) in pairs(tensors, adapter).items():
-                term = weight * b.double() @ (a.double() @ known[adapter, module].T)
-                sums[adapter, module] = sums[adapter, module] + term if (adapter, module) in sums else term
-    fitted = {}
-    for (adapter, module), target in sums.items():
-        a = known[adapter, module]
-        gram = a @ a.T
-        gram = gram + torch.eye(len(gram), dtype=gram.dtype) * (_RIDGE * gram.diagonal().mean())
-        key = Key(module, Factor.B, adapter)
-        fitted[key] = torch.linalg.solve(gram, (target / total).T).T.to(average[key].dtype).contiguous()
-    return fitted

@@ -16,9 +16,11 @@ from fedsa.recipe import fields_of
 from fedsa.tasks.base import IntArray, Sample, Task
 from fedsa.tasks.beginnings import Beginnings
 from fedsa.tasks.chat import stops_of
-from fedsa.tasks.sequences import SequenceRows, Writer, answer_losses, parts_of, sequence_example
+from fedsa.tasks.sequences import SequenceRows, answer_losses, sequence_example
 from fedsa.tasks.text_metrics import METRICS, best_of, extract
+from fedsa.tasks.tokenizing import parts_of
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
+from fedsa.tasks.writer import Writer
 from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:

@@ -13,8 +13,10 @@ from fedsa.errors import DataError
 from fedsa.recipe import fields_of
 from fedsa.tasks.answers import Question, right_places
 from fedsa.tasks.base import IntArray, Task
-from fedsa.tasks.sequences import Fitted, SequenceRows, Writer, answer_losses, parts_of, sequence_example
+from fedsa.tasks.sequences import SequenceRows, answer_losses, sequence_example
+from fedsa.tasks.tokenizing import parts_of
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
+from fedsa.tasks.writer import Fitted, Writer
 from fedsa.texts.words import counted
 from fedsa.types import CLASS_NUMBER
 

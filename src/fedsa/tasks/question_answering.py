@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast, final
@@ -18,11 +15,13 @@ import torch.nn.functional as F
 from fedsa.errors import DataError
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.tasks.classification import TokenRows
+from fedsa.tasks.context_rows import ContextRows
 from fedsa.tasks.lengths import Reading, raise_length, told
 from fedsa.tasks.padding import filled, of_tokens
-from fedsa.tasks.sequences import parts_of, tokens_with_places
+from fedsa.tasks.spans import Ints, answers_of, best_spans, place_of
 from fedsa.tasks.text_metrics import METRICS, best_of
-from fedsa.tasks.values import shown, text_of, texts_of
+from fedsa.tasks.tokenizing import parts_of, tokens_with_places
+from fedsa.tasks.values import text_of
 from fedsa.texts.words import counted
 from fedsa.types import CLASS_NUMBER
 
@@ -33,62 +32,7 @@ if TYPE_CHECKING:
 
     from fedsa.recipe import OwnTaskSettings, QuestionAnsweringSettings
 
-__all__ = ["ContextRows", "QuestionAnswering", "best_spans"]
-
-Ints = npt.NDArray[np.int32]
-
-
-@final
-@dataclass(frozen=True)
-class ContextRows:
-    """Questions with their contexts; a context that is too long is in several windows.
-
-    Item i is the first window of row i. Its further windows are the items ``first[i]`` to ``first[i + 1]``, which stand
-    behind the rows.
-
-    Attributes:
-        windows: the items' tokens; their ``labels`` are the places of the answer's first and last token, shape
-            (items, 2): in a window without the answer twice that of [CLS].
-        labels: shape (rows,): by what rows are shared out.
-        spans: shape (sum of lengths, 2), int32: the characters of the context, from and to, that a token stands for;
-            0 and 0 where it is none of the context's.
-        first: shape (rows + 1,).
-        contexts: shape (rows,): a column of texts.
-        references: of each row the answers that count as right; none of a row that is not used.
-        notes: sentences on the rows.
-    """
-
-    windows: TokenRows
-    labels: IntArray
-    spans: Ints
-    first: IntArray
-    contexts: Dataset
-    references: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def lengths(self) -> IntArray:
-        """Tokens of each window."""
-        return self.windows.lengths
-
-    def fingerprint(self) -> str:
-        """Return a hash of tokens, answers and classes."""
-        digest = hashlib.sha256(self.windows.fingerprint().encode())
-        for array in (self.labels, self.spans, self.first):
-            digest.update(array.astype("<i8").tobytes())
-        digest.update(json.dumps(self.references).encode())
-        return digest.hexdigest()
-
-    def batch(self, rows: Sequence[int] | IntArray) -> dict[str, Tensor]:
-        """The inputs of some windows, as from `TokenRows`; ``labels`` has shape (windows, 2)."""
-        return self.windows.batch(rows)
-
-    def windows_of(self, rows: IntArray) -> IntArray:
-        """Return the items of all windows of rows, row by row."""
-        counts = self.first[rows + 1] - self.first[rows] + 1
-        place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # in its row
-        items: IntArray = np.where(place == 0, np.repeat(rows, counts), np.repeat(self.first[rows], counts) + place - 1)
-        return items
+__all__ = ["QuestionAnswering"]
 
 
 class _Window(NamedTuple):
@@ -162,7 +106,7 @@ class QuestionAnswering(Task):
         extra, reading, cut_questions = np.zeros(count, dtype=np.int64), Reading(tokenizer), 0
         for part, cells in parts_of(table, rows):
             columns = self.answer_column, self.context_column
-            answers = [_answers_of(row, cell, *columns) for row, cell in zip(part.tolist(), cells, strict=True)]
+            answers = [answers_of(row, cell, *columns) for row, cell in zip(part.tolist(), cells, strict=True)]
             for row, (texts, _) in zip(part.tolist(), answers, strict=True):
                 references[row] = texts
             last = -1
@@ -295,7 +239,7 @@ class QuestionAnswering(Task):
             spans = np.where(of_context[:, None], np.asarray(encoded["offset_mapping"][number], dtype=np.int32), 0)
             start = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
             segments = np.asarray(encoded["token_type_ids"][number], dtype=np.uint8)
-            answer = _place_of(spans, *answers[owner])
+            answer = place_of(spans, *answers[owner])
             yield (
                 owner,
                 _Window(np.asarray(ids, dtype=np.int32), segments, spans, answer or (start, start), answer is not None),
@@ -353,76 +297,3 @@ def _sizes(max_length: int, doc_stride: int, limit: int | None) -> tuple[int, in
     """The tokens of a window, and those that neighbouring windows share."""
     longest = min(max_length, limit or max_length)
     return longest, min(doc_stride, longest // 3)
-
-
-def _answers_of(
-    row: int, cell: Mapping[str, Any], answer_column: str, context_column: str
-) -> tuple[tuple[str, ...], tuple[int, int]]:
-    """Return a row's answers, and the characters of its context, from and to, that the first one is.
-
-    Where it is not at ``answer_start`` (in SQuAD's own files it sometimes begins a character later, in others of
-    its kind it is far away), it is where it stands nearest to that.
-
-    Raises:
-        DataError: they are not as SQuAD has them.
-    """
-    found, where = cell[answer_column], f"row {row}: column {answer_column!r}"
-    texts, starts = (found.get(name) if isinstance(found, Mapping) else None for name in ("text", "answer_start"))
-    if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
-        raise DataError(f"{where} must have the lists text and answer_start, of one length (got {shown(found)})")
-    texts = texts_of(texts, row, answer_column, "answers")
-    if not texts or not texts[0].strip():
-        raise DataError(f"{where} has no answer, and every question must have one here: leave such rows out")
-    if isinstance(starts[0], bool) or not isinstance(starts[0], int | float) or starts[0] not in range(1 << 40):
-        raise DataError(f"{where} has answer_start {shown(starts[0])}, which must be a whole number: correct the row")
-    context = text_of(cell[context_column], row, context_column)
-    text, given = texts[0].strip(), int(starts[0])
-    given += len(texts[0]) - len(texts[0].lstrip())
-    begins = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
-    if not begins:
-        raise DataError(f"{where}: the first answer, {text!r}, is not in column {context_column!r}: correct the row")
-    begin = min(begins, key=lambda place: abs(place - given))
-    return tuple(texts), (begin, begin + len(text))
-
-
-def _place_of(spans: Ints, begin: int, end: int) -> tuple[int, int] | None:
-    """Return the places of the first and last token of an answer; None where the window does not hold all of it.
-
-    Args:
-        spans: of the window's tokens.
-        begin: of the answer in its context.
-        end: behind it.
-    """
-    own = np.flatnonzero(spans[:, 1] > spans[:, 0])
-    if not len(own) or spans[own[0], 0] > begin or spans[own[-1], 1] < end:
-        return None
-    hit = own[(spans[own, 1] > begin) & (spans[own, 0] < end)]
-    return (int(hit[0]), int(hit[-1])) if len(hit) else None
-
-
-def best_spans(logits: Tensor, inside: Tensor, *, longest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the best span of each window: its score, and the places of its first and last token.
-
-    The score is the sum of the first token's first logit and the last token's second. Of equals the shortest counts,
-    then the earliest. A window without any allowed token has the score -inf, and both places are 0.
-
-    Args:
-        logits: shape (windows, tokens, 2).
-        inside: shape (windows, tokens): where a span may begin and end.
-        longest: tokens of a span at most.
-
-    >>> logits = torch.tensor([[[9.0, 9.0], [0.0, 2.0], [3.0, 0.0], [0.0, 1.0]]])
-    >>> best_spans(logits, torch.tensor([[False, True, True, True]]), longest=2)
-    (tensor([4.]), tensor([2]), tensor([3]))
-    """
-    starts, ends = logits.masked_fill(~inside[..., None], -math.inf).unbind(dim=2)
-    width = logits.shape[1]
-    scores = torch.full_like(starts[:, 0], -math.inf)
-    firsts = torch.zeros(len(logits), dtype=torch.int64)
-    lasts = firsts.clone()
-    for more in range(min(longest, width)):
-        sums, places = (starts[:, : width - more] + ends[:, more:]).max(dim=1)
-        better = sums > scores
-        scores = torch.where(better, sums, scores)
-        firsts, lasts = torch.where(better, places, firsts), torch.where(better, places + more, lasts)
-    return scores, firsts, lasts

@@ -18,7 +18,8 @@ from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.tasks.classification import BesideTokens, TokenRows
 from fedsa.tasks.lengths import Reading, raise_length, told, whole_lengths
 from fedsa.tasks.padding import filled, of_tokens
-from fedsa.tasks.sequences import IGNORED, parts_of, tokens_with_places
+from fedsa.tasks.sequences import IGNORED
+from fedsa.tasks.tokenizing import parts_of, tokens_with_places
 from fedsa.tasks.values import shown, texts_of
 from fedsa.types import CLASS_NUMBER
 

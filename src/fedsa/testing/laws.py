@@ -1,41 +1,44 @@
 """The laws that every method obeys, as functions: a plug-in's own test is one call of `check_laws`.
 
-A law runs a federation without a model: clients' tensors are random numbers of a layer of each of two sizes, and local
-training adds random numbers to what the plan says is trained. Server, clients and method are the real ones.
+A law runs a federation without a model (`fedsa.testing.world`).
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 
-from fedsa.adapters.algebra import pairs, rank_of, ranked
+from fedsa.adapters.algebra import rank_of, ranked
 from fedsa.adapters.factors import VARIANTS
-from fedsa.algorithms.base import Algorithm, Plan, ServerState
-from fedsa.client import Site, personal_tensors
-from fedsa.client.training.job import Job, TrainingResult
-from fedsa.data.partition import ClientRows
+from fedsa.algorithms.base import Algorithm, Plan
+from fedsa.client.training.job import Job
 from fedsa.errors import ProtocolError
 from fedsa.plugins import raised
 from fedsa.seeds import derive_seed
-from fedsa.server import Server, load_state, received_by, save_state
-from fedsa.store import ClientState
-from fedsa.types import Factor, Key, Side, State, Update, total_bytes
+from fedsa.server import load_state, save_state
+from fedsa.testing.world import (
+    LAYERS,
+    RANK,
+    ROUNDS,
+    Case,
+    Store,
+    World,
+    initial_tensors,
+    layer_effects,
+    trained_tensors,
+)
+from fedsa.types import Key, Side, State, Update, total_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
     "LAWS",
-    "Case",
     "a_saved_state_goes_on_as_if_never_saved",
     "aggregate_is_pure",
     "an_additive_method_needs_sums_alone",
@@ -43,8 +46,6 @@ __all__ = [
     "cases",
     "check_laws",
     "combine_after_partition_is_the_identity",
-    "initial_tensors",
-    "layer_effects",
     "one_client_keeps_its_own",
     "order_and_scale_of_weights_do_not_matter",
     "plan_is_a_function",
@@ -54,220 +55,6 @@ __all__ = [
     "who_skips_rounds_catches_up",
     "without_updates_nothing_changes",
 ]
-
-RANK = 2
-ROUNDS = 4
-LAYERS = {"layer.0": (4, 3), "layer.1": (3, 5)}
-"""Each layer's (out, in)."""
-HEAD = (2, 4)
-_VECTORS = {"lambda_d": "rank", "lambda_b": "out", "magnitude": "out", "scale": "out"}
-"""Factors that are vectors, and as long as what."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a law is tried on.
-
-    Attributes:
-        algorithm: the method with its options.
-        variant: the adapter variant.
-        mixed_ranks: client c1 has rank 1, the others 2.
-        seed: of all numbers.
-        weights: of each client, its number of rows.
-        present: who trains in each round; empty: all, in four rounds.
-    """
-
-    algorithm: Algorithm
-    variant: str
-    mixed_ranks: bool = False
-    seed: int = 0
-    weights: tuple[int, ...] = (1, 3, 2)
-    present: tuple[frozenset[int], ...] = ()
-
-    @property
-    def clients(self) -> tuple[str, ...]:
-        """Client ids, sorted."""
-        return tuple(f"c{number}" for number in range(len(self.weights)))
-
-    @property
-    def rounds(self) -> list[list[str]]:
-        """Who trains in each round."""
-        drawn = self.present or (frozenset(range(len(self.weights))),) * ROUNDS
-        return [[client for number, client in enumerate(self.clients) if number in numbers] for numbers in drawn]
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """Ranks of the clients whose rank is less than the adapter's."""
-        return {client: 1 for client in self.clients[1:2] if self.mixed_ranks}
-
-
-def initial_tensors(case: Case) -> dict[Key, Tensor]:
-    """Return random initial tensors of a case, in fp32; what the server folds is zero.
-
-    B is not zero, as in variants that start from the weights' own directions; with mixed ranks it is.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(case.seed, "initial"))
-    factors = [factor for factor in VARIANTS[case.variant].factors if factor is not Factor.HEAD]
-    tensors: dict[Key, Tensor] = {}
-    for module, adapter, factor in itertools.product(LAYERS, case.algorithm.adapters, factors):
-        drawn = torch.randn(_shape(module, factor), generator=generator)
-        tensors[Key(module, factor, adapter)] = drawn * (not (case.mixed_ranks and factor is Factor.B))
-    for module, (_, width) in LAYERS.items() if case.algorithm.gated else ():
-        tensors[Key(module, Factor.GATE)] = torch.randn(len(case.algorithm.adapters), width, generator=generator)
-    for module, shape in LAYERS.items() if case.algorithm.folds else ():
-        tensors[Key(module, Factor.DELTA)] = torch.zeros(shape)
-    tensors[Key("classifier.weight", Factor.HEAD)] = torch.randn(HEAD, generator=generator)
-    return tensors
-
-
-def _shape(module: str, factor: Factor) -> tuple[int, ...]:
-    out, width = LAYERS[module]
-    if factor is Factor.MIDDLE:
-        return RANK, RANK
-    if factor.value in _VECTORS:
-        return ({"rank": RANK, "out": out}[_VECTORS[factor.value]],)
-    return {Side.A: (RANK, width), Side.B: (out, RANK)}.get(factor.side, (out,))
-
-
-def layer_effects(case: Case, tensors: State, scaling: Mapping[str, float]) -> dict[str, Tensor]:
-    """Return all that a client's tensors do, in float64.
-
-    For an adapter whose whole update is a product: Δ + Σ s·B·A of each layer, over its adapters, and the head. For
-    others the tensors themselves.
-    """
-    if not VARIANTS[case.variant].is_product:
-        return {str(key): tensor.double() for key, tensor in tensors.items()}
-    effects = {str(key): tensor.double() for key, tensor in tensors.items() if key.factor.side is Side.HEAD}
-    for module in LAYERS:
-        delta = tensors.get(Key(module, Factor.DELTA))
-        effects[module] = torch.zeros(LAYERS[module], dtype=torch.float64) if delta is None else delta.double()
-    for adapter in case.algorithm.adapters:
-        for module, (b, a) in pairs(tensors, adapter).items():
-            effects[module] = effects[module] + scaling[module] * b.double() @ a.double()
-    return effects
-
-
-# -- a federation without a model -------------------------------------------------------------------------------------
-
-
-@final
-class _States:
-    """Clients' states, in memory."""
-
-    def __init__(self) -> None:
-        self._states: dict[str, dict[int, ClientState]] = {}
-
-    def load_client(self, client: str, round: int) -> ClientState | None:
-        kept = [number for number in self._states.get(client, {}) if number <= round]
-        return self._states[client][max(kept)] if kept else None
-
-    def save_client(self, client: str, round: int, state: ClientState) -> None:
-        self._states.setdefault(client, {})[round] = state
-
-    def save_personal(self, client: str, round: int, tensors: State) -> None:
-        raise NotImplementedError("every client keeps its state here")
-
-    def last_round(self, client: str) -> int:
-        return max(self._states.get(client, {}), default=0)
-
-    def prune(self, rounds: Collection[int]) -> None:
-        pass
-
-    def load_ahead(self, clients: Iterable[str], round: int) -> None:
-        pass
-
-    def settle(self) -> None:
-        pass
-
-
-@final
-class _Store:
-    """The server's state as bytes."""
-
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[bytes, bytes, str]] = {}
-
-    def save_server(
-        self,
-        round: int,
-        tensors: State,
-        versions: Mapping[Key, int],
-        client_versions: Mapping[str, int],
-        slots: Mapping[str, Tensor],
-        about: Mapping[str, Any],
-    ) -> None:
-        named = {str(key): tensor.contiguous() for key, tensor in tensors.items()}
-        own = {"versions": {str(key): version for key, version in versions.items()}, "about": about}
-        kept = {name: tensor.contiguous() for name, tensor in slots.items()}
-        self._kept[round] = save(named), save(kept), json.dumps(own)
-
-    def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int], dict[str, Tensor], dict[str, Any]]:
-        *files, text = self._kept[round]
-        tensors, slots = (dict(sorted(load(file).items())) for file in files)  # the library gives them any order
-        own = json.loads(text)
-        versions = {Key.parse(name): version for name, version in own["versions"].items()}
-        return {Key.parse(name): value for name, value in tensors.items()}, versions, slots, own["about"]
-
-
-@final
-class _World:
-    """A federation whose local training adds random numbers."""
-
-    def __init__(self, case: Case, *, registered: Sequence[str] | None = None) -> None:
-        self.case, self.algorithm = case, case.algorithm
-        self.initial = initial_tensors(case)
-        s = self.algorithm.scaling(2.0, RANK, len(case.clients))
-        self.scaling = dict.fromkeys(LAYERS, s)
-        self.states = _States()
-        self.server = self.serving(self.algorithm.init(self.initial, self.scaling), registered)
-
-    def serving(self, state: ServerState, registered: Sequence[str] | None = None) -> Server:
-        held = {} if registered is not None or not hasattr(self, "server") else self.server.client_versions
-        clients = registered or self.case.clients
-        return Server(self.algorithm, state, clients, seed=self.case.seed, client_versions=held, ranks=self.case.ranks)
-
-    @property
-    def site(self) -> Site:
-        learner: Any = SimpleNamespace(model=SimpleNamespace(initial=self.initial, keys=tuple(self.initial)))
-        nobody = np.arange(0)
-        rows = {
-            client: ClientRows(np.arange(weight), nobody, nobody)
-            for client, weight in zip(self.case.clients, self.case.weights, strict=True)
-        }
-        return Site(self.algorithm, learner, rows, self.states, ROUNDS, self.case.seed, ranks=self.case.ranks)
-
-    def job(self, client: str, round: int) -> Job:
-        return self.site.prepare(self.server.payload(client, round))
-
-    def train(self, job: Job) -> Update:
-        return self.site.finish(job, TrainingResult(_trained(job), {}, {"loss": 0.0, "seconds": 0.0}))
-
-    def round(self, round: int, clients: Iterable[str]) -> list[Update]:
-        """Run a round of some clients, and return their updates."""
-        payloads = self.server.begin_round(round)
-        updates = [self.train(self.site.prepare(payloads[client])) for client in clients]
-        self.record = self.server.end_round(round, updates)
-        return updates
-
-    def personal(self, client: str, round: int, state: ServerState | None = None) -> State:
-        """The tensors that a client would use after a round."""
-        initial = ranked(self.initial, self.case.ranks.get(client))
-        own = self.states.load_client(client, round)
-        version = own.version if own else 0
-        received = received_by(self.algorithm, state or self.server.state, client, round + 1, version=version)
-        return personal_tensors(self.algorithm, initial, own, received)
-
-    def effects(self, tensors: State) -> dict[str, Tensor]:
-        return layer_effects(self.case, tensors, self.scaling)
-
-
-def _trained(job: Job) -> dict[Key, Tensor]:
-    """Return a job's tensors with random numbers added to what is trained; the same for the same client and round."""
-    generator = torch.Generator().manual_seed(derive_seed(job.seed, "training", job.client, job.round))
-    return {
-        key: tensor + torch.randn(tensor.shape, generator=generator).to(tensor.dtype) if key in job.keys else tensor
-        for key, tensor in job.tensors.items()
-    }
 
 
 def _hold(condition: bool, what: str) -> None:
@@ -306,9 +93,6 @@ def _mean(effects: Collection[Mapping[str, Tensor]], weights: Sequence[int]) -> 
     }
 
 
-# -- the laws ---------------------------------------------------------------------------------------------------------
-
-
 def plan_is_a_function(case: Case) -> None:
     """A plan depends on key and round alone; what is sent is trained; what is received is so in all rounds."""
     algorithm, keys = case.algorithm, list(initial_tensors(case))
@@ -341,7 +125,7 @@ def combine_after_partition_is_the_identity(case: Case) -> None:
 
 def uploads_are_what_the_plan_declares(case: Case) -> None:
     """An update has the tensors that the plan declares sent, no others, and their bytes; so has what comes down."""
-    world, algorithm = _World(case), case.algorithm
+    world, algorithm = World(case), case.algorithm
     renewed = dict.fromkeys(world.initial, 0)
     for round, clients in enumerate(case.rounds, start=1):
         sent = {key for key in world.initial if algorithm.plan(key, round).sent}
@@ -369,7 +153,7 @@ def uploads_are_what_the_plan_declares(case: Case) -> None:
 
 def the_server_refuses_what_is_not_declared(case: Case) -> None:
     """An update with one tensor more than the plan declares is refused, and the state stays."""
-    world = _World(case)
+    world = World(case)
     world.server.begin_round(1)
     update, before = world.train(world.job(case.clients[0], 1)), world.server.state
     for key, value in world.initial.items():
@@ -384,7 +168,7 @@ def the_server_refuses_what_is_not_declared(case: Case) -> None:
 
 def order_and_scale_of_weights_do_not_matter(case: Case) -> None:
     """Clients registered in another order change no bit; updates in another order and a common factor only round."""
-    world, other = _World(case), _World(case, registered=case.clients[::-1])
+    world, other = World(case), World(case, registered=case.clients[::-1])
     for round, clients in enumerate(case.rounds[:2], start=1):
         state = world.server.state
         updates = world.round(round, clients)
@@ -401,10 +185,10 @@ def order_and_scale_of_weights_do_not_matter(case: Case) -> None:
 def one_client_keeps_its_own(case: Case) -> None:
     """With one client the aggregate does what the client's own tensors do."""
     one = replace(case, weights=case.weights[:1], present=(), mixed_ranks=False)
-    world = _World(one)
+    world = World(one)
     for round in range(1, ROUNDS + 1):
         job = world.job("c0", round)
-        own = case.algorithm.after_training(job.tensors, _trained(job), round)
+        own = case.algorithm.after_training(job.tensors, trained_tensors(job), round)
         world.round(round, ["c0"])
         after = world.personal("c0", round)
         _hold(
@@ -436,7 +220,7 @@ def an_exact_method_is_exact(case: Case) -> None:
             before = received(client, round, own[client])
             trained = tuple(key for key in initial if algorithm.plan(key, round).trained)
             job = Job(client, round, ROUNDS, case.seed, before, trained, (), {}, np.arange(weight))
-            own[client] = dict(algorithm.after_training(before, _trained(job), round))
+            own[client] = dict(algorithm.after_training(before, trained_tensors(job), round))
             versions[client] = round - 1
             effects.append(layer_effects(case, own[client], scaling))
             sent = {key: value for key, value in own[client].items() if algorithm.plan(key, round).sent}
@@ -451,7 +235,7 @@ def an_exact_method_is_exact(case: Case) -> None:
 
 def a_saved_state_goes_on_as_if_never_saved(case: Case) -> None:
     """A server whose state is saved and loaded between rounds ends in the same bits."""
-    straight, saved, store = _World(case), _World(case), _Store()
+    straight, saved, store = World(case), World(case), Store()
     for round, clients in enumerate(case.rounds, start=1):
         straight.round(round, clients)
         saved.round(round, clients)
@@ -471,7 +255,7 @@ def who_skips_rounds_catches_up(case: Case) -> None:
 
     Not compared is what a client trains in some round without sending it: that is its own.
     """
-    world, algorithm = _World(case), case.algorithm
+    world, algorithm = World(case), case.algorithm
     initial = {client: ranked(world.initial, case.ranks.get(client)) for client in case.clients}
     synchronised = {client: dict(initial[client]) for client in case.clients}
     own = _unsent(case, range(1, len(case.rounds) + 1))
@@ -505,7 +289,7 @@ def without_updates_nothing_changes(case: Case) -> None:
 
     Not compared is what a client trains in some round without sending it: the server's value takes the place of it.
     """
-    world = _World(case)
+    world = World(case)
     own = _unsent(case, range(1, 3))
     world.round(1, case.rounds[0])
     before = world.server.state
@@ -518,7 +302,7 @@ def without_updates_nothing_changes(case: Case) -> None:
 
 def aggregate_is_pure(case: Case) -> None:
     """Aggregation changes neither the state before nor the updates; the new state has its shapes and types."""
-    world = _World(case)
+    world = World(case)
     for round, clients in enumerate(case.rounds[:2], start=1):
         state = world.server.state
         world.server.begin_round(round)
@@ -558,7 +342,7 @@ def an_additive_method_needs_sums_alone(case: Case) -> None:
 
 def _needs_sums_alone(case: Case) -> bool:
     """Say whether clients that all send the mean give what clients that send their own tensors give."""
-    world = _World(case)
+    world = World(case)
     state = world.server.state
     updates = world.round(1, case.clients)
     mean = {
@@ -591,7 +375,7 @@ def the_server_computes_with_initial_values_only_where_it_says(case: Case) -> No
 
 def _shapes_are_enough(case: Case) -> bool:
     """Say whether a server without initial values sends what one with them sends: to one client, and to all."""
-    whole, bare = _World(case), _World(case)
+    whole, bare = World(case), World(case)
     shapes = {key: value if key.factor.side is Side.BASE else value.to("meta") for key, value in bare.initial.items()}
     bare.server = bare.serving(case.algorithm.init(shapes, bare.scaling))
     for round, clients in enumerate([case.clients[:1], case.clients, *case.rounds], start=1):

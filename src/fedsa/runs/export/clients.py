@@ -21,7 +21,7 @@ from fedsa.runs.export.base import base_of
 from fedsa.runs.export.card import card_of, history_of, score_of, weights_note
 from fedsa.runs.export.folders import config_of, projections, write_model
 from fedsa.runs.export.targets import Journal
-from fedsa.runs.onboarding import PersonalStates
+from fedsa.runs.personal import PersonalStates
 from fedsa.seeds import derive_seed
 from fedsa.store import FinishedRun, RunFolder, require_clients
 from fedsa.tasks import make_task
