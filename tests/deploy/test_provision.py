@@ -37,6 +37,18 @@ def test_kits_for_another_server_are_left_alone(tmp_path: Path) -> None:
         provision(tmp_path, "a_project", "localhost", 8003, ["north"])
 
 
+def test_sites_may_be_led_to_another_port_than_the_server_listens_on(tmp_path: Path) -> None:
+    kits = provision(tmp_path, "a_project", "server.example.org", 443, ["north"], listen=8102)
+    assert {name: kit.port for name, kit in kits.items()} == {"server": 8102, ADMINISTRATOR: 8102, "north": 443}
+    told = {name: (kit.path / "startup").glob("fed_*.json") for name, kit in kits.items()}
+    server, administrator, site = (
+        json.loads(next(told[name]).read_text("utf-8")) for name in ("server", ADMINISTRATOR, "north")
+    )
+    assert server["servers"][0]["service"]["target"] == "server.example.org:8102"
+    assert site["servers"][0]["service"]["target"] == "server.example.org:443"
+    assert (administrator["admin"]["host"], administrator["admin"]["port"]) == ("localhost", 8102)
+
+
 def test_a_site_allows_nothing_but_carrying(tmp_path: Path) -> None:
     kits = provision(tmp_path, "a_project", "localhost", 8002, ["north"])
     local = kits["north"].path / "local"

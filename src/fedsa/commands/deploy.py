@@ -72,7 +72,13 @@ def init(
     sites: Annotated[str, typer.Option(help="The sites' names, with commas between; each is one client.")],
     to: Annotated[Path, typer.Option(help="A new folder, for what each party is given.")],
     host: Annotated[str, typer.Option(help="The name by which sites reach the server.")] = "localhost",
-    port: Annotated[int, typer.Option(help="The server's port, the only one that must be open.")] = 8102,
+    port: Annotated[
+        int, typer.Option(help="The port by which sites reach the server, the only one that must be open.")
+    ] = 8102,
+    listen: Annotated[
+        int | None,
+        typer.Option(help="The port that the server listens on, if a router or firewall leads there from --port."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set training.batch_size=8."),
@@ -86,10 +92,11 @@ def init(
     parsed, _ = recipe_of_command(recipe, set_)
     names = [name.strip() for name in sites.split(",") if name.strip()]
     with shown("loading libraries") as tell:
-        places = begin_project(parsed, names, to, host=host, port=port, tell=tell)
+        places = begin_project(parsed, names, to, host=host, port=port, listen=listen, tell=tell)
     print(
         f"Give each party its own folder only. {to / 'authority'} has the keys that make certificates: keep it closed."
-        f"\n\nOn the server's machine, which sites must be able to reach as {host}, port {port}:\n"
+        f"\n\nOn the server's machine, which sites must be able to reach as {host}, port {port}"
+        f"{'' if listen is None else f', and which listens on port {listen}'}:\n"
         f"  fedsa deploy server {places['server']} --out runs/federation\n\nAt each site, which opens no port:"
     )
     for name in names:

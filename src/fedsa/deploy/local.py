@@ -30,6 +30,8 @@ def deploy_local(
     *,
     quorum: int | None = None,
     deadline: float | None = None,
+    port: int | None = None,
+    listen: int | None = None,
     callbacks: Sequence[Callback] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -43,6 +45,8 @@ def deploy_local(
         sites: their names; the recipe's clients are dealt out over them in turn.
         quorum: good updates that a round needs; None: of every client.
         deadline: seconds that sites have for an answer; None: as long as it takes.
+        port: by which sites reach the server; None: a free one.
+        listen: the port on which the server listens, where something in between leads from `port` to it; None: `port`.
         callbacks: told of every step.
         tell: is called with each line about the processes.
 
@@ -60,7 +64,7 @@ def deploy_local(
                 f"{out} was begun with other settings ({', '.join(changed)}): give those that its recipe.toml has, or "
                 "a new folder"
             )
-        with run_local(out / _ENGINE, commands, tell=tell) as carrier:
+        with run_local(out / _ENGINE, commands, port=port, listen=listen, tell=tell) as carrier:
             run = run_id_of(agreement, sites)
             fleet = RemoteFleet(carrier, sites, run, deadline=deadline, quorum=quorum, tell=tell)
             return serve(agreement, folder, fleet, engine="nvflare", callbacks=callbacks)

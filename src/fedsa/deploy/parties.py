@@ -95,6 +95,8 @@ def run_local(
     commands: Mapping[str, Sequence[str]],
     *,
     project: str = "fedsa",
+    port: int | None = None,
+    listen: int | None = None,
     patience: float = 60,
     engine_defaults: bool = False,
     tell: Callable[[str], None] = lambda line: None,
@@ -105,6 +107,8 @@ def run_local(
         folder: for startup kits and logs.
         commands: site to the command of its worker; see `run_site`.
         project: the federation's name.
+        port: by which sites reach the server; None: a free one.
+        listen: the port on which the server listens, where something in between leads from `port` to it; None: `port`.
         patience: seconds that the first job waits for sites that are not connected.
         engine_defaults: whether sites ask for their next task as seldom as NVFlare has it, for a comparison.
         tell: is called with each line about what happens.
@@ -115,7 +119,7 @@ def run_local(
     """
     place = folder / "kits"
     shutil.rmtree(place, ignore_errors=True)  # of an earlier run, for a port that may not be free any more
-    kits = provision(place, project, "localhost", _free_port(), commands)
+    kits = provision(place, project, "localhost", _free_port() if port is None else port, commands, listen=listen)
     logs = folder / "logs"
     with ExitStack() as stack:
         carry = stack.enter_context(

@@ -53,7 +53,7 @@ class Kit:
         kind: what it is.
         project: the federation's name.
         host: of the server.
-        port: of the server.
+        port: of the server, as this party knows it: sites may be led to another one than it listens on.
         versions: of the packages that the kit was made with; see `PACKAGES`.
     """
 

@@ -36,6 +36,7 @@ def begin_project(
     *,
     host: str,
     port: int,
+    listen: int | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Mapping[str, Path]:
     """Write what each party of a federation is given, and return party to folder.
@@ -47,7 +48,8 @@ def begin_project(
         sites: their names.
         folder: is made; it holds a folder for the server, one for each site, and the authority's keys, which stay.
         host: the name by which sites reach the server.
-        port: of the server.
+        port: by which sites reach the server.
+        listen: the port on which the server listens, where something in between leads from `port` to it; None: `port`.
         tell: is called with what takes time.
 
     Raises:
@@ -66,7 +68,7 @@ def begin_project(
     agreement = agree(recipe, sites, on_progress=tell)
     own = json.dumps(_own_settings(recipe), indent=2, ensure_ascii=False).encode()
     tell("making the certificates")
-    kits = provision(folder / "authority", "fedsa", host, port, sites)
+    kits = provision(folder / "authority", "fedsa", host, port, sites, listen=listen)
     places = {"server": folder / "server", **{site: folder / site for site in sites}}
     for party, place in places.items():
         place.mkdir()

@@ -28,6 +28,7 @@ def provision(
     port: int,
     sites: Iterable[str],
     *,
+    listen: int | None = None,
     requests: Mapping[str, Path] | None = None,
 ) -> dict[str, Kit]:
     """Make the startup kits of a federation: the server's, the administrator's and one for each site.
@@ -39,7 +40,8 @@ def provision(
         folder: for the kits, and in `authority/` the keys of the authority, which stay here.
         project: the federation's name.
         host: the name by which sites reach the server; it stands in the server's certificate.
-        port: of the server; both NVFlare's own traffic and its administration go there.
+        port: by which sites reach the server; NVFlare's own traffic and its administration use one port.
+        listen: the port on which the server listens, where something in between leads from `port` to it; None: `port`.
         sites: their names: letters, digits, hyphens and underscores.
         requests: site to the request that it has made with `make_request`. Its kit is then made without a key: the
             site has it already, and puts it in with `add_key`.
@@ -64,10 +66,12 @@ def provision(
     sites, notes = sorted(sites), _Notes()
     try:
         plan = Project(project, "made by fedsa", props={"api_version": 4})
-        plan.set_server(host, _ORGANISATION, {"fed_learn_port": port, "admin_port": port, "default_host": host})
+        own = port if listen is None else listen
+        plan.set_server(host, _ORGANISATION, {"fed_learn_port": own, "admin_port": own, "default_host": host})
         for site in sites:
-            plan.add_client(site, _ORGANISATION, {})
-        plan.add_admin(ADMINISTRATOR, _ORGANISATION, {"role": "project_admin"})
+            plan.add_client(site, _ORGANISATION, {"connect_to": {"host": host, "port": port}})
+        here = {"host": "localhost", "port": own}  # it is on the server's machine, where sites' way may not lead
+        plan.add_admin(ADMINISTRATOR, _ORGANISATION, {"role": "project_admin", "connect_to": here})
     except ValueError as error:
         raise UserError(f"the federation cannot be named so: {error}") from None
     authority = folder / "authority"
@@ -80,7 +84,8 @@ def provision(
     kits = {}
     parties: list[tuple[str, Any]] = [(host, "server"), (ADMINISTRATOR, "admin"), *((site, "site") for site in sites)]
     for party, kind in parties:
-        kit = Kit(folder / ("server" if kind == "server" else party), party, kind, project, host, port, versions)
+        place, reached = folder / ("server" if kind == "server" else party), port if kind == "site" else own
+        kit = Kit(place, party, kind, project, host, reached, versions)
         if not kit.path.exists():
             shutil.move(Path(made) / party, kit.path)
             write_policy(kit)
