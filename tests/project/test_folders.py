@@ -1,14 +1,11 @@
 """The programs in benchmarks that write files in the hub's form, on a few rows as their sources have them."""
 
-import importlib.util
 import json
 
 import datasets
 import pytest
 
-from support.repository import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
+from support.repository import program
 
 
 @pytest.fixture
@@ -17,10 +14,7 @@ def convert(tmp_path, monkeypatch):
         """Run a program on the sources, and return the folder that it writes."""
         monkeypatch.setenv("FEDSA_DATA", str(tmp_path / "sources"))
         monkeypatch.setattr("sys.argv", [name, "--out", str(tmp_path / "out"), *arguments])
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.main()
+        program(name).main()
         return tmp_path / "out"
 
     return call
