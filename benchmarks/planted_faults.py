@@ -373,6 +373,20 @@ FAULTS = (
         ("client/test_sent.py::test_an_answer_that_cannot_be_listed_is_not_kept",),
     ),
     Fault(
+        "fleet: what the server cannot use counts for the quorum",
+        "engines/remote.py",
+        "                self.check(update, payloads.round)\n",
+        "",
+        ("engines/test_remote.py::test_what_the_server_cannot_use_does_not_count_for_the_quorum",),
+    ),
+    Fault(
+        "deploy: an answer that cannot be carried is asked for again and again",
+        "deploy/worker.py",
+        "        raise UnusableAnswerError(str(error)) from None",
+        '        raise ConnectionError("again") from None',
+        ("deploy/test_worker.py::test_an_answer_from_a_worker_without_limits_is_told_at_once",),
+    ),
+    Fault(
         "deploy: every user of the machine may ask a worker",
         "deploy/worker.py",
         "path.chmod(0o600)",

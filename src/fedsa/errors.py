@@ -23,6 +23,7 @@ from fedsa.texts.words import counted, cut
 __all__ = [
     "ConfigError",
     "DataError",
+    "DisagreementError",
     "FedsaError",
     "FetchError",
     "MissingExtraError",
@@ -98,6 +99,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model or an adapter config that cannot be used."""
+
+
+class DisagreementError(ModelError):
+    """A site that does not hold what was agreed upon; the text names nothing but parts of the agreement."""
 
 
 class RunFolderError(UserError):

@@ -239,3 +239,40 @@ def test_only_the_roster_is_asked(start: Start) -> None:
     carry = start(Jobs(lambda generation, site, body: body))
     with pytest.raises(ProtocolError, match="'west' is not on the roster: north, south"):
         dict(carry({"west": b""}, None))
+
+
+def test_an_answer_that_cannot_be_carried_is_told_and_is_an_answer(start: Start) -> None:
+    """The same would come again, however often the site was asked."""
+
+    class Unusable(Jobs):
+        def _run(self, generation: int) -> None:
+            with socket.socket(socket.AF_UNIX) as self.socket:
+                self.socket.connect(str(self.path))
+                frames.send(self.socket, {"generation": generation})
+                note, _ = frames.receive(self.socket)
+                frames.send(self.socket, {"answer": note["request"], "unusable": "more than 9 bytes\x1b"})
+                self.socket.recv(1)
+
+    told: list[str] = []
+    carry = start(Unusable(lambda generation, site, body: body), tell=told.append)
+    assert dict(carry({"south": b"s"}, None)) == {"south": b""}
+    assert "south has given no answer that can be carried: more than 9 bytes\\x1b" in told
+
+
+def test_who_waits_without_a_deadline_says_for_whom(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsa.deploy.carrier._TELL_SECONDS", 0.05)
+    heard, told = threading.Event(), list[str]()
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if "by now" in line:
+            heard.set()
+
+    def answer(generation: int, site: str, body: bytes) -> bytes:
+        if site == "south":
+            assert heard.wait(30)
+        return body
+
+    carry = start(Jobs(answer), tell=tell)
+    assert dict(carry({"north": b"n", "south": b"s"}, None)) == {"north": b"n", "south": b"s"}
+    assert "south" in next(line for line in told if "by now" in line)

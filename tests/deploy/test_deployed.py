@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +16,7 @@ import torch
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.client.sent import sent_messages
 from fedsa.deploy.preparing import prepare
-from fedsa.deploy.site import SiteProgram, open_site
+from fedsa.deploy.site import SiteProgram, handler_of, open_site
 from fedsa.engines.deployed import open_server_folder, run_id_of, serve
 from fedsa.engines.remote import Exchange, RemoteFleet
 from fedsa.errors import ConfigError, ProtocolError, RunFolderError, UserError
@@ -403,6 +405,58 @@ def test_what_is_wrong_with_a_sites_own_files_does_not_leave_it(
     assert str(tmp_path / "run.json") in capsys.readouterr().err
     (entry,) = sent_messages(tmp_path)
     assert (entry["kind"], entry["about"]) == ("refuse", dict(answer.about)), "it has left, so it is in the list"
+
+
+def test_a_site_writes_down_what_it_refuses_and_what_was_not_taken_of_it(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both sides have a line: what is refused here goes to the server, and what is refused there comes here."""
+    north = deployed.programs["north"]
+    run, kept = run_id_of(north.agreement, SITES), sorted((north.folder / "answers").iterdir())
+    answer = decode(north.handle(encode(Message("refuse", run, 2, {"why": "it is not finite\x1b"}))))
+    assert answer.kind == "ready"
+    assert "round 2: the server has not taken what this site sent: it is not finite\\x1b" in capsys.readouterr().err
+    assert sorted((north.folder / "answers").iterdir()) == kept, "it takes the place of no answer that may be needed"
+    changed = bytearray(encode(Message("setup", run, 0)))
+    changed[-1] ^= 1
+    for data, why in (
+        (encode(Message("step", "f" * 32, 3)), "a message of another run"),
+        (bytes(changed), "a damaged message"),
+    ):
+        assert why in decode(north.handle(data)).about["why"]
+        assert f"refused, round 0: {why}" in capsys.readouterr().err
+
+
+def test_a_site_whose_disk_cannot_take_its_log_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedsa.client.answers import log
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stderr", Full())
+    log("a line")
+
+
+def test_the_server_is_told_that_a_site_has_another_base_model(
+    deployed: Deployed, tiny_model_without_dropout: Path, tmp_path: Path
+) -> None:
+    """That names nothing of the site's; where its model lies does not leave it."""
+    shutil.copytree(deployed.sites / "north", tmp_path / "north")
+    own = json.loads((tmp_path / "north" / "settings.json").read_text())
+    own["model"]["path"] = str(tiny_model_without_dropout)
+    (tmp_path / "north" / "settings.json").write_text(json.dumps(own))
+    answer = decode(handler_of(tmp_path / "north")(encode(Message("setup", "f" * 32, 0))))
+    assert answer.kind == "refuse"
+    assert "the base model's weights are not those that were agreed upon" in answer.about["why"]
+    assert str(tiny_model_without_dropout) not in answer.about["why"]
+
+
+def test_a_site_without_its_folder_says_so_in_the_middle_of_a_run(deployed: Deployed, tmp_path: Path) -> None:
+    north = deployed.programs["north"]
+    program = SiteProgram(tmp_path, north.agreement, north.federation)
+    answer = decode(program.handle(encode(Message("step", "f" * 32, 3))))
+    assert "the run has begun, and this site does not know of it" in answer.about["why"]
 
 
 def test_another_agreement_is_refused_on_both_sides(deployed: Deployed, tmp_path: Path) -> None:

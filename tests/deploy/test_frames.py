@@ -62,5 +62,16 @@ def test_what_is_no_frame_is_refused(sent: bytes, text: str, ends: tuple[socket.
         frames.receive(there)
 
 
+def test_what_the_other_side_would_not_take_is_not_sent(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "MOST_BYTES", 10)
+    here, there = ends
+    with pytest.raises(ProtocolError, match="11 bytes: more than 10 are not taken"):
+        frames.send(here, {}, bytes(11))
+    frames.send(here, {}, bytes(10))
+    assert frames.receive(there) == ({}, bytes(10)), "nothing of the first one is in the way"
+
+
 def test_a_frame_carries_the_longest_message() -> None:
     assert frames.MOST_BYTES == messages.MOST_BYTES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fedsa.deploy import frames
-from fedsa.deploy.worker import WorkerGoneError, ask, serve
+from fedsa.deploy.worker import UnusableAnswerError, WorkerGoneError, ask, serve
 
 pytestmark = pytest.mark.run
 
@@ -111,6 +112,31 @@ def test_who_gives_up_is_let_go_and_the_worker_answers_the_next(place: Path) -> 
         ask(place, b"one", given_up=begun.is_set)
     goes_on.set()
     assert ask(place, b"two", given_up=never) == b"two"
+
+
+def test_an_answer_that_is_too_long_is_told_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would come again however often the worker is asked."""
+    monkeypatch.setattr(frames, "MOST_BYTES", 10)
+    listens = threading.Thread(target=serve, args=[lambda request: bytes(len(request) + 6), place], daemon=True)
+    listens.start()
+    with pytest.raises(UnusableAnswerError, match="11 bytes: more than 10 are not taken"):
+        ask(place, b"12345", given_up=never)
+    assert ask(place, b"1234", given_up=never) == bytes(10)
+
+
+def test_an_answer_from_a_worker_without_limits_is_told_at_once(place: Path) -> None:
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            frames.receive(connection)
+            connection.sendall(struct.pack(">IQ", 2, frames.MOST_BYTES + 1) + b"{}")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(UnusableAnswerError, match="2,147,483,649 bytes"):
+            ask(place, b"one", given_up=never)
 
 
 def test_a_worker_outlives_those_who_send_nonsense(place: Path, start: Callable[[], object]) -> None:

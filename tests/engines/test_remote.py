@@ -17,7 +17,7 @@ from fedsa.engines.remote import RemoteFleet
 from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, digest_of, encode
 from fedsa.recipe import Recipe
-from fedsa.types import SPLITS, Factor, Key, Payload, Payloads
+from fedsa.types import SPLITS, Factor, Key, Payload, Payloads, Update
 from support.processes import run_federation
 
 SEQUENTIAL = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=3")
@@ -209,3 +209,56 @@ def test_tensors_come_out_of_a_message_in_the_order_of_their_names() -> None:
     state = {Key(f"layer.{number:02d}", Factor.A): torch.zeros(1) for number in reversed(range(20))}
     decoded = decode(encode(Message("update", "a-run", 1, states={"north": state})))
     assert list(decoded.states["north"]) == sorted(state)
+
+
+class Scripted:
+    """Sites of a client each, named like it; what they answer to a step is written before, one word a step.
+
+    Words: good, bad (the server's check refuses it), late (no answer).
+    """
+
+    def __init__(self, **words: str) -> None:
+        self.words = {site: text.split() for site, text in words.items()}
+        self.told: list[str] = []
+        self.heard: list[tuple[str, str]] = []
+        self.fleet = RemoteFleet(self._exchange, self.words, "a-run", quorum=2, deadline=1, tell=self.told.append)
+        self.fleet.set_up(AGREEMENT)
+        self.fleet.check = self._check
+
+    def train(self) -> list[str]:
+        payloads = Payloads(1, sorted(self.words), lambda client: Payload(client, 1, 0, {}))
+        return [update.client for update in self.fleet.train(payloads)]
+
+    def _check(self, update: Update, round: int) -> None:
+        if not bool(update.tensors[KEY].isfinite().all()):
+            raise ProtocolError(f"update of client {update.client!r} for round {round}: {KEY} is not finite")
+
+    def _exchange(self, requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+        for site, data in requests.items():
+            asked = decode(data)
+            if asked.kind == "setup":
+                ready = {"examples": {site: dict.fromkeys(SPLITS, 3)}}
+                yield site, encode(Message("ready", "a-run", 0, ready, {"initial": {KEY: torch.zeros(1)}}))
+            elif asked.kind == "refuse":
+                self.heard.append((site, asked.about["why"]))
+                yield site, encode(Message("ready", "a-run", asked.round))
+            elif (word := self.words[site].pop(0)) != "late":
+                value = {KEY: torch.zeros(1) if word == "good" else torch.full((1,), math.nan)}
+                yield site, encode(Message("update", "a-run", asked.round, {"updates": {site: GOOD}}, {site: value}))
+
+
+def test_what_the_server_cannot_use_does_not_count_for_the_quorum() -> None:
+    """With two answers, one of them bad, the third site is waited for; the bad one's owner is told why."""
+    sites = Scripted(east="good", north="bad bad", west="late good")
+    assert sites.train() == ["east", "west"]
+    why = "update of client 'north' for round 1: layer:A:default is not finite"
+    left_out = f"round 1: north is left out: {why}"
+    assert sites.told == [left_out, "round 1: waiting for north, west", left_out]
+    assert sites.heard == [("north", why), ("north", why)]
+
+
+def test_who_is_late_is_named_when_the_round_goes_on() -> None:
+    sites = Scripted(east="good", north="good", west="late")
+    assert sites.train() == ["east", "north"]
+    assert sites.told == ["round 1: west has not answered in time, and the round goes on"]
+    assert not sites.heard

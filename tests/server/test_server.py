@@ -113,6 +113,17 @@ def test_with_a_quorum_a_bad_update_is_named_and_the_round_goes_on(how: str) -> 
     assert set(server.client_versions) == {"c0", "c2"}
 
 
+@pytest.mark.parametrize("how", ["nan", "shape", "dtype", "round", "tensor"])
+def test_a_bad_update_can_be_told_before_the_round_ends(how: str) -> None:
+    """So a fleet counts good ones only."""
+    server = server_of(3, quorum=2)
+    server.begin_round(1)
+    server.check(Update("c0", 1, 1, {A: torch.tensor([2.0])}), 1)
+    with pytest.raises(ProtocolError, match="client 'c1'"):
+        server.check(bad(how), 1)
+    assert not server.client_versions, "nothing was taken"
+
+
 def test_below_the_quorum_the_round_fails_and_the_state_is_as_it_was() -> None:
     server = server_of(3, quorum=2)
     before = server.state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
@@ -11,13 +12,14 @@ from fedsa.client.sent import SentAnswers
 from fedsa.client.site import Site
 from fedsa.errors import FedsaError, ProtocolError, TrainingError
 from fedsa.messages import Message, decode, encode
+from fedsa.texts.escapes import for_terminal
 from fedsa.texts.words import counted
 from fedsa.types import SPLITS, Payload, Payloads, Side
 
 if TYPE_CHECKING:
     from fedsa.types import State
 
-__all__ = ["Answers", "refusal"]
+__all__ = ["Answers", "log", "refusal"]
 
 
 @final
@@ -52,6 +54,8 @@ class Answers:
         try:
             message = decode(data, run=self._run)
             round = message.round
+            if message.kind == "refuse":
+                return self._heard(message)
             known = self._sent.find(data)
             if known is not None:
                 return known
@@ -59,14 +63,24 @@ class Answers:
             content = encode(answer)
             self._sent.keep(data, answer, content)
         except (ProtocolError, TrainingError) as error:
+            log(f"refused, round {round}: {error}")
             return self._refusal(round, str(error))
         except FedsaError as error:  # it may name something of the site's
-            print(error, file=sys.stderr, flush=True)
+            log(str(error))
             return self._refusal(round, "it cannot go on: its own log says why")
         return content
 
     def _refusal(self, round: int, why: str) -> bytes:
         return refusal(lambda: self._sent, self._run, round, why)
+
+    def _heard(self, message: Message) -> bytes:
+        """Write into the site's log why the server has not taken an answer, and say so."""
+        why = for_terminal(str(message.about.get("why"))[:300])
+        log(f"round {message.round}: the server has not taken what this site sent: {why}")
+        answer = Message("ready", self._run, message.round)
+        content = encode(answer)
+        self._sent.list_only(answer, content)
+        return content
 
     def _answer(self, message: Message) -> Message:
         if message.kind == "setup":
@@ -177,6 +191,12 @@ class Answers:
         metrics = dict(self._site.evaluate(payloads, split, moment))
         self._site.states.settle()
         return Message("update", self._run, payloads.round, {"metrics": metrics})
+
+
+def log(text: str) -> None:
+    """Write a line into the site's log. Where its disk is full there is none, and the site goes on all the same."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def refusal(sent: Callable[[], SentAnswers], run: str, round: int, why: str) -> bytes:

@@ -153,25 +153,33 @@ class Carrier:
             raise ProtocolError(f"site {unknown[0]!r} is not on the roster: {', '.join(sorted(self._sites))}")
         end = None if deadline is None else time.monotonic() + deadline
         answers: queue.SimpleQueue[tuple[int, str, bytes] | None] = queue.SimpleQueue()
-        waiting = set()
+        waiting: dict[int, str] = {}
+        pause = _TELL_SECONDS  # until it is told who is waited for; then twice as long
         with self._lock:
             for site, body in requests.items():
                 self._count += 1
-                waiting.add(self._count)
+                waiting[self._count] = site
                 self._requests[self._count] = _Request(site, body, answers)
             if self._failure is not None:
                 answers.put(None)
         try:
             self._send_due()
+            began = time.monotonic()
             while waiting:
+                now = time.monotonic()
+                until = began + pause if end is None else min(end, began + pause)
                 try:
-                    answer = answers.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
+                    answer = answers.get(timeout=max(0.0, until - now))
                 except queue.Empty:
-                    return
+                    if end is not None and time.monotonic() >= end:
+                        return
+                    self._tell(f"waiting for {', '.join(sorted(waiting.values()))}, for {pause:.0f} s by now")
+                    pause *= 2
+                    continue
                 if answer is None:
                     raise ProtocolError(f"the carrier has failed: {self._failure!r}") from self._failure
                 number, site, body = answer
-                waiting.discard(number)
+                waiting.pop(number, None)
                 yield site, body
         finally:
             self._forget(waiting)
@@ -314,8 +322,14 @@ class Carrier:
             if "failed" not in note:
                 del self._requests[number]
                 request.answers.put((number, request.site, body))
+                if "unusable" in note:  # an answer without bytes, which the exchange refuses
+                    self._tell(f"{request.site} has given no answer that can be carried: {_told(note['unusable'])}")
                 return
             request.due = time.monotonic() + _AGAIN_SECONDS
             before, request.failure = request.failure, str(note["failed"])
         if request.failure != before:
-            self._tell(f"{request.site} could not answer and is asked again: {for_terminal(request.failure)}")
+            self._tell(f"{request.site} could not answer and is asked again: {_told(request.failure)}")
+
+
+def _told(text: object) -> str:
+    return for_terminal(str(text)[:300])

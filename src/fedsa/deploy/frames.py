@@ -31,7 +31,12 @@ def send(connection: socket.socket, note: Mapping[str, Any], body: bytes = b"") 
         connection: to the other process.
         note: what JSON has words for; short.
         body: any bytes.
+
+    Raises:
+        ProtocolError: they are too many; nothing was sent.
     """
+    if len(body) > MOST_BYTES:
+        raise ProtocolError(_too_long(len(body)))
     text = json.dumps(note).encode()
     connection.sendall(_LENGTHS.pack(len(text), len(body)) + text)
     if body:
@@ -47,7 +52,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
     """
     note_bytes, body_bytes = _LENGTHS.unpack(_exactly(connection, _LENGTHS.size))
     if note_bytes > _MOST_NOTE_BYTES or body_bytes > MOST_BYTES:
-        raise ProtocolError(f"a frame of {counted(body_bytes, 'byte')}: more than {MOST_BYTES:,} are not taken")
+        raise ProtocolError(_too_long(body_bytes))
     try:
         note = json.loads(_exactly(connection, note_bytes))
     except ValueError:
@@ -55,6 +60,10 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
     if not isinstance(note, dict):
         raise ProtocolError("a frame whose note is not a table of JSON")
     return note, _exactly(connection, body_bytes)
+
+
+def _too_long(count: int) -> str:
+    return f"a frame of {counted(count, 'byte')}: more than {MOST_BYTES:,} are not taken"
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:

@@ -26,7 +26,7 @@ __all__ = ["TASK", "CarrierController", "WorkerExecutor"]
 TASK = "fedsa"
 """The one task that a job knows."""
 
-_BODY, _FAILED = "body", "failed"
+_BODY, _FAILED, _UNUSABLE = "body", "failed", "unusable"
 _LOOK_SECONDS = 0.5
 
 
@@ -82,8 +82,12 @@ class CarrierController(Controller):  # type: ignore[misc] # nvflare ships no ty
             answer = result.get(_BODY)
             if self._tasks.pop(number, None) is None:
                 return  # it was forgotten
-            if isinstance(answer, bytes):
+            if isinstance(answer, bytes) and len(answer) > frames.MOST_BYTES:  # a site without our limits
+                self._send({"answer": number, _UNUSABLE: f"more than {frames.MOST_BYTES:,} bytes"})
+            elif isinstance(answer, bytes):
                 self._send({"answer": number}, answer)
+            elif result.get(_UNUSABLE):
+                self._send({"answer": number, _UNUSABLE: str(result[_UNUSABLE])[:1000]})
             else:
                 self._send({"answer": number, _FAILED: str(result.get(_FAILED) or result.get_return_code())[:1000]})
 
@@ -111,6 +115,8 @@ class WorkerExecutor(Executor):  # type: ignore[misc] # nvflare ships no types
         try:
             request, path = bytes(shareable[_BODY]), Path(os.environ[worker.SOCKET])
             answer[_BODY] = worker.ask(path, request, given_up=lambda: bool(abort_signal.triggered))
+        except worker.UnusableAnswerError as error:
+            answer[_UNUSABLE] = str(error)
         except Exception as error:
             answer[_FAILED] = str(error) or type(error).__name__
         return answer

@@ -14,16 +14,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from fedsa.agreement import AGREEMENT, Agreement
-from fedsa.client.answers import Answers, refusal
+from fedsa.client.answers import Answers, log, refusal
 from fedsa.client.sent import SentAnswers
 from fedsa.deploy.worker import SOCKET, serve
-from fedsa.errors import FedsaError, ProtocolError, RunFolderError, UserError
+from fedsa.errors import DisagreementError, FedsaError, ProtocolError, RunFolderError, UserError
 from fedsa.messages import Message, decode
 from fedsa.store.client_states import open_states_of_site
 from fedsa.store.files import write_atomically
@@ -41,6 +41,7 @@ __all__ = [
     "ROWS",
     "SETTINGS",
     "SiteProgram",
+    "handler_of",
     "main",
     "name_of",
     "open_site",
@@ -138,9 +139,10 @@ class SiteProgram:
                 run = first.run
                 self._answers = self._begin(first)
         except ProtocolError as error:
+            log(f"refused: {error}")
             return _refusal(self.folder, run, str(error))
         except FedsaError as error:
-            print(error, file=sys.stderr, flush=True)
+            log(str(error))
             return _refusal(self.folder, run, _OWN_LOG)
         return self._answers.handle(data)
 
@@ -162,7 +164,12 @@ class SiteProgram:
         path, mend = self.folder / _RUN, "put it back from a copy, or give the site an empty folder"
         known = read_note(path, mend, "run", "rows") if path.exists() else None
         if known is None:
-            if first.kind != "setup" or first.about.get("fingerprint") != self.agreement.fingerprint():
+            if first.kind != "setup":
+                raise ProtocolError(
+                    f"the run has begun, and this site does not know of it ({_RUN} is gone): its folder is new or an "
+                    "old copy; put the newest back"
+                )
+            if first.about.get("fingerprint") != self.agreement.fingerprint():
                 raise ProtocolError("the server's agreement is not this site's: both must be given the same one")
             write_atomically(path, json.dumps({"run": run, "rows": rows}).encode())
         elif known["run"] != run:
@@ -188,18 +195,23 @@ def _refusal(folder: Path, run: str, why: str) -> bytes:
     return refusal(lambda: SentAnswers(folder, name_of(folder)), run, 0, why)
 
 
-def main() -> None:
-    """Answer messages until the process is ended. A mistake of the user's is told to the server too, in a word."""
-    folder = Path(sys.argv[1])
+def handler_of(folder: Path) -> Callable[[bytes], bytes]:
+    """What answers a site's messages; where a mistake of its user's keeps it from taking part, it refuses them all."""
     try:
-        handle = open_site(folder).handle
+        return open_site(folder).handle
     except FedsaError as error:
-        print(error, file=sys.stderr, flush=True)
+        log(str(error))
+        why = str(error) if isinstance(error, DisagreementError) else _OWN_LOG  # it names nothing of the site's
 
-        def handle(data: bytes) -> bytes:
-            return _refusal(folder, decode(data).run, _OWN_LOG)
+    def refuse(data: bytes) -> bytes:
+        return _refusal(folder, decode(data).run, why)
 
-    serve(handle, Path(os.environ[SOCKET]))
+    return refuse
+
+
+def main() -> None:
+    """Answer messages until the process is ended."""
+    serve(handler_of(Path(sys.argv[1])), Path(os.environ[SOCKET]))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,18 @@ from pathlib import Path
 from fedsa.deploy import frames
 from fedsa.errors import ProtocolError
 
-__all__ = ["SOCKET", "WorkerGoneError", "ask", "serve"]
+__all__ = ["SOCKET", "UnusableAnswerError", "WorkerGoneError", "ask", "serve"]
 
 SOCKET = "FEDSA_WORKER"
 """The environment variable that tells a worker, and the engine's processes of its site, where its socket is."""
 
 _READ_SECONDS = 60.0  # for a request that has begun to come: nobody else is answered meanwhile
 _LOOK_SECONDS = 0.2
+_UNUSABLE = "unusable"
+
+
+class UnusableAnswerError(ProtocolError):
+    """A worker has given an answer that cannot be carried; to ask it again would bring the same one."""
 
 
 class WorkerGoneError(ProtocolError):
@@ -47,7 +52,10 @@ def serve(handle: Callable[[bytes], bytes], path: Path) -> None:
                 connection.settimeout(_READ_SECONDS)
                 _, request = frames.receive(connection)
                 answer = handle(request)
-                frames.send(connection, {}, answer)
+                try:
+                    frames.send(connection, {}, answer)
+                except ProtocolError as error:
+                    frames.send(connection, {_UNUSABLE: str(error)})
 
 
 def ask(
@@ -64,6 +72,7 @@ def ask(
 
     Raises:
         WorkerGoneError: it was given up; the text says why.
+        UnusableAnswerError: its answer cannot be carried.
     """
     deaths, alone_since = 0, time.monotonic()
     while not given_up():
@@ -81,10 +90,25 @@ def ask(
                 while not select.select([connection], [], [], _LOOK_SECONDS)[0]:
                     if given_up():
                         raise WorkerGoneError("nobody waits for the answer any more")
-                return frames.receive(connection)[1]
+                return _carried(connection)
             except OSError:  # the worker has died, or has no room for more askers
                 deaths, alone_since = deaths + 1, time.monotonic()
                 time.sleep(_LOOK_SECONDS)  # while it goes it may still let somebody connect: that is no second death
         if deaths >= most_deaths:
             raise WorkerGoneError(f"{deaths} workers have died with this request")
     raise WorkerGoneError("nobody waits for the answer any more")
+
+
+def _carried(connection: socket.socket) -> bytes:
+    """Wait for a worker's answer.
+
+    Raises:
+        UnusableAnswerError: it is none that can be carried.
+    """
+    try:
+        note, answer = frames.receive(connection)
+    except ProtocolError as error:
+        raise UnusableAnswerError(str(error)) from None
+    if _UNUSABLE in note:
+        raise UnusableAnswerError(str(note[_UNUSABLE]))
+    return answer

@@ -102,6 +102,7 @@ def serve(
     state = load_state(folder.server_states, progress.round, first) if progress.round > 0 else first
     versions = folder.server_states.client_versions(progress.round)
     server = server_of(agreement, fleet.clients, state, client_versions=versions, quorum=fleet.quorum)
+    fleet.check = server.check
     for callback in callbacks:
         callback.on_run_begin(folder.path, recipe, fleet.clients, max(progress.round, 0))
     run_rounds(server, fleet, folder, progress, settings, callbacks)

@@ -15,6 +15,8 @@ from fedsa.types import SPLITS, Moment, Payloads, SplitName, State, Update
 __all__ = ["Exchange", "RemoteFleet"]
 
 _MOST = 1e300  # a number beyond it makes no mean
+_HEAR_SECONDS = 5.0  # for a site to hear that its answer was not taken
+_REFUSES = "it refuses:"  # how the reason begins that a site has given itself
 
 
 class Exchange(Protocol):
@@ -50,6 +52,7 @@ class RemoteFleet:
         run: the run's id.
         quorum: clients whose updates a round needs; None: all that were asked.
         progress: how far the run is; sites keep what its last and its chosen round need.
+        check: refuses an update of a round that the server cannot use; what it refuses does not count for the quorum.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class RemoteFleet:
     ) -> None:
         self.sites, self.run, self.progress = tuple(sorted(sites)), run, Progress()
         self._exchange, self._deadline, self.quorum, self._tell = exchange, deadline, quorum, tell
+        self.check: Callable[[Update, int], None] = lambda update, round: None
         self._homes: dict[str, str] = {}  # client -> its site
         self._metric = ""  # the agreement's
         self._examples: dict[str, Mapping[str, int]] = {}  # client -> its number of rows by split
@@ -139,6 +143,7 @@ class RemoteFleet:
             for client, update in arrived.items():
                 if update.num_examples != self._examples[client]["train"]:
                     raise ProtocolError(f"client {client!r} has another number of rows than its site has said")
+                self.check(update, payloads.round)
             updates.update(arrived)
 
         self._step(payloads, {"do": "train"}, take, lambda: len(updates) >= needed)
@@ -226,10 +231,14 @@ class RemoteFleet:
                         requests.pop(site)
                         continue
                     except ProtocolError as error:
-                        why = str(error)
+                        why = for_terminal(str(error))
                 reasons[site] = why
                 self._tell(f"round {payloads.round}: {site} is left out: {why}")
+            self._let_know({site: why for site, why in reasons.items() if not why.startswith(_REFUSES)}, payloads.round)
             if is_enough():
+                late = ", ".join(site for site in requests if site not in reasons)
+                if late:
+                    self._tell(f"round {payloads.round}: {late} has not answered in time, and the round goes on")
                 return
             if reasons and requests.keys() == reasons.keys():
                 raise ProtocolError(
@@ -237,6 +246,13 @@ class RemoteFleet:
                 )
             if requests:
                 self._tell(f"round {payloads.round}: waiting for {', '.join(requests)}")
+
+    def _let_know(self, reasons: Mapping[str, str], round: int) -> None:
+        """Have sites write into their logs why what they sent was not taken; not all of them need hear it."""
+        requests = {site: encode(Message("refuse", self.run, round, {"why": why})) for site, why in reasons.items()}
+        if requests:
+            for _ in self._exchange(requests, min(self._deadline or _HEAR_SECONDS, _HEAR_SECONDS)):
+                pass  # that they have heard it
 
     def _own(self, site: str, answer: Message, name: str, asked: Payloads) -> Iterator[tuple[str, Any]]:
         """Yield what an answer says of the site's own clients that were asked, of all of them.
@@ -266,7 +282,7 @@ class RemoteFleet:
                 yield site, None, str(error)
                 continue
             if message.kind == "refuse":
-                yield site, None, f"it refuses: {for_terminal(str(message.about.get('why'))[:300])}"
+                yield site, None, f"{_REFUSES} {for_terminal(str(message.about.get('why'))[:300])}"
             elif message.kind != kind or message.round != round:
                 yield site, None, f"it has answered with {message.kind!r} of round {message.round}"
             else:

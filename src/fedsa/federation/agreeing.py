@@ -12,7 +12,7 @@ from typing import Any
 from peft import PeftConfig
 
 from fedsa.agreement import AdapterSpec, Agreement, TensorSpec, hash_of_state
-from fedsa.errors import ModelError
+from fedsa.errors import DisagreementError, ModelError
 from fedsa.models import AdaptedModel, quiet, with_sorted_names
 from fedsa.recipe import Recipe, agreed_settings
 from fedsa.tasks.base import Task
@@ -110,9 +110,9 @@ def refuse_differences(agreed: Agreement, here: Agreement) -> None:
     """Refuse a federation that does not hold what was agreed upon.
 
     Raises:
-        ModelError: with the first reason that its user can mend.
+        DisagreementError: with the first reason that its user can mend.
     """
     names = agreed.differences(here)
     if names:
         told = next((_MENDS[name] for name in _MENDS if name in names), "use the same versions of fedsa and of PEFT")
-        raise ModelError(f"this machine does not hold what was agreed upon ({', '.join(names)}): {told}")
+        raise DisagreementError(f"this machine does not hold what was agreed upon ({', '.join(names)}): {told}")

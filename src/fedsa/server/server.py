@@ -158,7 +158,7 @@ class Server:
                 the plan declares; with a quorum: fewer good updates than that; no update, where the server has shapes
                 alone. The state is as it was before.
         """
-        planned = {key: tensor for key, tensor in self.state.tensors.items() if self.algorithm.plan(key, round).sent}
+        planned = self._planned(round)
         upload_bytes: dict[str, int] = {}
         train_metrics: dict[str, Mapping[str, float]] = {}
         base_versions: dict[str, int] = {}
@@ -168,9 +168,7 @@ class Server:
             for update in updates:
                 try:
                     self._check(update, round, planned, upload_bytes)
-                    weight = update.num_examples if self._weighting == "num_examples" else 1
-                    taken, weight = self._steps.on_server(update, weight, planned)
-                    _check_finite(taken)
+                    taken, weight = self._taken(update, round, planned)
                 except ProtocolError as error:
                     if self._quorum is None:
                         raise
@@ -205,6 +203,35 @@ class Server:
         )
         self._open = {}
         return record
+
+    def check(self, update: Update, round: int) -> None:
+        """Refuse an update that `end_round` would refuse, as soon as it is here: another one can still be asked for.
+
+        Args:
+            update: as it arrived.
+            round: the open one.
+
+        Raises:
+            ProtocolError: it does not fit the round, or its values cannot be used.
+        """
+        planned = self._planned(round)
+        self._check(update, round, planned, {})
+        self._taken(update, round, planned)
+
+    def _planned(self, round: int) -> State:
+        """The server's values of the tensors that are sent in a round."""
+        return {key: tensor for key, tensor in self.state.tensors.items() if self.algorithm.plan(key, round).sent}
+
+    def _taken(self, update: Update, round: int, planned: State) -> tuple[Update, int]:
+        """An update as the method gets it, and its weight.
+
+        Raises:
+            ProtocolError: a step cannot take it, or it is not finite.
+        """
+        weight = update.num_examples if self._weighting == "num_examples" else 1
+        taken, weight = self._steps.on_server(update, weight, planned)
+        _check_finite(taken)
+        return taken, weight
 
     def _aggregated(self, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """The state after a round: steps compute the mean, unless the method needs each single update."""
