@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -19,16 +18,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+from fault_template import FEDSA, Template
 
 SECONDS = 300.0  # for anything that must come by itself: a round, the end; a busy machine is slow
-WORDS = {"bad": ["awful", "dull", "poor", "sad"], "good": ["great", "lovely", "fine", "happy"]}
-FILLER = ["the", "film", "was", "a", "product", "we", "saw", "it", "today", "very"]
 PROGRAMS = {
     "server parent": ("server", ("server.server_train",)),
     "server job": ("server", ("server.runner_process",)),
@@ -42,54 +40,6 @@ PROGRAMS = {
 
 class ViolationError(Exception):
     """An invariant does not hold."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """What `fedsa deploy init` has written for some sites and rounds, with rows for each, and how it ends undisturbed.
-
-    Attributes:
-        folder: where it lies.
-        sites: names.
-        rounds: of the run.
-        port: of the server.
-    """
-
-    folder: Path
-    sites: tuple[str, ...]
-    rounds: int
-    port: int
-
-    @classmethod
-    def make(cls, folder: Path, sites: Sequence[str], rounds: int) -> Template:
-        """Make a tiny model and rows, and begin a federation."""
-        folder.mkdir(parents=True)
-        _write_model(folder / "model")
-        for number, site in enumerate(sites):
-            _write_rows(folder / f"{site}.csv", 120, seed=number)
-        port = free_port()
-        (folder / "recipe.toml").write_text(
-            f"""algorithm = "fedsa"
-rounds = {rounds}
-model = {{ path = "{folder / "model"}", attn_implementation = "eager" }}
-adapter = {{ r = 2, lora_alpha = 4, target_modules = ["query", "value"] }}
-task = {{ text_columns = ["text"], label_column = "label", labels = ["bad", "good"] }}
-data = {{ path = "rows.csv", partition = {{ kind = "files" }} }}
-training = {{ local_steps = 20, batch_size = 4, learning_rate = 1e-2, trainer = "sequential" }}
-compute = {{ device = "cpu", threads = 1, precision = "fp32" }}
-""",
-            encoding="utf-8",
-        )
-        words = ["deploy", "init", str(folder / "recipe.toml"), "--sites", ",".join(sites), "--port", str(port)]
-        done = subprocess.run(
-            [*FEDSA, *words, "--to", str(folder / "federation")], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        return cls(folder, tuple(sites), rounds, port)
-
-
-FEDSA = (sys.executable, "-m", "fedsa")
 
 
 class Party:
@@ -122,7 +72,7 @@ class Party:
         self.process.wait()
         _, left = psutil.wait_procs(below, timeout=60)
         if left:
-            raise ViolationError(f"{self.name}: {[' '.join(one.cmdline())[-80:] for one in left]} outlive the command")
+            raise ViolationError(f"{self.name}: {[one.pid for one in left]} outlive the command")
 
     def stop(self) -> None:
         """Interrupt the command as by Ctrl-C, and wait for its end."""
@@ -204,7 +154,7 @@ class Federation:
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def _site_command(self, site: str) -> list[str]:
-        rows = self.template.folder / f"{site}.csv"
+        rows = self.rows(site)
         if site in self.bad:
             program = str(Path(__file__).with_name("deploy_faults.py"))
             return [sys.executable, program, "--play-site", str(self.folder / site), str(rows)]
@@ -219,14 +169,30 @@ class Federation:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for party in (self.server, *self.sites.values()):
-            with suppress(ViolationError):
-                party.stop()
+        with ExitStack() as stack:  # each is stopped, whatever comes of the others
+            for party in (self.server, *self.sites.values()):
+                stack.callback(party.stop)
         self._ends.set()
         self._thread.join()
         for place in self.disks:
             shutil.copytree(self.folder / place, self.folder / f"{place}-kept", symlinks=True)
             subprocess.run(["umount", "-l", str(self.folder / place)], check=False)
+
+    def rows(self, site: str) -> Path:
+        """A site's own rows."""
+        return self.template.folder / f"{site}.csv"
+
+    def try_command(self, *words: str) -> tuple[int, str]:
+        """Run a command that should end by itself; return its exit code and all that it says."""
+        done = subprocess.run(
+            [*FEDSA, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=SECONDS,
+            check=False,
+        )
+        return done.returncode, done.stdout.decode(errors="replace")
 
     def wait_for_port(self) -> None:
         """Return when the server's port is open."""
@@ -415,12 +381,6 @@ class Federation:
         return found
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("localhost", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def below_with_itself(party: Party) -> list[psutil.Process]:
     """A party's command and all that it has started."""
     return [psutil.Process(party.process.pid), *party.below()] if party.process else []
@@ -437,36 +397,3 @@ def _move_port(kit: Path, old: int, new: int) -> None:
     """Have a site's kit look for the server at another port."""
     for path in (kit / "fedsa.json", kit / "startup" / "fed_client.json"):
         path.write_text(path.read_text(encoding="utf-8").replace(str(old), str(new)), encoding="utf-8")
-
-
-def _write_rows(path: Path, count: int, seed: int) -> None:
-    """Write short texts that are good or bad."""
-    draw = random.Random(seed)
-    lines = ["text,label"]
-    for _ in range(count):
-        label = draw.choice(list(WORDS))
-        words = [*draw.choices(FILLER, k=draw.randint(1, 8)), draw.choice(WORDS[label])]
-        lines.append(f"{' '.join(words)},{label}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _write_model(folder: Path) -> None:
-    """Write a random two-layer BERT of width 16."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-
-    folder.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLER, *WORDS["bad"], *WORDS["good"]]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)

@@ -276,3 +276,13 @@ def test_who_waits_without_a_deadline_says_for_whom(start: Start, monkeypatch: p
     carry = start(Jobs(answer), tell=tell)
     assert dict(carry({"north": b"n", "south": b"s"}, None)) == {"north": b"n", "south": b"s"}
     assert "south" in next(line for line in told if "by now" in line)
+
+
+def test_a_site_that_is_not_on_the_roster_is_told_once_and_asked_nothing(start: Start) -> None:
+    told: list[str] = []
+    jobs = Jobs(lambda generation, site, body: None if generation == 1 else body)
+    jobs.sites["west"] = "1"
+    carry = start(jobs, tell=told.append)
+    assert dict(carry({"north": b"n", "south": b"s"}, None)) == {"north": b"n", "south": b"s"}
+    assert jobs.begun == [["north", "south"], ["north", "south"]]
+    assert told.count("west has connected and is not on the roster: it is asked nothing") == 1

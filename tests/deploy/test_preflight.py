@@ -2,67 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fedsa.deploy.preflight import PACKAGES, Kit, PreflightError, check_kit, check_server, read_kit
+from fedsa.deploy.preflight import PACKAGES, Kit, PreflightError, check_kit, check_server, no_other_authority, read_kit
 from fedsa.errors import MissingExtraError
+from support.certificates import Signed, make_certificate, write_kit
 from support.extras import NEEDS_NVFLARE
 
 pytestmark = [pytest.mark.run, NEEDS_NVFLARE]
-
-if TYPE_CHECKING:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-
-NOW = datetime.datetime.now(datetime.UTC)
-DAY = datetime.timedelta(days=1)
-Signed = tuple["x509.Certificate", "RSAPrivateKey"]
-
-
-def make_certificate(name: str, issuer: Signed | None, *, begin: int = -1, end: int = 9) -> Signed:
-    """Make a certificate that is valid from and until so many days from now; without an issuer, an authority's."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import rsa
-
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW + begin * DAY)
-        .not_valid_after(NOW + end * DAY)
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(issuer[1] if issuer else key, hashes.SHA256())
-    )
-    return certificate, key
-
-
-def write_kit(folder: Path, kind: Any, authority: Signed, own: Signed, port: int = 1) -> Kit:
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    kit = Kit(folder, "north", kind, "a project", "localhost", port, versions)
-    kit.certificate.parent.mkdir(parents=True)
-    kit.authority.write_bytes(authority[0].public_bytes(Encoding.PEM))
-    kit.certificate.write_bytes(own[0].public_bytes(Encoding.PEM))
-    kit.key.write_bytes(own[1].private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
-    kit.write()
-    return kit
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +215,14 @@ def test_what_answers_speaks_no_tls(tmp_path: Path, authority: Signed, north: Si
         kit = write_kit(tmp_path / "north", "site", authority, north, listener.getsockname()[1])
         with pytest.raises(PreflightError, match="does not speak TLS as a server of this federation does"):
             check_server(kit)
+
+
+def test_an_engines_process_trusts_the_federations_authority_alone(
+    tmp_path: Path, authority: Signed, north: Signed
+) -> None:
+    """NVFlare makes its context so, and would take a server of any authority that the system trusts."""
+    kit = write_kit(tmp_path / "north", "site", authority, north)
+    code = "import ssl; print([one['subject'][0][0][1] for one in ssl.create_default_context().get_ca_certs()])"
+    environment = {**os.environ, **no_other_authority(kit)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['a federation']"

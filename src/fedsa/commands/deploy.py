@@ -154,14 +154,12 @@ def site(
     ] = None,
 ) -> None:
     """Take part as a site, until Ctrl-C: hold the rows and the model, and answer the server."""
-    import time
-
     from fedsa.deploy.project import take_part
+    from fedsa.deploy.waiting import wait_for_messages
     from fedsa.recipe import apply_overrides
 
     with take_part(folder, data, apply_overrides({}, set_ or []), tell=print):
-        while True:
-            time.sleep(3600)
+        wait_for_messages(folder, print)
 
 
 def status(

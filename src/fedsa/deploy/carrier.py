@@ -112,6 +112,7 @@ class Carrier:
         self._engine, self._path, self._sites = engine, path, frozenset(sites)
         self._patience, self._tell = patience, tell
         self._absent: frozenset[str] = frozenset()  # sites that the last job began without
+        self._strangers: set[str] = set()  # that have connected and are not on the roster
         self._lock = threading.Lock()  # of what follows
         self._requests: dict[int, _Request] = {}
         self._count = 0
@@ -258,7 +259,7 @@ class Carrier:
         """
         began, told = time.monotonic(), -_TELL_SECONDS
         while not self._ends.is_set():
-            now = self._engine.connected()
+            now = self._connected()
             present = {site: now[site] for site in self._sites & set(now)}
             waited, missing = time.monotonic() - began, sorted(self._sites - self._absent - set(present))
             if present and (not missing or waited > self._patience):
@@ -269,6 +270,18 @@ class Carrier:
                 self._tell(f"waiting for {', '.join(missing or sorted(self._sites))}")
             self._ends.wait(_TICK_SECONDS)
         return {}
+
+    def _connected(self) -> Mapping[str, str]:
+        """The sites that are connected now; of one that is not on the roster it is told, once.
+
+        Raises:
+            FedsaError: the engine's server does not answer.
+        """
+        now = self._engine.connected()
+        for site in sorted({*now} - self._sites - self._strangers):
+            self._strangers.add(site)
+            self._tell(f"{_told(site)} has connected and is not on the roster: it is asked nothing")
+        return now
 
     def _accept(self) -> socket.socket:
         """Return the connection of the present generation's job.
@@ -307,7 +320,7 @@ class Carrier:
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked, now = time.monotonic(), {}
                 with contextlib.suppress(FedsaError):  # the job itself may be well; its end is noticed above
-                    now = dict(self._engine.connected())
+                    now = dict(self._connected())
                 come = sorted(site for site in self._sites & set(now) if now[site] != present.get(site))
                 if come:
                     raise ProtocolError(f"{', '.join(come)} has come: the next job has it")

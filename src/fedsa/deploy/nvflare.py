@@ -41,7 +41,8 @@ def party_command(kit: Kit) -> list[str]:
     if kit.kind == "site":
         settings.append(f"uid={kit.party}")
     folder = str(kit.path.resolve())
-    return [sys.executable, "-P", "-u", "-m", module, "-m", folder, "-s", f"fed_{kind}.json", "--set", *settings]
+    program = ["fedsa.deploy.nvflare_server", module] if kit.kind == "server" else [module]  # the former says more
+    return [sys.executable, "-P", "-u", "-m", *program, "-m", folder, "-s", f"fed_{kind}.json", "--set", *settings]
 
 
 def write_job(folder: Path, generation: int, sites: Iterable[str], *, ask_seconds: float | None = ASK_SECONDS) -> None:

@@ -20,6 +20,7 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 
 from fedsa.deploy import carrier, frames, worker
+from fedsa.texts.words import counted
 
 __all__ = ["TASK", "CarrierController", "WorkerExecutor"]
 
@@ -83,7 +84,7 @@ class CarrierController(Controller):  # type: ignore[misc] # nvflare ships no ty
             if self._tasks.pop(number, None) is None:
                 return  # it was forgotten
             if isinstance(answer, bytes) and len(answer) > frames.MOST_BYTES:  # a site without our limits
-                self._send({"answer": number, _UNUSABLE: f"more than {frames.MOST_BYTES:,} bytes"})
+                self._send({"answer": number, _UNUSABLE: f"more than {counted(frames.MOST_BYTES, 'byte')}"})
             elif isinstance(answer, bytes):
                 self._send({"answer": number}, answer)
             elif result.get(_UNUSABLE):

@@ -14,7 +14,8 @@ from pathlib import Path
 from fedsa.deploy import carrier, worker
 from fedsa.deploy.carrier import Carrier
 from fedsa.deploy.nvflare import ASK_SECONDS, NVFlareJobs, administrator_command, party_command
-from fedsa.deploy.preflight import Kit, UnreachableError, check_kit, check_server
+from fedsa.deploy.nvflare_server import TOLD, heard_lines
+from fedsa.deploy.preflight import Kit, UnreachableError, check_kit, check_server, no_other_authority
 from fedsa.deploy.provision import ADMINISTRATOR, provision, write_policy
 from fedsa.system.children import KeptChild, stop_all
 
@@ -51,14 +52,15 @@ def run_server(
     check_kit(administrator)
     write_policy(kit)
     with _socket_folder() as place, ExitStack() as stack:
-        socket_of = {name: Path(place) / name for name in ("carrier", "administrator")}
+        socket_of = {name: Path(place) / name for name in ("carrier", "administrator", "told")}
         programs = {
-            "server": (party_command(kit), {carrier.SOCKET: str(socket_of["carrier"])}),
+            "server": (party_command(kit), {carrier.SOCKET: str(socket_of["carrier"]), TOLD: str(socket_of["told"])}),
             "administrator": (
                 administrator_command(administrator, None if engine_defaults else ASK_SECONDS),
-                {worker.SOCKET: str(socket_of["administrator"])},
+                {worker.SOCKET: str(socket_of["administrator"]), **no_other_authority(administrator)},
             ),
         }
+        stack.enter_context(heard_lines(socket_of["told"], tell))
         stack.enter_context(_kept(logs, programs))
         jobs = NVFlareJobs(socket_of["administrator"])
         yield stack.enter_context(Carrier(jobs, socket_of["carrier"], sites, patience=patience, tell=tell))
@@ -84,7 +86,10 @@ def run_site(kit: Kit, command: Sequence[str], *, logs: Path, patience: float | 
         _wait_for_server(kit, patience)
     with _socket_folder() as folder:
         place = {worker.SOCKET: str(Path(folder) / "worker")}
-        programs = {f"{kit.party}-worker": (command, place), f"{kit.party}-engine": (party_command(kit), place)}
+        programs = {
+            f"{kit.party}-worker": (command, place),
+            f"{kit.party}-engine": (party_command(kit), {**place, **no_other_authority(kit)}),
+        }
         with _kept(logs, programs):
             yield
 

@@ -24,7 +24,16 @@ from fedsa.errors import MissingExtraError, UserError
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-__all__ = ["PACKAGES", "Kit", "PreflightError", "UnreachableError", "check_kit", "check_server", "read_kit"]
+__all__ = [
+    "PACKAGES",
+    "Kit",
+    "PreflightError",
+    "UnreachableError",
+    "check_kit",
+    "check_server",
+    "no_other_authority",
+    "read_kit",
+]
 
 PACKAGES = ("fedsa", "nvflare")
 """All parties must have them in the same version, but for the last number."""
@@ -157,9 +166,11 @@ def check_server(kit: Kit, *, seconds: float = 10) -> None:
         raise UnreachableError(f"{where} cannot be reached ({error.strerror}): is the server running there?") from None
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(kit.authority))
     context.load_cert_chain(kit.certificate, kit.key)
+    is_theirs = False  # whether the server's certificate is one of this federation
     with plain:
         try:
             with context.wrap_socket(plain, server_hostname=kit.host) as connection:
+                is_theirs = True
                 # In TLS 1.3 a server says only after the handshake that it does not accept a client's certificate. To
                 # send something before it has said so could lose what it says.
                 connection.settimeout(seconds / 10)
@@ -176,7 +187,18 @@ def check_server(kit: Kit, *, seconds: float = 10) -> None:
         except ssl.SSLError as error:
             raise PreflightError(_refusal_there(error, kit, where)) from None
         except OSError:
+            if is_theirs:  # NVFlare's server ends the connection without a word
+                raise PreflightError(_not_accepted(kit, where, "it has ended the connection")) from None
             raise PreflightError(f"{where} has ended the TLS handshake: is it a server of this federation?") from None
+
+
+def no_other_authority(kit: Kit) -> dict[str, str]:
+    """The environment in which Python's TLS trusts the federation's authority alone.
+
+    NVFlare's clients also load the authorities of this machine's system, and do not look at names: a server with a
+    certificate of any of those would do.
+    """
+    return {"SSL_CERT_FILE": str(kit.authority.resolve()), "SSL_CERT_DIR": str(kit.authority.resolve())}
 
 
 def _refusal_here(error: ssl.SSLCertVerificationError, kit: Kit, where: str) -> str:
@@ -199,11 +221,12 @@ def _refusal_there(error: ssl.SSLError, kit: Kit, where: str) -> str:
     """What the server does not accept."""
     reason = (error.reason or "").lower()
     if "alert" in reason or "certificate" in reason:
-        said = reason.rpartition("alert_")[2].replace("_", " ")
-        return (
-            f"the server at {where} does not accept the certificate of {kit.party} ({said}): ask for a new startup kit"
-        )
+        return _not_accepted(kit, where, reason.rpartition("alert_")[2].replace("_", " "))
     return f"what answers at {where} does not speak TLS as a server of this federation does ({reason})"
+
+
+def _not_accepted(kit: Kit, where: str, said: str) -> str:
+    return f"the server at {where} does not accept the certificate of {kit.party} ({said}): ask for a new startup kit"
 
 
 def _check_version(kit: Kit) -> None:

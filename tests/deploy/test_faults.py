@@ -1,0 +1,33 @@
+"""Some of the faults of `benchmarks/deploy_faults.py`, once each: a run that is killed all over has the same end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.extras import NEEDS_NVFLARE
+from support.repository import ROOT
+
+pytestmark = [
+    pytest.mark.run,
+    NEEDS_NVFLARE,
+    pytest.mark.skipif(sys.platform != "linux", reason="the fault suite is for Linux"),
+]
+
+
+def test_a_run_whose_parties_are_killed_one_after_the_other_ends_in_the_bytes_of_one_that_was_not(
+    tmp_path: Path,
+) -> None:
+    """A worker, the server's command, a whole site, and the engine's job, each with the real commands."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "deploy_faults.py"), "--only", "short", "--times", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "runs")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "| 1 | ends with the undisturbed run's bytes (" in done.stdout
+    assert "| held |" in done.stdout
