@@ -1,11 +1,11 @@
-"""Seconds of a round that carries only: real processes of NVFlare on this machine, TLS on both sides, no training.
+"""Seconds of a round that carries only: real processes of an engine on this machine, with TLS, and no training.
 
 Each site's worker sends back what it was sent. Every round is timed from the first request to the last answer. The
 first round waits for the processes to start; it has a column of its own.
 
-    python benchmarks/wire.py [--sites 2 8] [--rounds 20] [--bytes 150000]
+    python benchmarks/wire.py [--engine nvflare] [--sites 2 8] [--rounds 20] [--bytes 150000]
 
-With `--waiting SECONDS` it looks instead at the engine's processes while all sites wait for the next round, which costs
+With `--waiting SECONDS` it looks instead at NVFlare's processes while all sites wait for the next round, which costs
 something too: a site asks ten times a second whether there is anything to do.
 """
 
@@ -17,8 +17,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -26,19 +27,22 @@ import psutil
 from fedsa.deploy.carrier import Carrier
 from fedsa.deploy.parties import run_local
 
+Commands = Mapping[str, Sequence[str]]
+Carrying = Callable[[Path, Commands], AbstractContextManager[Carrier]]
+
 WORKER = (
     "import os, pathlib; from fedsa.deploy import worker; worker.serve(bytes, pathlib.Path(os.environ[worker.SOCKET]))"
 )
 
 
-def timed_rounds(sites: int, rounds: int, size: int, *, engine_defaults: bool) -> list[float]:
+def timed_rounds(carrying: Carrying, sites: int, rounds: int, size: int) -> list[float]:
     """Run a federation of echoing sites, and time its rounds.
 
     Args:
+        carrying: runs the engine's processes.
         sites: how many.
         rounds: how many are timed; one more comes before them.
         size: bytes of each request, and of each answer.
-        engine_defaults: whether sites ask for their next task as seldom as NVFlare has it.
 
     Returns:
         Seconds of each round, the first one first.
@@ -47,7 +51,7 @@ def timed_rounds(sites: int, rounds: int, size: int, *, engine_defaults: bool) -
         RuntimeError: a site has not sent back what it was sent.
     """
     seconds, names = [], _names(sites)
-    with _federation(sites, engine_defaults=engine_defaults) as carry:
+    with _federation(carrying, sites) as carry:
         for _ in range(rounds + 1):
             body = os.urandom(size)
             began = time.perf_counter()
@@ -70,7 +74,7 @@ def while_waiting(sites: int, size: int, seconds: float) -> Iterator[tuple[str, 
         Of the server's processes and of the first site's: what it is, its processor seconds in a second, its memory in
         MB, its TCP connections.
     """
-    with _federation(sites) as carry:
+    with _federation(SETTINGS["nvflare"]["fedsa's"], sites) as carry:
         for _ in range(3):
             dict(carry(dict.fromkeys(_names(sites), os.urandom(size)), 600))
         found: dict[str, psutil.Process] = {}
@@ -102,14 +106,31 @@ def _names(sites: int) -> list[str]:
 
 
 @contextmanager
-def _federation(sites: int, *, engine_defaults: bool = False) -> Iterator[Carrier]:
+def _federation(carrying: Carrying, sites: int) -> Iterator[Carrier]:
     """A federation of echoing sites."""
     commands = {name: [sys.executable, "-c", WORKER] for name in _names(sites)}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        run_local(Path(folder), commands, patience=300, engine_defaults=engine_defaults) as carry,
-    ):
+    with tempfile.TemporaryDirectory() as folder, carrying(Path(folder), commands) as carry:
         yield carry
+
+
+def _nvflare(folder: Path, commands: Commands, *, engine_defaults: bool) -> AbstractContextManager[Carrier]:
+    return run_local(folder, commands, patience=300, engine_defaults=engine_defaults)
+
+
+def _flower(folder: Path, commands: Commands) -> AbstractContextManager[Carrier]:
+    from fedsa.deploy.flower import run_local_flower
+
+    return run_local_flower(folder, commands)
+
+
+SETTINGS: dict[str, dict[str, Carrying]] = {
+    "nvflare": {
+        "fedsa's": partial(_nvflare, engine_defaults=False),
+        "NVFlare's own": partial(_nvflare, engine_defaults=True),
+    },
+    "flower": {"Flower": _flower},
+}
+"""The engines, each with the settings that are compared."""
 
 
 def _processor_seconds(process: psutil.Process) -> float:
@@ -120,10 +141,11 @@ def _processor_seconds(process: psutil.Process) -> float:
 def main() -> None:
     """Print a table: sites and settings, and the seconds of a round; or what the processes take while sites wait."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--engine", choices=sorted(SETTINGS), default="nvflare")
     parser.add_argument("--sites", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--bytes", type=int, default=150_000)
-    parser.add_argument("--waiting", type=float, metavar="SECONDS", help="look at processes while sites wait")
+    parser.add_argument("--waiting", type=float, metavar="SECONDS", help="look at NVFlare's processes while sites wait")
     arguments = parser.parse_args()
     if arguments.waiting:
         print("| sites | process | processor seconds in a second | memory (MB) | connections |")
@@ -135,8 +157,8 @@ def main() -> None:
     print("| sites | settings | median (s) | least (s) | most (s) | until the first answer (s) |")
     print("|---|---|---|---|---|---|")
     for sites in arguments.sites:
-        for name, engine_defaults in (("fedsa's", False), ("NVFlare's own", True)):
-            first, *others = timed_rounds(sites, arguments.rounds, arguments.bytes, engine_defaults=engine_defaults)
+        for name, carrying in SETTINGS[arguments.engine].items():
+            first, *others = timed_rounds(carrying, sites, arguments.rounds, arguments.bytes)
             figures = (statistics.median(others), min(others), max(others), first)
             print(f"| {sites} | {name} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |", flush=True)
 

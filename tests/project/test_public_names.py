@@ -8,9 +8,10 @@ import pkgutil
 import pytest
 
 import fedsa
+from support.extras import NEEDS_FLOWER
 
 MODULES = [
-    module.name
+    pytest.param(module.name, marks=NEEDS_FLOWER if module.name == "fedsa.deploy.flower" else ())
     for module in pkgutil.walk_packages(fedsa.__path__, "fedsa.")
     if not module.ispkg and module.name != "fedsa.__main__"
 ]

@@ -89,7 +89,7 @@ def test_the_report_counts_by_the_helper() -> None:
     )
 
 
-NO_OPTION = r"--(set|small|no-binary)\b|pip download|^--(ink|muted|accent|c|out)$"
+NO_OPTION = r"--(set|small|no-binary)\b|pip download|^--[a-z-]+(=|$)"
 """What users write in recipes, sweeps and for pip, words of commands that are put together, and names in CSS."""
 
 

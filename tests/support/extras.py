@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-__all__ = ["NEEDS_NVFLARE"]
+__all__ = ["NEEDS_FLOWER", "NEEDS_NVFLARE"]
 
 NEEDS_NVFLARE = pytest.mark.skipif(find_spec("nvflare") is None, reason="needs the extra: pip install 'fedsa[nvflare]'")
+NEEDS_FLOWER = pytest.mark.skipif(find_spec("flwr") is None, reason="needs the extra: pip install 'fedsa[flower]'")

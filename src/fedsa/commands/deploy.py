@@ -24,6 +24,9 @@ def local(
         int | None,
         typer.Option(min=1, help="The same, to spread a simulation: processes called worker-1, ..."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What carries the messages: nvflare, or flower, which is slow and experimental.")
+    ] = "nvflare",
     out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/NAME, numbered if taken.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -31,7 +34,7 @@ def local(
     ] = None,
     json: _Json = False,
 ) -> None:
-    """Run a server and sites on this machine, in processes of their own with mutual TLS between them."""
+    """Run a server and sites on this machine, in processes of their own with TLS between them."""
     from rich.console import Console
 
     from fedsa.commands._display import print_json, show_summary
@@ -48,7 +51,9 @@ def local(
     place, live = out or free_place(Path("runs") / name), ProgressDisplay(console)
     names = [f"{kind}-{number}" for number in range(1, count + 1)]
     try:
-        summary = deploy_local(parsed, place, names, callbacks=[live], tell=lambda line: console.print(line))
+        summary = deploy_local(
+            parsed, place, names, engine=engine, callbacks=[live], tell=lambda line: console.print(line)
+        )
     except KeyboardInterrupt:
         live.close()
         console.print(f"\ninterrupted; the same command with --out {place} goes on", soft_wrap=True)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.callbacks import Callback
+from fedsa.deploy.carrier import Carrier
 from fedsa.deploy.parties import run_local
 from fedsa.engines.deployed import open_server_folder, run_id_of, serve
 from fedsa.engines.remote import RemoteFleet
-from fedsa.errors import UserError
+from fedsa.errors import MissingExtraError, UserError, near
 from fedsa.recipe import Recipe, dump_recipe
 
-__all__ = ["SITES", "deploy_local"]
+__all__ = ["ENGINES", "SITES", "deploy_local"]
+
+ENGINES = {"nvflare": ("nvflare",), "flower": ("flwr", "trustme")}
+"""What can carry the messages, and the packages that each needs."""
 
 SITES, _ENGINE = "sites", "engine"
 """Folders of a deployment on this machine, in the server's run folder: the sites' own, and the engine's."""
@@ -32,10 +38,11 @@ def deploy_local(
     deadline: float | None = None,
     port: int | None = None,
     listen: int | None = None,
+    engine: str = "nvflare",
     callbacks: Sequence[Callback] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Run a recipe with a server and sites in processes of their own, connected by mutual TLS, and return the summary.
+    """Run a recipe with a server and sites in processes of their own, connected by TLS, and return the summary.
 
     What is in the folder already goes on from its last finished round.
 
@@ -47,12 +54,17 @@ def deploy_local(
         deadline: seconds that sites have for an answer; None: as long as it takes.
         port: by which sites reach the server; None: a free one.
         listen: the port on which the server listens, where something in between leads from `port` to it; None: `port`.
+        engine: what carries the messages; ``"flower"`` is experimental.
         callbacks: told of every step.
         tell: is called with each line about the processes.
 
     Raises:
+        UserError: the engine is not known or not installed.
         FedsaError: as the preparation and the run say.
     """
+    _check_engine(engine)
+    if engine != "nvflare" and (port, listen) != (None, None):
+        raise UserError("a port can be chosen with the engine nvflare only")
     places = {site: out / SITES / site for site in sites}
     commands = {site: [sys.executable, "-m", "fedsa.deploy.site", str(place)] for site, place in places.items()}
     with open_server_folder(out, recipe).locked() as folder:
@@ -64,10 +76,38 @@ def deploy_local(
                 f"{out} was begun with other settings ({', '.join(changed)}): give those that its recipe.toml has, or "
                 "a new folder"
             )
-        with run_local(out / _ENGINE, commands, port=port, listen=listen, tell=tell) as carrier:
+        with _carrying(engine, out / _ENGINE, commands, port, listen, tell) as carrier:
             run = run_id_of(agreement, sites)
             fleet = RemoteFleet(carrier, sites, run, deadline=deadline, quorum=quorum, tell=tell)
-            return serve(agreement, folder, fleet, engine="nvflare", callbacks=callbacks)
+            return serve(agreement, folder, fleet, engine=engine, callbacks=callbacks)
+
+
+def _check_engine(engine: str) -> None:
+    """Say at once that an engine is not known or not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"no engine is called {engine!r}; {near(engine, ENGINES)}")
+    if any(find_spec(package) is None for package in ENGINES[engine]):
+        raise MissingExtraError(f"the engine {engine}", engine)
+
+
+def _carrying(
+    engine: str,
+    folder: Path,
+    commands: Mapping[str, Sequence[str]],
+    port: int | None,
+    listen: int | None,
+    tell: Callable[[str], None],
+) -> AbstractContextManager[Carrier]:
+    """Run a federation's processes with an engine, which is imported only now."""
+    if engine == "nvflare":
+        return run_local(folder, commands, port=port, listen=listen, tell=tell)
+    from fedsa.deploy.flower import run_local_flower
+
+    return run_local_flower(folder, commands, tell=tell)
 
 
 def _prepare(recipe: Recipe, out: Path, places: dict[str, Path]) -> None:

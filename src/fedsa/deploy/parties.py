@@ -19,7 +19,7 @@ from fedsa.deploy.preflight import Kit, UnreachableError, check_kit, check_serve
 from fedsa.deploy.provision import ADMINISTRATOR, provision, write_policy
 from fedsa.system.children import KeptChild, stop_all
 
-__all__ = ["run_local", "run_server", "run_site"]
+__all__ = ["free_port", "kept_programs", "run_local", "run_server", "run_site", "socket_folder"]
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def run_server(
     check_kit(kit)
     check_kit(administrator)
     write_policy(kit)
-    with _socket_folder() as place, ExitStack() as stack:
+    with socket_folder() as place, ExitStack() as stack:
         socket_of = {name: Path(place) / name for name in ("carrier", "administrator", "told")}
         programs = {
             "server": (party_command(kit), {carrier.SOCKET: str(socket_of["carrier"]), TOLD: str(socket_of["told"])}),
@@ -61,7 +61,7 @@ def run_server(
             ),
         }
         stack.enter_context(heard_lines(socket_of["told"], tell))
-        stack.enter_context(_kept(logs, programs))
+        stack.enter_context(kept_programs(logs, programs))
         jobs = NVFlareJobs(socket_of["administrator"])
         yield stack.enter_context(Carrier(jobs, socket_of["carrier"], sites, patience=patience, tell=tell))
 
@@ -84,13 +84,13 @@ def run_site(kit: Kit, command: Sequence[str], *, logs: Path, patience: float | 
     check_kit(kit)
     if patience is not None:
         _wait_for_server(kit, patience)
-    with _socket_folder() as folder:
+    with socket_folder() as folder:
         place = {worker.SOCKET: str(Path(folder) / "worker")}
         programs = {
             f"{kit.party}-worker": (command, place),
             f"{kit.party}-engine": (party_command(kit), {**place, **no_other_authority(kit)}),
         }
-        with _kept(logs, programs):
+        with kept_programs(logs, programs):
             yield
 
 
@@ -124,7 +124,7 @@ def run_local(
     """
     place = folder / "kits"
     shutil.rmtree(place, ignore_errors=True)  # of an earlier run, for a port that may not be free any more
-    kits = provision(place, project, "localhost", _free_port() if port is None else port, commands, listen=listen)
+    kits = provision(place, project, "localhost", free_port() if port is None else port, commands, listen=listen)
     logs = folder / "logs"
     with ExitStack() as stack:
         carry = stack.enter_context(
@@ -160,7 +160,7 @@ def _wait_for_server(kit: Kit, patience: float) -> None:
 
 
 @contextmanager
-def _kept(logs: Path, programs: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[None]:
+def kept_programs(logs: Path, programs: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[None]:
     """Run programs for as long as the context lasts; they are started again when they end.
 
     Args:
@@ -176,11 +176,12 @@ def _kept(logs: Path, programs: Mapping[str, tuple[Sequence[str], Mapping[str, s
         stop_all(children)
 
 
-def _socket_folder() -> tempfile.TemporaryDirectory[str]:
+def socket_folder() -> tempfile.TemporaryDirectory[str]:
     """A folder that only this user may open, with a path short enough for sockets in it."""
     return tempfile.TemporaryDirectory(prefix="fedsa-")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
     with socket.create_server(("localhost", 0)) as listener:
         return int(listener.getsockname()[1])
