@@ -12,7 +12,7 @@ from typing import Any, final
 from fedsa.drafting.columns import Column
 from fedsa.texts.words import counted
 
-__all__ = ["ClientGuess", "TaskGuess", "clients_of", "task_of"]
+__all__ = ["ClientGuess", "TaskGuess", "clients_of", "group_of", "task_of"]
 
 _PAIRS = (
     ("premise", "hypothesis"),
@@ -117,9 +117,11 @@ def clients_of(columns: Sequence[Column], task: TaskGuess, rows: int) -> ClientG
                 notes: tuple[str, ...] = ()
                 if smallest < _FEWEST_ROWS:
                     partition["leave_out_small"] = True
-                    notes = (f"some clients have fewer than {_FEWEST_ROWS} rows: they are left out",)
+                    notes = (f"some clients have fewer than {counted(_FEWEST_ROWS, 'row')}: they are left out",)
                 return ClientGuess(
-                    partition, f"column {column.name!r} has {len(column.values)} values: each is a client", notes
+                    partition,
+                    f"column {column.name!r} has {counted(len(column.values), 'value')}: each is a client",
+                    notes,
                 )
     clients = max(2, min(8, rows // 50))
     if task.settings["kind"] in ("classification", "image_classification") and rows >= 40 * clients:
