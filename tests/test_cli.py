@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import fedsa.api
-import fedsa.commands._display as display
 from fedsa.__main__ import main as entry_point
+from fedsa.commands.shared import display
 from fedsa.system.process import MALLOC_TUNABLES
 
 pytestmark = pytest.mark.run

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fedsa.algorithms import check_algorithm, make_algorithm
-from fedsa.commands._methods import describe_all
-from fedsa.commands._methods_shown import as_markdown
-from fedsa.commands._settings import describe_settings
+from fedsa.commands.shared.methods import describe_all
+from fedsa.commands.shared.methods_shown import as_markdown
+from fedsa.commands.shared.settings import describe_settings
 from fedsa.errors import ConfigError
 from fedsa.types import Factor, Key
 from support.repository import ROOT

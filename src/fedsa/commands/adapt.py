@@ -42,7 +42,7 @@ def command(
     from dataclasses import asdict
     from typing import Any, cast
 
-    from fedsa.commands._display import print_json, status
+    from fedsa.commands.shared.display import print_json, status
     from fedsa.system.paths import refuse_unwritable
 
     if to:
@@ -71,7 +71,7 @@ def command(
 
 
 def _show(result: AdaptResult, *, compare: bool) -> None:
-    from fedsa.commands._display import print_table, score
+    from fedsa.commands.shared.display import print_table, score
     from fedsa.texts.words import counted
     from fedsa.types import FRACTIONS
 

@@ -19,9 +19,9 @@ def command(
     """List the methods: what a client sends and keeps, and which adapter variants each goes with."""
     import sys
 
-    from fedsa.commands._display import print_json, print_table
-    from fedsa.commands._methods import describe, describe_all
-    from fedsa.commands._methods_shown import LEGEND, as_markdown, as_text, matrix, overview
+    from fedsa.commands.shared.display import print_json, print_table
+    from fedsa.commands.shared.methods import describe, describe_all
+    from fedsa.commands.shared.methods_shown import LEGEND, as_markdown, as_text, matrix, overview
 
     if name is not None:
         entry = describe(name)

@@ -37,7 +37,7 @@ def command(
     folder = to or run / "analysis"
     if to or run.is_dir():
         refuse_unwritable(folder, "--to")
-    from fedsa.commands._display import print_json, print_table
+    from fedsa.commands.shared.display import print_json, print_table
     from fedsa.runs.analysis import MEASURES, analyze
 
     found = analyze(run, round)

@@ -22,8 +22,8 @@ def command(
     """Show how a recipe's rows are shared out over clients and splits, and what the model would not see of them."""
     from rich.console import Console
 
-    from fedsa.commands._display import print_json, print_notes, print_table, status
-    from fedsa.commands._recipe import recipe_of_command
+    from fedsa.commands.shared.display import print_json, print_notes, print_table, status
+    from fedsa.commands.shared.recipe import recipe_of_command
     from fedsa.data.partition import label_counts, label_totals, save_partition
     from fedsa.data.rows import deal_rows
     from fedsa.errors import UserError

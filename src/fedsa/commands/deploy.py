@@ -35,31 +35,20 @@ def local(
     json: _Json = False,
 ) -> None:
     """Run a server and sites on this machine, in processes of their own with TLS between them."""
-    from rich.console import Console
-
-    from fedsa.commands._display import print_json, show_summary
-    from fedsa.commands._recipe import recipe_of_command
     from fedsa.commands.run import free_place
+    from fedsa.commands.shared.display import live_progress, print_json, show_summary
+    from fedsa.commands.shared.recipe import recipe_of_command
     from fedsa.deploy.local import SITES, deploy_local
     from fedsa.deploy.site import ADAPTERS
-    from fedsa.progress import ProgressDisplay
 
     count, kind = (sites, "site") if workers is None else (workers, "worker")
     parsed, name = recipe_of_command(recipe, set_)
-    console = Console(stderr=json, highlight=False, markup=False, emoji=False)
-    console.soft_wrap = not console.is_terminal
-    place, live = out or free_place(Path("runs") / name), ProgressDisplay(console)
+    place = out or free_place(Path("runs") / name)
     names = [f"{kind}-{number}" for number in range(1, count + 1)]
-    try:
+    with live_progress(lambda: f"the same command with --out {place} goes on", json=json) as (console, live):
         summary = deploy_local(
             parsed, place, names, engine=engine, callbacks=[live], tell=lambda line: console.print(line)
         )
-    except KeyboardInterrupt:
-        live.close()
-        console.print(f"\ninterrupted; the same command with --out {place} goes on", soft_wrap=True)
-        raise
-    finally:
-        live.close()
     if json:
         print_json(summary)
         return
@@ -90,8 +79,8 @@ def init(
     ] = None,
 ) -> None:
     """Begin a federation: agree, make certificates, write a folder for each party, and say what each must do."""
-    from fedsa.commands._display import status as shown
-    from fedsa.commands._recipe import recipe_of_command
+    from fedsa.commands.shared.display import status as shown
+    from fedsa.commands.shared.recipe import recipe_of_command
     from fedsa.deploy.project import begin_project
 
     parsed, _ = recipe_of_command(recipe, set_)
@@ -125,25 +114,13 @@ def server(
     json: _Json = False,
 ) -> None:
     """Run the server until the run has ended. It has neither rows nor a model."""
-    from rich.console import Console
-
-    from fedsa.commands._display import print_json, show_summary
+    from fedsa.commands.shared.display import live_progress, print_json, show_summary
     from fedsa.deploy.project import serve_project
-    from fedsa.progress import ProgressDisplay
 
-    console = Console(stderr=json, highlight=False, markup=False, emoji=False)
-    console.soft_wrap = not console.is_terminal
-    live = ProgressDisplay(console)
-    try:
+    with live_progress(lambda: "finished rounds are saved; the same command goes on", json=json) as (console, live):
         summary = serve_project(
             folder, out, quorum=quorum, deadline=deadline, callbacks=[live], tell=lambda line: console.print(line)
         )
-    except KeyboardInterrupt:
-        live.close()
-        console.print("\ninterrupted: finished rounds are saved; the same command goes on", soft_wrap=True)
-        raise
-    finally:
-        live.close()
     if json:
         print_json(summary)
     else:
@@ -172,7 +149,7 @@ def status(
     json: _Json = False,
 ) -> None:
     """Say how far a run across machines is."""
-    from fedsa.commands._display import print_json
+    from fedsa.commands.shared.display import print_json
     from fedsa.deploy.status import status_of
 
     found = status_of(folder)
@@ -190,7 +167,7 @@ def sent(
     json: _Json = False,
 ) -> None:
     """List every message that has left a site: tensors, shapes, types, bytes, norms."""
-    from fedsa.commands._display import print_json, print_table
+    from fedsa.commands.shared.display import print_json, print_table
     from fedsa.deploy.status import sent_of
 
     entries = list(sent_of(folder))

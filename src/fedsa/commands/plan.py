@@ -23,8 +23,8 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
     """Tell what a run will train, send, compute and hold in memory; no weights are loaded."""
-    from fedsa.commands._display import print_json, status
-    from fedsa.commands._recipe import recipe_of_command
+    from fedsa.commands.shared.display import print_json, status
+    from fedsa.commands.shared.recipe import recipe_of_command
     from fedsa.errors import UserError
 
     parsed, _ = recipe_of_command(recipe, set_)
@@ -46,7 +46,7 @@ def command(
 
 
 def _show(plan: Mapping[str, Any]) -> None:
-    from fedsa.commands._display import print_table
+    from fedsa.commands.shared.display import print_table
     from fedsa.texts.words import counted, some
 
     print(

@@ -17,12 +17,12 @@ def command(
     """List the recipes that come with fedsa, or print one."""
     import tomllib
 
-    from fedsa.commands._display import print_json, print_table
+    from fedsa.commands.shared.display import print_json, print_table
     from fedsa.errors import UserError, near
     from fedsa.recipe import recipe_names
 
     if settings:
-        from fedsa.commands._settings import describe_settings
+        from fedsa.commands.shared.settings import describe_settings
 
         print(describe_settings())
         return

@@ -15,7 +15,7 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
 ) -> None:
     """Continue an interrupted run, to the same bytes as if it had never stopped."""
-    from fedsa.commands._display import show_run
+    from fedsa.commands.shared.display import show_run
     from fedsa.recipe import refuse_objects
     from fedsa.store import RunFolder, recipe_of, require_clients
 

@@ -20,8 +20,8 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
 ) -> None:
     """Train a federation; write adapters, numbers and a report into a run folder."""
-    from fedsa.commands._display import show_run
-    from fedsa.commands._recipe import recipe_of_command
+    from fedsa.commands.shared.display import show_run
+    from fedsa.commands.shared.recipe import recipe_of_command
     from fedsa.recipe import dump_recipe
     from fedsa.store import RunFolder
 

@@ -58,7 +58,7 @@ def command(
     folder = out or Path("runs") / name
     refuse_unwritable(folder, "--out")
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
-    from fedsa.commands._display import status
+    from fedsa.commands.shared.display import status
 
     with status("loading libraries") as tell:
         tell("loading libraries")
@@ -100,7 +100,7 @@ def command(
 def _list() -> None:
     import tomllib
 
-    from fedsa.commands._display import print_table
+    from fedsa.commands.shared.display import print_table
     from fedsa.sweep.files import sweep_names
 
     rows = [[name, tomllib.loads(text).get("description", "")] for name, text in sweep_names().items()]

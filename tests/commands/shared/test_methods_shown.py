@@ -14,8 +14,8 @@ import pytest
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import algorithm_names, built_in_names, check_algorithm, find_algorithm, make_algorithm, origin
 from fedsa.callbacks import check_callbacks
-from fedsa.commands._methods import describe
-from fedsa.commands._methods_shown import matrix, overview
+from fedsa.commands.shared.methods import describe
+from fedsa.commands.shared.methods_shown import matrix, overview
 from fedsa.errors import UserError
 
 METHOD = '''

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import algorithm_names, built_in_names, find_algorithm, origin
 from fedsa.algorithms.base import Algorithm
-from fedsa.commands._settings import type_name
+from fedsa.commands.shared.settings import type_name
 from fedsa.errors import UserError
 from fedsa.plugins import raised
 from fedsa.steps.median import Median

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedsa.adapters.factors import VARIANTS
-from fedsa.commands._methods import ROUNDS, Entry
-from fedsa.commands._settings import as_toml
+from fedsa.commands.shared.methods import ROUNDS, Entry
+from fedsa.commands.shared.settings import as_toml
 from fedsa.texts.words import counted
 from fedsa.types import Factor
 

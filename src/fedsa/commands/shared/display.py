@@ -1,4 +1,4 @@
-"""What verbs print: tables, what is being done, the table of clients at the end."""
+"""What commands print: tables, what is being done, the table of clients at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedsa.recipe import Recipe
     from fedsa.store import RunFolder
 
-__all__ = ["print_json", "print_notes", "print_table", "score", "show_run", "show_summary", "status"]
+__all__ = ["live_progress", "print_json", "print_notes", "print_table", "score", "show_run", "show_summary", "status"]
 
 
 def print_json(data: Any) -> None:
@@ -68,17 +68,44 @@ def status(text: str) -> Iterator[Callable[[str], None]]:
         yield lambda line: spinner.update(f"{line} ...")
 
 
-def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
-    """Run a recipe in its folder, from wherever the folder is, and show the way and the result.
+@contextmanager
+def live_progress(after_interruption: Callable[[], str], *, json: bool) -> Iterator[tuple[Console, ProgressDisplay]]:
+    """A console, and the display of a run's progress on it. After Ctrl-C it says how to go on.
+
+    Args:
+        after_interruption: gives the sentence that says how to go on.
+        json: standard output is for JSON only, so everything here goes to standard error.
 
     Raises:
-        FedsaError: as the run says.
         KeyboardInterrupt: after saying how to go on.
     """
     console = Console(stderr=json, highlight=False, markup=False, emoji=False)
-    console.soft_wrap = not console.is_terminal  # there, lines are broken between words
+    console.soft_wrap = not console.is_terminal  # in a terminal, lines are broken between words
     live = ProgressDisplay(console)
-    with folder.locked():
+    try:
+        yield console, live
+    except KeyboardInterrupt:
+        live.close()
+        console.print(f"\ninterrupted: {after_interruption()}", soft_wrap=True)
+        raise
+    finally:
+        live.close()
+
+
+def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
+    """Run a recipe in its folder, from where the folder is to the end; show the progress and the result.
+
+    Raises:
+        FedsaError: the run cannot be made, or ended early.
+        KeyboardInterrupt: after saying how to go on.
+    """
+
+    def after_interruption() -> str:
+        progress = folder.progress()
+        saved = "nothing was trained yet" if progress is None else f"finished rounds are saved ({progress.round})"
+        return f"{saved}; go on with: fedsa resume {folder.path}"
+
+    with folder.locked(), live_progress(after_interruption, json=json) as (console, live):
         summary = folder.finished(recipe.rounds)
         if summary is not None:
             from fedsa.runs.report import write_report
@@ -86,23 +113,14 @@ def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
             console.print(f"{folder.path} is complete ({counted(recipe.rounds, 'round')}); its report is written anew")
             _show(console, folder.path, summary, write_report(folder.path), json=json)
             return
-        try:
-            with status("loading libraries") as tell:
-                tell("loading libraries")
-                from fedsa.api import finish
-                from fedsa.federation import Federation
+        with status("loading libraries") as tell:
+            tell("loading libraries")
+            from fedsa.api import finish
+            from fedsa.federation import Federation
 
-                federation = Federation.from_recipe(recipe, on_progress=tell)
-            print_notes(federation.notes, console)
-            result = finish(federation, folder, [live])
-        except KeyboardInterrupt:
-            live.close()
-            progress = folder.progress()
-            saved = "nothing was trained yet" if progress is None else f"finished rounds are saved ({progress.round})"
-            console.print(f"\ninterrupted: {saved}; go on with: fedsa resume {folder.path}", soft_wrap=True)
-            raise
-        finally:
-            live.close()
+            federation = Federation.from_recipe(recipe, on_progress=tell)
+        print_notes(federation.notes, console)
+        result = finish(federation, folder, [live])
     _show(console, folder.path, result.summary, result.report, json=json)
 
 
