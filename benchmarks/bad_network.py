@@ -25,7 +25,7 @@ from proxy import Proxy, free_port
 from safetensors.torch import load_file
 
 from fedsa.agreement import AGREEMENT, Agreement
-from fedsa.commands._recipe import recipe_of_command
+from fedsa.commands.shared.recipe import recipe_of_command
 from fedsa.deploy.parties import run_server, run_site
 from fedsa.deploy.preflight import read_kit
 from fedsa.deploy.provision import ADMINISTRATOR, provision

@@ -30,7 +30,7 @@ from proxy import Proxy, free_port
 from safetensors.numpy import load_file
 
 from fedsa.callbacks import Callback
-from fedsa.commands._recipe import recipe_of_command
+from fedsa.commands.shared.recipe import recipe_of_command
 from fedsa.data.portions import read_portion
 from fedsa.deploy.local import SITES, deploy_local
 from fedsa.recipe import Recipe

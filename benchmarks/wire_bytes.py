@@ -26,7 +26,7 @@ from proxy import Proxy, free_port
 from wire import WORKER
 
 from fedsa.callbacks import Callback
-from fedsa.commands._recipe import recipe_of_command
+from fedsa.commands.shared.recipe import recipe_of_command
 from fedsa.deploy.local import deploy_local
 from fedsa.deploy.parties import run_local
 from fedsa.deploy.status import sent_of

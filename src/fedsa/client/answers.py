@@ -134,15 +134,13 @@ class Answers:
         Raises:
             ProtocolError: whose state, and what to do.
         """
-        held, states = message.about.get("held"), self._site.states
+        held, states = _versions(message, "held", "the version that its clients hold"), self._site.states
         ahead = max((states.last_round(client) for client in self._site.rows), default=0)
         if ahead > last_kept + 1:  # else it would lose what it has trained since
             raise ProtocolError(
                 f"this site has trained round {ahead}, and the server has finished round {last_kept}: its folder is "
                 "an old copy or a new one; put the newest back"
             )
-        if not isinstance(held, dict) or any(type(held.get(client)) is not int for client in message.states):
-            raise ProtocolError("a step that does not say the version that its clients hold")
         for client in message.states:
             last = states.last_round(client)
             if message.about.get("do") == "train" and last > message.round:
@@ -231,15 +229,30 @@ def _kept_rounds(message: Message, last: int) -> set[int]:
     return set(rounds)
 
 
+def _versions(message: Message, name: str, what: str) -> Mapping[str, int]:
+    """A number for each client of a step.
+
+    Args:
+        message: the step.
+        name: the number's name in the message.
+        what: the number in words.
+
+    Raises:
+        ProtocolError: it is missing for a client, or is no whole number.
+    """
+    numbers = message.about.get(name)
+    if not isinstance(numbers, dict) or any(type(numbers.get(client)) is not int for client in message.states):
+        raise ProtocolError(f"a step that does not say {what}")
+    return numbers
+
+
 def _payloads(message: Message) -> Payloads:
     """Return the payloads of a step.
 
     Raises:
         ProtocolError: it does not say the version of each client's tensors.
     """
-    versions = message.about.get("versions")
-    if not isinstance(versions, dict) or any(type(versions.get(client)) is not int for client in message.states):
-        raise ProtocolError("a step that does not say the version of its tensors")
+    versions = _versions(message, "versions", "the version of its tensors")
 
     def made(client: str) -> Payload:
         return Payload(client, message.round, versions[client], message.states[client])

@@ -13,6 +13,7 @@ import torch
 from fedsa.algorithms.base import ServerState
 from fedsa.deploy.site import ADAPTERS, FINISHED_RUN
 from fedsa.engines.beginning import begin
+from fedsa.engines.summary import is_test, numbers_of
 from fedsa.errors import ProtocolError, RunFolderError
 from fedsa.recipe import dump_recipe
 from fedsa.runs.export import export
@@ -60,7 +61,7 @@ def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, 
                     tested[client] = tensors
                 save_state(run.server_states, round, _received(federation, tested, round), {})
             summary["per_client"] = {
-                client: {**_numbers_of(clients[client]), **entry} for client, entry in about["per_client"].items()
+                client: {**numbers_of(clients[client]), **entry} for client, entry in about["per_client"].items()
             }
             summary |= _scores(summary)
             progress.round, progress.chosen_round = rounds["final"], rounds["chosen"]
@@ -115,15 +116,11 @@ def _rounds(about: Mapping[str, Any], federation: Federation) -> dict[str, int]:
     return {"chosen": chosen, "final": final}
 
 
-def _numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name != "folder"}
-
-
 def _scores(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Each test's statistics over the site's own clients."""
     entries, metric = summary["per_client"], summary["metric"]
     return {
         name: {**value, **asdict(summarize_clients({client: each[name] for client, each in entries.items()}, metric))}
         for name, value in summary.items()
-        if name.startswith("test") and isinstance(value, dict)
+        if is_test(name, value)
     }

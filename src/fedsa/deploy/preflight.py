@@ -31,6 +31,7 @@ __all__ = [
     "UnreachableError",
     "check_kit",
     "check_server",
+    "missing_nvflare",
     "no_other_authority",
     "read_kit",
 ]
@@ -95,6 +96,11 @@ class Kit:
         return self.certificate.with_suffix(".key")
 
 
+def missing_nvflare() -> MissingExtraError:
+    """The error of a machine without the extra that a federation across machines needs."""
+    return MissingExtraError("a federation across machines", "nvflare")
+
+
 def read_kit(path: Path) -> Kit:
     """Return the startup kit in a folder.
 
@@ -121,7 +127,7 @@ def check_kit(kit: Kit) -> None:
     try:
         from cryptography import x509
     except ImportError:
-        raise MissingExtraError("a federation across machines", "nvflare") from None
+        raise missing_nvflare() from None
     _check_version(kit)
     for folder in (str(kit.path.resolve()), sys.executable):
         if re.search(r"""[\s"'\\#]""", folder):  # it puts its commands together as one text
@@ -235,7 +241,7 @@ def _check_version(kit: Kit) -> None:
         try:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            raise MissingExtraError("a federation across machines", "nvflare") from None
+            raise missing_nvflare() from None
         made_with = str(kit.versions.get(name))
         if installed.split(".")[:2] != made_with.split(".")[:2]:
             raise PreflightError(

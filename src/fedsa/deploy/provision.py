@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsa.deploy.preflight import PACKAGES, Kit, check_kit, read_kit
-from fedsa.errors import MissingExtraError, UserError
+from fedsa.deploy.preflight import PACKAGES, Kit, check_kit, missing_nvflare, read_kit
+from fedsa.errors import UserError
 
 __all__ = ["ADMINISTRATOR", "add_key", "make_request", "provision", "write_policy"]
 
@@ -62,7 +62,7 @@ def provision(
         from nvflare.lighter.impl.workspace import WorkspaceBuilder
         from nvflare.lighter.provisioner import Provisioner
     except ImportError:
-        raise MissingExtraError("a federation across machines", "nvflare") from None
+        raise missing_nvflare() from None
     sites, notes = sorted(sites), _Notes()
     try:
         plan = Project(project, "made by fedsa", props={"api_version": 4})
@@ -122,7 +122,7 @@ def make_request(folder: Path, site: str) -> Path:
         from cryptography.hazmat.primitives.asymmetric import rsa
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
     except ImportError:
-        raise MissingExtraError("a federation across machines", "nvflare") from None
+        raise missing_nvflare() from None
     folder.mkdir(parents=True, exist_ok=True)
     key, path = rsa.generate_private_key(public_exponent=65537, key_size=3072), folder / f"{site}.key"
     try:

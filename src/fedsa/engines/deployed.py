@@ -187,7 +187,5 @@ def _go_on(folder: RunFolder, fleet: RemoteFleet) -> Progress | None:
             f"{folder.path}: client {changed[0]!r} has other rows or another site than when the run began: bring "
             "back those of before, or start a new run"
         )
-    folder.roll_back(progress)
-    progress.interruptions += 1
-    folder.commit(progress)
+    folder.go_on(progress)
     return progress

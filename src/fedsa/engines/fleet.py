@@ -1,4 +1,4 @@
-"""What a round loop needs of the clients, wherever they are: the whole of what an engine is."""
+"""A fleet: all clients of a federation, as the round loop sees them, wherever they are."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol, final
 
 from fedsa.agreement import Agreement, hash_of_state
+from fedsa.engines.summary import is_test
 from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, encode
 from fedsa.store import Progress
@@ -184,7 +185,7 @@ class RemoteFleet:
             The sites that have not said that their adapters are written.
         """
         shared = {
-            name: {key: value[key] for key in ("round", "after")} if _is_test(name, value) else value
+            name: {key: value[key] for key in ("round", "after")} if is_test(name, value) else value
             for name, value in summary.items()
             if name not in ("per_client", "notes", "sites_without_adapters")
         }
@@ -287,11 +288,6 @@ class RemoteFleet:
                 yield site, None, f"it has answered with {message.kind!r} of round {message.round}"
             else:
                 yield site, message, ""
-
-
-def _is_test(name: str, value: Any) -> bool:
-    """Whether an entry of a summary has the statistics of a test over all clients."""
-    return name.startswith("test") and isinstance(value, dict)
 
 
 def _examples(site: str, answer: Message) -> Mapping[str, Mapping[str, int]]:

@@ -1,4 +1,4 @@
-"""The embedded engine: the server and every client in this process, one round after the other."""
+"""A simulation: the server and every client in this process, one round after the other."""
 
 from __future__ import annotations
 
@@ -86,9 +86,7 @@ def _go_on(federation: Federation, folder: RunFolder) -> Progress | None:
     if progress is None:
         return None
     check_unchanged(federation, folder, progress)
-    folder.roll_back(progress)
-    progress.interruptions += 1
-    folder.commit(progress)
+    folder.go_on(progress)
     return progress
 
 

@@ -18,7 +18,7 @@ from fedsa.store import Progress, RunFolder
 from fedsa.system.process import peak_rss_bytes
 from fedsa.types import Moment, Results, State
 
-__all__ = ["Test", "Tests", "measure", "summary_of"]
+__all__ = ["Test", "Tests", "is_test", "measure", "numbers_of", "summary_of"]
 
 
 class Test(NamedTuple):
@@ -89,6 +89,16 @@ def measure(
     )
 
 
+def is_test(name: str, value: Any) -> bool:
+    """Whether an entry of a summary has the statistics of a test over clients."""
+    return name.startswith("test") and isinstance(value, dict)
+
+
+def numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of ``clients.json`` without the folder of the client's state."""
+    return {name: value for name, value in entry.items() if name != "folder"}
+
+
 def _scores(tests: Tests, metric: str) -> dict[str, Any]:
     """Return the statistics of each test over clients, by its name in the summary."""
     return {
@@ -107,7 +117,7 @@ def _per_client(tests: Tests, metric: str, about: Mapping[str, Mapping[str, Any]
     """
     return {
         client: {
-            **{name: value for name, value in about[client].items() if name != "folder"},
+            **numbers_of(about[client]),
             "before": tests.before[client][metric],
             **{name: test.results[client] for name, test in tests.by_name.items()},
         }
@@ -127,7 +137,7 @@ def summary_of(
     seconds: float,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What ``summary.json`` holds of a run, whichever engine drove it.
+    """What ``summary.json`` holds of a run: a simulation, or one over sites.
 
     Args:
         recipe: the run's.
@@ -138,7 +148,7 @@ def summary_of(
         settings: of the rounds.
         tests: the clients' results.
         seconds: that the tests took.
-        more: what the engine itself has to say.
+        more: further entries, which only one kind of run has.
     """
     metric = settings.metric
     clients = _per_client(tests, metric, folder.read_json("clients.json"))

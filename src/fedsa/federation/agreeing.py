@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from peft import PeftConfig
-
 from fedsa.agreement import AdapterSpec, Agreement, TensorSpec, hash_of_state
-from fedsa.errors import DisagreementError, ModelError
-from fedsa.models import AdaptedModel, quiet, with_sorted_names
+from fedsa.errors import DisagreementError
+from fedsa.models import AdaptedModel, with_sorted_names
 from fedsa.recipe import Recipe, agreed_settings
 from fedsa.tasks.base import Task
 from fedsa.types import State
 
-__all__ = ["adapter_config", "agreement_of", "peft_config_in", "refuse_differences", "spec_of"]
+__all__ = ["adapter_config", "agreement_of", "refuse_differences", "spec_of"]
 
 
 def agreement_of(
@@ -79,23 +76,6 @@ def adapter_config(model: AdaptedModel) -> dict[str, Any]:
     with TemporaryDirectory() as place:
         model.config.save_pretrained(place)
         return with_sorted_names(json.loads((Path(place) / "adapter_config.json").read_text(encoding="utf-8")))
-
-
-def peft_config_in(agreement: Agreement) -> PeftConfig:
-    """PEFT's config of the agreed adapter, ready to be trained.
-
-    Raises:
-        ModelError: PEFT cannot make one of it.
-    """
-    try:
-        with quiet():
-            # PEFT adds to the lists of its configs.
-            made: Any = PeftConfig  # its own function is not annotated
-            config: PeftConfig = made.from_peft_type(**copy.deepcopy(agreement.adapter.config))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"the agreement's adapter.config is none of this version of PEFT: {error}") from None
-    config.inference_mode = False
-    return config
 
 
 _MENDS = {

@@ -13,13 +13,13 @@ from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.client import ClientStates, Learner, Mixing, Site
 from fedsa.data.rows import ClientTable, DealtRows, deal_rows, deal_tables
 from fedsa.errors import ConfigError, DataError, Mistake
-from fedsa.federation.agreeing import agreement_of, peft_config_in, refuse_differences
+from fedsa.federation.agreeing import agreement_of, refuse_differences
 from fedsa.federation.base_models import fresh_base, load_named_base, load_processor, refuse_adapted
 from fedsa.federation.building import build, build_by_name
 from fedsa.federation.checks import check_early
 from fedsa.federation.objects import fitted_base, numbered, recipe_of_objects
 from fedsa.federation.resolving import for_newcomer, with_measured
-from fedsa.models import AdaptedModel, with_drawn_layers
+from fedsa.models import AdaptedModel, read_peft_config, with_drawn_layers
 from fedsa.recipe import ModelSettings, Recipe, TaskSettings, refuse_objects
 from fedsa.server import Server, server_of
 from fedsa.steps import make_chain
@@ -38,7 +38,7 @@ Progress = Callable[[str], None]
 @final
 @dataclass(frozen=True)
 class Federation:
-    """Everything a run needs, in memory. Engines drive it; nothing in it changes but the model's adapter tensors.
+    """Everything a run needs, in memory. Nothing in it changes, except the tensors of the model's adapter.
 
     Attributes:
         recipe: resolved: no ``auto`` left in it, paths absolute, a hub model's commit named.
@@ -218,7 +218,7 @@ class Federation:
             )
         check_early(recipe)
         rows = rows or deal_rows(recipe, label_names=agreement.labels, on_progress=tell)
-        config = peft_config_in(agreement)
+        config = read_peft_config(agreement.adapter.config)
         made = build_by_name(cls, recipe, rows, tell, config=config, ranks=agreement.ranks)
         refuse_differences(agreement, made.agreement)
         return made

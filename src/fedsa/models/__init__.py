@@ -4,7 +4,7 @@ from fedsa.models.adapted import AdaptedModel
 from fedsa.models.base import HEADS, layers_outside_the_base, load_base
 from fedsa.models.class_order import names_of, turn_head
 from fedsa.models.computing import checkpoint_activations, compile_blocks
-from fedsa.models.configs import peft_config_of, variant_of, with_drawn_layers, with_sorted_names
+from fedsa.models.configs import peft_config_of, read_peft_config, variant_of, with_drawn_layers, with_sorted_names
 from fedsa.models.early import check_layer_names, check_model_extras
 from fedsa.models.fingerprints import adapted_fingerprint, plain_fingerprint
 from fedsa.models.images import image_side, image_tokens, load_image_processor, with_image_size
@@ -45,6 +45,7 @@ __all__ = [
     "position_limit",
     "quantized_layers",
     "quiet",
+    "read_peft_config",
     "representations",
     "require_weighable",
     "resolve_compute",

@@ -14,11 +14,13 @@ from torch import nn
 from fedsa.errors import ModelError, near
 from fedsa.models.base import HEADS
 from fedsa.models.from_weights import STARTS
+from fedsa.models.loading import quiet
 from fedsa.recipe import AdapterSettings
 
 __all__ = [
     "check_names",
     "peft_config_of",
+    "read_peft_config",
     "scaled",
     "variant_of",
     "with_drawn_layers",
@@ -46,6 +48,22 @@ def with_sorted_names(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: sorted(value) if name in lists and isinstance(value, list) else value for name, value in config.items()
     }
+
+
+def read_peft_config(table: Mapping[str, Any]) -> PeftConfig:
+    """The PEFT config that a table in PEFT's own form describes, ready to be trained.
+
+    Raises:
+        ModelError: PEFT cannot make one of it.
+    """
+    try:
+        with quiet():
+            made: Any = PeftConfig  # its own function is not annotated
+            config: PeftConfig = made.from_peft_type(**copy.deepcopy(table))  # PEFT adds to the lists of its configs
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the agreement's adapter.config is none of this version of PEFT: {error}") from None
+    config.inference_mode = False
+    return config
 
 
 def peft_config_of(settings: AdapterSettings, *, task_type: str | None, seed: int) -> PeftConfig:

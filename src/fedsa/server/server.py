@@ -1,4 +1,4 @@
-"""The server's part of a round, as a state machine without I/O; an engine carries payloads and updates."""
+"""The server's part of a round, as a state machine without I/O: it gives payloads, and takes updates."""
 
 from __future__ import annotations
 

@@ -50,9 +50,7 @@ class RunFolder(SmallFiles):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.keeps_all_rounds = False
-        self._folder = LockedFolder(path)
-        self._metrics = MetricsFile(path)
-        self._writes = WriteBehind()
+        self._folder, self._metrics, self._writes = LockedFolder(path), MetricsFile(path), WriteBehind()
         self._new: NewFolder | None = None  # where `create` made the folder
         self._set_up("", {})
 
@@ -133,10 +131,6 @@ class RunFolder(SmallFiles):
         self._writes.close()
         self._folder.release()
 
-    def is_there(self) -> bool:
-        """Say whether the folder that was opened for writing is where it was: not moved, deleted or replaced."""
-        return self._folder.is_there()
-
     def read_metrics(self) -> str:
         """Return ``metrics.jsonl``, as far as the last commit.
 
@@ -214,6 +208,12 @@ class RunFolder(SmallFiles):
         self._prune(progress)
         self._writes.settle()
 
+    def go_on(self, progress: Progress) -> None:
+        """Remove what an interruption left behind, and count the interruption."""
+        self.roll_back(progress)
+        progress.interruptions += 1
+        self.commit(progress)
+
     def _set_up(self, run: str, folders: Mapping[str, str]) -> None:
         """Take the run's id, and its clients with the names of their folders."""
         self.run = run
@@ -279,7 +279,7 @@ class RunFolder(SmallFiles):
         try:
             yield
         except Exception:
-            if self._new is not None and self.is_there():
+            if self._new is not None and self._folder.is_there():
                 self._new.discard(self.close)
             raise
 
