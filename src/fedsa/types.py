@@ -84,6 +84,31 @@ class Factor(StrEnum):
         """The side of the weight update that this factor is on."""
         return _SIDES[self]
 
+    def shape(self, *, out: int, width: int, rank: int) -> tuple[int, ...]:
+        """The shape of this factor in a layer with weights of shape (out, width), without axes of length 1.
+
+        >>> Factor.B.shape(out=4, width=3, rank=2), Factor.MAGNITUDE.shape(out=4, width=3, rank=2)
+        ((4, 2), (4,))
+        """
+        sizes = {"out": out, "in": width, "rank": rank}
+        return tuple(sizes[name] for name in _SHAPES[self])
+
+
+_SHAPES = {
+    Factor.A: ("rank", "in"),
+    Factor.LAMBDA_D: ("rank",),
+    Factor.HADAMARD_A1: ("rank", "in"),
+    Factor.HADAMARD_A2: ("rank", "in"),
+    Factor.B: ("out", "rank"),
+    Factor.MAGNITUDE: ("out",),
+    Factor.LAMBDA_B: ("out",),
+    Factor.HADAMARD_B1: ("out", "rank"),
+    Factor.HADAMARD_B2: ("out", "rank"),
+    Factor.SCALE: ("out",),
+    Factor.MIDDLE: ("rank", "rank"),
+    Factor.DELTA: ("out", "in"),
+}
+"""Each factor's sizes, but for those that do not follow from the layer alone (a gate, a head)."""
 
 _SIDES = {
     Factor.A: Side.A,

@@ -10,13 +10,10 @@ from itertools import pairwise
 from typing import Any, TypeAlias, TypeGuard, final
 
 import torch
-from peft.tuners.ia3.layer import Linear as Ia3Linear
-from peft.tuners.loha.layer import Linear as LohaLinear
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.tuners.vera.layer import Linear as VeraLinear
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
@@ -24,17 +21,7 @@ from fedsa.adapters.algebra import fits, padded
 from fedsa.errors import ModelError
 from fedsa.models.deltas import StackedDeltas
 from fedsa.models.dropout import Streams
-from fedsa.models.loha import SteadyLoha
-from fedsa.models.stacked_layers import (
-    StackedAdapter,
-    StackedDora,
-    StackedIa3,
-    StackedLoha,
-    StackedLora,
-    StackedLoraXs,
-    StackedVera,
-    StackedWhole,
-)
+from fedsa.models.stacked_layers import KINDS, StackedAdapter, StackedWhole
 from fedsa.models.steady import steady_layers
 from fedsa.types import Factor, Key
 
@@ -177,7 +164,7 @@ def obstacles(model: nn.Module) -> list[str]:
         if _is_quantized(module):
             if module.lora_variant:
                 found.add(f"{path}: a LoRA variant on a quantised layer")
-        elif type(module) not in (LoraLinear, VeraLinear, LohaLinear, SteadyLoha, Ia3Linear):
+        elif not any(type(module) in kind.layers for kind in KINDS):
             found.add(f"{path}: a {type(module).__module__.rpartition('.')[0]} {type(module).__name__} layer")
         elif isinstance(module, LoraLinear) and (_other_variant(module) or any(module.lora_bias.values())):
             found.add(f"{path}: a LoRA variant")
@@ -209,24 +196,15 @@ def _stacked(module: nn.Module, path: str, streams: Streams, values: Values) -> 
     adapters = list(dict.fromkeys(key.adapter for key in own))
     if len(adapters) > 1:
         return _chained(module, path, streams, own, adapters)
-    by_factor = {key.factor: value for key, value in own.items()}
     adapter = adapters[0]
-    if isinstance(module, LoraLinear) and Factor.MAGNITUDE in by_factor:
-        own_factors = (by_factor[factor] for factor in (Factor.A, Factor.B, Factor.MAGNITUDE))
-        return StackedDora(streams, module, adapter, *own_factors)
-    if isinstance(module, LohaLinear):
-        return StackedLoha(streams, module, adapter, by_factor)
-    if isinstance(module, Ia3Linear):
-        return StackedIa3(streams, module, by_factor[Factor.SCALE])
-    if isinstance(module, LoraLinear) and Factor.MIDDLE in by_factor:
-        return StackedLoraXs(streams, module, adapter, by_factor[Factor.MIDDLE])
-    if isinstance(module, LoraLinear) or _is_quantized(module):
-        return StackedLora(streams, module, adapter, by_factor[Factor.A], by_factor[Factor.B])
-    if isinstance(module, VeraLinear):
-        return StackedVera(streams, module, adapter, by_factor[Factor.LAMBDA_D], by_factor[Factor.LAMBDA_B])
     if isinstance(module, ModulesToSaveWrapper):
         named = {key.module.removeprefix(f"{path}."): value for key, value in own.items()}
         return _whole(module.modules_to_save[adapter], named, streams)
+    by_factor = {key.factor: value for key, value in own.items()}
+    layer = LoraLinear if _is_quantized(module) else type(module)
+    for kind in KINDS:
+        if layer in kind.layers and kind.factors == by_factor.keys() - {Factor.GATE, Factor.DELTA}:
+            return kind.stacked(streams, module, adapter, by_factor)
     raise NotImplementedError(f"{path}: {type(module).__name__} cannot be stacked")
 
 

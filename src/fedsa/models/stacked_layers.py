@@ -8,8 +8,8 @@ of two small ones for each client.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +23,14 @@ from torch.func import functional_call
 
 from fedsa.models.dropout import Streams
 from fedsa.models.layout import Place
+from fedsa.models.loha import SteadyLoha
 from fedsa.models.lora_xs import frozen_directions
 from fedsa.types import Factor
 
-__all__ = [
-    "StackedAdapter",
-    "StackedDora",
-    "StackedIa3",
-    "StackedLayer",
-    "StackedLoha",
-    "StackedLora",
-    "StackedLoraXs",
-    "StackedVera",
-    "StackedWhole",
-]
+__all__ = ["KINDS", "Factors", "StackedAdapter", "StackedKind", "StackedLayer", "StackedWhole"]
+
+Factors: TypeAlias = Mapping[Factor, Tensor]
+"""The tensors of one layer, each of all clients: shape (clients, *shape of the factor)."""
 
 
 class StackedLayer(nn.Module):
@@ -82,9 +76,9 @@ class StackedAdapter(StackedLayer):
 class StackedLora(StackedAdapter):
     """LoRA and rsLoRA: s·B·A of each position's own client."""
 
-    def __init__(self, streams: Streams, layer: LoraLayer, adapter: str, a: Tensor, b: Tensor) -> None:
+    def __init__(self, streams: Streams, layer: LoraLayer, adapter: str, values: Factors) -> None:
         super().__init__(streams, layer.base_layer, layer.lora_dropout[adapter])
-        self._a, self._b, self._scaling = a, b, float(layer.scaling[adapter])
+        self._a, self._b, self._scaling = values[Factor.A], values[Factor.B], float(layer.scaling[adapter])
 
     def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
         """The result plus s·B·A of the values."""
@@ -99,9 +93,9 @@ class StackedLora(StackedAdapter):
 class StackedLoraXs(StackedAdapter):
     """LoRA-XS: s·B·R·A, with A and B frozen and the same for all."""
 
-    def __init__(self, streams: Streams, layer: LoraLinear, adapter: str, middle: Tensor) -> None:
+    def __init__(self, streams: Streams, layer: LoraLinear, adapter: str, values: Factors) -> None:
         super().__init__(streams, layer.base_layer, layer.lora_dropout[adapter])
-        self._middle, self._scaling = middle, float(layer.scaling[adapter])
+        self._middle, self._scaling = values[Factor.MIDDLE], float(layer.scaling[adapter])
         self._a, self._b = frozen_directions(layer, adapter)
 
     def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
@@ -117,9 +111,9 @@ class StackedLoraXs(StackedAdapter):
 class StackedVera(StackedAdapter):
     """VeRA: Λ_b·B·Λ_d·A, with A and B frozen and the same for all."""
 
-    def __init__(self, streams: Streams, layer: VeraLinear, adapter: str, d: Tensor, b: Tensor) -> None:
+    def __init__(self, streams: Streams, layer: VeraLinear, adapter: str, values: Factors) -> None:
         super().__init__(streams, layer.base_layer, layer.vera_dropout[adapter])
-        self._d, self._b = d, b
+        self._d, self._b = values[Factor.LAMBDA_D], values[Factor.LAMBDA_B]
         projections: Any = layer
         self._down, self._up = projections.vera_A[adapter], projections.vera_B[adapter]
         self._in, self._out = layer.in_features, layer.out_features
@@ -136,11 +130,9 @@ class StackedVera(StackedAdapter):
 class StackedDora(StackedAdapter):
     """DoRA: each row of W + s·B·A at the length that the client has learnt."""
 
-    def __init__(
-        self, streams: Streams, layer: LoraLinear, adapter: str, a: Tensor, b: Tensor, magnitude: Tensor
-    ) -> None:
+    def __init__(self, streams: Streams, layer: LoraLinear, adapter: str, values: Factors) -> None:
         super().__init__(streams, layer.base_layer, layer.lora_dropout[adapter])
-        self._a, self._b, self._magnitude = a, b, magnitude
+        self._a, self._b, self._magnitude = (values[factor] for factor in (Factor.A, Factor.B, Factor.MAGNITUDE))
         self._scaling, self._transposed = float(layer.scaling[adapter]), bool(layer.fan_in_fan_out)
 
     def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
@@ -189,10 +181,10 @@ class StackedLoha(StackedAdapter):
     client's positions go, and no client's matrix of the weight's shape is made.
     """
 
-    def __init__(self, streams: Streams, layer: LohaLinear, adapter: str, factors: Mapping[Factor, Tensor]) -> None:
+    def __init__(self, streams: Streams, layer: LohaLinear, adapter: str, values: Factors) -> None:
         super().__init__(streams, layer.base_layer, nn.Identity())
-        self._a = factors[Factor.HADAMARD_A1], factors[Factor.HADAMARD_A2]
-        self._b = factors[Factor.HADAMARD_B1], factors[Factor.HADAMARD_B2]
+        self._a = values[Factor.HADAMARD_A1], values[Factor.HADAMARD_A2]
+        self._b = values[Factor.HADAMARD_B1], values[Factor.HADAMARD_B2]
         self._scaling = float(layer.scaling[adapter])
 
     def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
@@ -208,10 +200,10 @@ class StackedLoha(StackedAdapter):
 class StackedIa3(StackedLayer):
     """IA³: each feature of the output, or of the input of a feed-forward layer, times the client's number for it."""
 
-    def __init__(self, streams: Streams, layer: Ia3Linear, scale: Tensor) -> None:
+    def __init__(self, streams: Streams, layer: Ia3Linear, adapter: str, values: Factors) -> None:
         super().__init__(streams)
         self.base_layer: nn.Module = layer.base_layer
-        self._scale, self._of_input = scale, layer.is_feedforward
+        self._scale, self._of_input = values[Factor.SCALE], layer.is_feedforward
 
     @property
     def weight(self) -> Any:
@@ -273,3 +265,32 @@ def _linear(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Ten
     product = filled @ weight.transpose(1, 2)
     outputs = product if bias is None else product + bias[:, None]
     return torch.cat([rows[: len(part)] for rows, part in zip(outputs, parts, strict=True)])
+
+
+class StackedKind(NamedTuple):
+    """A kind of adapted layers that can be stacked.
+
+    Attributes:
+        layers: PEFT's classes of such a layer, and none that are derived from them.
+        factors: its trained factors.
+        stacked: the class that takes the place of such a layer.
+    """
+
+    layers: tuple[type[nn.Module], ...]
+    factors: frozenset[Factor]
+    stacked: Callable[[Streams, Any, str, Factors], StackedLayer]
+
+
+KINDS = (
+    StackedKind((LoraLinear,), frozenset({Factor.A, Factor.B}), StackedLora),
+    StackedKind((LoraLinear,), frozenset({Factor.A, Factor.B, Factor.MAGNITUDE}), StackedDora),
+    StackedKind((LoraLinear,), frozenset({Factor.MIDDLE}), StackedLoraXs),
+    StackedKind((VeraLinear,), frozenset({Factor.LAMBDA_D, Factor.LAMBDA_B}), StackedVera),
+    StackedKind(
+        (LohaLinear, SteadyLoha),
+        frozenset({Factor.HADAMARD_A1, Factor.HADAMARD_A2, Factor.HADAMARD_B1, Factor.HADAMARD_B2}),
+        StackedLoha,
+    ),
+    StackedKind((Ia3Linear,), frozenset({Factor.SCALE}), StackedIa3),
+)
+"""Every kind; a new adapter variant with a layer of its own adds its class above, and a line here."""

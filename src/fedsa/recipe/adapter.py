@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -10,12 +11,36 @@ from fedsa.recipe.base import Agreed, Resolved, Settings
 
 __all__ = ["AdapterSettings"]
 
-_UNUSED: dict[str, dict[str, str]] = {
-    "vera": {"lora_alpha": "scale"},
-    "loha": {"dropout": "dropout"},
-    "ia3": {"r": "rank", "lora_alpha": "scale", "dropout": "dropout"},
+
+class _Rules(NamedTuple):
+    """What the settings of a variant may be.
+
+    Attributes:
+        default_rank: the rank where the recipe gives none; 0: the variant has no rank.
+        unused: the settings that the variant does not have, and what each of them sets.
+        mixed_ranks: clients may have ranks of their own.
+        has_sides: its update has an A side and a B side.
+        quantized: it can be put on layers of 4 or 8 bits.
+    """
+
+    default_rank: int = 8
+    unused: Mapping[str, str] = {}
+    mixed_ranks: bool = True
+    has_sides: bool = True
+    quantized: bool = False
+
+
+_RULES: dict[str, _Rules] = {
+    "lora": _Rules(quantized=True),
+    "rslora": _Rules(quantized=True),
+    "vera": _Rules(default_rank=256, unused={"lora_alpha": "scale"}),
+    "dora": _Rules(quantized=True),
+    "pissa": _Rules(mixed_ranks=False),
+    "olora": _Rules(mixed_ranks=False),
+    "loha": _Rules(unused={"dropout": "dropout"}),
+    "ia3": _Rules(default_rank=0, unused={"r": "rank", "lora_alpha": "scale", "dropout": "dropout"}, has_sides=False),
+    "lora_xs": _Rules(has_sides=False),
 }
-"""Settings that an adapter variant does not have, and what each of them sets."""
 
 
 class AdapterSettings(Settings):
@@ -54,7 +79,7 @@ class AdapterSettings(Settings):
     @model_validator(mode="after")
     def _is_used(self) -> AdapterSettings:
         problems = []
-        for name, reason in _UNUSED.get(self.variant, {}).items():
+        for name, reason in self._rules.unused.items():
             default = type(self).model_fields[name].default  # written out in a resolved recipe
             if getattr(self, name) not in (default, 0):
                 problems.append(f"{name} does not go with variant = {self.variant!r}, which has no {reason}: remove it")
@@ -75,7 +100,7 @@ class AdapterSettings(Settings):
         ranks = list(self.ranks.values()) if isinstance(self.ranks, dict) else self.ranks
         if ranks is None:
             return self
-        if self.variant in ("pissa", "olora"):
+        if not self._rules.mixed_ranks:
             raise ValueError(
                 f"ranks does not go with variant = {self.variant!r}: the frozen weights have lost the directions of "
                 "the full rank: remove it"
@@ -87,4 +112,18 @@ class AdapterSettings(Settings):
     @property
     def rank(self) -> int:
         """The rank after the variant's default; 0: the variant has none."""
-        return self.r or {"vera": 256, "ia3": 0}.get(self.variant, 8)
+        return self.r or self._rules.default_rank
+
+    @property
+    def has_sides(self) -> bool:
+        """Whether the variant's update has an A side and a B side."""
+        return self._rules.has_sides
+
+    @property
+    def can_be_quantized(self) -> bool:
+        """Whether the variant can be put on layers of 4 or 8 bits."""
+        return self._rules.quantized
+
+    @property
+    def _rules(self) -> _Rules:
+        return _RULES[self.variant]

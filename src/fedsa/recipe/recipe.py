@@ -115,7 +115,7 @@ def contradictions(recipe: Recipe) -> list[Mistake]:
     """The mistakes that come from two sections together."""
     variant = recipe.adapter.variant
     mistakes = []
-    if variant in ("ia3", "lora_xs") and recipe.training.b_learning_rate_ratio != 1:
+    if not recipe.adapter.has_sides and recipe.training.b_learning_rate_ratio != 1:
         mistakes.append(
             Mistake(
                 "training.b_learning_rate_ratio",
@@ -129,7 +129,7 @@ def contradictions(recipe: Recipe) -> list[Mistake]:
                 "does not go with personal_state = 'reconstruct', which fits heads again in every round: set it to 0",
             )
         )
-    if recipe.model.quantization and variant not in ("lora", "rslora", "dora"):
+    if recipe.model.quantization and not recipe.adapter.can_be_quantized:
         mistakes.append(
             Mistake(
                 "model.quantization",

@@ -53,9 +53,6 @@ LAYERS = {"layer.0": (4, 3), "layer.1": (3, 5)}
 
 HEAD = (2, 4)
 
-_VECTORS = {"lambda_d": "rank", "lambda_b": "out", "magnitude": "out", "scale": "out"}
-"""Factors that are vectors, and as long as what."""
-
 
 @dataclass(frozen=True)
 class Case:
@@ -103,7 +100,8 @@ def initial_tensors(case: Case) -> dict[Key, Tensor]:
     factors = [factor for factor in VARIANTS[case.variant].factors if factor is not Factor.HEAD]
     tensors: dict[Key, Tensor] = {}
     for module, adapter, factor in itertools.product(LAYERS, case.algorithm.adapters, factors):
-        drawn = torch.randn(_shape(module, factor), generator=generator)
+        out, width = LAYERS[module]
+        drawn = torch.randn(factor.shape(out=out, width=width, rank=RANK), generator=generator)
         tensors[Key(module, factor, adapter)] = drawn * (not (case.mixed_ranks and factor is Factor.B))
     for module, (_, width) in LAYERS.items() if case.algorithm.gated else ():
         tensors[Key(module, Factor.GATE)] = torch.randn(len(case.algorithm.adapters), width, generator=generator)
@@ -111,15 +109,6 @@ def initial_tensors(case: Case) -> dict[Key, Tensor]:
         tensors[Key(module, Factor.DELTA)] = torch.zeros(shape)
     tensors[Key("classifier.weight", Factor.HEAD)] = torch.randn(HEAD, generator=generator)
     return tensors
-
-
-def _shape(module: str, factor: Factor) -> tuple[int, ...]:
-    out, width = LAYERS[module]
-    if factor is Factor.MIDDLE:
-        return RANK, RANK
-    if factor.value in _VECTORS:
-        return ({"rank": RANK, "out": out}[_VECTORS[factor.value]],)
-    return {Side.A: (RANK, width), Side.B: (out, RANK)}.get(factor.side, (out,))
 
 
 def layer_effects(case: Case, tensors: State, scaling: Mapping[str, float]) -> dict[str, Tensor]:
