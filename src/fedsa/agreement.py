@@ -1,4 +1,4 @@
-"""What a server and its sites must hold alike, as one value that can be written down, compared and hashed.
+"""What a server and its sites must have in common, as one value that can be written down, compared and hashed.
 
 A machine's own choices are not in it: where model and rows lie, the device, the precision, the attention kernel, how
 many clients go through the model in one pass. It has shapes and hashes, but no tensor's values and nothing of any row.
@@ -54,9 +54,9 @@ class AdapterSpec(_Part):
 
     Attributes:
         tensors: every tensor of the adapter and the head, of the full rank, by ``str(key)``; in the model's order.
-        scaling: the module's s in ΔW = s·B·A, of each module that has one; with the method's own scale in it.
-        config: PEFT's config as JSON, but for where the base lies and which PEFT wrote it.
-        base: hash of the base model's weights as they are loaded; empty: they are of 4 or 8 bits, and are not compared.
+        scaling: s in ΔW = s·B·A of each module that has one; the method's own scale is part of it.
+        config: PEFT's config as JSON, without the base's place and PEFT's version.
+        base: hash of the base model's weights as they are loaded; empty: they have 4 or 8 bits, and are not compared.
         initial: hash of the tensors that every client starts from.
     """
 
@@ -85,7 +85,7 @@ class AdapterSpec(_Part):
 
 @final
 class Agreement(_Part):
-    """What server and sites must hold alike.
+    """What server and sites must have in common.
 
     Attributes:
         settings: the agreed settings of the resolved recipe, defaults written out.
@@ -106,7 +106,7 @@ class Agreement(_Part):
         """The agreed settings as a recipe; a machine's own settings have their defaults, and paths lead nowhere.
 
         Raises:
-            ConfigError: the settings are none of a recipe.
+            ConfigError: they are not the settings of a recipe.
         """
         return parse_recipe(over(_NOWHERE, self.settings), source="the agreement", checks=CHECKS)
 
@@ -154,7 +154,7 @@ class Agreement(_Part):
             initial: the tensors that every client starts from; None: shapes are enough for the method.
 
         Raises:
-            UserError: they are needed and not given, or not those that were agreed upon.
+            UserError: the initial tensors are needed and not given, or are not those that were agreed upon.
         """
         if initial is None and self.needs_initial_values:
             raise UserError(
@@ -166,7 +166,7 @@ class Agreement(_Part):
         return self.algorithm.init({**self.adapter.empty(), **(initial or {})}, self.adapter.scaling)
 
     def differences(self, other: Agreement) -> tuple[str, ...]:
-        """What is not the same in another agreement: settings by their dotted keys, then the other parts."""
+        """The names of what differs in another agreement: settings by their dotted keys, then the other parts."""
         one, two = (_flat(each.settings) for each in (self, other))
         settings = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
         parts = [name for name in ("labels", "metric", "ranks") if getattr(self, name) != getattr(other, name)]
@@ -179,7 +179,7 @@ class Agreement(_Part):
         return (*settings, *parts, *(f"adapter.{name}" for name in named))
 
     def settings_changed_in(self, recipe: Recipe) -> tuple[str, ...]:
-        """The agreed settings that a recipe has otherwise, by their dotted keys; not those that a run chooses."""
+        """The dotted keys of agreed settings that differ in a recipe. Settings that a run chooses are left out."""
         agreed, given = _flat(self.settings), _flat(recipe.of_scope(Scope.AGREED))
         chosen = {name for name, field, _ in recipe.entries() if is_resolved(field)}
         names = sorted((agreed.keys() | given.keys()) - chosen)
@@ -207,11 +207,11 @@ class Agreement(_Part):
         """The agreement that a text holds.
 
         Args:
-            text: what `text` gave.
-            source: where it is from, for messages.
+            text: as `text` gives it.
+            source: the name of its place, for messages.
 
         Raises:
-            UserError: it is none, or of another version of fedsa; with every mistake.
+            UserError: the text is no agreement, or one of another version of fedsa. Every mistake is named.
         """
         try:
             data = parsed_json(text)
@@ -232,7 +232,7 @@ class Agreement(_Part):
         """The agreement that a file holds.
 
         Raises:
-            UserError: it cannot be read, or is none.
+            UserError: the file cannot be read, or holds no agreement.
         """
         try:
             return cls.parse(Path(path).read_text(encoding="utf-8"), str(path))
@@ -247,7 +247,7 @@ _NOWHERE = {"model": {"path": OBJECTS}, "data": {"path": OBJECTS, "partition": {
 
 
 def hash_of_state(state: State) -> str:
-    """A hash of tensors, with their names, shapes and types; without those that are zero for all at the start."""
+    """A hash of tensors, with their names, shapes and types. What the server adds to the base is left out."""
     return digest_of("", {str(key): tensor for key, tensor in state.items() if key.factor.side is not Side.BASE})
 
 

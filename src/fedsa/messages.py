@@ -1,4 +1,4 @@
-"""What travels between a server and its sites, as bytes: tensors in the safetensors format, and one entry of JSON.
+"""Messages between a server and its sites, as bytes: tensors in the safetensors format, and one entry of JSON.
 
 A message says what it is (`kind`), which run and round it belongs to, and carries the states of some clients. Clients
 that are sent the same tensors share one copy. Nothing here can carry code. What comes from the other side is not
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["MOST_BYTES", "Kind", "Message", "decode", "digest_of", "encode"]
 
 Kind: TypeAlias = Literal["setup", "ready", "step", "update", "refuse", "finish"]
-"""setup and ready: before the first round; step: train or measure; update: the answer to it; refuse: the answer to
-what cannot be done; finish: the run is over."""
+"""setup and ready: before the first round; step: train or measure; update: the answer to a step; refuse: the answer to
+a message that cannot be answered; finish: the run is over."""
 
 MOST_BYTES = 2**31
 """A longer message is refused before it is read."""
@@ -44,10 +44,10 @@ class Message:
     """One message.
 
     Attributes:
-        kind: what it is.
+        kind: see `Kind`.
         run: the run's id.
         round: the round it belongs to.
-        about: what else it says, as JSON has it.
+        about: further values, of the types that JSON has.
         states: client id to tensors.
     """
 
@@ -59,7 +59,7 @@ class Message:
 
 
 def encode(message: Message) -> bytes:
-    """Return a message as bytes; equal messages give equal bytes."""
+    """A message as bytes; equal messages give equal bytes."""
     groups: list[State] = []
     places: dict[str, int] = {}
     for client, state in sorted(message.states.items()):
@@ -86,15 +86,15 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes, *, run: str | None = None, most_bytes: int = MOST_BYTES) -> Message:
-    """Return the message that bytes hold, each state's tensors in the order of their names.
+    """The message that bytes hold; each state's tensors are in the order of their names.
 
     Args:
-        data: what came.
-        run: the run that it must belong to; None: any.
-        most_bytes: a longer one is refused.
+        data: the bytes.
+        run: the run that the message must belong to; None: any.
+        most_bytes: a longer message is refused.
 
     Raises:
-        ProtocolError: it is too long, damaged, of another version or another run; nothing of it was used.
+        ProtocolError: the message is too long, damaged, of another version or of another run. Nothing of it was used.
     """
     if len(data) > most_bytes:
         raise ProtocolError(f"a message of {counted(len(data), 'byte')}: more than {most_bytes:,} are not taken")
@@ -116,7 +116,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def _checked(entry: Any, tensors: Mapping[str, Tensor], run: str | None) -> Message:
-    """Return the message of a decoded entry and its tensors, once all of it is as it must be."""
+    """The message of a decoded entry and its tensors, after all of it was checked."""
     fields = {"version": int, "kind": str, "run": str, "round": int, "about": dict, "groups": dict}
     if not isinstance(entry, dict) or any(type(entry.get(name)) is not kind for name, kind in fields.items()):
         raise ProtocolError("a message that lacks an entry, or has one of the wrong type")

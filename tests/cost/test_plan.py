@@ -375,7 +375,7 @@ def test_clients_and_classes_are_counted_where_the_rows_are_here(
     (sites / "7.csv").write_text("text,label\n")
     broken = plan_run(tiny_recipe(f"data={{path='{sites}', partition={{kind='files'}}}}"))
     assert broken["clients"] is None
-    assert any(note.startswith("the rows cannot be shared out: ") and "7.csv" in note for note in broken["notes"])
+    assert any(note.startswith("the rows cannot be dealt to clients: ") and "7.csv" in note for note in broken["notes"])
 
 
 def test_ranks_of_clients_that_are_here_are_their_own(

@@ -1,4 +1,4 @@
-"""A site's answers to messages: bytes in, bytes out, whatever carries them."""
+"""A site's answers to messages: bytes in, bytes out. What carries the bytes does not matter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Answers", "log", "refusal"]
 class Answers:
     """Answers the messages of one run for a site. A message that comes again is answered with the same bytes.
 
-    What is refused is not kept: the next try may go better.
+    Refusals are not kept: the next try may succeed.
 
     Args:
         site: trains and measures its clients.
@@ -49,7 +49,7 @@ class Answers:
         self._on_finish = on_finish
 
     def handle(self, data: bytes) -> bytes:
-        """Return the answer to a message; to one that cannot be answered, a refusal that says why."""
+        """The answer to a message; where it cannot be answered, a refusal that says why."""
         round = 0
         try:
             message = decode(data, run=self._run)
@@ -106,10 +106,10 @@ class Answers:
         raise ProtocolError("a step that says neither train nor evaluate")
 
     def _check_tensors(self, message: Message) -> None:
-        """Refuse tensors that a client does not receive, such as its B: they would take the place of its own.
+        """Refuse tensors that a client does not receive, such as its B: they would replace its own.
 
         Raises:
-            ProtocolError: the round is none of the run, or which tensor is sent though it stays here.
+            ProtocolError: the run has no such round, or the server sends a tensor that stays here.
         """
         site = self._site
         if not 1 <= message.round <= site.rounds + 1:
@@ -198,7 +198,7 @@ def log(text: str) -> None:
 
 
 def refusal(sent: Callable[[], SentAnswers], run: str, round: int, why: str) -> bytes:
-    """A refusal that is in the list of what has left; where that cannot be written, it says just so.
+    """A refusal, which is also written to the list of what has left. If the list cannot be written, it says only that.
 
     Args:
         sent: opens the list.
@@ -216,7 +216,7 @@ def refusal(sent: Callable[[], SentAnswers], run: str, round: int, why: str) -> 
 
 
 def _kept_rounds(message: Message, last: int) -> set[int]:
-    """Return the rounds that the server may still come back to: the last one that it finished, and the chosen one.
+    """The rounds that the server may still come back to: the last one that it finished, and the chosen one.
 
     Raises:
         ProtocolError: the message does not say them.
@@ -247,7 +247,7 @@ def _versions(message: Message, name: str, what: str) -> Mapping[str, int]:
 
 
 def _payloads(message: Message) -> Payloads:
-    """Return the payloads of a step.
+    """The payloads of a step.
 
     Raises:
         ProtocolError: it does not say the version of each client's tensors.

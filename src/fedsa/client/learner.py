@@ -1,4 +1,4 @@
-"""A model, a task and encoded rows: what trains and measures clients, whoever asks."""
+"""A learner: a model, a task and encoded rows, which train and measure clients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Learner"]
 @final
 @dataclass(frozen=True)
 class Learner:
-    """Trains and measures. It knows no round and keeps nothing between two calls.
+    """Trains and measures clients. It knows no round, and keeps nothing between two calls.
 
     Attributes:
         model: the base with its adapter; clients use it in turn, or many of them in one pass.
@@ -183,7 +183,7 @@ class Learner:
             ) from error
 
     def _items(self, jobs: Sequence[Job]) -> list[Job]:
-        """Return the jobs with the items that the task makes of their rows."""
+        """The jobs, with the items that the task makes of their rows."""
         return [replace(job, rows=self.task.training_items(self.encoded, job.rows)) for job in jobs]
 
 

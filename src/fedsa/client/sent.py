@@ -33,7 +33,7 @@ class SentAnswers:
     """A site's answers, in a folder of its own.
 
     Args:
-        folder: made where it is not there yet.
+        folder: made if it does not exist.
         site: the site's name, for the list.
     """
 
@@ -47,7 +47,7 @@ class SentAnswers:
         _drop_cut_line(folder / SENT_LIST)
 
     def find(self, request: bytes) -> bytes | None:
-        """Return the answer that a message had before, noted as sent again; None: there is none, or it is damaged.
+        """The answer that a message had before, which is listed as sent again; None: there is none, or it is damaged.
 
         Raises:
             UserError: the list cannot be written.
@@ -142,7 +142,7 @@ def sent_messages(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _entry(message: Message) -> dict[str, Any]:
-    """Describe a message: what it says beside its tensors in full, of the tensors all but the values."""
+    """Describe a message: all that it says, except the values of its tensors."""
     tensors = []
     for client, state in message.states.items():
         for key, tensor in state.items():

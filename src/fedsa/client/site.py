@@ -31,11 +31,11 @@ class ClientStates(Protocol):
     """Where clients' states outlive a round: at the site. `ClientStateFiles` is one."""
 
     def load_client(self, client: str, round: int) -> ClientState | None:
-        """Return the state as it was after ``round``, or None if the client had not trained by then."""
+        """The state as it was after ``round``; None: the client had not trained by then."""
         ...
 
     def last_round(self, client: str) -> int:
-        """Return the last round that a client has trained in; 0: none."""
+        """The last round that a client has trained in; 0: none."""
         ...
 
     def save_client(self, client: str, round: int, state: ClientState) -> None:
@@ -43,11 +43,11 @@ class ClientStates(Protocol):
         ...
 
     def save_personal(self, client: str, round: int, tensors: State) -> None:
-        """Keep what a client was tested with after ``round``: of one that keeps no state, or at a site that exports."""
+        """Keep a client's tensors of its test after ``round``: if it keeps no state, or if its site exports."""
         ...
 
     def prune(self, rounds: Collection[int]) -> None:
-        """Let go of what none of these rounds needs."""
+        """Delete the states that none of these rounds needs."""
         ...
 
     def load_ahead(self, clients: Iterable[str], round: int) -> None:
@@ -55,7 +55,7 @@ class ClientStates(Protocol):
         ...
 
     def settle(self) -> None:
-        """Return when all that was kept is safe."""
+        """Wait until all that was kept is safe on the disk."""
         ...
 
 
@@ -108,7 +108,7 @@ class Site:
             give_back()
 
     def prepare(self, payload: Payload) -> Job:
-        """Return what a client trains in a round."""
+        """The training of a client in a round, from what the server sends to it."""
         client, round = payload.client, payload.round
         state = self.states.load_client(client, round - 1)
         plans = self._plans(round)

@@ -22,7 +22,7 @@ __all__ = ["initial_of_client", "own_tensors", "personal_tensors"]
 def initial_of_client(
     initial: State, algorithm: Algorithm, client: str, *, seed: int, own_a: bool = False, rank: int | None = None
 ) -> State:
-    """Return the tensors that a client starts the run with: the common initial ones, or with an A of its own.
+    """The tensors that a client starts the run with: the common initial ones, or with an A of its own.
 
     Its own A is drawn as PEFT draws LoRA's, from U(-1/√in, 1/√in), by the run's seed, the client and the layer. An A
     that is zero at the start (of an adapted embedding, whose B is not) stays zero.

@@ -22,19 +22,25 @@ def command(
         Path | None, typer.Option(help="Where to write the adapter; without it, it is only measured.")
     ] = None,
     start: Annotated[
-        str | None, typer.Option(help="Of what stays at clients: initial, mean or nearest; default: the recipe's.")
+        str | None,
+        typer.Option(
+            help="Where the tensors that stay at clients start: initial, mean or nearest; default: the recipe's."
+        ),
     ] = None,
     freeze_shared: Annotated[
         bool | None,
         typer.Option(
-            "--freeze-shared/--no-freeze-shared", help="Train only what stays at clients; default: the recipe's."
+            "--freeze-shared/--no-freeze-shared",
+            help="Train only the tensors that stay at clients; default: the recipe's.",
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: as the recipe says.")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the client's training rows, in place of steps.")
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Try all; take the best on validation.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Try every start, frozen or not; take the best on validation.")
+    ] = False,
     with_base: Annotated[bool, typer.Option("--with-base/--without-base", help="As for `fedsa export`.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
 ) -> None:

@@ -10,8 +10,10 @@ __all__ = ["command"]
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="Show this method in full; or package.module:Class.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print all that is known: a list, or one object.")] = False,
+    name: Annotated[
+        str | None, typer.Argument(help="Show one method in full: its name, or package.module:Class.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON: a list, or one object.")] = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print docs/algorithms.md: fedsa's own methods.")
     ] = False,

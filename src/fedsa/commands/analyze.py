@@ -20,9 +20,11 @@ def command(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     to: Annotated[Path | None, typer.Option(help="Where to write; default: RUN/analysis.")] = None,
     round: Annotated[
-        list[int] | None, typer.Option(help="A round, given as often as wanted; default: all kept.")
+        list[int] | None, typer.Option(help="A round; may be repeated; default: every round that is kept.")
     ] = None,
-    formats: Annotated[str, typer.Option(help="Of the pictures: pdf, svg, png, with commas.")] = "pdf,svg,png",
+    formats: Annotated[
+        str, typer.Option(help="Formats of the pictures, with commas between: pdf, svg, png.")
+    ] = "pdf,svg,png",
     json: Annotated[bool, typer.Option("--json", help="Print the means as JSON.")] = False,
 ) -> None:
     """Compare the clients' A's, B's and heads pair by pair: numbers and pictures, from the run folder alone."""

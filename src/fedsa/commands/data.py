@@ -1,4 +1,4 @@
-"""``fedsa data``: how a recipe's rows are shared out, before anything is trained."""
+"""``fedsa data``: which client gets which rows of a recipe, before anything is trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def command(
     save: Annotated[Path | None, typer.Option(help="Save the partition, for data.partition.kind = 'saved'.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print counts as JSON; notes go to standard error.")] = False,
 ) -> None:
-    """Show how a recipe's rows are shared out over clients and splits, and what the model would not see of them."""
+    """Show how a recipe's rows are dealt to clients and splits, and what the model would not see of them."""
     from rich.console import Console
 
     from fedsa.commands.shared.display import print_json, print_notes, print_table, status

@@ -18,7 +18,7 @@ def command(
         int | None, typer.Option(min=1, help="How many clients there are, where the data decides it.")
     ] = None,
     like: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="A finished run of the same kind: tell hours by what it took.")
+        Path | None, typer.Option(metavar="RUN", help="A finished run of the same kind, to estimate the hours from.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:

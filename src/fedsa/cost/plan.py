@@ -108,7 +108,7 @@ def _rows(recipe: Recipe, notes: list[str], tell: Progress) -> DealtRows | None:
     try:
         rows = deal_rows(recipe)
     except UserError as error:
-        notes.append(f"the rows cannot be shared out: {str(error).splitlines()[0]:.300}")
+        notes.append(f"the rows cannot be dealt to clients: {str(error).splitlines()[0]:.300}")
         return None
     notes.append(
         f"{counted(len(rows.partition.clients), 'client')} and the classes are counted in the rows, which are here; "

@@ -1,4 +1,4 @@
-"""What is looked at in rows before they are shared out: texts where texts belong, empty cells, labels of two kinds."""
+"""Checks of rows before they are dealt to clients: texts where texts belong, empty cells, labels of two kinds."""
 
 from __future__ import annotations
 

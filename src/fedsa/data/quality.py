@@ -1,4 +1,4 @@
-"""What a user should know of rows: labels that look alike, rows that stand there twice, tests that were trained on."""
+"""Notes for a user on rows: labels that look alike, rows that occur twice, test rows that are also trained on."""
 
 from __future__ import annotations
 

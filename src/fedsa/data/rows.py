@@ -1,4 +1,4 @@
-"""Rows with their classes, shared out over clients: from a recipe, or from tables that clients bring."""
+"""Rows with their classes, dealt to clients: from a recipe, or from tables that clients bring."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class DealtRows:
 def deal_rows(
     recipe: Recipe, *, label_names: Sequence[str] | None = None, on_progress: Callable[[str], None] | None = None
 ) -> DealtRows:
-    """Return a recipe's rows, shared out over its clients; needs no model.
+    """A recipe's rows, dealt to its clients; needs no model.
 
     Args:
         recipe: any.
@@ -268,7 +268,7 @@ def _classes(
     if task.label_column is None:
         return {split: np.zeros(len(table), dtype=np.int64) for split, table in tables.items()}, (NO_CLASS,)
     names: Sequence[str] | None = task.class_names
-    if not task.has_classes:  # values that only tell how rows are shared out: no split need have them all
+    if not task.has_classes:  # values that only tell how rows are dealt: no split need have them all
         return _numbered(tables, task.label_column, names, path)
     numbers: dict[str, IntArray] = {}
     for split, table in tables.items():

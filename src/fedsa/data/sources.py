@@ -39,10 +39,10 @@ _PARTS: dict[str, tuple[Callable[[Path], dict[str, datasets.Dataset]], tuple[str
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a federation, before they are shared out.
+    """The rows of a federation, before they are dealt to clients.
 
     Attributes:
-        table: the rows that are shared out over the clients.
+        table: the rows that are dealt to the clients.
         validation: a split of its own for validation, where the recipe names one.
         test: a split of its own for test, where the recipe names one.
         notes: whole sentences on how the rows were read that a user should know.

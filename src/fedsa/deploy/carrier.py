@@ -1,8 +1,8 @@
-"""The server's end of the carrying: requests go out to sites through an engine's job, and answers come back.
+"""The carrier, on the server's machine: it sends requests to sites through an engine's job, and takes the answers.
 
 The engine's server process is thin: it connects to a socket here, is sent requests, and sends back answers. Its job is
 a *generation*. When the job fails, its process dies, or a site has come that is not part of it, the next generation is
-started, and it is sent what is still outstanding. So a request may reach a site twice; equal requests have equal
+started, and gets the requests that have no answer yet. So a request may reach a site twice; equal requests have equal
 answers.
 """
 
@@ -38,7 +38,7 @@ _STALLED_SECONDS = 60.0  # in the middle of a frame: the job hangs
 
 
 class Engine(Protocol):
-    """What starts jobs. Each connects to the carrier's socket, and names its generation first."""
+    """Starts jobs. Each job connects to the carrier's socket, and first sends the number of its generation."""
 
     def connected(self) -> Mapping[str, str]:
         """Sites that are connected now, and for each a name of this connection: another one after it was lost.
@@ -52,7 +52,7 @@ class Engine(Protocol):
         """Start a job of some sites, and return when it is accepted.
 
         Raises:
-            FedsaError: it is not.
+            FedsaError: the job is not accepted.
         """
         ...
 
@@ -77,7 +77,7 @@ class _Request:
         site: who is asked.
         body: the bytes.
         answers: where its exchange waits.
-        due: the moment (of `time.monotonic`) from which on it is to be sent; None: it has been.
+        due: the moment (of `time.monotonic`) from which on it may be sent; None: it has been sent.
         failure: why the site could not answer when it was asked last.
     """
 
@@ -326,7 +326,7 @@ class Carrier:
                     raise ProtocolError(f"{', '.join(come)} has come: the next job has it")
 
     def _take(self, note: Mapping[str, object], body: bytes) -> None:
-        """Hand an answer to the exchange that waits for it; ask again, later, where a site could not answer."""
+        """Hand an answer to the exchange that waits for it. A site that could not answer is asked again later."""
         number = note.get("answer")
         with self._lock:
             request = self._requests.get(number) if isinstance(number, int) else None

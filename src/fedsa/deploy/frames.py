@@ -1,4 +1,4 @@
-"""How bytes are told apart on a socket between two processes of one machine: each frame has a note and a body.
+"""Frames: how messages are separated on a socket between two processes of one machine. A frame has a note and a body.
 
 A frame is three parts: the lengths of the other two (4 and 8 bytes, big-endian), the note as JSON, the body as it is.
 """
@@ -17,7 +17,7 @@ from fedsa.texts.words import counted
 __all__ = ["MOST_BYTES", "receive", "send"]
 
 MOST_BYTES = 2**31
-"""A frame with a longer body is refused before it is read: as long as a message may be."""
+"""A frame with a longer body is refused before it is read. The limit is that of a message."""
 
 _LENGTHS = struct.Struct(">IQ")
 _MOST_NOTE_BYTES = 2**16
@@ -29,7 +29,7 @@ def send(connection: socket.socket, note: Mapping[str, Any], body: bytes = b"") 
 
     Args:
         connection: to the other process.
-        note: what JSON has words for; short.
+        note: a short table that JSON can hold.
         body: any bytes.
 
     Raises:
@@ -48,7 +48,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
 
     Raises:
         ConnectionError: the other side has closed the connection.
-        ProtocolError: what came is no frame, or too long.
+        ProtocolError: the bytes are not a frame, or the frame is too long.
     """
     note_bytes, body_bytes = _LENGTHS.unpack(_exactly(connection, _LENGTHS.size))
     if note_bytes > _MOST_NOTE_BYTES or body_bytes > MOST_BYTES:

@@ -1,4 +1,4 @@
-"""A whole federation on this machine, in real processes: for a first look, or to spread a simulation over them."""
+"""A whole federation on this machine, in processes of its own: for a first look, or to spread a simulation."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def deploy_local(
 
     Raises:
         UserError: the engine is not known or not installed.
-        FedsaError: as the preparation and the run say.
+        FedsaError: the sites cannot be prepared, or the run failed.
     """
     _check_engine(engine)
     if engine != "nvflare" and (port, listen) != (None, None):

@@ -1,7 +1,7 @@
 """NVFlare as the engine: how its processes are started, and how a job is submitted that carries our bytes.
 
-NVFlare's session for administrators runs in a process of its own, which this file is the program of: what the session
-prints, logs and imports stays there.
+NVFlare's session for administrators runs in a process of its own, whose program is this file. So nothing that the
+session prints, logs or imports reaches the server's process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedsa.errors import FedsaError
 __all__ = ["ASK_SECONDS", "EngineError", "NVFlareJobs", "administrator_command", "main", "party_command", "write_job"]
 
 ASK_SECONDS = 0.1
-"""Between two questions of a site for its next task; the engine's own values are 2 and 0.5 s."""
+"""Seconds between two questions of a site for its next task; NVFlare's own values are 2 and 0.5 s."""
 
 
 _ENDED = ("FINISHED", "FAILED", "ABANDONED")  # how the names of such states begin
@@ -46,13 +46,13 @@ def party_command(kit: Kit) -> list[str]:
 
 
 def write_job(folder: Path, generation: int, sites: Iterable[str], *, ask_seconds: float | None = ASK_SECONDS) -> None:
-    """Write a job that carries bytes, as NVFlare reads it: settings alone, no code.
+    """Write the files of a job that carries bytes. They hold settings only, no code.
 
     Args:
-        folder: where; must not be there.
+        folder: the job's; must not exist.
         generation: its number.
         sites: who takes part.
-        ask_seconds: between two questions of a site for its next task; None: as the engine has it.
+        ask_seconds: seconds between two questions of a site for its next task; None: NVFlare's own value.
     """
     from fedsa.deploy.nvflare_job import TASK, CarrierController, WorkerExecutor
 
@@ -77,7 +77,7 @@ def write_job(folder: Path, generation: int, sites: Iterable[str], *, ask_second
 
 
 def administrator_command(kit: Kit, ask_seconds: float | None = ASK_SECONDS) -> list[str]:
-    """The command of the process that `NVFlareJobs` asks.
+    """The command of the administrator's process, which `NVFlareJobs` asks.
 
     Args:
         kit: of the federation's administrator.
@@ -110,7 +110,7 @@ class NVFlareJobs:
         """Submit a job of some sites.
 
         Raises:
-            FedsaError: NVFlare's server does not answer, or does not take it.
+            FedsaError: NVFlare's server does not answer, or does not accept the job.
         """
         self._ask("begin", generation, sorted(sites))
 
@@ -187,7 +187,7 @@ def _connections(reply: Mapping[str, Any]) -> dict[str, str]:
     """Sites in NVFlare's table of clients, each with a digest of its token: a site that comes anew has a new one.
 
     Raises:
-        EngineError: there is no such answer.
+        EngineError: the answer has no such table.
     """
     tables = [part["rows"] for part in reply.get("data", []) if part.get("type") == "table"]
     clients = [rows for rows in tables if {"CLIENT", "TOKEN"} <= {*rows[0]}]

@@ -1,4 +1,4 @@
-"""A server, a site, or a whole federation on this machine: the processes of each, which end with the process here."""
+"""Run a server, a site, or a whole federation on this machine. The processes end with the process that started them."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def run_server(
     engine_defaults: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Carrier]:
-    """Run NVFlare's server for as long as the context lasts; what it gives carries requests to the sites.
+    """Run NVFlare's server for as long as the context lasts, and give the carrier of requests to the sites.
 
     Args:
         kit: the server's.
-        administrator: the kit of who submits jobs.
+        administrator: the kit of the administrator, who submits jobs.
         sites: the roster.
-        logs: folder for what the processes write.
+        logs: folder for the processes' logs.
         patience: seconds that the first job waits for sites that are not connected; then it begins without them.
-        engine_defaults: whether sites ask for their next task as seldom as NVFlare has it, for a comparison.
+        engine_defaults: sites ask for their next task as rarely as NVFlare's own settings say, for a comparison.
         tell: is called with each line about what happens.
 
     Raises:
@@ -74,7 +74,7 @@ def run_site(kit: Kit, command: Sequence[str], *, logs: Path, patience: float | 
         kit: the site's.
         command: of the worker; it finds the path for `fedsa.deploy.worker.serve` in the environment (`SOCKET`). It is
             started again when it ends.
-        logs: folder for what the processes write.
+        logs: folder for the processes' logs.
         patience: seconds that the site waits for a server that does not answer; None: the server is not tried first.
 
     Raises:
@@ -115,7 +115,7 @@ def run_local(
         port: by which sites reach the server; None: a free one.
         listen: the port on which the server listens, where something in between leads from `port` to it; None: `port`.
         patience: seconds that the first job waits for sites that are not connected.
-        engine_defaults: whether sites ask for their next task as seldom as NVFlare has it, for a comparison.
+        engine_defaults: sites ask for their next task as rarely as NVFlare's own settings say, for a comparison.
         tell: is called with each line about what happens.
 
     Raises:
@@ -147,7 +147,7 @@ def _wait_for_server(kit: Kit, patience: float) -> None:
     """Try the way to the server until something answers.
 
     Raises:
-        PreflightError: nothing has answered for so many seconds, or what answers does not fit.
+        PreflightError: nothing has answered for ``patience`` seconds, or another program answers.
     """
     end = time.monotonic() + patience
     while True:
@@ -164,8 +164,8 @@ def kept_programs(logs: Path, programs: Mapping[str, tuple[Sequence[str], Mappin
     """Run programs for as long as the context lasts; they are started again when they end.
 
     Args:
-        logs: folder for what they write.
-        programs: name of the log to the command, and what its environment has beside this process's.
+        logs: folder for their logs.
+        programs: name of the log to the command, and the variables that are added to its environment.
     """
     children: list[KeptChild] = []
     try:

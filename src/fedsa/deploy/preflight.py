@@ -1,6 +1,6 @@
-"""What can be wrong with a party's certificates or its way to the server, told in one line before anything is started.
+"""Checks of a party's certificates and of its way to the server, before anything is started. Each error is one line.
 
-The engine itself says nothing when a certificate is of another authority: it tries again for ever. So the files of a
+The engine itself says nothing when a certificate is of another authority: it tries again forever. So the files of a
 startup kit are read here, and the server's port is tried with a TLS handshake like the engine's.
 """
 
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 PACKAGES = ("fedsa", "nvflare")
-"""All parties must have them in the same version, but for the last number."""
+"""All parties must have these packages in the same version; only the last number may differ."""
 
 _NOTE = "fedsa.json"
 _OWN_CERTIFICATE = {"server": "server.crt", "site": "client.crt", "admin": "client.crt"}
@@ -45,7 +45,7 @@ _EXPIRED, _NOT_YET, _OTHER_NAME = 10, 9, 62  # OpenSSL's codes of a failed verif
 
 
 class PreflightError(UserError):
-    """Something that would keep a party from taking part; the message says what it is and who can mend it."""
+    """Something that keeps a party from taking part. The message says what is wrong, and who can mend it."""
 
 
 class UnreachableError(PreflightError):
@@ -55,12 +55,12 @@ class UnreachableError(PreflightError):
 @final
 @dataclass(frozen=True)
 class Kit:
-    """A party's startup kit: its folder, and what `fedsa.json` in it says.
+    """A party's startup kit: its folder, and the contents of `fedsa.json` in it.
 
     Attributes:
         path: the folder.
         party: its name.
-        kind: what it is.
+        kind: server, site or administrator.
         project: the federation's name.
         host: of the server.
         port: of the server, as this party knows it: sites may be led to another one than it listens on.
@@ -118,7 +118,7 @@ def read_kit(path: Path) -> Kit:
 
 
 def check_kit(kit: Kit) -> None:
-    """Check what a party can check alone: its folder, certificates and key, this machine's clock, what is installed.
+    """Check what needs no other party: the folder, certificates and key, this machine's clock, the installed packages.
 
     Raises:
         PreflightError: one of them is wrong.
@@ -224,7 +224,7 @@ def _refusal_here(error: ssl.SSLCertVerificationError, kit: Kit, where: str) -> 
 
 
 def _refusal_there(error: ssl.SSLError, kit: Kit, where: str) -> str:
-    """What the server does not accept."""
+    """What is wrong, where the server refuses the handshake."""
     reason = (error.reason or "").lower()
     if "alert" in reason or "certificate" in reason:
         return _not_accepted(kit, where, reason.rpartition("alert_")[2].replace("_", " "))
@@ -236,7 +236,7 @@ def _not_accepted(kit: Kit, where: str, said: str) -> str:
 
 
 def _check_version(kit: Kit) -> None:
-    """Refuse other versions than the kit was made with, if more than the last number differs."""
+    """Refuse packages of other versions than those that the kit was made with, if more than the last number differs."""
     for name in PACKAGES:
         try:
             installed = importlib.metadata.version(name)

@@ -1,4 +1,4 @@
-"""Deal a recipe's clients out over sites on this machine: each site's folder gets the rows of its own clients alone.
+"""Deal a recipe's clients out over sites on this machine: each site's folder gets only the rows of its own clients.
 
     python -m fedsa.deploy.preparing RECIPE.toml SITES_FOLDER NAME...
 
@@ -31,7 +31,7 @@ def prepare(recipe: Recipe, folder: Path, sites: Sequence[str]) -> None:
     """Write the folders of sites that together have a recipe's clients, dealt out in turn.
 
     Args:
-        recipe: any that can be deployed. Processor threads that it leaves open are shared out over the sites.
+        recipe: any that can be deployed. Where it does not say the number of processor threads, the sites divide them.
         folder: the sites' folders go there; a site's must not be there yet.
         sites: their names.
 
@@ -58,7 +58,7 @@ def prepare(recipe: Recipe, folder: Path, sites: Sequence[str]) -> None:
 
 
 def main() -> int:
-    """Prepare the sites that the arguments name; the exit code is that of the command line."""
+    """Prepare the sites that the arguments name; return the exit code."""
     path, folder, *sites = sys.argv[1:]
     try:
         data = read_toml(Path(path), "recipe")

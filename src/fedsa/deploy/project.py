@@ -1,4 +1,4 @@
-"""A federation across machines, from its beginning: who takes part, what each party is given, what each then does."""
+"""A federation across machines: write a folder for each party, run the server, take part as a site."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def begin_project(
     listen: int | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Mapping[str, Path]:
-    """Write what each party of a federation is given, and return party to folder.
+    """Write a folder for each party of a federation, and return them by the parties' names.
 
     Each site is one client, whose id is the site's name.
 
@@ -50,7 +50,7 @@ def begin_project(
         host: the name by which sites reach the server.
         port: by which sites reach the server.
         listen: the port on which the server listens, where something in between leads from `port` to it; None: `port`.
-        tell: is called with what takes time.
+        tell: is called with a line about each thing that takes time.
 
     Raises:
         UserError: the recipe cannot be deployed, the folder is not empty, or the classes are not named.
@@ -103,7 +103,7 @@ def serve_project(
         tell: is called with each line about the parties.
 
     Raises:
-        FedsaError: as the run says.
+        FedsaError: a folder does not fit, or the run failed.
     """
     kit, administrator = read_kit(folder / _KIT), read_kit(folder / ADMINISTRATOR)
     agreement = Agreement.read(folder / AGREEMENT)
@@ -126,7 +126,7 @@ def take_part(
         folder: the site's, as `begin_project` wrote it.
         data: its own rows: a local file or folder.
         settings: this machine's own settings, as in a recipe, over those of the folder's ``settings.json``.
-        tell: is called with what takes time.
+        tell: is called with a line about each thing that takes time.
 
     Raises:
         UserError: kit, rows or settings do not fit, or the server cannot be reached.
@@ -150,7 +150,7 @@ def take_part(
 
 
 def _own_settings(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says of machines, but for where its rows lie: a site begins with it."""
+    """A recipe's settings of machines, without the place of its rows: a site begins with them."""
     own = recipe.of_scope(Scope.MACHINE)
     own.pop("data", None)
     return own

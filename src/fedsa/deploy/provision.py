@@ -1,4 +1,4 @@
-"""Startup kits: certificates of an authority of the federation's own, and settings, one folder for each party."""
+"""Startup kits: certificates of the federation's own authority, and settings; one folder for each party."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedsa.errors import UserError
 __all__ = ["ADMINISTRATOR", "add_key", "make_request", "provision", "write_policy"]
 
 ADMINISTRATOR = "admin@fedsa.org"
-"""Who submits jobs, as NVFlare names people: the server's machine has this kit too."""
+"""The name of the administrator, who submits jobs. The administrator's kit is on the server's machine too."""
 
 _ORGANISATION = "fedsa"
 
@@ -34,7 +34,7 @@ def provision(
     """Make the startup kits of a federation: the server's, the administrator's and one for each site.
 
     What was made before in the same folder is kept: the authority and the certificates of the parties that are there.
-    So a site is added by provisioning again with its name added.
+    So a site is added by calling this again with its name among the sites.
 
     Args:
         folder: for the kits, and in `authority/` the keys of the authority, which stay here.
@@ -185,25 +185,25 @@ def _certify(kit: Kit, request: Path, authority: Path) -> None:
 
 
 class _Notes:
-    """Takes what NVFlare's provisioner has to say; its errors are kept."""
+    """A log for NVFlare's provisioner; it keeps the errors only."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
 
     def debug(self, text: str) -> None:
-        """Let it go."""
+        """Drop a line."""
 
     info = warning = debug
 
     def error(self, text: str) -> None:
-        """Keep it."""
+        """Keep an error."""
         self.errors.append(text)
 
 
 def write_policy(kit: Kit) -> None:
-    """Write what a server or site allows and keeps, in place of NVFlare's defaults.
+    """Write NVFlare's settings of a server or site, in place of its defaults: what is allowed, and what is kept.
 
-    A server's has the path of its kit in it, so it is written anew where the kit has been moved to.
+    A server's settings have the path of its kit in them, so they are written again where the kit has been moved.
     """
     if kit.kind != "admin":
         local = kit.path / "local"

@@ -57,11 +57,11 @@ _AGAIN = "run `fedsa deploy site` again"
 
 
 def read_note(path: Path, mend: str, *needed: str) -> dict[str, Any]:
-    """What one of the small files of a party holds.
+    """Read one of a party's small JSON files.
 
     Args:
         path: the file.
-        mend: what to do where it cannot be read.
+        mend: what to do if it cannot be read.
         needed: names that must be in it.
 
     Raises:
@@ -77,7 +77,7 @@ def read_note(path: Path, mend: str, *needed: str) -> dict[str, Any]:
 
 
 def name_of(folder: Path) -> str:
-    """The name of the site whose folder it is: that of its kit; where there is none, the folder's."""
+    """The site's name: the one in its kit, or without a kit the name of its folder."""
     path = folder / DATA
     return str(read_note(path, _AGAIN, "client")["client"]) if path.exists() else folder.resolve().name
 
@@ -86,7 +86,7 @@ def open_site(folder: Path) -> SiteProgram:
     """Load the model and the site's own rows.
 
     Raises:
-        UserError: the agreement, the settings, the rows or the model do not fit.
+        UserError: the agreement, the settings, the rows or the model cannot be used.
     """
     agreement = Agreement.read(folder / AGREEMENT)
     own = read_note(folder / SETTINGS, "put it back as it was written")
@@ -100,7 +100,7 @@ def open_site(folder: Path) -> SiteProgram:
 
 
 def _rows(folder: Path, recipe: Recipe, labels: Sequence[str]) -> DealtRows:
-    """A site's own rows: those that were dealt to it, or those of its one client.
+    """A site's own rows: the rows that were dealt to it, or those of its one client.
 
     Raises:
         UserError: they cannot be read.

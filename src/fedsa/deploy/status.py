@@ -1,4 +1,4 @@
-"""What can be seen of a run across machines from its folders, while it goes and after it."""
+"""The state of a run across machines, and what has left its sites, from its folders: during the run and after it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def status_of(folder: Path) -> dict[str, Any]:
         folder: the server's run folder.
 
     Raises:
-        RunFolderError: it is none, or is damaged.
+        RunFolderError: the folder is not a run folder, or is damaged.
     """
     run = RunFolder.open(folder)
     recipe, progress = recipe_of(run), run.progress()

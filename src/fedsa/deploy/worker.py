@@ -1,7 +1,7 @@
 """The worker of a site: a process that holds the model and outlives the engine's jobs. Bytes come, bytes go back.
 
 It listens on a socket of its own machine that only its user may open. One request is answered at a time, each on a
-connection of its own. Who asks and loses the connection asks again: equal requests have equal answers.
+connection of its own. A process that asked and lost the connection asks again: equal requests have equal answers.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ def serve(handle: Callable[[bytes], bytes], path: Path) -> None:
 def ask(
     path: Path, request: bytes, *, given_up: Callable[[], bool], patience: float = 300, most_deaths: int = 3
 ) -> bytes:
-    """Have a worker answer a request; wait for one that is starting, and ask one that was started again.
+    """Have a worker answer a request. Wait for a worker that is starting; ask again when it was started again.
 
     Args:
         path: of the worker's socket.
         request: any bytes.
         given_up: says that nobody waits for the answer any more; looked at several times a second.
-        patience: seconds without any worker before it is given up.
-        most_deaths: so many workers may die with this request before it is given up.
+        patience: seconds without any worker, after which the request is given up.
+        most_deaths: how many workers may die with this request before it is given up.
 
     Raises:
-        WorkerGoneError: it was given up; the text says why.
+        WorkerGoneError: the request was given up; the text says why.
         UnusableAnswerError: its answer cannot be carried.
     """
     deaths, alone_since = 0, time.monotonic()

@@ -1,4 +1,4 @@
-"""What a run writes before its first round, and what must still be so when it goes on."""
+"""What a run writes before its first round, and what must not have changed when it goes on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["begin", "check_unchanged", "data_fingerprint"]
 
 
 def begin(federation: Federation, folder: RunFolder) -> Progress:
-    """Write what does not change during the run, and return the progress of a run without rounds."""
+    """Write the files that do not change during the run, and return the progress of a run without rounds."""
     agreement = federation.agreement
     compute = federation.recipe.compute.model_dump()
     machine = environment("fedsa", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
@@ -74,9 +74,9 @@ def data_fingerprint(federation: Federation) -> str:
 
 
 def _run_id(federation: Federation, data: str, fingerprints: Mapping[str, str], environment: Mapping[str, str]) -> str:
-    """Return a hash of all that a run's tensors follow from: equal runs give equal files.
+    """A hash of everything that decides a run's tensors: equal runs give equal files.
 
-    Where model and rows lie does not belong to it; they have fingerprints.
+    The places of model and rows are not part of it: model and rows have fingerprints.
     """
     recipe = federation.recipe
     without_places = {
@@ -91,7 +91,7 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
     """Refuse to go on with another federation than the run began with. A machine's own settings may be others.
 
     Raises:
-        RunFolderError: what is not the same, and what to do.
+        RunFolderError: something is not the same; it says what to do.
     """
     now = federation.agreement
     begun = _agreement_of(folder, progress, now)
@@ -131,7 +131,7 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
 
 
 def _agreement_of(folder: RunFolder, progress: Progress, now: Agreement) -> Agreement:
-    """The agreement that a run began with; of a run of before there were any, what its other files tell of it."""
+    """The agreement that a run began with. A run from before agreements existed has it in its other files."""
     settings = agreed_settings(recipe_of(folder))  # with the defaults of settings that the run is older than
     if folder.has(AGREEMENT):
         begun = Agreement.parse(folder.read_text(AGREEMENT), str(folder.path / AGREEMENT))
@@ -147,7 +147,7 @@ def _agreement_of(folder: RunFolder, progress: Progress, now: Agreement) -> Agre
 
 
 def _has_same_weights(federation: Federation, folder: RunFolder, progress: Progress) -> bool:
-    """Say whether the base computes with the weights that the run began with; in another precision they are others."""
+    """Whether the base computes with the weights that the run began with. In another precision they may differ."""
     begun, here = recipe_of(folder), federation.recipe
     if (begun.compute.precision, begun.model.quantization) != (here.compute.precision, here.model.quantization):
         return True

@@ -20,11 +20,11 @@ class LocalFleet:
         self._samples: dict[tuple[int, Moment], Sampling] = {}  # by the round and the moment of a test
 
     def keep_samples(self, sampling: Sampling | None, *, after: int, moment: Moment) -> None:
-        """Have what the model writes kept in one test, once.
+        """Keep the texts that the model writes in one test.
 
         Args:
             sampling: of which rows; None: nothing is kept.
-            after: the round whose result is tested.
+            after: the round that is tested.
             moment: what the clients are tested after.
         """
         self._samples = {} if sampling is None else {(after, moment): sampling}

@@ -13,7 +13,7 @@ __all__ = ["samples_of"]
 
 
 def samples_of(federation: Federation, folder: RunFolder) -> Sampling | None:
-    """Return what keeps the first test rows with what the model writes in ``samples.json``, one client's in turn.
+    """A sampling that keeps the first test rows of clients in turn, with the model's texts, in ``samples.json``.
 
     Returns:
         None where the task shows no rows, or the recipe wants no samples.

@@ -1,4 +1,4 @@
-"""What a run comes to: the tests of the chosen and the final round, and ``summary.json``."""
+"""A run's results: the tests of the chosen and the final round, and ``summary.json``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def measure(
 ) -> Tests:
     """Measure every client on its test rows: before any training, and after the chosen and the final round.
 
-    Figures after the aggregate are always among them: what is exported is that.
+    Results after the aggregate are always among them, because these tensors are exported.
 
     Args:
         server: of the run.
@@ -100,7 +100,7 @@ def numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(tests: Tests, metric: str) -> dict[str, Any]:
-    """Return the statistics of each test over clients, by its name in the summary."""
+    """The statistics of each test over clients, by its name in the summary."""
     return {
         name: {"round": test.round, "after": test.moment, **asdict(summarize_clients(test.results, metric))}
         for name, test in tests.by_name.items()
@@ -108,7 +108,7 @@ def _scores(tests: Tests, metric: str) -> dict[str, Any]:
 
 
 def _per_client(tests: Tests, metric: str, about: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return what is known of each client and its test results, as the summary has them.
+    """The numbers and test results of each client, as the summary has them.
 
     Args:
         tests: the results.
@@ -147,7 +147,7 @@ def summary_of(
         progress: the run's, at its end.
         settings: of the rounds.
         tests: the clients' results.
-        seconds: that the tests took.
+        seconds: the time of the tests.
         more: further entries, which only one kind of run has.
     """
     metric = settings.metric

@@ -32,7 +32,7 @@ class ContextRows:
     Attributes:
         windows: the items' tokens; their ``labels`` are the places of the answer's first and last token, shape
             (items, 2): in a window without the answer twice that of [CLS].
-        labels: shape (rows,): by what rows are shared out.
+        labels: shape (rows,): the classes by which rows are dealt to clients.
         spans: shape (sum of lengths, 2), int32: the characters of the context, from and to, that a token stands for;
             0 and 0 where it is none of the context's.
         first: shape (rows + 1,).

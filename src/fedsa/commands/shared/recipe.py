@@ -12,14 +12,14 @@ __all__ = ["recipe_of_command"]
 
 
 def recipe_of_command(given: str, overrides: Sequence[str] | None) -> tuple[Recipe, str]:
-    """The recipe that a user names, with his settings in it and its paths absolute; and its short name.
+    """The recipe that a user names, with the user's settings and absolute paths; and its short name.
 
     Args:
         given: a recipe file, or the name of a recipe that comes with fedsa.
         overrides: ``KEY=VALUE`` each.
 
     Raises:
-        UserError: there is no such recipe, or it is one of Python objects; a ConfigError has every mistake in it.
+        UserError: there is no such recipe, or it was made of Python objects. A ConfigError has every mistake in it.
     """
     from fedsa.callbacks import check_callbacks
     from fedsa.recipe import apply_overrides, parse_recipe, read_recipe, refuse_objects, with_absolute_paths

@@ -1,4 +1,4 @@
-"""What a partition is: each client's row numbers."""
+"""A partition: each client's row numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is wanted of a file's rows, what was read, and what was noticed on the way: the words that all readers share."""
+"""What every reader of a format uses: the columns that are wanted, the rows of one file, and a log of the reading.
+
+A reader is a function from a path and a `Wanted` to `FileRows`.
+"""
 
 from __future__ import annotations
 
