@@ -1,14 +1,13 @@
-"""The laws that every method obeys, as functions: a plug-in's own test is one call of `check_laws`.
+"""The laws that every method obeys, as functions. `fedsa.testing.checking` tries them all on a method.
 
 A law runs a federation without a model (`fedsa.testing.world`).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +17,8 @@ from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm, Plan
 from fedsa.client.training.job import Job
 from fedsa.errors import ProtocolError
-from fedsa.plugins import raised
-from fedsa.seeds import derive_seed
 from fedsa.server import load_state, save_state
+from fedsa.testing.comparing import are_close, are_equal, hold, mean_effects
 from fedsa.testing.world import (
     LAYERS,
     RANK,
@@ -35,16 +33,13 @@ from fedsa.testing.world import (
 from fedsa.types import Key, Side, State, Update, total_bytes
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 __all__ = [
-    "LAWS",
     "a_saved_state_goes_on_as_if_never_saved",
     "aggregate_is_pure",
     "an_additive_method_needs_sums_alone",
     "an_exact_method_is_exact",
-    "cases",
-    "check_laws",
     "combine_after_partition_is_the_identity",
     "one_client_keeps_its_own",
     "order_and_scale_of_weights_do_not_matter",
@@ -55,22 +50,6 @@ __all__ = [
     "who_skips_rounds_catches_up",
     "without_updates_nothing_changes",
 ]
-
-
-def _hold(condition: bool, what: str) -> None:
-    if not condition:
-        raise AssertionError(what)
-
-
-def _same(one: Mapping[Any, Tensor], two: Mapping[Any, Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
-
-
-def _close(one: Mapping[str, Tensor], two: Mapping[str, Tensor], tolerance: float) -> bool:
-    """Say whether tensors are the same ones and differ by less than a part of their size."""
-    if one.keys() != two.keys():
-        return False
-    return all(float((one[name] - two[name]).norm()) <= tolerance * (1e-9 + float(two[name].norm())) for name in one)
 
 
 def _overrides(algorithm: Algorithm, *methods: str) -> bool:
@@ -84,30 +63,21 @@ def _unsent(case: Case, rounds: Iterable[int]) -> set[Key]:
     return {key for key, plan in plans if plan.trained and not plan.sent}
 
 
-def _mean(effects: Collection[Mapping[str, Tensor]], weights: Sequence[int]) -> dict[str, Tensor]:
-    whole = sum(weights)
-    names = next(iter(effects))
-    return {
-        name: torch.stack([own[name] * weight for own, weight in zip(effects, weights, strict=True)]).sum(0) / whole
-        for name in names
-    }
-
-
 def plan_is_a_function(case: Case) -> None:
     """A plan depends on key and round alone; what is sent is trained; what is received is so in all rounds."""
     algorithm, keys = case.algorithm, list(initial_tensors(case))
     for key in keys:
         plans = [algorithm.plan(key, round) for round in range(1, 9)]
-        _hold(all(isinstance(plan, Plan) for plan in plans), f"plan({key}, ...) is not a Plan")
-        _hold(plans == [algorithm.plan(key, round) for round in range(1, 9)], f"plan({key}, ...) is not a function")
-        _hold(all(plan.trained for plan in plans if plan.sent), f"{key} is sent in a round in which it is not trained")
-        _hold(len({plan.received for plan in plans}) == 1, f"{key} is received in some rounds and not in others")
+        hold(all(isinstance(plan, Plan) for plan in plans), f"plan({key}, ...) is not a Plan")
+        hold(plans == [algorithm.plan(key, round) for round in range(1, 9)], f"plan({key}, ...) is not a function")
+        hold(all(plan.trained for plan in plans if plan.sent), f"{key} is sent in a round in which it is not trained")
+        hold(len({plan.received for plan in plans}) == 1, f"{key} is received in some rounds and not in others")
         if key.factor.side is Side.HEAD:
             obeyed = {(plan.trained, plan.sent, plan.received) for plan in plans}
-            _hold(obeyed == {(True, algorithm.share_head, algorithm.share_head)}, "the head is not as share_head says")
+            hold(obeyed == {(True, algorithm.share_head, algorithm.share_head)}, "the head is not as share_head says")
         if key.factor.side is Side.BASE:
-            _hold(not any(plan.trained or plan.sent for plan in plans), f"{key} is the server's: it cannot be trained")
-            _hold(plans[0].received, f"{key}: what the server adds to the weights must be received")
+            hold(not any(plan.trained or plan.sent for plan in plans), f"{key} is the server's: it cannot be trained")
+            hold(plans[0].received, f"{key}: what the server adds to the weights must be received")
 
 
 def combine_after_partition_is_the_identity(case: Case) -> None:
@@ -118,9 +88,9 @@ def combine_after_partition_is_the_identity(case: Case) -> None:
         sent = {key: value for key, value in tensors.items() if plans[key].sent}
         kept = {key: value for key, value in tensors.items() if plans[key].trained and not plans[key].sent}
         frozen = {key: value for key, value in tensors.items() if not plans[key].trained}
-        _hold(len(sent) + len(kept) + len(frozen) == len(tensors), "a tensor is in two parts of the plan, or in none")
+        hold(len(sent) + len(kept) + len(frozen) == len(tensors), "a tensor is in two parts of the plan, or in none")
         back = case.algorithm.absorb({**frozen, **kept, **sent}, sent, tensors)
-        _hold(_same(back, tensors), "a client that receives its own tensors does not hold the same as before")
+        hold(are_equal(back, tensors), "a client that receives its own tensors does not hold the same as before")
 
 
 def uploads_are_what_the_plan_declares(case: Case) -> None:
@@ -133,22 +103,22 @@ def uploads_are_what_the_plan_declares(case: Case) -> None:
         payloads = {client: world.server.payload(client, round) for client in clients}
         for client, payload in payloads.items():
             lacking = {key for key in received if renewed[key] > world.server.client_versions.get(client, 0)}
-            _hold(set(payload.tensors) <= lacking, f"{client} is sent what it does not receive, or has already")
+            hold(set(payload.tensors) <= lacking, f"{client} is sent what it does not receive, or has already")
             complete = set(payload.tensors) == lacking or _overrides(algorithm, "broadcast")
-            _hold(complete, f"{client} is not sent all that it lacks: does the server give it the round as version?")
+            hold(complete, f"{client} is not sent all that it lacks: does the server give it the round as version?")
         for update in world.round(round, clients):
-            _hold(
+            hold(
                 set(update.tensors) == sent, f"round {round}: an update's tensors are not those that the plan declares"
             )
             own = ranked({key: world.initial[key] for key in sent}, case.ranks.get(update.client))
             size, most = world.record.upload_bytes[update.client], total_bytes(own)
             may_be_less = _overrides(algorithm, "after_training")
-            _hold(size == most or (may_be_less and size < most), "bytes sent are not bytes planned")
+            hold(size == most or (may_be_less and size < most), "bytes sent are not bytes planned")
         for client, payload in payloads.items():
             size = total_bytes(payload.tensors)
-            _hold(world.record.download_bytes[client] == size, "bytes received are not the payload's")
+            hold(world.record.download_bytes[client] == size, "bytes received are not the payload's")
         renewed |= {key: round for key in renewed if algorithm.renews(key, round)}
-        _hold(dict(world.server.state.versions) == renewed, "the server renews other tensors than `renews` says")
+        hold(dict(world.server.state.versions) == renewed, "the server renews other tensors than `renews` says")
 
 
 def the_server_refuses_what_is_not_declared(case: Case) -> None:
@@ -161,7 +131,7 @@ def the_server_refuses_what_is_not_declared(case: Case) -> None:
             try:
                 world.server.end_round(1, [replace(update, tensors={**update.tensors, key: value})])
             except ProtocolError:
-                _hold(world.server.state is before, "a refused update changed the server's state")
+                hold(world.server.state is before, "a refused update changed the server's state")
             else:
                 raise AssertionError(f"the server took {key}, which the plan does not declare sent")
 
@@ -173,13 +143,13 @@ def order_and_scale_of_weights_do_not_matter(case: Case) -> None:
         state = world.server.state
         updates = world.round(round, clients)
         other.round(round, clients)
-        _hold(_same(world.server.state.tensors, other.server.state.tensors), "the order of registration matters")
+        hold(are_equal(world.server.state.tensors, other.server.state.tensors), "the order of registration matters")
         turned = [(update, 7 * update.num_examples) for update in reversed(updates)]
         after = case.algorithm.aggregate(state, iter(turned), round)
         for client in clients:
             one, two = world.personal(client, round), world.personal(client, round, after)
-            same = _close(world.effects(one), world.effects(two), 1e-4)
-            _hold(same, f"{client} has something else if updates come in another order, with weights times 7")
+            same = are_close(world.effects(one), world.effects(two), 1e-4)
+            hold(same, f"{client} has something else if updates come in another order, with weights times 7")
 
 
 def one_client_keeps_its_own(case: Case) -> None:
@@ -191,11 +161,14 @@ def one_client_keeps_its_own(case: Case) -> None:
         own = case.algorithm.after_training(job.tensors, trained_tensors(job), round)
         world.round(round, ["c0"])
         after = world.personal("c0", round)
-        _hold(
-            _close(world.effects(after), world.effects(own), 1e-4), f"round {round}: one client loses what it learned"
+        hold(
+            are_close(world.effects(after), world.effects(own), 1e-4),
+            f"round {round}: one client loses what it learned",
         )
         plain = not _overrides(case.algorithm, "absorb", "aggregate", "combine", "renewed", "broadcast")
-        _hold(not plain or _same(after, own), f"round {round}: the mean of one client is not that client, bit for bit")
+        hold(
+            not plain or are_equal(after, own), f"round {round}: the mean of one client is not that client, bit for bit"
+        )
 
 
 def an_exact_method_is_exact(case: Case) -> None:
@@ -226,11 +199,11 @@ def an_exact_method_is_exact(case: Case) -> None:
             sent = {key: value for key, value in own[client].items() if algorithm.plan(key, round).sent}
             updates.append((Update(client, round, weight, sent), weight))
         state = algorithm.aggregate(state, iter(updates), round)
-        mean = _mean(effects, case.weights)
+        mean = mean_effects(effects, case.weights)
         for client in case.clients:
             after = layer_effects(case, received(client, round + 1, own[client]), scaling)
             both = [{module: values[module] for module in LAYERS} for values in (after, mean)]
-            _hold(_close(both[0], both[1], 1e-6), f"round {round}: {client} has not the mean of the clients' updates")
+            hold(are_close(both[0], both[1], 1e-6), f"round {round}: {client} has not the mean of the clients' updates")
 
 
 def a_saved_state_goes_on_as_if_never_saved(case: Case) -> None:
@@ -242,12 +215,12 @@ def a_saved_state_goes_on_as_if_never_saved(case: Case) -> None:
         save_state(store, round, saved.server.state, saved.server.client_versions)
         saved.server = saved.serving(load_state(store, round))
         one, two = straight.server.state, saved.server.state
-        _hold(_same(one.tensors, two.tensors) and _same(one.slots, two.slots), "tensors differ after a resume")
-        _hold(dict(one.versions) == dict(two.versions), "versions differ after a resume")
-        _hold(one.groups == two.groups and one.scaling == two.scaling, "groups or scales differ after a resume")
+        hold(are_equal(one.tensors, two.tensors) and are_equal(one.slots, two.slots), "tensors differ after a resume")
+        hold(dict(one.versions) == dict(two.versions), "versions differ after a resume")
+        hold(one.groups == two.groups and one.scaling == two.scaling, "groups or scales differ after a resume")
         for client in case.clients:
             both = straight.personal(client, round), saved.personal(client, round)
-            _hold(_same(*both), f"{client} differs after a resume")
+            hold(are_equal(*both), f"{client} differs after a resume")
 
 
 def who_skips_rounds_catches_up(case: Case) -> None:
@@ -271,7 +244,7 @@ def who_skips_rounds_catches_up(case: Case) -> None:
     def compare(client: str, round: int, tensors: State) -> None:
         expected = ranked(synchronised[client], rank_of(tensors))
         wrong = [str(key) for key in sorted(known[client]) if not torch.equal(tensors[key], expected[key])]
-        _hold(not wrong, f"round {round}: {client} was away and does not hold what it would otherwise: {wrong[:3]}")
+        hold(not wrong, f"round {round}: {client} was away and does not hold what it would otherwise: {wrong[:3]}")
 
     for round, clients in enumerate(case.rounds, start=1):
         synchronise(round)
@@ -297,7 +270,7 @@ def without_updates_nothing_changes(case: Case) -> None:
     for client in case.clients:
         one, two = world.personal(client, 2, before), world.personal(client, 2)
         same = all(torch.equal(one[key], two[key]) for key in one if key not in own)
-        _hold(same and one.keys() == two.keys(), f"{client} has something else after a round without updates")
+        hold(same and one.keys() == two.keys(), f"{client} has something else after a round without updates")
 
 
 def aggregate_is_pure(case: Case) -> None:
@@ -310,13 +283,15 @@ def aggregate_is_pure(case: Case) -> None:
         copies = [{key: value.clone() for key, value in own.items()} for own in (state.tensors, *_tensors(updates))]
         slots = {name: value.clone() for name, value in state.slots.items()}
         world.server.end_round(round, updates)
-        unchanged = all(_same(own, copy) for own, copy in zip((state.tensors, *_tensors(updates)), copies, strict=True))
-        _hold(unchanged and _same(state.slots, slots), "aggregate changed what it was given")
+        unchanged = all(
+            are_equal(own, copy) for own, copy in zip((state.tensors, *_tensors(updates)), copies, strict=True)
+        )
+        hold(unchanged and are_equal(state.slots, slots), "aggregate changed what it was given")
         after = world.server.state.tensors
-        _hold(after.keys() == state.tensors.keys(), "aggregate adds or drops tensors")
+        hold(after.keys() == state.tensors.keys(), "aggregate adds or drops tensors")
         for key, value in after.items():
             like = value.shape == state.tensors[key].shape and value.dtype == state.tensors[key].dtype
-            _hold(like and bool(value.isfinite().all()), f"{key} has another shape or type, or is not finite")
+            hold(like and bool(value.isfinite().all()), f"{key} has another shape or type, or is not finite")
 
 
 def _tensors(updates: Iterable[Update]) -> list[State]:
@@ -331,10 +306,10 @@ def an_additive_method_needs_sums_alone(case: Case) -> None:
     if case.mixed_ranks:
         return
     if case.algorithm.is_additive():
-        _hold(_needs_sums_alone(case), "it is not additive: the mean of the updates is not all that the server needs")
+        hold(_needs_sums_alone(case), "it is not additive: the mean of the updates is not all that the server needs")
         return
     plain = replace(case, algorithm=type(case.algorithm)(), weights=(1, 3, 2))
-    _hold(
+    hold(
         not _needs_sums_alone(plain),
         "it overrides aggregate, and the mean of the updates is all that the server needs: override combine instead",
     )
@@ -356,7 +331,7 @@ def _needs_sums_alone(case: Case) -> bool:
         for sent in (updates, alike)
     ]
     pairs_of_effects = ([world.effects(world.personal(client, 1, each)) for each in states] for client in case.clients)
-    return all(_close(one, two, 1e-4) for one, two in pairs_of_effects)
+    return all(are_close(one, two, 1e-4) for one, two in pairs_of_effects)
 
 
 def the_server_computes_with_initial_values_only_where_it_says(case: Case) -> None:
@@ -367,10 +342,10 @@ def the_server_computes_with_initial_values_only_where_it_says(case: Case) -> No
     if case.mixed_ranks:
         return
     if not case.algorithm.needs_initial_values:
-        _hold(_shapes_are_enough(case), "the server computes with initial values: needs_initial_values = True says so")
+        hold(_shapes_are_enough(case), "the server computes with initial values: needs_initial_values = True says so")
         return
     plain = replace(case, algorithm=type(case.algorithm)(), weights=(1, 3, 2))
-    _hold(not _shapes_are_enough(plain), "needs_initial_values = True, and shapes are enough for the server")
+    hold(not _shapes_are_enough(plain), "needs_initial_values = True, and shapes are enough for the server")
 
 
 def _shapes_are_enough(case: Case) -> bool:
@@ -381,7 +356,7 @@ def _shapes_are_enough(case: Case) -> bool:
     for round, clients in enumerate([case.clients[:1], case.clients, *case.rounds], start=1):
         for client in case.clients:
             one, two = (world.server.payload(client, round).tensors for world in (whole, bare))
-            if any(tensor.is_meta for tensor in two.values()) or not _same(one, two):
+            if any(tensor.is_meta for tensor in two.values()) or not are_equal(one, two):
                 return False
         if clients:  # without an update there is nothing to send instead of the initial values
             whole.round(round, clients)
@@ -393,63 +368,3 @@ def _shapes_are_enough(case: Case) -> bool:
             ):  # of the server, or of torch: a tensor without values was computed with
                 return False
     return True
-
-
-LAWS: dict[str, Callable[[Case], None]] = {
-    law.__name__.replace("_", " "): law
-    for law in (
-        plan_is_a_function,
-        combine_after_partition_is_the_identity,
-        uploads_are_what_the_plan_declares,
-        the_server_refuses_what_is_not_declared,
-        order_and_scale_of_weights_do_not_matter,
-        one_client_keeps_its_own,
-        an_exact_method_is_exact,
-        a_saved_state_goes_on_as_if_never_saved,
-        who_skips_rounds_catches_up,
-        without_updates_nothing_changes,
-        aggregate_is_pure,
-        an_additive_method_needs_sums_alone,
-        the_server_computes_with_initial_values_only_where_it_says,
-    )
-}
-"""Every law by its name."""
-
-
-def cases(algorithm: Algorithm) -> list[Case]:
-    """Return a case for each adapter variant that the method goes with, and for mixed ranks where it goes with them."""
-    return [
-        Case(algorithm, variant, mixed)
-        for variant in VARIANTS
-        for mixed in (False, True)
-        if algorithm.refusal(variant, mixed_ranks=mixed) is None
-    ]
-
-
-def check_laws(algorithm: Algorithm, *, examples: int = 3) -> None:
-    """Try every law on a method, with every adapter variant that it does not refuse.
-
-    Args:
-        algorithm: the method with the options to try.
-        examples: random federations for each law and variant; the same in every call.
-
-    Raises:
-        AssertionError: a law does not hold; which, with what, and what is wrong.
-    """
-    tried = cases(algorithm)
-    _hold(bool(tried), f"{type(algorithm).__name__} refuses every adapter variant: there is nothing to check")
-    for case, (name, law), seed in itertools.product(tried, LAWS.items(), range(examples)):
-        random = np.random.default_rng(derive_seed(seed, "laws"))
-        clients = int(random.integers(2, 5))
-        drawn = replace(
-            case,
-            seed=seed,
-            weights=tuple(map(int, random.integers(1, 100, clients))),
-            present=tuple(frozenset(np.flatnonzero(random.random(clients) < 0.6).tolist()) for _ in range(ROUNDS)),
-        )
-        try:
-            law(drawn)
-        except Exception as error:
-            ranks = " with mixed ranks" if case.mixed_ranks else ""
-            what = str(error) if isinstance(error, AssertionError) else raised(error)
-            raise AssertionError(f"{type(algorithm).__name__} on {case.variant}{ranks}: {name}: {what}") from error

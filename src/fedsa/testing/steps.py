@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from fedsa.algorithms.base import ServerState, weighted_mean
 from fedsa.seeds import derive_seed
 from fedsa.steps.base import Chain, Slots, Step
+from fedsa.testing.comparing import are_equal, hold
 from fedsa.types import Factor, Key, State, Update, total_bytes
 
 if TYPE_CHECKING:
@@ -69,11 +70,6 @@ def _mean(step: Step, seed: int, sent: Mapping[str, State], *, order: Sequence[s
     return chain.mean(arriving(), state, 1, seed)[0]
 
 
-def _hold(condition: bool, what: str) -> None:
-    if not condition:
-        raise AssertionError(what)
-
-
 def _close(one: State, two: State) -> bool:
     if one.keys() != two.keys():
         return False
@@ -83,13 +79,6 @@ def _close(one: State, two: State) -> bool:
     )
 
 
-def _equal(one: Mapping[Any, Tensor], two: Mapping[Any, Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-# -- the laws ---------------------------------------------------------------------------------------------------------
-
-
 def what_travels_is_what_is_planned(step: Step, seed: int) -> None:
     """Shapes, types and bytes of an update on its way are those that the forms say, before anything is computed."""
     chain = Chain((step,))
@@ -97,8 +86,8 @@ def what_travels_is_what_is_planned(step: Step, seed: int) -> None:
         sent, _ = _sent(step, seed, client)
         forms = chain.forms(_learned(seed, client))
         measured = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in sent.items()}
-        _hold(measured == forms, f"{client} sends {measured}, and planned is {forms}")
-        _hold(total_bytes(sent) == chain.upload_bytes(_learned(seed, client)), "bytes sent are not bytes planned")
+        hold(measured == forms, f"{client} sends {measured}, and planned is {forms}")
+        hold(total_bytes(sent) == chain.upload_bytes(_learned(seed, client)), "bytes sent are not bytes planned")
 
 
 def the_server_gets_the_tensors_that_a_client_trained(step: Step, seed: int) -> None:
@@ -107,25 +96,25 @@ def the_server_gets_the_tensors_that_a_client_trained(step: Step, seed: int) -> 
         update = Update(client, 1, 1, _sent(step, seed, client)[0])
         taken, weight = Chain((step,)).on_server(update, 1, _server(seed).tensors)
         shapes = {key: tuple(tensor.shape) for key, tensor in taken.tensors.items()}
-        _hold(shapes == SHAPES, f"the server's half makes tensors of shapes {shapes}")
+        hold(shapes == SHAPES, f"the server's half makes tensors of shapes {shapes}")
         for key, tensor in taken.tensors.items():
-            _hold(tensor.is_floating_point() and bool(tensor.isfinite().all()), f"{key} is not finite, or no float")
-        _hold(weight > 0, f"the weight is {weight}")
-        _hold(replace(taken, tensors=update.tensors) == update, "the server's half changes more than tensors")
+            hold(tensor.is_floating_point() and bool(tensor.isfinite().all()), f"{key} is not finite, or no float")
+        hold(weight > 0, f"the weight is {weight}")
+        hold(replace(taken, tensors=update.tensors) == update, "the server's half changes more than tensors")
 
 
 def an_additive_step_needs_sums_alone(step: Step, seed: int) -> None:
     """Clients that all send the mean give what clients that send their own give, if it is additive, and only then."""
     sent = {client: _sent(step, seed, client)[0] for client in LEARNED}
     if not all(tensor.is_floating_point() for tensors in sent.values() for tensor in tensors.values()):
-        _hold(not step.additive, "what travels cannot be added up, so it is not additive")
+        hold(not step.additive, "what travels cannot be added up, so it is not additive")
         return
     mean = weighted_mean((tensors, WEIGHTS[client]) for client, tensors in sent.items())
     alike = _close(_mean(step, seed, sent), _mean(step, seed, dict.fromkeys(LEARNED, mean)))
     if step.additive:
-        _hold(alike, "it is not additive: it makes something else of the mean than of single updates")
+        hold(alike, "it is not additive: it makes something else of the mean than of single updates")
     else:
-        _hold(not alike, "it says that it is not additive, and the mean of the updates is all that it needs")
+        hold(not alike, "it says that it is not additive, and the mean of the updates is all that it needs")
 
 
 def what_is_given_is_not_changed(step: Step, seed: int) -> None:
@@ -135,31 +124,31 @@ def what_is_given_is_not_changed(step: Step, seed: int) -> None:
     for client in LEARNED:
         tensors = _learned(seed, client)
         sent, _ = chain.on_client(tensors, {}, client=client, round=1, before=state.tensors, seed=seed)
-        _hold(_equal(tensors, _learned(seed, client)), "the client's half changed the client's tensors")
+        hold(are_equal(tensors, _learned(seed, client)), "the client's half changed the client's tensors")
         copy = {key: tensor.clone() for key, tensor in sent.items()}
         updates.append(chain.on_server(Update(client, 1, 1, sent), 1, state.tensors))
-        _hold(_equal(sent, copy), "the server's half changed the update")
+        hold(are_equal(sent, copy), "the server's half changed the update")
     copies = [{key: tensor.clone() for key, tensor in update.tensors.items()} for update, _ in updates]
     chain.mean(iter(updates), state, 1, seed)
-    untouched = all(_equal(update.tensors, copy) for (update, _), copy in zip(updates, copies, strict=True))
-    _hold(untouched, "the mean changed the updates")
-    _hold(_equal(state.tensors, _server(seed).tensors) and not state.slots, "the server's state was changed")
+    untouched = all(are_equal(update.tensors, copy) for (update, _), copy in zip(updates, copies, strict=True))
+    hold(untouched, "the mean changed the updates")
+    hold(are_equal(state.tensors, _server(seed).tensors) and not state.slots, "the server's state was changed")
 
 
 def a_step_repeats(step: Step, seed: int) -> None:
     """The same seed, client and round give the same bits, both on their way and in the mean."""
     for client in LEARNED:
         one, two = (_sent(step, seed, client) for _ in range(2))
-        _hold(_equal(one[0], two[0]) and _equal(one[1], two[1]), f"{client} sends something else the second time")
+        hold(are_equal(one[0], two[0]) and are_equal(one[1], two[1]), f"{client} sends something else the second time")
     sent = {client: _sent(step, seed, client)[0] for client in LEARNED}
-    _hold(_equal(_mean(step, seed, sent), _mean(step, seed, sent)), "the mean is another one the second time")
+    hold(are_equal(_mean(step, seed, sent), _mean(step, seed, sent)), "the mean is another one the second time")
 
 
 def the_order_of_updates_only_rounds(step: Step, seed: int) -> None:
     """Updates in another order give the same mean, but for rounding."""
     sent = {client: _sent(step, seed, client)[0] for client in LEARNED}
     turned = _mean(step, seed, sent, order=tuple(LEARNED)[::-1])
-    _hold(_close(_mean(step, seed, sent), turned), "the mean depends on the order of the updates")
+    hold(_close(_mean(step, seed, sent), turned), "the mean depends on the order of the updates")
 
 
 STEP_LAWS: dict[str, Callable[[Step, int], None]] = {
