@@ -20,7 +20,7 @@ _FORWARD = 1 / 3
 
 
 def is_evaluated(settings: EvaluationSettings, rounds: int, round: int) -> bool:
-    """Say whether clients are measured on validation after a round of so many."""
+    """Whether clients are measured on validation after a round."""
     return round % settings.evaluate_every == 0 or round == rounds
 
 

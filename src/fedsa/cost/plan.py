@@ -28,7 +28,7 @@ Progress: TypeAlias = Callable[[str], None]
 
 
 def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Return what a recipe's run will train, send, compute and hold in memory. Neither weights nor data are loaded.
+    """Count what a recipe's run will train, send, compute and hold in memory. Neither weights nor data are loaded.
 
     Args:
         recipe: as `parse_recipe` gives it.

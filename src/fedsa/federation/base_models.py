@@ -51,7 +51,7 @@ def load_named_base(
 
 
 def load_processor(settings: ModelSettings, task: Task, image_size: int | None = None) -> Any:
-    """Return what comes with a base model: its tokenizer, or its image processor.
+    """Load a base model's tokenizer, or its image processor.
 
     Args:
         settings: the recipe's ``[model]``.

@@ -288,7 +288,7 @@ class AdaptedModel:
 
 
 def _deltas(model: nn.Module, streams: Streams, variant: str) -> Deltas:
-    """Return what is added to the frozen weights.
+    """The tensors that are added to the frozen weights.
 
     Raises:
         ModelError: the variant has an update of another kind, or a layer is not linear.

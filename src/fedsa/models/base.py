@@ -92,7 +92,7 @@ def load_base(
 
 
 def _lacks_head(model: PreTrainedModel, missing: Iterable[str]) -> bool:
-    """Say whether a checkpoint lacks something outside the base: then its head has been drawn."""
+    """Whether a checkpoint lacks something outside the base, so that the head has random values."""
     return any(not name.startswith(f"{model.base_model_prefix}.") for name in missing)
 
 

@@ -45,7 +45,7 @@ def described(table: Mapping[str, Any], options: Mapping[str, Any]) -> Pretraine
 
 
 def bad_config(error: Exception) -> ModelError:
-    """Return what to tell the user when transformers cannot make a model of a recipe's table."""
+    """The error where transformers cannot make a model of a recipe's table."""
     text = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
     return ModelError(f"model.config: transformers cannot make a model of it: {text}")
 

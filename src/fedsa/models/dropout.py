@@ -45,7 +45,7 @@ class Streams:
         batches: Sequence[int] = (),
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Say what the next pass is.
+        """Begin the next pass.
 
         Args:
             layout: its rows and tokens.

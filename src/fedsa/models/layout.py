@@ -96,7 +96,7 @@ class Packed:
     _masks: dict[tuple[torch.dtype, bool], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def mask(self, dtype: torch.dtype, *, causal: bool) -> Tensor:
-        """Return what is added to attention scores, shape (rows, 1, width, width): each sentence sees itself alone.
+        """The mask that is added to attention scores, shape (rows, 1, width, width): each sentence sees only itself.
 
         A place without a token sees the others without one, so that no row of scores is empty.
         """

@@ -46,14 +46,14 @@ def quiet() -> Iterator[None]:
 
 
 def location_of(path: str, on_progress: Callable[[str], None] | None) -> str:
-    """Return what transformers loads a model from: a hub name, or a folder (of a part, after fetching it)."""
+    """The place that transformers loads a model from: a hub name, or a folder (a part is fetched first)."""
     if path.startswith(PREFIX):
         return str(converted(part_folder(path.removeprefix(PREFIX), on_progress=on_progress), on_progress))
     return str(converted(Path(path), on_progress)) if Path(path).is_dir() else path
 
 
 def not_loadable(settings: ModelSettings, error: Exception, what: str = "model") -> ModelError:
-    """Return what to tell the user when transformers cannot load a model, or what comes with it.
+    """The error where transformers cannot load a model, its tokenizer or its image processor.
 
     Args:
         settings: where it is.

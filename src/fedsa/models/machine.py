@@ -37,7 +37,7 @@ def resolve_compute(settings: ComputeSettings) -> ComputeSettings:
 
 
 def _has_bf16(device: str) -> bool:
-    """Say whether the hardware computes in bf16 itself; an emulated bf16 is slower than fp32."""
+    """Whether the hardware computes in bf16 itself; emulated bf16 is slower than fp32."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):

@@ -29,12 +29,12 @@ _MOST_LETTERS = 200
 
 
 def own_code() -> dict[str, Any]:
-    """Return what ``from_pretrained`` is told of code that comes with a model: it never asks, and runs none unasked."""
+    """The arguments of ``from_pretrained`` about a model's own code: it runs only where it is allowed."""
     return {"trust_remote_code": code_allowed()}
 
 
 def own_code_refusal(path: str) -> ModelError:
-    """Return what to tell the user of a model that needs code of its own."""
+    """The error of a model that needs code of its own."""
     return ModelError(
         f"model.path = {path!r}: the model needs code that comes with it, and that is not run; {HOW_TO_ALLOW}"
     )

@@ -93,7 +93,7 @@ def _name_of_kwargs(signature: inspect.Signature) -> str:
 
 
 def _is_causal(layer: nn.Module) -> bool:
-    """Say whether a layer's attention looks back only."""
+    """Whether a layer's attention looks back only."""
     return any(getattr(module, "is_causal", False) is True for module in layer.modules())
 
 
@@ -115,7 +115,7 @@ def _unpack(values: Tensor, layout: Layout) -> Tensor:
 
 
 def _packed_argument(name: str, value: Any, layout: Layout) -> Any:
-    """Return what a layer gets in place of an argument that follows the tokens' places."""
+    """The value for a layer, in place of an argument that depends on the tokens' places."""
     if isinstance(value, tuple):
         return tuple(_packed_argument(name, each, layout) for each in value)
     if layout.packed is None or not isinstance(value, Tensor):

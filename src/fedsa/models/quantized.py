@@ -23,7 +23,7 @@ _IN_FULL = {*HEADS, "lm_head", "pooler"}
 
 
 def quantized(kind: str, compute: ComputeSettings) -> dict[str, Any]:
-    """Return what ``from_pretrained`` must be told to quantise a model's linear layers as it loads them.
+    """The arguments of ``from_pretrained`` that quantise a model's linear layers while it loads them.
 
     Args:
         kind: ``nf4`` (with the blocks' scales quantised too) or ``int8``.

@@ -172,7 +172,7 @@ def obstacles(model: nn.Module) -> list[str]:
 
 
 def _is_quantized(module: nn.Module) -> TypeGuard[LoraLayer]:
-    """Say whether a module is PEFT's LoRA on a layer of few bits, whose classes need bitsandbytes to be imported."""
+    """Whether a module is PEFT's LoRA on a layer of few bits. Only with bitsandbytes can its class be imported."""
     return isinstance(module, LoraLayer) and type(module).__module__ == "peft.tuners.lora.bnb"
 
 
@@ -191,7 +191,7 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
 
 
 def _stacked(module: nn.Module, path: str, streams: Streams, values: Values) -> nn.Module:
-    """Return what stands for an adapted module in a stack."""
+    """The layer that takes the place of an adapted module in a stack."""
     own = {key: value for key, value in values.items() if key.module == path or key.module.startswith(f"{path}.")}
     adapters = list(dict.fromkeys(key.adapter for key in own))
     if len(adapters) > 1:

@@ -103,7 +103,7 @@ def _download(session: PyPIClient, url: str, target: Path, size: int) -> str:
 
 
 def _sources(settings: Mapping[str, str]) -> list[Source]:
-    """Return what pip would ask; local folders come first, as they are fast and need no network."""
+    """The sources that pip would ask. Local folders come first: they are fast and need no network."""
     from unearth import PackageFinder
 
     finder = PackageFinder(index_urls=settings.get("index-url", "").split())  # without one: the default index

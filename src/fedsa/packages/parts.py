@@ -79,7 +79,7 @@ def is_cached(name: str) -> bool:
 
 
 def _fault(folder: Path, part: Part) -> str | None:
-    """Return what is wrong with a folder of the part, or None where it has all of it: the bytes that were unpacked.
+    """The fault of a part's folder; None: it holds every file of the part, as it was unpacked.
 
     A file that this process has hashed is not read again while its size, times and place on the disk stay as they were.
     """

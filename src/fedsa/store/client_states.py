@@ -136,7 +136,7 @@ class ClientStateFiles:
         save_tensors(path, by_name(tensors), self._whose(client, round, personal=True))
 
     def load_personal(self, client: str, round: int) -> dict[Key, Tensor] | None:
-        """Return what `save_personal` wrote, or None.
+        """The tensors that `save_personal` wrote, or None.
 
         Raises:
             RunFolderError: there is no such client, or its file is damaged.

@@ -46,7 +46,7 @@ class Commit:
 
 
 def read_commit(folder: Path) -> Commit | None:
-    """Return what ``state.json`` of a run folder holds, or None where there is none.
+    """The contents of a run folder's ``state.json``, or None where there is none.
 
     Raises:
         RunFolderError: it is damaged, or of another format version.

@@ -104,7 +104,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    """Return what to tell the user when a file cannot be written."""
+    """The error where a file cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
             f"the disk is full: {path} could not be written. What was finished is safe: free some space, then repeat "
@@ -150,7 +150,7 @@ def packed(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
 
 
 def sealed(content: bytes) -> bytes:
-    """Return what `packed` packed with its hash in its place."""
+    """The bytes of `packed`, with their hash in its place."""
     if content[8:_PLACE] != _HEAD or content[_PLACE : _PLACE + 64] != _NO_HASH:
         raise RuntimeError("this version of safetensors does not put the metadata first: use one of constraints.txt")
     return b"".join((content[:_PLACE], hash_of(content).encode(), memoryview(content)[_PLACE + 64 :]))
@@ -166,7 +166,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 
 def load_tensors(path: Path, whose: Mapping[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `packed` packed, the tensors in the order of their names.
+    """The tensors that `packed` packed, in the order of their names.
 
     Args:
         path: the file.

@@ -122,7 +122,7 @@ class FinishedRun:
         return list(next(iter(self.clients.values()), {}).get("labels", {}))
 
     def environment(self) -> dict[str, Any]:
-        """Return what ``environment.json`` holds.
+        """The contents of ``environment.json``.
 
         Raises:
             RunFolderError: it is damaged.

@@ -55,7 +55,7 @@ class MetricsFile:
         return length
 
     def read(self, files: SmallFiles, commit: Commit) -> bytes:
-        """Return what was written by a commit; an interruption may have left more.
+        """The lines that a commit wrote; an interruption may have left more.
 
         Raises:
             RunFolderError: it is missing, or is not what was written.

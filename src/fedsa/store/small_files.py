@@ -35,7 +35,7 @@ class SmallFiles:
         self._files: dict[str, str] = {}  # the hash of each small file that belongs to the run
 
     def has(self, name: str) -> bool:
-        """Say whether a small file belongs to the run."""
+        """Whether a small file belongs to the run."""
         return name in self._files
 
     @property
@@ -108,7 +108,7 @@ class SmallFiles:
             raise self.damaged(name, error) from None
 
     def read_json(self, name: str) -> Any:
-        """Return what a JSON file of the run holds.
+        """The contents of a JSON file of the run.
 
         Raises:
             RunFolderError: it is missing, or is not what was written.

@@ -53,7 +53,7 @@ __all__ = [
 
 
 def _overrides(algorithm: Algorithm, *methods: str) -> bool:
-    """Say whether a method does one of these in a way of its own."""
+    """Whether a method overrides one of these."""
     return any(getattr(type(algorithm), name) is not getattr(Algorithm, name) for name in methods)
 
 
@@ -316,7 +316,7 @@ def an_additive_method_needs_sums_alone(case: Case) -> None:
 
 
 def _needs_sums_alone(case: Case) -> bool:
-    """Say whether clients that all send the mean give what clients that send their own tensors give."""
+    """Whether the result is the same if all clients send the mean, as if each sends its own tensors."""
     world = World(case)
     state = world.server.state
     updates = world.round(1, case.clients)
@@ -349,7 +349,7 @@ def the_server_computes_with_initial_values_only_where_it_says(case: Case) -> No
 
 
 def _shapes_are_enough(case: Case) -> bool:
-    """Say whether a server without initial values sends what one with them sends: to one client, and to all."""
+    """Whether a server without initial values sends the same as one that has them: to one client, and to all."""
     whole, bare = World(case), World(case)
     shapes = {key: value if key.factor.side is Side.BASE else value.to("meta") for key, value in bare.initial.items()}
     bare.server = bare.serving(case.algorithm.init(shapes, bare.scaling))

@@ -126,7 +126,7 @@ def load_partition(path: Path, fingerprint: str, sizes: tuple[int, int | None, i
 
 
 def _content(path: Path) -> Any:
-    """Return what the file holds.
+    """The contents of a saved partition.
 
     Raises:
         DataError: there is none, it cannot be read, or it is not JSON.

@@ -162,7 +162,7 @@ class Log:
             self._kinds[column] = {**kinds, **self._kinds.get(column, {})}
 
     def notes(self) -> tuple[str, ...]:
-        """Return what is to be said, in whole sentences."""
+        """The notes on this reading, in whole sentences."""
         found = [*self.sentences]
         if self._unread:
             named = [

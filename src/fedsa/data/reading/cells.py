@@ -20,7 +20,7 @@ _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "a tex
 
 
 def kind_of(value: object) -> str:
-    """Return what a cell holds, in a user's words.
+    """The kind of a cell's content, in a user's words.
 
     >>> kind_of(3.5), kind_of(["a"]), kind_of({"a": 1})
     ('a number', 'a list', 'a table')

@@ -44,7 +44,7 @@ def open_text(path: Path, encoding: str, *, errors: str = "strict") -> TextIO:
 
 
 def with_encoding(path: Path, encoding: str | None, read: Callable[[str], T]) -> tuple[T, dict[str, str]]:
-    """Return what ``read`` makes of a text file in its encoding, and a remark where that is not UTF-8.
+    """Read a text file in its encoding; return the result of ``read``, and a remark if the encoding is not UTF-8.
 
     Args:
         path: the file.

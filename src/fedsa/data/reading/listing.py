@@ -23,7 +23,7 @@ _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}.*\..*")
 
 
 def entries_of(folder: Path) -> list[Path]:
-    """Return what is in a folder, sorted by name, without hidden entries.
+    """The entries of a folder, sorted by name, without hidden ones.
 
     Raises:
         DataError: the folder cannot be read, a link leads nowhere, or something is neither a file nor a folder.
