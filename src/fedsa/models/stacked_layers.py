@@ -27,7 +27,20 @@ from fedsa.models.loha import SteadyLoha
 from fedsa.models.lora_xs import frozen_directions
 from fedsa.types import Factor
 
-__all__ = ["KINDS", "Factors", "StackedAdapter", "StackedKind", "StackedLayer", "StackedWhole"]
+__all__ = [
+    "KINDS",
+    "Factors",
+    "StackedAdapter",
+    "StackedDora",
+    "StackedIa3",
+    "StackedKind",
+    "StackedLayer",
+    "StackedLoha",
+    "StackedLora",
+    "StackedLoraXs",
+    "StackedVera",
+    "StackedWhole",
+]
 
 Factors: TypeAlias = Mapping[Factor, Tensor]
 """The tensors of one layer, each of all clients: shape (clients, *shape of the factor)."""
