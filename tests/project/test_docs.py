@@ -49,6 +49,13 @@ def test_links_of_the_docs_lead_somewhere() -> None:
     assert not broken
 
 
+def test_the_site_has_every_page() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    listed = re.findall(r"\S+\.md$", nav, flags=re.MULTILINE)
+    assert sorted(pages) == sorted(listed), "put each page into `nav` of mkdocs.yml, once"
+
+
 @pytest.mark.run
 def test_method_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
