@@ -19,7 +19,7 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Look at rows, and write a recipe for them that runs: columns, task, clients, model."""
-    from fedsa.commands._display import print_json, status
+    from fedsa.commands.shared.display import print_json, status
     from fedsa.errors import UserError
     from fedsa.store import write_atomically
     from fedsa.texts.escapes import say
