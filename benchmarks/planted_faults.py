@@ -395,10 +395,31 @@ FAULTS = (
     ),
     Fault(
         "deploy: a site that has made its key is given another one",
-        "deploy/provision.py",
+        "deploy/certificates.py",
         "    kit.key.unlink()\n",
         "",
-        ("deploy/test_provision.py::test_a_key_that_is_made_at_the_site_never_leaves_it",),
+        ("deploy/test_certificates.py::test_a_key_that_is_made_at_the_site_never_leaves_it",),
+    ),
+    Fault(
+        "deploy: a site takes rows of clients that are not its own",
+        "deploy/own_rows.py",
+        "    if missing or others:\n",
+        "    if missing:\n",
+        ("deploy/test_own_rows.py::test_rows_that_do_not_fit_the_site_are_refused",),
+    ),
+    Fault(
+        "deploy: a site that is only measured trains when it is asked",
+        "client/answers.py",
+        "            if not self._trains:\n",
+        "            if False:\n",
+        ("engines/test_membership.py::test_a_site_that_is_only_measured_refuses_to_train",),
+    ),
+    Fault(
+        "deploy: a round before a client joined is read as if it had been there",
+        "store/server_states.py",
+        " if first <= round]",
+        "]",
+        ("store/test_replace_clients.py::test_each_round_has_the_clients_that_were_in_it",),
     ),
     # -- steps on updates --------------------------------------------------------------------------------------------
     Fault(

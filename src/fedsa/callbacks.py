@@ -18,7 +18,7 @@ class Callback:
     """A listener. Override the methods you need; by default they do nothing. They must not change their arguments."""
 
     def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
-        """The run starts, or continues after ``finished_rounds``."""
+        """The run starts, or continues after ``finished_rounds``; also where clients have joined it or left it."""
 
     def on_round_begin(self, round: int, clients: Sequence[str]) -> None:
         """A round begins, in which ``clients`` train; round 0 is the evaluation before any training."""
@@ -64,6 +64,8 @@ class TensorBoard(Callback):
 
     def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
         """Open the log; after a resume, hide the values of an interrupted round."""
+        if self._writer is not None:  # the clients of a run have changed
+            self._writer.close()
         self._writer = self._make(str(run / "tensorboard"), purge_step=finished_rounds + 1)
 
     def on_round_end(

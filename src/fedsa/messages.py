@@ -66,9 +66,9 @@ def encode(message: Message) -> bytes:
         places[client] = next((place for place, other in enumerate(groups) if _same(state, other)), len(groups))
         if places[client] == len(groups):
             groups.append(state)
-    tensors = {
-        f"{place}|{key}": tensor.contiguous() for place, state in enumerate(groups) for key, tensor in state.items()
-    }
+    tensors = _apart(
+        {f"{place}|{key}": tensor.contiguous() for place, state in enumerate(groups) for key, tensor in state.items()}
+    )
     entry = {
         "version": _VERSION,
         "kind": message.kind,
@@ -83,6 +83,20 @@ def encode(message: Message) -> bytes:
     if len(data) > MOST_BYTES:
         raise ProtocolError(f"a message of {counted(len(data), 'byte')}: more than {MOST_BYTES:,} are not taken")
     return data
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with a copy of each that shares memory with one before it: safetensors does not write such ones.
+
+    A client of a lower rank is sent a part of what another one is sent.
+    """
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return result
 
 
 def decode(data: bytes, *, run: str | None = None, most_bytes: int = MOST_BYTES) -> Message:

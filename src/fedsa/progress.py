@@ -60,6 +60,7 @@ class ProgressDisplay(Callback):
         from fedsa.server import sample_size
         from fedsa.tasks import make_task
 
+        self.close()  # the bar of before, where the clients of a run have changed
         self._metric = make_task(recipe.task, ()).metric
         self._recipe = recipe
         self._evaluated = sample_size(recipe.evaluation.fraction_evaluate, len(clients)) * passes_on_validation(
@@ -161,6 +162,7 @@ class ProgressDisplay(Callback):
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
 
 @final

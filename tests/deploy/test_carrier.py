@@ -32,6 +32,8 @@ class Jobs:
         self.begun: list[list[str]] = []
         self.seen: list[tuple[int, str, bytes]] = []
         self.forgotten: list[int] = []
+        self.out: list[str] = []
+        self.answers = True
         self.path = Path()
         self.socket: socket.socket | None = None
 
@@ -48,6 +50,11 @@ class Jobs:
     def end(self) -> None:
         if self.socket is not None:
             self.socket.close()
+
+    def shut_out(self, site: str) -> None:
+        if not self.answers:
+            raise FedsaError("no server")
+        self.out.append(site)
 
     def _run(self, generation: int) -> None:
         with socket.socket(socket.AF_UNIX) as self.socket:
@@ -159,6 +166,39 @@ def test_a_site_that_comes_back_has_its_place_in_the_next_job(start: Start) -> N
     jobs.sites["south"] = "2"
     assert dict(answers) == {"south": b"s"}
     assert jobs.begun == [["north", "south"], ["north", "south"]]
+
+
+def test_a_site_that_joins_is_waited_for_by_nobody_and_has_a_place_when_it_comes(start: Start) -> None:
+    def answer(generation: int, site: str, body: bytes) -> bytes | None:
+        if site not in jobs.sites:
+            return NOTHING
+        return None if (generation, body) == (1, b"dies") else body
+
+    jobs = Jobs(answer)
+    carry = start(jobs, patience=300)
+    assert dict(carry({"north": b"n"}, None)) == {"north": b"n"}
+    with pytest.raises(ProtocolError, match="'west' is not on the roster"):
+        list(carry({"west": b"w"}, None))
+    carry.admit("west")
+    carry.admit("west")
+    assert dict(carry({"west": b"w"}, 0.05)) == {}
+    assert dict(carry({"north": b"dies"}, None)) == {"north": b"dies"}, "the next job does not wait for it"
+    jobs.sites["west"] = "1"
+    assert dict(carry({"west": b"w"}, None)) == {"west": b"w"}
+    assert jobs.begun == [["north", "south"], ["north", "south"], ["north", "south", "west"]]
+
+
+def test_a_site_that_is_dismissed_is_shut_out_and_asked_nothing(start: Start) -> None:
+    jobs = Jobs(lambda generation, site, body: body)
+    told: list[str] = []
+    carry = start(jobs, shut_out=jobs.shut_out, tell=told.append)
+    carry.dismiss("south")
+    assert jobs.out == ["south"]
+    with pytest.raises(ProtocolError, match="'south' is not on the roster"):
+        list(carry({"south": b"s"}, None))
+    jobs.answers = False
+    carry.dismiss("north")
+    assert any("north is asked nothing any more, and is shut out when the server starts again" in line for line in told)
 
 
 def test_a_job_begins_without_a_site_that_does_not_come(start: Start) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from fedsa.deploy.authority import Authority
 from fedsa.deploy.carrier import Carrier
+from fedsa.deploy.certificates import add_key, make_request, take_renewed
 from fedsa.deploy.parties import run_local, run_server, run_site
 from fedsa.deploy.preflight import PreflightError, UnreachableError, check_server, read_kit
-from fedsa.deploy.provision import ADMINISTRATOR, add_key, make_request, provision
+from fedsa.deploy.provision import ADMINISTRATOR, provision
+from fedsa.engines.roster import Roster
 from support.extras import NEEDS_NVFLARE
 
 pytestmark = [
@@ -150,3 +155,44 @@ def test_a_process_of_the_engine_that_is_killed_is_followed_by_another(words: Se
         answers = running.ask(b"after")
         assert answers == {site: b"after" + site.encode() for site in SITES}
         assert running.carry.generation > before
+
+
+@pytest.mark.matrix
+def test_a_site_joins_a_running_server_and_another_one_is_shut_out(tmp_path: Path) -> None:
+    """The server and the new site have renewed certificates, the others those of before."""
+    (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
+    with socket.create_server(("localhost", 0)) as listener:
+        port = listener.getsockname()[1]
+    (tmp_path / "all").mkdir()
+    authority = Authority(tmp_path / "all", "localhost", port, 2)
+    kits = {name: replace(kit, path=kit.path.rename(tmp_path / name)) for name, kit in authority.make(SITES).items()}
+    files = authority.renew(Roster.begun("run", SITES, {}), ["server"])
+    assert take_renewed(files["server"].parent, "server", [kits["server"], kits[ADMINISTRATOR]])
+    kits["west"] = authority.make_one("west")
+
+    def site(name: str) -> AbstractContextManager[None]:
+        command = [sys.executable, str(tmp_path / "worker.py"), name, str(tmp_path / "heard")]
+        return run_site(kits[name], command, logs=tmp_path / "logs", patience=SECONDS)
+
+    def echoed(carry: Carrier, *names: str) -> bool:
+        return dict(carry(dict.fromkeys(names, b"x"), SECONDS)) == {name: b"x" + name.encode() for name in names}
+
+    with (
+        run_server(kits["server"], kits[ADMINISTRATOR], SITES, logs=tmp_path / "logs") as carry,
+        site("north"),
+        site("south"),
+    ):
+        assert echoed(carry, *SITES)
+        carry.admit("west")
+        with site("west"):
+            assert echoed(carry, *SITES, "west")
+            carry.dismiss("south")
+            assert echoed(carry, "north", "west")
+            kill("client_train", "uid=south")  # it is started again, and wants in again
+            end, log = time.monotonic() + SECONDS, tmp_path / "logs" / "server.log"
+            while "Reject disabled client registration: south" not in log.read_text():
+                assert time.monotonic() < end, log.read_text()[-3000:]
+                time.sleep(0.2)
+            assert echoed(carry, "north", "west")
+    disabled = kits["server"].path / "disabled_clients.json"
+    assert json.loads(disabled.read_text()) == {"disabled_clients": ["south"]}, "it is shut out the next time too"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsa.deploy.preflight import PreflightError, check_kit, read_kit
-from fedsa.deploy.provision import ADMINISTRATOR, add_key, make_request, provision
+from fedsa.deploy.preflight import check_kit, read_kit
+from fedsa.deploy.provision import ADMINISTRATOR, provision
 from fedsa.errors import UserError
 from support.extras import NEEDS_NVFLARE
 
@@ -60,29 +60,6 @@ def test_a_site_allows_nothing_but_carrying(tmp_path: Path) -> None:
     rights = json.loads((local / "authorization.json").read_text("utf-8"))["permissions"]
     assert rights.keys() == {"project_admin"}
     assert {rights["project_admin"][name] for name in ("byoc", "shell_commands", "download_job")} == {"none"}
-
-
-def test_a_key_that_is_made_at_the_site_never_leaves_it(tmp_path: Path) -> None:
-    request = make_request(tmp_path / "north's", "north")
-    key = request.with_suffix(".key")
-    assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    kit = provision(tmp_path, "a_project", "localhost", 8002, ["north"], requests={"north": request})["north"]
-    assert not kit.key.exists()
-    with pytest.raises(PreflightError, match=r"client\.key is missing"):
-        check_kit(kit)
-    add_key(kit, key)
-    check_kit(kit)
-    with pytest.raises(UserError, match="is there already"):
-        make_request(tmp_path / "north's", "north")
-
-
-def test_a_request_of_another_site_is_refused_and_can_be_mended(tmp_path: Path) -> None:
-    request = make_request(tmp_path / "requests", "south")
-    with pytest.raises(UserError, match=r"south\.csr is not a request for a certificate of north"):
-        provision(tmp_path, "a_project", "localhost", 8002, ["north"], requests={"north": request})
-    good = make_request(tmp_path / "requests", "north")
-    kit = provision(tmp_path, "a_project", "localhost", 8002, ["north"], requests={"north": good})["north"]
-    add_key(kit, good.with_suffix(".key"))
 
 
 @pytest.mark.parametrize("site", ["two words", "a/b", "", "ä"])

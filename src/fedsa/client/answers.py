@@ -33,6 +33,7 @@ class Answers:
         run: the run's id.
         fingerprint: of the agreement.
         sent: keeps the answers, and lists them for the site's owner.
+        trains: False: its clients are measured only, whatever the server asks for.
         on_finish: is called with the run's summary at its end, before the site says that it is done.
     """
 
@@ -43,10 +44,11 @@ class Answers:
         fingerprint: str,
         sent: SentAnswers,
         *,
+        trains: bool = True,
         on_finish: Callable[[Mapping[str, Any]], None] = lambda summary: None,
     ) -> None:
         self._site, self._run, self._fingerprint, self._sent = site, run, fingerprint, sent
-        self._on_finish = on_finish
+        self._trains, self._on_finish = trains, on_finish
 
     def handle(self, data: bytes) -> bytes:
         """The answer to a message; where it cannot be answered, a refusal that says why."""
@@ -97,6 +99,8 @@ class Answers:
         self._check_tensors(message)
         self._check_states(message, max(kept))
         if message.about.get("do") == "train":
+            if not self._trains:
+                raise ProtocolError("this site is only measured: it does not train")
             if max(kept) >= message.round:
                 raise ProtocolError(f"round {message.round} is over for the server: it has finished round {max(kept)}")
             self._site.states.prune({*kept, message.round})  # a round that is asked for again stays too

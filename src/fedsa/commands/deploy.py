@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["COMMANDS", "HELP", "init", "local", "sent", "server", "site", "status"]
+from fedsa.commands.shared.parties import init, join, leave, renew, request
+
+__all__ = ["COMMANDS", "HELP", "local", "sent", "server", "site", "status"]
 
 HELP = "Run a federation across machines: a server without rows, and sites that keep theirs."
 
@@ -61,46 +63,6 @@ def local(
         console.print(line, soft_wrap=True)
 
 
-def init(
-    recipe: Annotated[str, typer.Argument(help="A recipe file (TOML) that names the classes, if its task has any.")],
-    sites: Annotated[str, typer.Option(help="The sites' names, with commas between; each is one client.")],
-    to: Annotated[Path, typer.Option(help="A new folder, for what each party is given.")],
-    host: Annotated[str, typer.Option(help="The name by which sites reach the server.")] = "localhost",
-    port: Annotated[
-        int, typer.Option(help="The port by which sites reach the server, the only one that must be open.")
-    ] = 8102,
-    listen: Annotated[
-        int | None,
-        typer.Option(help="The port that the server listens on, if a router or firewall leads there from --port."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set training.batch_size=8."),
-    ] = None,
-) -> None:
-    """Begin a federation: agree, make certificates, write a folder for each party, and say what each must do."""
-    from fedsa.commands.shared.display import status as shown
-    from fedsa.commands.shared.recipe import recipe_of_command
-    from fedsa.deploy.project import begin_project
-
-    parsed, _ = recipe_of_command(recipe, set_)
-    names = [name.strip() for name in sites.split(",") if name.strip()]
-    with shown("loading libraries") as tell:
-        places = begin_project(parsed, names, to, host=host, port=port, listen=listen, tell=tell)
-    print(
-        f"Give each party its own folder only. {to / 'authority'} has the keys that make certificates: keep it closed."
-        f"\n\nOn the server's machine, which sites must be able to reach as {host}, port {port}"
-        f"{'' if listen is None else f', and which listens on port {listen}'}:\n"
-        f"  fedsa deploy server {places['server']} --out runs/federation\n\nAt each site, which opens no port:"
-    )
-    for name in names:
-        print(f"  fedsa deploy site {places[name]} --data ROWS")
-    print(
-        "\nROWS is the site's own file or folder, which does not leave it. Every party needs fedsa[nvflare], and each "
-        "site the same model; where it lies there: --set model.path=PATH.\nWhat leaves a site: fedsa deploy sent FOLDER"
-    )
-
-
 def server(
     folder: Annotated[Path, typer.Argument(help="The server's folder, as `fedsa deploy init` wrote it.")],
     out: Annotated[Path, typer.Option(help="The run folder; what is in it already goes on.")],
@@ -129,7 +91,12 @@ def server(
 
 def site(
     folder: Annotated[Path, typer.Argument(help="The site's folder, as `fedsa deploy init` wrote it.")],
-    data: Annotated[str, typer.Option(help="The site's own rows: a local file or folder.")],
+    data: Annotated[
+        str, typer.Option(help="The site's own rows: a local file or folder. Of several clients: a file of each.")
+    ],
+    column: Annotated[
+        str | None, typer.Option(help="The column that names the client, where one file has the rows of several.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of this machine, e.g. --set model.path=PATH."),
@@ -140,24 +107,25 @@ def site(
     from fedsa.deploy.waiting import wait_for_messages
     from fedsa.recipe import apply_overrides
 
-    with take_part(folder, data, apply_overrides({}, set_ or []), tell=print):
+    with take_part(folder, data, apply_overrides({}, set_ or []), column=column, tell=print):
         wait_for_messages(folder, print)
 
 
 def status(
-    folder: Annotated[Path, typer.Argument(help="The run folder of a server.")],
+    folder: Annotated[Path, typer.Argument(help="The run folder of a server; or the folder of a party.")],
     json: _Json = False,
 ) -> None:
-    """Say how far a run across machines is."""
+    """Say how far a run across machines is; of a party's folder, how long its certificate is valid."""
     from fedsa.commands.shared.display import print_json
-    from fedsa.deploy.status import status_of
+    from fedsa.deploy.preflight import KIT
+    from fedsa.deploy.status import party_status_of, status_of
 
-    found = status_of(folder)
+    found = (party_status_of if (folder / KIT).is_dir() else status_of)(folder)
     if json:
         print_json(found)
         return
     for name, value in found.items():
-        print(f"{name:12} {value}")
+        print(f"{name:16} {value}")
 
 
 def sent(
@@ -192,4 +160,4 @@ def sent(
     print_table(["site", "round", "message", "tensors", "numbers and words", "bytes"], rows, right_from=5)
 
 
-COMMANDS = (init, server, site, local, status, sent)
+COMMANDS = (init, request, join, leave, renew, server, site, local, status, sent)

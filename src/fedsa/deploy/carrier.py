@@ -97,6 +97,7 @@ class Carrier:
         path: of the socket that they connect to; at most about 100 characters, in a folder that only its user may open.
         sites: the roster; others are not asked.
         patience: seconds that a job waits for sites that are not connected; then it begins without them.
+        shut_out: has the engine refuse a site for good, whatever certificate it has.
         tell: is called with each line about what happens: a generation that starts or ends, a site that cannot answer.
     """
 
@@ -107,10 +108,11 @@ class Carrier:
         sites: Iterable[str],
         *,
         patience: float = 30,
+        shut_out: Callable[[str], None] = lambda site: None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._engine, self._path, self._sites = engine, path, frozenset(sites)
-        self._patience, self._tell = patience, tell
+        self._patience, self._shut_out, self._tell = patience, shut_out, tell
         self._absent: frozenset[str] = frozenset()  # sites that the last job began without
         self._strangers: set[str] = set()  # that have connected and are not on the roster
         self._lock = threading.Lock()  # of what follows
@@ -184,6 +186,19 @@ class Carrier:
                 yield site, body
         finally:
             self._forget(waiting)
+
+    def admit(self, site: str) -> None:
+        """Put a site on the roster. No job waits for it; there is a new one with it as soon as it is connected."""
+        if site not in self._sites:
+            self._sites, self._absent = self._sites | {site}, self._absent | {site}
+
+    def dismiss(self, site: str) -> None:
+        """Take a site off the roster, and have the engine refuse it."""
+        self._sites -= {site}
+        try:
+            self._shut_out(site)
+        except FedsaError as error:
+            self._tell(f"{site} is asked nothing any more, and is shut out when the server starts again: {error}")
 
     def _forget(self, numbers: Iterable[int]) -> None:
         """Drop requests whose answers nobody waits for, here and in the engine."""

@@ -127,6 +127,14 @@ class NVFlareJobs:
         with contextlib.suppress(FedsaError):
             self._ask("end")
 
+    def shut_out(self, site: str) -> None:
+        """Have NVFlare's server refuse a site, also after it was started again.
+
+        Raises:
+            FedsaError: NVFlare's server does not answer.
+        """
+        self._ask("shut_out", site)
+
     def _ask(self, what: str, *arguments: Any) -> Any:
         request = json.dumps([what, *arguments]).encode()
         answer = json.loads(worker.ask(self._path, request, given_up=lambda: False, patience=30, most_deaths=1))
@@ -152,6 +160,7 @@ class _Session:
             "begin": self.begin,
             "has_ended": self.has_ended,
             "end": self.end,
+            "shut_out": self.shut_out,
         }
         try:
             if self._session is None:
@@ -181,6 +190,9 @@ class _Session:
         job, self._job = self._job, None
         if job is not None:
             self._session.abort_job(job)
+
+    def shut_out(self, site: str) -> None:
+        self._session.disable_client(site)
 
 
 def _connections(reply: Mapping[str, Any]) -> dict[str, str]:

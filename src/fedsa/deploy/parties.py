@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fedsa.deploy.carrier import Carrier
 from fedsa.deploy.nvflare import ASK_SECONDS, NVFlareJobs, administrator_command, party_command
 from fedsa.deploy.nvflare_server import TOLD, heard_lines
 from fedsa.deploy.preflight import Kit, UnreachableError, check_kit, check_server, no_other_authority
-from fedsa.deploy.provision import ADMINISTRATOR, provision, write_policy
+from fedsa.deploy.provision import ADMINISTRATOR, provision, shut_out, write_policy
 from fedsa.system.children import KeptChild, stop_all
 
 __all__ = ["free_port", "kept_programs", "run_local", "run_server", "run_site", "socket_folder"]
@@ -29,6 +29,7 @@ def run_server(
     sites: Iterable[str],
     *,
     logs: Path,
+    left: Collection[str] = (),
     patience: float = 30,
     engine_defaults: bool = False,
     tell: Callable[[str], None] = lambda line: None,
@@ -40,6 +41,7 @@ def run_server(
         administrator: the kit of the administrator, who submits jobs.
         sites: the roster.
         logs: folder for the processes' logs.
+        left: sites that are shut out.
         patience: seconds that the first job waits for sites that are not connected; then it begins without them.
         engine_defaults: sites ask for their next task as rarely as NVFlare's own settings say, for a comparison.
         tell: is called with each line about what happens.
@@ -51,6 +53,7 @@ def run_server(
     check_kit(kit)
     check_kit(administrator)
     write_policy(kit)
+    shut_out(kit, left)
     with socket_folder() as place, ExitStack() as stack:
         socket_of = {name: Path(place) / name for name in ("carrier", "administrator", "told")}
         programs = {
@@ -63,7 +66,9 @@ def run_server(
         stack.enter_context(heard_lines(socket_of["told"], tell))
         stack.enter_context(kept_programs(logs, programs))
         jobs = NVFlareJobs(socket_of["administrator"])
-        yield stack.enter_context(Carrier(jobs, socket_of["carrier"], sites, patience=patience, tell=tell))
+        yield stack.enter_context(
+            Carrier(jobs, socket_of["carrier"], sites, patience=patience, shut_out=jobs.shut_out, tell=tell)
+        )
 
 
 @contextmanager

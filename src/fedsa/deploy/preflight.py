@@ -20,27 +20,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
 
 from fedsa.errors import MissingExtraError, UserError
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 __all__ = [
+    "KIT",
     "PACKAGES",
     "Kit",
     "PreflightError",
     "UnreachableError",
     "check_kit",
     "check_server",
+    "end_of",
     "missing_nvflare",
     "no_other_authority",
     "read_kit",
+    "warning_of",
 ]
+
+KIT = "kit"
+"""The folder of a party's certificates and of NVFlare's files, in the party's folder."""
 
 PACKAGES = ("fedsa", "nvflare")
 """All parties must have these packages in the same version; only the last number may differ."""
 
 _NOTE = "fedsa.json"
 _OWN_CERTIFICATE = {"server": "server.crt", "site": "client.crt", "admin": "client.crt"}
+_SOON_DAYS = 30
+_RENEW = (
+    "Have whoever began the federation run `fedsa deploy renew`, put the file that it writes into this party's folder, "
+    "and start the party again"
+)
 _EXPIRED, _NOT_YET, _OTHER_NAME = 10, 9, 62  # OpenSSL's codes of a failed verification
 
 
@@ -145,6 +157,30 @@ def check_kit(kit: Kit) -> None:
         context.load_cert_chain(kit.certificate, kit.key)
     except (OSError, ssl.SSLError):
         raise PreflightError(f"{kit.key} is missing, or not the key of {kit.certificate.name} beside it") from None
+
+
+def end_of(kit: Kit) -> datetime.datetime:
+    """The moment until which a party's certificates are valid, its own and the authority's.
+
+    Raises:
+        PreflightError: one is missing, or none.
+    """
+    from cryptography import x509
+
+    try:
+        files = [file.read_bytes() for file in (kit.authority, kit.certificate)]
+        return min(x509.load_pem_x509_certificate(file).not_valid_after_utc for file in files)
+    except (OSError, ValueError) as error:
+        raise PreflightError(f"{kit.path} has a certificate that cannot be read: {error}") from None
+
+
+def warning_of(kit: Kit) -> str:
+    """What to tell of certificates that end in less than 30 days; empty: nothing."""
+    end = end_of(kit)
+    days = (end - _now()).days
+    if days >= _SOON_DAYS:
+        return ""
+    return f"the certificate of {kit.party} ends on {end:%Y-%m-%d}, in {counted(max(days, 0), 'day')}. {_RENEW}"
 
 
 def check_server(kit: Kit, *, seconds: float = 10) -> None:
@@ -260,7 +296,7 @@ def _check_dates(certificate: Certificate, path: Path) -> None:
     if _now() > end:
         raise PreflightError(
             f"{path} has expired: it was valid until {end:%Y-%m-%d %H:%M} UTC, and this machine's clock says "
-            f"{_now():%Y-%m-%d %H:%M} UTC. Ask for a new startup kit"
+            f"{_now():%Y-%m-%d %H:%M} UTC. {_RENEW}"
         )
 
 

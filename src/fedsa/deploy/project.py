@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from fedsa.agreement import AGREEMENT, Agreement, over
 from fedsa.callbacks import Callback
+from fedsa.deploy.authority import SERVER, Authority
+from fedsa.deploy.certificates import add_key, take_renewed
+from fedsa.deploy.own_rows import AS_WRITTEN, Names, own_rows, read_note
 from fedsa.deploy.parties import run_server, run_site
-from fedsa.deploy.preflight import read_kit
-from fedsa.deploy.provision import ADMINISTRATOR, provision
-from fedsa.deploy.site import DATA, SETTINGS, read_note
+from fedsa.deploy.preflight import KIT, Kit, PreflightError, read_kit, warning_of
+from fedsa.deploy.provision import ADMINISTRATOR
+from fedsa.deploy.site import SETTINGS
 from fedsa.engines.deployed import check_deployable, open_server_folder, run_id_of, serve
+from fedsa.engines.membership import Membership, check_only_measured, check_same_scale
 from fedsa.engines.remote import RemoteFleet
+from fedsa.engines.roster import Member, Roster
 from fedsa.errors import UserError
 from fedsa.recipe import Recipe, Scope, with_absolute_paths
 from fedsa.store.files import write_atomically
 
-__all__ = ["begin_project", "serve_project", "take_part"]
-
-_ROSTER = "roster.json"
-_KIT = "kit"
-_AS_WRITTEN = "put it back as `fedsa deploy init` wrote it"
+__all__ = ["begin_project", "join_project", "leave_project", "prepare_site", "serve_project", "take_part"]
 
 
 def begin_project(
@@ -34,6 +35,9 @@ def begin_project(
     sites: Sequence[str],
     folder: Path,
     *,
+    clients: Mapping[str, Sequence[str]] | None = None,
+    only_measured: Collection[str] = (),
+    requests: Iterable[Path] = (),
     host: str,
     port: int,
     listen: int | None = None,
@@ -41,12 +45,14 @@ def begin_project(
 ) -> Mapping[str, Path]:
     """Write a folder for each party of a federation, and return them by the parties' names.
 
-    Each site is one client, whose id is the site's name.
-
     Args:
         recipe: names the classes, where its task has any; where rows lie does not matter.
         sites: their names.
-        folder: is made; it holds a folder for the server, one for each site, and the authority's keys, which stay.
+        clients: site to its clients' ids; a site that is not in it is one client, whose id is the site's name.
+        only_measured: sites that are measured and never train.
+        requests: of the sites that have made their key themselves (`make_request`): their folders get none.
+        folder: is made; it holds a folder for the server, one for each site, and what stays with whoever began: the
+            authority's keys, and what a site that joins later is given.
         host: the name by which sites reach the server.
         port: by which sites reach the server.
         listen: the port on which the server listens, where something in between leads from `port` to it; None: `port`.
@@ -58,27 +64,124 @@ def begin_project(
     """
     from fedsa.federation import agree
 
-    if not sites or {"server", "authority"} & {*sites} or len({*sites}) < len(sites):
-        raise UserError(
-            f"sites {', '.join(sites) or '(none)'}: name at least one, each once, and none server or authority"
-        )
+    roster = Roster.begun("", sites, clients or {}, only_measured)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: give a new folder")
     check_deployable(recipe)
-    agreement = agree(recipe, sites, on_progress=tell)
-    own = json.dumps(_own_settings(recipe), indent=2, ensure_ascii=False).encode()
+    everyone = [client for own in roster.clients.values() for client in own]
+    agreement = agree(recipe, everyone, only_measured=roster.only_measured, on_progress=tell)
+    if only_measured:
+        check_only_measured(agreement)
+    roster = roster.model_copy(update={"run": run_id_of(agreement, sites)})
     tell("making the certificates")
-    kits = provision(folder / "authority", "fedsa", host, port, sites, listen=listen)
-    places = {"server": folder / "server", **{site: folder / site for site in sites}}
-    for party, place in places.items():
-        place.mkdir()
-        shutil.move(kits[party].path, place / _KIT)
-        write_atomically(place / AGREEMENT, agreement.text().encode())
-    shutil.move(kits[ADMINISTRATOR].path, places["server"] / ADMINISTRATOR)
-    write_atomically(places["server"] / _ROSTER, json.dumps({"sites": sorted(sites)}).encode())
-    for site in sites:
-        write_atomically(places[site] / SETTINGS, own)
-    return places
+    authority = Authority(folder, host, port, len(everyone) - len(roster.only_measured))
+    kits = authority.make(sites, requests, listen=listen)
+    authority.write()
+    write_atomically(folder / AGREEMENT, agreement.text().encode())
+    write_atomically(folder / SETTINGS, json.dumps(_own_settings(recipe), indent=2, ensure_ascii=False).encode())
+    server = folder / "server"
+    server.mkdir()
+    shutil.move(kits["server"].path, server / KIT)
+    shutil.move(kits[ADMINISTRATOR].path, server / ADMINISTRATOR)
+    write_atomically(server / AGREEMENT, agreement.text().encode())
+    for place in (folder, server):
+        roster.write(place)
+    return {"server": server, **{site: _give_site(folder, kits[site], roster.sites[site]) for site in sites}}
+
+
+def join_project(
+    folder: Path,
+    site: str,
+    *,
+    clients: Sequence[str] = (),
+    trains: bool = True,
+    requests: Iterable[Path] = (),
+    tell: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Write what a site is given that joins later, and put it on the roster; return its folder.
+
+    The server takes it in between two rounds. What was agreed upon stays as it is.
+
+    Args:
+        folder: of the federation, as `begin_project` wrote it; what was brought to other machines need not be there.
+        site: its name.
+        clients: ids of its clients; none: one, whose id is the site's name.
+        trains: they train; else they are measured only.
+        requests: the site's, if it has made its key itself.
+        tell: is called with what takes time.
+
+    Raises:
+        UserError: a name is taken, or the method does not allow it.
+    """
+    roster, authority, agreement = Roster.read(folder), Authority.read(folder), Agreement.read(folder / AGREEMENT)
+    joined = roster.with_site(site, clients or (site,), trains=trains)
+    if trains:
+        members = [member for member in joined.sites.values() if member.trains and not member.left]
+        check_same_scale(agreement, authority.clients, sum(len(member.clients) for member in members))
+    else:
+        check_only_measured(agreement)
+    if (folder / site).exists():
+        raise UserError(f"{folder / site} is there already: move it away, or give the site another name")
+    tell("making the certificate")
+    place = _give_site(folder, authority.make_one(site, requests), joined.sites[site])
+    _write_roster(folder, joined)
+    return place
+
+
+def leave_project(folder: Path, site: str) -> None:
+    """Mark a site on the roster as one that has left: it is asked nothing any more, and its certificate is shut out.
+
+    Args:
+        folder: of the federation, or of its server.
+        site: its name.
+
+    Raises:
+        UserError: there is no such site, or no other one that trains.
+    """
+    _write_roster(folder, Roster.read(folder).without_site(site))
+
+
+def _give_site(folder: Path, kit: Kit, member: Member) -> Path:
+    """Write a site's folder, and return it.
+
+    Args:
+        folder: of the federation.
+        kit: the site's; it is moved.
+        member: what the roster says of it.
+    """
+    place = folder / kit.party
+    place.mkdir()
+    shutil.move(kit.path, place / KIT)
+    for name in (AGREEMENT, SETTINGS):
+        shutil.copyfile(folder / name, place / name)
+    Names(kit.party, member.clients, member.trains).write(place)
+    return place
+
+
+def _look_after(folder: Path, party: str, kits: Sequence[Kit], tell: Callable[[str], None]) -> None:
+    """Put a key that was made here, and renewed certificates, into a party's kits; tell of those that end soon.
+
+    Raises:
+        PreflightError: a key or a certificate is missing, or does not fit.
+    """
+    key = folder / f"{party}.key"
+    for kit in kits:
+        if key.exists() and not kit.key.exists():
+            add_key(kit, key)
+            key.unlink()
+        elif not kit.key.exists():
+            raise PreflightError(f"{kit.path} has no key: put {key.name}, which `fedsa deploy request` made, beside it")
+    if take_renewed(folder, party, kits):
+        tell(f"the certificate of {party} has been renewed")
+    for warning in dict.fromkeys(filter(None, map(warning_of, kits))):
+        tell(warning)
+
+
+def _write_roster(folder: Path, roster: Roster) -> None:
+    """Write the roster into a folder, and into that of the server below it, where it is there."""
+    for place in (folder, folder / "server"):
+        if place.is_dir():
+            roster.write(place)
 
 
 def serve_project(
@@ -105,48 +208,79 @@ def serve_project(
     Raises:
         FedsaError: a folder does not fit, or the run failed.
     """
-    kit, administrator = read_kit(folder / _KIT), read_kit(folder / ADMINISTRATOR)
-    agreement = Agreement.read(folder / AGREEMENT)
-    sites = [str(site) for site in read_note(folder / _ROSTER, _AS_WRITTEN, "sites")["sites"]]
-    logs = folder / "logs"
-    with (
-        open_server_folder(out, agreement.recipe).locked() as run,
-        run_server(kit, administrator, sites, logs=logs, tell=tell) as carrier,
-    ):
-        fleet = RemoteFleet(carrier, sites, run_id_of(agreement, sites), deadline=deadline, quorum=quorum, tell=tell)
-        return serve(agreement, run, fleet, engine="nvflare", callbacks=callbacks)
+    kit, administrator = read_kit(folder / KIT), read_kit(folder / ADMINISTRATOR)
+    _look_after(folder, SERVER, [kit, administrator], tell)
+    agreement, roster, logs = Agreement.read(folder / AGREEMENT), Roster.read(folder), folder / "logs"
+    with open_server_folder(out, agreement.recipe).locked() as run:
+        sites = roster.sites_of(run)  # who has come since is invited between rounds
+        with run_server(kit, administrator, sites, logs=logs, left=roster.left, tell=tell) as carrier:
+            fleet = RemoteFleet(
+                carrier, sites, roster.run, clients=roster.clients, deadline=deadline, quorum=quorum, tell=tell
+            )
+            membership = Membership(
+                lambda: Roster.read(folder), admit=carrier.admit, dismiss=carrier.dismiss, tell=tell
+            )
+            return serve(agreement, run, fleet, engine="nvflare", callbacks=callbacks, membership=membership)
 
 
 def take_part(
-    folder: Path, data: str, settings: Mapping[str, Any], *, tell: Callable[[str], None] = lambda line: None
+    folder: Path,
+    data: str,
+    settings: Mapping[str, Any],
+    *,
+    column: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> AbstractContextManager[None]:
     """Run a site of a federation across machines; give a context that lasts as long as the site takes part.
 
     Args:
         folder: the site's, as `begin_project` wrote it.
-        data: its own rows: a local file or folder.
-        settings: this machine's own settings, as in a recipe, over those of the folder's ``settings.json``.
-        tell: is called with a line about each thing that takes time.
+        data: as for `prepare_site`.
+        settings: as for `prepare_site`.
+        column: as for `prepare_site`.
+        tell: is called with what takes time.
 
     Raises:
         UserError: kit, rows or settings do not fit, or the server cannot be reached.
     """
-    from fedsa.data.rows import deal_client
-
-    kit, agreement = read_kit(folder / _KIT), Agreement.read(folder / AGREEMENT)
-    stored = read_note(folder / SETTINGS, _AS_WRITTEN)
-    here = {"data": {"path": str(Path(data).absolute()), "partition": {"kind": "files"}}}
-    own = over(over(stored, settings), here)
-    recipe = with_absolute_paths(agreement.recipe_with(own))
-    own = over(own, {"model": {"path": recipe.model.path}})
-    rows, notes = deal_client(kit.party, data, recipe, agreement.labels, newcomer=False)
-    for note in (*rows.notes, *notes):
-        tell(note)
-    write_atomically(folder / SETTINGS, json.dumps(own, indent=2, ensure_ascii=False).encode())
-    about = {"path": str(Path(data).absolute()), "client": kit.party}
-    write_atomically(folder / DATA, json.dumps(about, ensure_ascii=False).encode())
+    kit = read_kit(folder / KIT)
+    _look_after(folder, kit.party, [kit], tell)
+    prepare_site(folder, data, settings, column=column, tell=tell)
     tell(f"site {kit.party!r} takes part; what leaves it is listed in {folder / 'sent.jsonl'}")
     return run_site(kit, [sys.executable, "-m", "fedsa.deploy.site", str(folder)], logs=folder / "logs")
+
+
+def prepare_site(
+    folder: Path,
+    data: str,
+    settings: Mapping[str, Any],
+    *,
+    column: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Read a site's rows, to see that they fit, and write into its folder where they lie.
+
+    Args:
+        folder: the site's.
+        data: its own rows: a local file or folder; see `own_rows`.
+        settings: this machine's own settings, as in a recipe, over those of the folder's ``settings.json``.
+        column: the one that names the client, where one file has the rows of several.
+        tell: is called with what is to be known of the rows.
+
+    Raises:
+        UserError: rows or settings do not fit.
+    """
+    agreement, names = Agreement.read(folder / AGREEMENT), Names.read(folder)
+    stored = read_note(folder / SETTINGS, AS_WRITTEN)
+    stored.get("data", {}).pop("partition", None)  # of the last time: the arguments say it anew
+    dealt = {"kind": "files"} if column is None else {"kind": "column", "column": column}
+    own = over(over(stored, {"data": {"partition": dealt}}), settings)
+    own = over(own, {"data": {"path": str(Path(data).absolute())}})
+    recipe = with_absolute_paths(agreement.recipe_with(own))
+    own = over(own, {"model": {"path": recipe.model.path}})
+    for note in own_rows(names, recipe, agreement.labels)[1]:
+        tell(note)
+    write_atomically(folder / SETTINGS, json.dumps(own, indent=2, ensure_ascii=False).encode())
 
 
 def _own_settings(recipe: Recipe) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsa.deploy.preflight import PACKAGES, Kit, check_kit, missing_nvflare, read_kit
+from fedsa.deploy.certificates import certify
+from fedsa.deploy.preflight import PACKAGES, Kit, missing_nvflare, read_kit
 from fedsa.errors import UserError
+from fedsa.store.files import write_atomically
 
-__all__ = ["ADMINISTRATOR", "add_key", "make_request", "provision", "write_policy"]
+__all__ = ["ADMINISTRATOR", "provision", "shut_out", "write_policy"]
 
 ADMINISTRATOR = "admin@fedsa.org"
 """The name of the administrator, who submits jobs. The administrator's kit is on the server's machine too."""
@@ -91,7 +92,7 @@ def provision(
             write_policy(kit)
             kit.write()
             if requests and party in requests:
-                _certify(kit, requests[party], authority / project)
+                certify(kit, requests[party], authority / project)
         elif (made_before := read_kit(kit.path)) != kit:
             raise UserError(
                 f"{kit.path} is a kit for {made_before.host}:{made_before.port} of {made_before.project!r}, made with "
@@ -100,88 +101,6 @@ def provision(
         kits[kit.path.name] = kit
     shutil.rmtree(made)
     return kits
-
-
-def make_request(folder: Path, site: str) -> Path:
-    """Make a site's private key where it stays, and the request for a certificate that is sent to the authority.
-
-    Args:
-        folder: for both; must not have a key yet.
-        site: its name.
-
-    Returns:
-        The request: a file that may be read by anybody.
-
-    Raises:
-        UserError: there is a key already.
-        MissingExtraError: the extra is not installed.
-    """
-    try:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import rsa
-        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-    except ImportError:
-        raise missing_nvflare() from None
-    folder.mkdir(parents=True, exist_ok=True)
-    key, path = rsa.generate_private_key(public_exponent=65537, key_size=3072), folder / f"{site}.key"
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise UserError(f"{path} is there already: a new key would make the certificate for it worthless") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, site)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-    (folder / f"{site}.csr").write_bytes(request.public_bytes(Encoding.PEM))
-    return folder / f"{site}.csr"
-
-
-def add_key(kit: Kit, key: Path) -> None:
-    """Put the private key that a site has made into the kit that it was given.
-
-    Raises:
-        PreflightError: the kit's certificate is for another key.
-    """
-    kit.key.touch(0o600)
-    kit.key.write_bytes(key.read_bytes())
-    check_kit(kit)
-
-
-def _certify(kit: Kit, request: Path, authority: Path) -> None:
-    """Replace a kit's certificate by one for the key that a request was made with, and take the kit's own key away.
-
-    Raises:
-        UserError: it is not a request, or not that site's.
-    """
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-
-    kit.key.unlink()
-    try:
-        asked = x509.load_pem_x509_csr(request.read_bytes())
-        named = [entry.value for entry in asked.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
-        if not asked.is_signature_valid or named != [kit.party]:
-            raise ValueError
-    except (OSError, ValueError):
-        shutil.rmtree(kit.path)  # so that it is made again, with a better request
-        raise UserError(f"{request} is not a request for a certificate of {kit.party}") from None
-    issuer = json.loads((authority / "state" / "cert.json").read_text(encoding="utf-8"))
-    key: Any = load_pem_private_key(issuer["root_pri_key"].encode(), None)
-    model = x509.load_pem_x509_certificate(kit.certificate.read_bytes())
-    identifier = x509.SubjectKeyIdentifier.from_public_key(asked.public_key())
-    extensions = [extension for extension in model.extensions if extension.oid != identifier.oid]
-    builder = (
-        x509.CertificateBuilder(extensions=[*extensions, x509.Extension(identifier.oid, False, identifier)])
-        .subject_name(model.subject)
-        .issuer_name(model.issuer)
-        .public_key(asked.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(model.not_valid_before_utc)
-        .not_valid_after(model.not_valid_after_utc)
-    )
-    kit.certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
 
 class _Notes:
@@ -198,6 +117,17 @@ class _Notes:
     def error(self, text: str) -> None:
         """Keep an error."""
         self.errors.append(text)
+
+
+def shut_out(kit: Kit, sites: Collection[str]) -> None:
+    """Have a server's kit refuse sites, whatever certificate they have: NVFlare reads the list when it starts.
+
+    Args:
+        kit: the server's.
+        sites: all that have left.
+    """
+    content = json.dumps({"disabled_clients": sorted(sites)}).encode()
+    write_atomically(kit.path / "disabled_clients.json", content)
 
 
 def write_policy(kit: Kit) -> None:

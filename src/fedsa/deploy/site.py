@@ -3,10 +3,10 @@
     python -m fedsa.deploy.site FOLDER
 
 FOLDER is the site's own: `agreement.json` (what server and sites hold alike), `settings.json` (this machine's own
-settings: where the model lies, what it computes with), and `data.json` (where its rows are) or, where the rows were
-dealt out on one machine, `rows/`. What the site keeps goes there too: which run it takes part in (`run.json`), its
-clients' states, its last answers, the list of what has left, and at the end a run folder of its own clients, which
-`fedsa export` and `fedsa adapt` read like any other.
+settings: where model and rows lie, what it computes with), and `site.json` (what it and its clients are called) or,
+where the rows were dealt out on one machine, `rows/`. What the site keeps goes there too: which run it takes part in
+(`run.json`), its clients' states, its last answers, the list of what has left, and at the end a run folder of its own
+clients, which `fedsa export` and `fedsa adapt` read like any other.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, final
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.client.answers import Answers, log, refusal
 from fedsa.client.sent import SentAnswers
+from fedsa.deploy.own_rows import NAMES, Names, own_rows, read_note
 from fedsa.deploy.worker import SOCKET, serve
-from fedsa.errors import DisagreementError, FedsaError, ProtocolError, RunFolderError, UserError
+from fedsa.errors import DisagreementError, FedsaError, ProtocolError, RunFolderError
 from fedsa.messages import Message, decode
 from fedsa.store.client_states import open_states_of_site
 from fedsa.store.files import write_atomically
-from fedsa.texts.json_text import parsed_json
 
 if TYPE_CHECKING:
     from fedsa.data.rows import DealtRows
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADAPTERS",
-    "DATA",
     "FINISHED_RUN",
     "ROWS",
     "SETTINGS",
@@ -45,41 +44,18 @@ __all__ = [
     "main",
     "name_of",
     "open_site",
-    "read_note",
 ]
 
 SETTINGS, ROWS = "settings.json", "rows"
-DATA, FINISHED_RUN, ADAPTERS = "data.json", "run", "adapters"
+FINISHED_RUN, ADAPTERS = "run", "adapters"
 """Files and folders in a site's folder."""
 
 _RUN, _STATES = "run.json", "states"
-_AGAIN = "run `fedsa deploy site` again"
-
-
-def read_note(path: Path, mend: str, *needed: str) -> dict[str, Any]:
-    """Read one of a party's small JSON files.
-
-    Args:
-        path: the file.
-        mend: what to do if it cannot be read.
-        needed: names that must be in it.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    try:
-        about = parsed_json(path.read_bytes())
-        if not isinstance(about, dict) or not {*needed} <= {*about}:
-            raise ValueError("it lacks what must be in it")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {mend}") from None
-    return about
 
 
 def name_of(folder: Path) -> str:
-    """The site's name: the one in its kit, or without a kit the name of its folder."""
-    path = folder / DATA
-    return str(read_note(path, _AGAIN, "client")["client"]) if path.exists() else folder.resolve().name
+    """The name of the site whose folder it is: the one it was given; where there is none, the folder's."""
+    return Names.read(folder).site if (folder / NAMES).exists() else folder.resolve().name
 
 
 def open_site(folder: Path) -> SiteProgram:
@@ -100,19 +76,14 @@ def open_site(folder: Path) -> SiteProgram:
 
 
 def _rows(folder: Path, recipe: Recipe, labels: Sequence[str]) -> DealtRows:
-    """A site's own rows: the rows that were dealt to it, or those of its one client.
+    """A site's own rows: those that were dealt to it, or those that its settings name.
 
     Raises:
         UserError: they cannot be read.
     """
     from fedsa.data.portions import read_portion
-    from fedsa.data.rows import deal_client
 
-    if (folder / ROWS).exists():
-        return read_portion(folder / ROWS)
-    about = read_note(folder / DATA, _AGAIN, "path", "client")
-    path, client = str(about["path"]), str(about["client"])
-    return deal_client(client, path, recipe, labels, newcomer=False)[0]
+    return read_portion(folder / ROWS) if (folder / ROWS).exists() else own_rows(Names.read(folder), recipe, labels)[0]
 
 
 @final
@@ -184,7 +155,8 @@ class SiteProgram:
 
             finish_site(self.folder, self.federation, states, about)
 
-        return Answers(site, run, self.agreement.fingerprint(), self._sent, on_finish=finish)
+        trains = Names.read(self.folder).trains if (self.folder / NAMES).exists() else True
+        return Answers(site, run, self.agreement.fingerprint(), self._sent, trains=trains, on_finish=finish)
 
 
 _OWN_LOG = "it cannot take part: its own log says why"  # the reason may have something of its rows or paths

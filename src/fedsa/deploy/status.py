@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fedsa.client.sent import SENT_LIST, sent_messages
 from fedsa.deploy.local import SITES
+from fedsa.deploy.preflight import KIT, end_of, read_kit, warning_of
 from fedsa.errors import RunFolderError
 from fedsa.store import RunFolder, recipe_of
 
-__all__ = ["sent_of", "status_of"]
+__all__ = ["party_status_of", "sent_of", "status_of"]
 
 
 def status_of(folder: Path) -> dict[str, Any]:
-    """How far a run is: ``state``, ``round`` and ``rounds``, ``chosen_round``, ``clients``, ``sites``.
+    """How far a run is: ``state``, ``round`` and ``rounds``, ``chosen_round``, ``clients``, ``sites``, ``left``.
 
     Args:
         folder: the server's run folder.
@@ -34,9 +36,30 @@ def status_of(folder: Path) -> dict[str, Any]:
         "round": max(progress.round, 0),
         "rounds": recipe.rounds,
         "chosen_round": progress.chosen_round or 0,
-        "clients": len(about),
-        "sites": sorted({str(entry.get("site", "")) for entry in about.values()}),
+        "clients": sum("left" not in entry for entry in about.values()),
+        "sites": sorted({str(entry.get("site", "")) for entry in about.values() if "left" not in entry}),
+        "left": sorted({str(entry["site"]) for entry in about.values() if "left" in entry}),
         "interruptions": progress.interruptions,
+    }
+
+
+def party_status_of(folder: Path) -> dict[str, Any]:
+    """What a party's folder tells of it: ``party``, ``server``, ``certificate_ends``, ``days_left``, ``warning``.
+
+    Args:
+        folder: of a site, or of the server, as `fedsa deploy init` wrote it.
+
+    Raises:
+        PreflightError: its certificates cannot be read.
+    """
+    kit = read_kit(folder / KIT)
+    end = end_of(kit)
+    return {
+        "party": "server" if kit.kind == "server" else kit.party,
+        "server": f"{kit.host}:{kit.port}",
+        "certificate_ends": f"{end:%Y-%m-%d}",
+        "days_left": (end - datetime.datetime.now(datetime.UTC)).days,
+        "warning": warning_of(kit),
     }
 
 

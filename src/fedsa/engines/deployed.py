@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.callbacks import Callback
+from fedsa.engines.membership import Membership, mark_left
 from fedsa.engines.remote import RemoteFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.summary import measure, summary_of
@@ -17,6 +18,7 @@ from fedsa.errors import ConfigError, Mistake, RunFolderError
 from fedsa.recipe import Recipe, dump_recipe
 from fedsa.server import load_state, server_of
 from fedsa.store import Progress, RunFolder
+from fedsa.store.run_folder import CLIENTS
 from fedsa.system.environment import environment
 from fedsa.types import State
 
@@ -72,6 +74,7 @@ def serve(
     *,
     engine: str,
     callbacks: Sequence[Callback] = (),
+    membership: Membership | None = None,
 ) -> dict[str, Any]:
     """Run a federation over its sites from where the folder is to the end, and return its summary.
 
@@ -83,6 +86,7 @@ def serve(
         fleet: the sites; not set up yet.
         engine: the name of what carries the messages, for the summary.
         callbacks: told of every step.
+        membership: looked at before each round, for sites that have come or gone; None: they stay the same.
 
     Raises:
         RunFolderError: the agreement or the clients are not those that the run began with.
@@ -97,15 +101,26 @@ def serve(
     folder.keeps_all_rounds = recipe.keep_rounds == "all"
     initial = fleet.set_up(agreement)
     first = agreement.first_state(initial)
-    progress = _go_on(folder, fleet) or _begin(agreement, folder, fleet, initial or {})
+    gone = membership.roster.left if membership else ()
+    progress = _go_on(folder, fleet, gone) or _begin(agreement, folder, fleet, initial or {})
     fleet.progress = progress
-    state = load_state(folder.server_states, progress.round, first) if progress.round > 0 else first
-    versions = folder.server_states.client_versions(progress.round)
-    server = server_of(agreement, fleet.clients, state, client_versions=versions, quorum=fleet.quorum)
-    fleet.check = server.check
-    for callback in callbacks:
-        callback.on_run_begin(folder.path, recipe, fleet.clients, max(progress.round, 0))
-    run_rounds(server, fleet, folder, progress, settings, callbacks)
+
+    def has_changed() -> bool:
+        return membership is not None and membership.follow(agreement, folder, fleet, progress)
+
+    while True:  # once for each time that sites come or go
+        state = load_state(folder.server_states, progress.round, first) if progress.round > 0 else first
+        versions = folder.server_states.client_versions(progress.round)
+        measured = membership.roster.only_measured if membership else ()
+        server = server_of(
+            agreement, fleet.clients, state, client_versions=versions, only_measured=measured, quorum=fleet.quorum
+        )
+        fleet.check = server.check
+        for callback in callbacks:
+            callback.on_run_begin(folder.path, recipe, fleet.clients, max(progress.round, 0))
+        run_rounds(server, fleet, folder, progress, settings, callbacks, has_changed)
+        if progress.round == settings.rounds:
+            break
     started = time.perf_counter()
     tests = measure(server, fleet, folder, progress, settings, first, callbacks)
     seconds = time.perf_counter() - started
@@ -128,7 +143,7 @@ def _told_again(folder: RunFolder, fleet: RemoteFleet, summary: dict[str, Any]) 
     missing = [site for site in summary.get("sites_without_adapters", ()) if site in fleet.sites]
     if not missing or progress is None:
         return summary
-    fleet.know(folder.read_json("clients.json"))
+    fleet.know(folder.read_json(CLIENTS))
     fleet.progress = progress
     summary = {**summary, "sites_without_adapters": list(fleet.finish(summary, missing))}
     folder.finish(progress, summary)
@@ -164,8 +179,13 @@ def _begin(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet, initial:
     return Progress(fingerprints={"agreement": agreement.fingerprint()})
 
 
-def _go_on(folder: RunFolder, fleet: RemoteFleet) -> Progress | None:
+def _go_on(folder: RunFolder, fleet: RemoteFleet, gone: Collection[str]) -> Progress | None:
     """Return how far an interrupted run is, once what the interruption left behind is gone; None: it has not begun.
+
+    Args:
+        folder: the run's.
+        fleet: set up.
+        gone: sites that have left.
 
     Raises:
         RunFolderError: a client is missing or new, or has other rows.
@@ -173,7 +193,7 @@ def _go_on(folder: RunFolder, fleet: RemoteFleet) -> Progress | None:
     progress = folder.progress()
     if progress is None:
         return None
-    begun: Mapping[str, Any] = folder.read_json("clients.json")
+    begun = {c: about for c, about in folder.read_json(CLIENTS).items() if about["site"] not in gone}
     now = fleet.about_clients
     other = sorted({*begun} ^ {*now})
     if other:
@@ -188,4 +208,5 @@ def _go_on(folder: RunFolder, fleet: RemoteFleet) -> Progress | None:
             "back those of before, or start a new run"
         )
     folder.go_on(progress)
+    mark_left(folder, gone, progress)
     return progress

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, Protocol, final
+from typing import Any, final
 
-from fedsa.agreement import Agreement, hash_of_state
+from fedsa.engines.sites import REFUSES, Exchange, Sites
 from fedsa.engines.summary import is_test
 from fedsa.errors import ProtocolError
-from fedsa.messages import Message, decode, encode
+from fedsa.messages import Message, encode
 from fedsa.store import Progress
 from fedsa.texts.escapes import for_terminal
-from fedsa.types import SPLITS, Moment, Payloads, SplitName, State, Update
+from fedsa.types import Moment, Payloads, SplitName, State, Update
 
 __all__ = ["Exchange", "RemoteFleet"]
 
 _MOST = 1e300  # a number beyond it makes no mean
 _HEAR_SECONDS = 5.0  # for a site to hear that its answer was not taken
-_REFUSES = "it refuses:"  # how the reason begins that a site has given itself
-
-
-class Exchange(Protocol):
-    """The whole of what a carrier of messages does for the server."""
-
-    def __call__(self, requests: Mapping[str, bytes], deadline: float | None) -> Iterable[tuple[str, bytes]]:
-        """Send each site its request, and give the answers as they come, each with the site's name.
-
-        Args:
-            requests: site to bytes.
-            deadline: seconds; what has not come by then is left out. None: wait for all.
-        """
-        ...
 
 
 @final
-class RemoteFleet:
+class RemoteFleet(Sites):
     """Clients at sites elsewhere.
 
     A site that refuses, or answers with what cannot be used, is left out of the round, and `tell` is told why. Where
@@ -44,13 +30,12 @@ class RemoteFleet:
         exchange: carries messages.
         sites: names of the sites.
         run: the run's id.
+        clients: site to the ids of its clients, of which it must have exactly these; None: as the sites say.
         deadline: seconds that sites have for an answer; None: as long as it takes.
         quorum: clients whose updates a round needs; None: all that were asked.
         tell: is called with a line about each site that is left out or waited for.
 
     Attributes:
-        sites: names of the sites, sorted.
-        run: the run's id.
         quorum: clients whose updates a round needs; None: all that were asked.
         progress: how far the run is; sites keep what its last and its chosen round need.
         check: refuses an update of a round that the server cannot use; what it refuses does not count for the quorum.
@@ -62,74 +47,14 @@ class RemoteFleet:
         sites: Iterable[str],
         run: str,
         *,
+        clients: Mapping[str, Collection[str]] | None = None,
         deadline: float | None = None,
         quorum: int | None = None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.sites, self.run, self.progress = tuple(sorted(sites)), run, Progress()
-        self._exchange, self._deadline, self.quorum, self._tell = exchange, deadline, quorum, tell
+        super().__init__(exchange, sites, run, clients=clients, deadline=deadline, tell=tell)
+        self.quorum, self.progress = quorum, Progress()
         self.check: Callable[[Update, int], None] = lambda update, round: None
-        self._homes: dict[str, str] = {}  # client -> its site
-        self._metric = ""  # the agreement's
-        self._examples: dict[str, Mapping[str, int]] = {}  # client -> its number of rows by split
-
-    @property
-    def clients(self) -> tuple[str, ...]:
-        """Every client's id, sorted; known after `set_up`."""
-        return tuple(sorted(self._homes))
-
-    @property
-    def about_clients(self) -> Mapping[str, Mapping[str, Any]]:
-        """What sites say of their clients: ``train_examples``, ``validation_examples``, ``test_examples``, ``site``."""
-        return {
-            client: {**{f"{split}_examples": count for split, count in counts.items()}, "site": self._homes[client]}
-            for client, counts in self._examples.items()
-        }
-
-    def set_up(self, agreement: Agreement) -> State | None:
-        """Learn which clients are where, and have every site say that it holds what was agreed upon.
-
-        Args:
-            agreement: what server and sites must hold alike.
-
-        Returns:
-            The tensors that all clients start from, which one site sends; None where the server needs no values.
-
-        Raises:
-            ProtocolError: a site refuses, two sites name one client, or the tensors are others.
-        """
-        self._metric = agreement.metric
-        chosen = min(self.sites) if agreement.needs_initial_values else None
-        requests = {
-            site: encode(
-                Message("setup", self.run, 0, {"fingerprint": agreement.fingerprint(), "initial": site == chosen})
-            )
-            for site in self.sites
-        }
-        answers: dict[str, Message] = {}
-        while requests:
-            for site, answer, why in self._ask(requests, "ready", 0):
-                if answer is None:
-                    raise ProtocolError(f"site {site!r} cannot take part: {why}")
-                answers[site] = answer
-            requests = {site: request for site, request in requests.items() if site not in answers}
-            if requests:
-                self._tell(f"waiting for {', '.join(requests)} to be ready")
-        for site in self.sites:
-            for client, counts in _examples(site, answers[site]).items():
-                if client in self._homes:
-                    raise ProtocolError(f"client {client!r} is at two sites: {self._homes[client]!r} and {site!r}")
-                self._homes[client], self._examples[client] = site, counts
-        if chosen is None:
-            return None
-        initial = answers[chosen].states.get("initial", {})
-        if hash_of_state(initial) != agreement.adapter.initial:
-            raise ProtocolError(f"site {chosen!r} has not sent the initial tensors that were agreed upon")
-        return initial
-
-    def know(self, clients: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take the clients' sites from what `about_clients` said when the run began, where nobody is to be asked."""
-        self._homes = {client: str(entry["site"]) for client, entry in clients.items()}
 
     def train(self, payloads: Payloads) -> Iterator[Update]:
         """Have the sites train their clients, all at once, and yield the updates in the order of the clients' ids."""
@@ -235,7 +160,7 @@ class RemoteFleet:
                         why = for_terminal(str(error))
                 reasons[site] = why
                 self._tell(f"round {payloads.round}: {site} is left out: {why}")
-            self._let_know({site: why for site, why in reasons.items() if not why.startswith(_REFUSES)}, payloads.round)
+            self._let_know({site: why for site, why in reasons.items() if not why.startswith(REFUSES)}, payloads.round)
             if is_enough():
                 late = ", ".join(site for site in requests if site not in reasons)
                 if late:
@@ -273,38 +198,6 @@ class RemoteFleet:
         missing = [client for client in asked if self._homes[client] == site and client not in said]
         if missing:
             raise ProtocolError(f"site {site!r} has answered without its client {missing[0]!r}")
-
-    def _ask(self, requests: Mapping[str, bytes], kind: str, round: int) -> Iterator[tuple[str, Message | None, str]]:
-        """Yield each site that answers, its answer (None: it cannot be used), and why not."""
-        for site, data in self._exchange(dict(requests), self._deadline):
-            try:
-                message = decode(data, run=self.run)
-            except ProtocolError as error:
-                yield site, None, str(error)
-                continue
-            if message.kind == "refuse":
-                yield site, None, f"{_REFUSES} {for_terminal(str(message.about.get('why'))[:300])}"
-            elif message.kind != kind or message.round != round:
-                yield site, None, f"it has answered with {message.kind!r} of round {message.round}"
-            else:
-                yield site, message, ""
-
-
-def _examples(site: str, answer: Message) -> Mapping[str, Mapping[str, int]]:
-    """Return the numbers of rows that a site says its clients have, by split.
-
-    Raises:
-        ProtocolError: they are missing, or make no sense.
-    """
-    said = answer.about.get("examples")
-    if not isinstance(said, dict) or any(
-        not isinstance(counts, dict)
-        or set(counts) != set(SPLITS)
-        or any(type(count) is not int or count < 0 for count in counts.values())
-        for counts in said.values()
-    ):
-        raise ProtocolError(f"site {site!r} has not said which clients it has, with how many rows")
-    return said
 
 
 def _update(client: str, round: int, about: Any, tensors: State) -> Update:

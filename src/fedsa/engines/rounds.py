@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, final
 
@@ -82,6 +82,7 @@ def run_rounds(
     progress: Progress,
     settings: RoundSettings,
     callbacks: Sequence[Callback] = (),
+    until: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run every round that is left. Round 0 trains nobody: it is the evaluation before any training.
 
@@ -92,11 +93,14 @@ def run_rounds(
         progress: how far the run is; it is brought forward with every round.
         settings: of the rounds.
         callbacks: told of every update and every round.
+        until: asked before each round whether to end here; the rounds before are safe.
 
     Raises:
         FedsaError: a round failed; the rounds before are safe.
     """
     for round in range(progress.round + 1, settings.rounds + 1):
+        if until():
+            return
         started = time.perf_counter()
         for callback in callbacks:
             callback.on_round_begin(round, server.sample(round) if round else ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from fedsa.agreement import Agreement
 from fedsa.errors import ConfigError, Mistake
@@ -23,12 +23,19 @@ from fedsa.types import NO_CLASS
 __all__ = ["agree"]
 
 
-def agree(recipe: Recipe, clients: Sequence[str], *, on_progress: Callable[[str], None] | None = None) -> Agreement:
+def agree(
+    recipe: Recipe,
+    clients: Sequence[str],
+    *,
+    only_measured: Collection[str] = (),
+    on_progress: Callable[[str], None] | None = None,
+) -> Agreement:
     """What server and sites of a federation will hold alike; the base model is loaded for it, and no row is read.
 
     Args:
         recipe: names the classes, where its task has any. Where its rows lie does not matter.
         clients: every client's id.
+        only_measured: those of them that never train.
         on_progress: told what takes time.
 
     Raises:
@@ -46,7 +53,7 @@ def agree(recipe: Recipe, clients: Sequence[str], *, on_progress: Callable[[str]
     task = make_task(recipe.task, labels)
     tell("loading the model")
     base, drawn = load_named_base(recipe.model, recipe.compute, recipe.seed, task, tell, [])
-    in_a_round = sample_size(recipe.fraction_train, len(clients))
+    in_a_round = sample_size(recipe.fraction_train, len(clients) - len(only_measured))
     adapted = adapt_base(recipe, base, config_of(recipe, task, base, drawn), task, clients=in_a_round)
     limit = None
     if not task.takes_images:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, final
 
@@ -57,6 +57,7 @@ class Server:
         client_versions: client id to the newest version that it holds; a missing client holds the initial state.
         ranks: client id to its rank, if this is lower than the rank of the state's tensors.
         stateless: clients keep nothing between rounds, so each payload has all tensors that changed since the start.
+        only_measured: ids of clients that are measured as the others, and never train.
         quorum: an update that does not fit is left out, named in the round's record, as long as so many good ones come;
             None: it ends the round, as a simulation wants it, where it can only be a fault of the program.
 
@@ -77,6 +78,7 @@ class Server:
         client_versions: Mapping[str, int] | None = None,
         ranks: Mapping[str, int] | None = None,
         stateless: bool = False,
+        only_measured: Collection[str] = (),
         quorum: int | None = None,
     ) -> None:
         for step in steps.steps:
@@ -86,6 +88,7 @@ class Server:
         self.algorithm = algorithm
         self.state = state
         self.clients = tuple(sorted(clients))
+        self._trained = tuple(client for client in self.clients if client not in only_measured)
         self.client_versions = dict(client_versions or {})
         self._ranks, self._stateless, self._quorum = dict(ranks or {}), stateless, quorum
         self._seed, self._fraction, self._weighting, self._steps = seed, fraction_train, weighting, steps
@@ -93,7 +96,7 @@ class Server:
 
     def sample(self, round: int) -> tuple[str, ...]:
         """The clients that train in a round, sorted."""
-        return sample_clients(self.clients, self._fraction, derive_seed(self._seed, "clients", round))
+        return sample_clients(self._trained, self._fraction, derive_seed(self._seed, "clients", round))
 
     def begin_round(self, round: int) -> Payloads:
         """Begin a round, and return the payloads of the clients that train in it.

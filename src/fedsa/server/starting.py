@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from fedsa.agreement import Agreement
 from fedsa.algorithms.base import ServerState
@@ -17,6 +17,7 @@ def server_of(
     state: ServerState,
     *,
     client_versions: Mapping[str, int] | None = None,
+    only_measured: Collection[str] = (),
     quorum: int | None = None,
 ) -> Server:
     """The server of a federation.
@@ -26,6 +27,7 @@ def server_of(
         clients: every registered client's id.
         state: after the last finished round, or `Agreement.first_state`.
         client_versions: client id to the newest version that it holds; a missing client holds the initial state.
+        only_measured: as for `Server`.
         quorum: as for `Server`.
     """
     recipe = agreement.recipe
@@ -40,5 +42,6 @@ def server_of(
         client_versions=client_versions,
         ranks=agreement.ranks,
         stateless=recipe.personal_state == "reconstruct",
+        only_measured=only_measured,
         quorum=quorum,
     )

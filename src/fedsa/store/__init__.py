@@ -24,7 +24,7 @@ and ``state.json`` has the hashes of all other files, and its own. Nothing is wr
 from fedsa.store.client_states import ClientStateFiles, open_states_of_site
 from fedsa.store.files import file_hash, write_atomically, write_error
 from fedsa.store.finished import FinishedRun
-from fedsa.store.run_folder import RunFolder, recipe_of, require_clients
+from fedsa.store.run_folder import RunFolder, recipe_of, replace_clients, require_clients
 from fedsa.store.states import ClientState, Progress
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "file_hash",
     "open_states_of_site",
     "recipe_of",
+    "replace_clients",
     "require_clients",
     "write_atomically",
     "write_error",

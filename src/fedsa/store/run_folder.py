@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["RunFolder", "recipe_of", "require_clients"]
+__all__ = ["CLIENTS", "RunFolder", "recipe_of", "replace_clients", "require_clients"]
+
+CLIENTS = "clients.json"
+"""What is known of each client."""
 
 _CHECKERS = 4  # threads that read files when a run goes on
 
@@ -52,7 +55,7 @@ class RunFolder(SmallFiles):
         self.keeps_all_rounds = False
         self._folder, self._metrics, self._writes = LockedFolder(path), MetricsFile(path), WriteBehind()
         self._new: NewFolder | None = None  # where `create` made the folder
-        self._set_up("", {})
+        self._set_up("", {}, {})
 
     @classmethod
     def create(cls, path: Path, recipe: str) -> RunFolder:
@@ -146,15 +149,13 @@ class RunFolder(SmallFiles):
 
     def begin(self, run: str) -> None:
         """Take the id of the run, which all its files of tensors get: the same for runs that give the same bytes."""
-        self._set_up(run, {})
+        self._set_up(run, {}, {})
 
     def register_clients(self, clients: Mapping[str, Mapping[str, Any]]) -> None:
         """Write ``clients.json``: what is known of each client, and the folder of its state."""
-        folders = folders_by_number(clients)
-        self.write_table(
-            "clients.json", {client: {"folder": folders[client], **clients[client]} for client in sorted(clients)}
-        )
-        self._set_up(self.run, folders)
+        table = _clients_table(clients)
+        self.write_table(CLIENTS, table)
+        self._set_up(self.run, *_folders_and_rounds(table))
 
     def save_initial(self, tensors: State) -> None:
         """Write the tensors that every client starts from."""
@@ -214,10 +215,10 @@ class RunFolder(SmallFiles):
         progress.interruptions += 1
         self.commit(progress)
 
-    def _set_up(self, run: str, folders: Mapping[str, str]) -> None:
-        """Take the run's id, and its clients with the names of their folders."""
+    def _set_up(self, run: str, folders: Mapping[str, str], joined: Mapping[str, int]) -> None:
+        """Take the run's id, and its clients with the names of their folders, and the round that each has joined in."""
         self.run = run
-        self.server_states = ServerStateFiles(self._folder, run, tuple(folders), self._writes)
+        self.server_states = ServerStateFiles(self._folder, run, joined, self._writes)
         self.client_states = ClientStateFiles(self._folder, self.path / "clients", run, folders, self._writes)
 
     def _lock(self) -> None:
@@ -229,13 +230,13 @@ class RunFolder(SmallFiles):
         """Learn what belongs to the run, which client's state is where, and that none is missing."""
         self.run, self._files, progress = commit.run, dict(commit.files), commit.progress
         try:
-            entries = self.read_json("clients.json")
-            folders = {client: entry["folder"] for client, entry in entries.items()}
-        except (AttributeError, KeyError, TypeError):
-            raise self.damaged("clients.json", "not what fedsa wrote") from None
+            entries = self.read_json(CLIENTS)
+            folders, joined = _folders_and_rounds(entries)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise self.damaged(CLIENTS, "not what fedsa wrote") from None
         if folders != folders_by_number(folders):  # files below them are deleted: they must be our own
-            raise self.damaged("clients.json", "its folders are not those that fedsa gives")
-        self._set_up(commit.run, folders)
+            raise self.damaged(CLIENTS, "its folders are not those that fedsa gives")
+        self._set_up(commit.run, folders, joined)
         self.client_states.scan()
         for limit in {progress.round, progress.chosen_round or 0}:
             for client, version in self.server_states.client_versions(limit).items():
@@ -284,6 +285,40 @@ class RunFolder(SmallFiles):
             raise
 
 
+def _clients_table(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What ``clients.json`` holds: of each client the name of its folder, and what is known of it."""
+    folders = folders_by_number(clients)
+    return {client: {"folder": folders[client], **_without_folder(clients[client])} for client in sorted(clients)}
+
+
+def _without_folder(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != "folder"}
+
+
+def replace_clients(folder: RunFolder, clients: Mapping[str, Mapping[str, Any]], progress: Progress) -> None:
+    """Write ``clients.json`` anew in the middle of a run, so that an interruption leaves the old one or the new one.
+
+    Args:
+        folder: a server's: no client has files in it.
+        clients: of before, and those that have come; ``joined`` is the first round of one that was not there before.
+        progress: how far the run is.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    table = _clients_table(clients)
+    folder.expect_table(CLIENTS, table)
+    folder.commit(progress)
+    folder.register_clients(table)
+    folder.commit(progress)
+
+
+def _folders_and_rounds(entries: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, int]]:
+    """The name of each client's folder, and the first round that it was in, of what ``clients.json`` holds."""
+    joined = {client: int(entry.get("joined", 0)) for client, entry in entries.items()}
+    return {client: entry["folder"] for client, entry in entries.items()}, joined
+
+
 def recipe_of(folder: RunFolder) -> Recipe:
     """Return the recipe of a run.
 
@@ -305,7 +340,7 @@ def require_clients(folder: RunFolder) -> None:
     Raises:
         RunFolderError: what to use in its place.
     """
-    sites = {str(entry["site"]) for entry in folder.read_json("clients.json").values() if "site" in entry}
+    sites = {str(entry["site"]) for entry in folder.read_json(CLIENTS).values() if "site" in entry}
     if sites:
         raise RunFolderError(
             f"{folder.path} is the folder of a server: the model and the clients' tensors are at the sites "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -34,11 +34,12 @@ class ServerStateFiles:
     Args:
         folder: the run's.
         run: the run's id, which stands in each file.
-        clients: ids of all clients of the run, in the order that the files have them in.
+        clients: ids of all clients of the run, in the order that the files have them in, each with the first round that
+            it was in: the files of the rounds before do not have it.
         writes: writes and removes the files.
     """
 
-    def __init__(self, folder: LockedFolder, run: str, clients: Sequence[str], writes: WriteBehind) -> None:
+    def __init__(self, folder: LockedFolder, run: str, clients: Mapping[str, int], writes: WriteBehind) -> None:
         self._folder, self._path = folder, folder.path / "server"
         self._run, self._clients, self._writes = run, clients, writes
 
@@ -65,7 +66,7 @@ class ServerStateFiles:
         Raises:
             UserError: this or an earlier file cannot be written.
         """
-        last = torch.tensor([client_versions.get(client, -1) + 1 for client in self._clients], dtype=torch.int32)
+        last = torch.tensor([client_versions.get(client, -1) + 1 for client in self._in(round)], dtype=torch.int32)
         own = {"versions": {str(key): version for key, version in versions.items()}}
         named = {f"{_SLOT}{name}": tensor for name, tensor in (slots or {}).items()}
         self._folder.make(self._path)
@@ -97,13 +98,13 @@ class ServerStateFiles:
         """
         if round < 1:
             return {}
-        last = self._load(round)[0][_LAST_TRAINED].tolist()
-        if len(last) != len(self._clients):
+        last, clients = self._load(round)[0][_LAST_TRAINED].tolist(), self._in(round)
+        if len(last) != len(clients):
             raise self._damaged(
                 self._folder.path / "clients.json",
-                f"{counted(len(self._clients), 'client is', 'clients are')} in it, the run has {len(last)}",
+                f"{counted(len(clients), 'client is', 'clients are')} in it, the run has {len(last)}",
             )
-        return {client: trained - 1 for client, trained in zip(self._clients, last, strict=True) if trained}
+        return {client: trained - 1 for client, trained in zip(clients, last, strict=True) if trained}
 
     def kept_rounds(self) -> list[int]:
         """Return the rounds whose state is kept, ascending."""
@@ -126,6 +127,10 @@ class ServerStateFiles:
         for path in self._files():
             if round_of(path) > round:
                 remove(path)
+
+    def _in(self, round: int) -> list[str]:
+        """The clients that a round's file has."""
+        return [client for client, first in self._clients.items() if first <= round]
 
     def _files(self) -> list[Path]:
         return list(self._path.glob("round-*.safetensors"))

@@ -32,7 +32,7 @@ class SmallFiles:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files: dict[str, str] = {}  # the hash of each small file that belongs to the run
+        self._files: dict[str, str] = {}  # the hash of each small file of the run; two while one is being replaced
 
     def has(self, name: str) -> bool:
         """Whether a small file belongs to the run."""
@@ -76,10 +76,11 @@ class SmallFiles:
 
     def write_table(self, name: str, table: Mapping[str, Any]) -> None:
         """Write a JSON file of the run that has an entry for every client, atomically; each on a line of its own."""
-        lines = [
-            f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(table[key], ensure_ascii=False)}" for key in table
-        ]
-        self.write_text(name, "{\n" + ",\n".join(lines) + "\n}\n")
+        self.write_text(name, _table_text(table))
+
+    def expect_table(self, name: str, table: Mapping[str, Any]) -> None:
+        """Take a file for what it should be also if it holds this table: it is written after the next commit."""
+        self._files[name] = f"{self._files[name]} {hash_of(_table_text(table).encode())}"
 
     def write_recipe(self, recipe: str) -> None:
         """Write ``recipe.toml``, with its hash in a last line: it is there before any commit point."""
@@ -139,7 +140,7 @@ class SmallFiles:
             raise RunFolderError(f"{self.path / name} is missing: {self._mend(name)}") from None
         except OSError as error:
             raise self.damaged(name, error.strerror or error) from None
-        if self._files.get(name, hash_of(content)) != hash_of(content):
+        if hash_of(content) not in self._files.get(name, hash_of(content)).split():
             raise self.changed(name)
         return content
 
@@ -157,3 +158,9 @@ class SmallFiles:
         if name in MEASURED:
             return f"`fedsa resume {shlex.quote(str(self.path))}` measures the finished run again and writes it anew"
         return "put it back as it was from a copy, or start a new run"
+
+
+def _table_text(table: Mapping[str, Any]) -> str:
+    """A JSON object with each entry on a line of its own."""
+    lines = [f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(table[key], ensure_ascii=False)}" for key in table]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
