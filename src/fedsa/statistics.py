@@ -1,4 +1,4 @@
-"""One metric over many clients: weighted and unweighted mean, spread, and the worst client."""
+"""One metric over many clients: means, spread, the worst client; and two methods over the same clients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Statistics", "interval", "summarize", "summarize_clients"]
+__all__ = ["RESAMPLES", "Difference", "Statistics", "interval", "paired_difference", "summarize", "summarize_clients"]
 
 
 @dataclass(frozen=True)
@@ -96,3 +96,85 @@ def interval(value: float, rows: int, metric: str) -> tuple[float, float] | None
 
 _SHARES_OF_ROWS = frozenset({"accuracy", "accuracy_norm", "exact_match"})
 _QUANTILE = 1.959963984540054  # of the normal distribution, at 97.5 %; scipy.stats takes a second to import
+
+
+# -- two methods over the same clients ---------------------------------------------------------------------------------
+
+RESAMPLES = 10_000
+"""Of the bootstrap."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method's metric less the reference's, over pairs of the same client and seed.
+
+    Attributes:
+        mean: over seeds of the mean over clients.
+        low: of the 95 % bootstrap interval.
+        high: of the same.
+        seeds: how many both have.
+        pairs: how many in all.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    pairs: int
+
+    @property
+    def is_clear(self) -> bool:
+        """The interval does not contain zero."""
+        return not self.low <= 0 <= self.high
+
+
+def paired_difference(
+    method: Mapping[int, Mapping[str, float]], reference: Mapping[int, Mapping[str, float]]
+) -> Difference | None:
+    """Return by how much a method is above a reference, with a percentile bootstrap interval.
+
+    A resample draws seeds with replacement, and for each drawn seed its clients with replacement: another seed is
+    another split, so a client's rows are its own only within a seed. With one seed, clients alone are drawn, and the
+    interval says nothing of other seeds. All clients count alike.
+
+    Args:
+        method: seed to client to metric.
+        reference: the same of the reference.
+
+    Returns:
+        None where no client and seed are in both.
+    """
+    pairs = {
+        seed: np.array(
+            [own[client] - reference[seed][client] for client in sorted(own.keys() & reference[seed].keys())]
+        )
+        for seed, own in sorted(method.items())
+        if seed in reference
+    }
+    values = [differences for differences in pairs.values() if len(differences)]
+    if not values:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(values), (RESAMPLES, len(values)))
+    means = np.empty(drawn.shape)
+    for number, own in enumerate(values):
+        places = drawn == number
+        means[places] = _resampled_means(own, int(places.sum()), rng)
+    low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
+    return Difference(
+        mean=float(np.mean([own.mean() for own in values])),
+        low=float(low),
+        high=float(high),
+        seeds=len(values),
+        pairs=sum(len(own) for own in values),
+    )
+
+
+def _resampled_means(values: np.ndarray[Any, Any], count: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Return means of ``count`` resamples; so many at a time that memory stays small."""
+    each = max(1, 10**6 // len(values))
+    blocks = [
+        values[rng.integers(0, len(values), (min(each, count - start), len(values)))].mean(axis=1)
+        for start in range(0, count, each)
+    ]
+    return np.concatenate(blocks) if blocks else np.empty(0)

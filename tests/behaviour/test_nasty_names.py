@@ -104,7 +104,7 @@ compute = {{device = "cpu", threads = 1, precision = "fp32"}}
 
 
 def test_tables_of_sweeps(tmp_path: Path) -> None:
-    from fedsa.sweep.tables import Table, as_latex, as_markdown
+    from fedsa.texts.tables import Table, as_latex, as_markdown
 
     names = [*CLIENTS, *LABELS, "=cmd()|x", "plain"]
     table = Table("a\n\\input{/etc/passwd}", ["method", "figure"], [[name, "1.0"] for name in names], ["n\nb"])

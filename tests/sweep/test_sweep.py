@@ -18,11 +18,11 @@ import pytest
 import tomli_w
 from filelock import FileLock
 
-from fedsa.sweep.figures import paired_difference
+from fedsa.statistics import paired_difference
 from fedsa.sweep.files import SweepFile
 from fedsa.sweep.grid import Cell, Grid, Group
 from fedsa.sweep.running import Result, missing_runs, next_cells, run_sweep
-from fedsa.sweep.tables import Table, as_latex
+from fedsa.texts.tables import Table, as_latex
 from support.moments import Moment
 from support.tiny_decoder import write_decoder, write_sums
 

@@ -85,7 +85,8 @@ def command(
         console.print(f"not run: {group}: {reason}")
     results = _run(grid, folder, console, again, jobs or _jobs(threads), threads, retry=retry, run=not tables_only)
     from fedsa.sweep.running import missing_runs
-    from fedsa.sweep.tables import as_markdown, tables_of, write_results
+    from fedsa.sweep.tables import tables_of, write_results
+    from fedsa.texts.tables import as_markdown
 
     files = write_results(grid, results, folder, again)
     print(as_markdown(tables_of(grid, results, again)))
@@ -226,7 +227,7 @@ class _Live:
 def _outcome(result: Result) -> str:
     if result.summary is None:
         return f"failed: {result.failure}"
-    from fedsa.sweep.figures import shown
+    from fedsa.runs.scores import shown
 
     metric = result.summary["metric"]
     return f"validation {metric} {shown(result.score, metric)}"

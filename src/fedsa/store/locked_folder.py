@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from fedsa.errors import RunFolderError
 from fedsa.store.files import write_error
 
-__all__ = ["LockedFolder", "entries_of"]
+__all__ = ["LockedFolder", "entries_of", "is_in_use"]
 
 
 @final
@@ -105,6 +105,19 @@ class LockedFolder:
                         f"{entry} is a link, and a run writes and deletes nothing through links: put the file or "
                         "folder itself there, or move the link out of the run folder"
                     )
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a process is writing in a folder; of one that may not be looked at that closely, it is taken to be no."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def entries_of(folder: Path) -> list[Path]:

@@ -1,22 +1,14 @@
-"""What a sweep's runs come to: tidy rows, spread over seeds, paired differences."""
+"""What a sweep's runs come to: tidy rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import mean, stdev
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from fedsa.sweep.grid import Cell, Grid
 from fedsa.sweep.running import Result, chosen_rate
-from fedsa.types import FRACTIONS
 
-__all__ = ["Difference", "cell_rows", "client_rows", "paired_difference", "shown", "spread"]
-
-RESAMPLES = 10_000
-"""Of the bootstrap."""
+__all__ = ["cell_rows", "client_rows"]
 
 _TESTS = ("test", "test_final", "test_after_training", "test_final_after_training", "test_after_aggregate")
 _FIGURES = ("weighted_mean", "mean", "worst")
@@ -89,98 +81,3 @@ def _about(cell: Cell, grid: Grid, results: Mapping[Cell, Result]) -> dict[str, 
         "learning_rate": cell.rate,
         "is_chosen": chosen_rate(cell.group, grid, results) == cell.rate,
     }
-
-
-def shown(value: float, metric: str, sign: str = "") -> str:
-    """Return a figure as tables have it: fractions in percent; ``sign="+"`` writes a plus too.
-
-    >>> shown(0.8349, "accuracy"), shown(-1.2, "log_likelihood"), shown(0.01, "f1", "+")
-    ('83.5', '-1.200', '+1.0')
-    """
-    return f"{100 * value:{sign}.1f}" if metric in FRACTIONS else f"{value:{sign}.3f}"
-
-
-def spread(values: Sequence[float], metric: str) -> str:
-    """Return mean ± sample standard deviation; of one value, that.
-
-    >>> spread([0.8, 0.9, 1.0], "accuracy")
-    '90.0 ± 10.0'
-    """
-    middle = shown(mean(values), metric)
-    return f"{middle} ± {shown(stdev(values), metric)}" if len(values) > 1 else middle
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A method's metric less the reference's, over pairs of the same client and seed.
-
-    Attributes:
-        mean: over seeds of the mean over clients.
-        low: of the 95 % bootstrap interval.
-        high: of the same.
-        seeds: how many both have.
-        pairs: how many in all.
-    """
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-    pairs: int
-
-    @property
-    def is_clear(self) -> bool:
-        """The interval does not contain zero."""
-        return not self.low <= 0 <= self.high
-
-
-def paired_difference(
-    method: Mapping[int, Mapping[str, float]], reference: Mapping[int, Mapping[str, float]]
-) -> Difference | None:
-    """Return by how much a method is above a reference, with a percentile bootstrap interval.
-
-    A resample draws seeds with replacement, and for each drawn seed its clients with replacement: another seed is
-    another split, so a client's rows are its own only within a seed. With one seed, clients alone are drawn, and the
-    interval says nothing of other seeds. All clients count alike.
-
-    Args:
-        method: seed to client to metric.
-        reference: the same of the reference.
-
-    Returns:
-        None where no client and seed are in both.
-    """
-    pairs = {
-        seed: np.array(
-            [own[client] - reference[seed][client] for client in sorted(own.keys() & reference[seed].keys())]
-        )
-        for seed, own in sorted(method.items())
-        if seed in reference
-    }
-    values = [differences for differences in pairs.values() if len(differences)]
-    if not values:
-        return None
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(values), (RESAMPLES, len(values)))
-    means = np.empty(drawn.shape)
-    for number, own in enumerate(values):
-        places = drawn == number
-        means[places] = _resampled_means(own, int(places.sum()), rng)
-    low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
-    return Difference(
-        mean=float(np.mean([own.mean() for own in values])),
-        low=float(low),
-        high=float(high),
-        seeds=len(values),
-        pairs=sum(len(own) for own in values),
-    )
-
-
-def _resampled_means(values: np.ndarray[Any, Any], count: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Return means of ``count`` resamples; so many at a time that memory stays small."""
-    each = max(1, 10**6 // len(values))
-    blocks = [
-        values[rng.integers(0, len(values), (min(each, count - start), len(values)))].mean(axis=1)
-        for start in range(0, count, each)
-    ]
-    return np.concatenate(blocks) if blocks else np.empty(0)

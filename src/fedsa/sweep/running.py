@@ -20,11 +20,11 @@ from pathlib import Path
 from statistics import mean
 from typing import IO, Any
 
-from filelock import FileLock, Timeout, lock_descriptor
+from filelock import lock_descriptor
 
 from fedsa.errors import RunFolderError
 from fedsa.recipe import Recipe
-from fedsa.store import FinishedRun, RunFolder, recipe_of
+from fedsa.store import FinishedRun, RunFolder, is_in_use, recipe_of
 from fedsa.sweep.grid import Cell, Grid, Group, differences
 
 __all__ = ["Child", "Result", "chosen_rate", "missing_runs", "next_cells", "read_result", "run_sweep", "scores"]
@@ -189,21 +189,10 @@ def _claim(folder: Path) -> IO[bytes] | None:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     claim = folder.with_name(f"{folder.name}.lock").open("ab")
-    if lock_descriptor(claim.fileno(), blocking=False) and not _is_in_use(folder):
+    if lock_descriptor(claim.fileno(), blocking=False) and not is_in_use(folder):
         return claim
     claim.close()
     return None
-
-
-def _is_in_use(folder: Path) -> bool:
-    """Whether a process is writing a run that no sweep has started."""
-    if not (folder / ".lock").exists():
-        return False
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 class Child:

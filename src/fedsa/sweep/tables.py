@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from fedsa.runs.scores import shown, spread
+from fedsa.statistics import RESAMPLES, paired_difference
 from fedsa.store import write_atomically
-from fedsa.sweep.figures import RESAMPLES, cell_rows, client_rows, paired_difference, shown, spread
+from fedsa.sweep.figures import cell_rows, client_rows
 from fedsa.sweep.grid import Cell, Grid, Group
 from fedsa.sweep.running import Result, chosen_rate, scores
-from fedsa.texts.escapes import for_csv, for_latex, for_markdown_cell, for_terminal
+from fedsa.texts.escapes import for_csv
+from fedsa.texts.tables import Table, as_latex, as_markdown
 from fedsa.texts.words import counted
 from fedsa.types import FRACTIONS
 
-__all__ = ["Table", "as_latex", "as_markdown", "tables_of", "write_results"]
+__all__ = ["tables_of", "write_results"]
 
 Results = Mapping[Cell, Result]
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table.
-
-    Attributes:
-        title: above it.
-        header: names of columns.
-        rows: cells as text.
-        notes: below it: what was measured, and how.
-    """
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str]
 
 
 def tables_of(grid: Grid, results: Results, command: str) -> list[Table]:
@@ -276,43 +261,6 @@ def _printed(grid: Grid, results: Results, command: str) -> list[Table]:
 
 def _two_digits(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-# -- as text -----------------------------------------------------------------------------------------------------------
-
-
-def as_markdown(tables: Sequence[Table]) -> str:
-    """Return tables as Markdown."""
-    parts = []
-    for table in tables:
-        lines = [f"## {table.title}", ""] if table.title else []
-        if table.rows:
-            lines += [
-                _markdown_row(table.header),
-                f"|{'---|' * len(table.header)}",
-                *map(_markdown_row, table.rows),
-                "",
-            ]
-        parts.append("\n".join([*lines, *(f"- {note}" for note in table.notes)]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(for_markdown_cell(cell) for cell in cells)} |"
-
-
-def as_latex(tables: Sequence[Table]) -> str:
-    """Return tables as LaTeX, without packages."""
-    parts = []
-    for table in tables:
-        lines = [f"% {for_terminal(table.title)}"] if table.title else []
-        if table.rows:
-            body = [f"{' & '.join(map(for_latex, row))} \\\\" for row in (table.header, *table.rows)]
-            columns = "l" + "r" * (len(table.header) - 1)
-            lines += [f"\\begin{{tabular}}{{{columns}}}", "\\hline", body[0], "\\hline", *body[1:], "\\hline"]
-            lines += ["\\end{tabular}"]
-        parts.append("\n".join([*lines, *(f"% {for_terminal(note)}" for note in table.notes)]))
-    return "\n\n".join(parts) + "\n"
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["brief", "counted", "cut", "shortened", "some"]
+__all__ = ["brief", "counted", "cut", "shortened", "sized", "some"]
 
 _LINE = 1000
 _LINES = 60
@@ -63,6 +63,18 @@ def shortened(text: str) -> str:
     lines = text.split("\n")
     more = [f"... and {counted(len(lines) - _LINES, 'line')} more"] if len(lines) > _LINES else []
     return "\n".join([cut(line, _LINE) for line in lines[:_LINES]] + more)
+
+
+def sized(count: float) -> str:
+    """Return a number of bytes as text, in decimal units.
+
+    >>> sized(999), sized(147_456), sized(1.5e9)
+    ('999 bytes', '147.5 kB', '1.5 GB')
+    """
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count:.0f} {'byte' if count == 1 else 'bytes'}"
 
 
 def some(numbers: Sequence[int]) -> str:

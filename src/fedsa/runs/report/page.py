@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import tomllib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, TemplateError
-from markupsafe import Markup
+from jinja2 import TemplateError
 
 from fedsa.errors import RunFolderError
+from fedsa.runs.report.engine import page_engine, score, short
 from fedsa.runs.report.figures import MOST_LABELS, Table, draw_figures
 from fedsa.statistics import interval
 from fedsa.store import FinishedRun, write_atomically
-from fedsa.texts.escapes import for_html
-from fedsa.texts.words import counted, some
-from fedsa.types import FRACTIONS
+from fedsa.texts.words import counted
 
 __all__ = ["write_report"]
 
@@ -93,32 +89,22 @@ def _render(
     uploads = sum(record.get("train") is not None for record in records)
     bytes_each = 2 if summary.get("wire_dtype") == "bf16" else 4
     trained_bytes = bytes_each * sum(row.get("parameters", 0) for row in plan if row.get("trained"))
-    engine = Environment(
-        autoescape=True, finalize=_safe, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    engine = page_engine(metric)
     engine.filters |= {
-        "score": lambda value: _score(value, metric),
         "range": lambda figures: _range(figures, metric),
         "perplexity": lambda figures: _perplexity(figures, metric),
-        "some": some,
-        "counted": counted,
-        "percent": lambda value: _score(value, "accuracy"),
-        "spread": lambda value: _score(value, metric).replace("\u00a0%", " points"),
-        "count": lambda value: "–" if value is None else f"{value:,}",
-        "size": _size,
-        "duration": _duration,
-        "quoted": shlex.quote,
+        "percent": lambda value: score(value, "accuracy"),
+        "spread": lambda value: score(value, metric).replace("\u00a0%", " points"),
     }
-    template = resources.files("fedsa.runs.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     clients = list(summary["per_client"].values())
     shown_recipe = _without_folders(recipe, recipe_text)
-    return engine.from_string(template).render(
+    return engine.get_template("report.html.jinja").render(
         name=name,
         recipe=recipe,
         recipe_text=shown_recipe,
         shortened=shown_recipe != recipe_text,
-        model=_short(recipe.get("model", {}).get("path", "–")).removeprefix("part:"),
-        data=_short(recipe.get("data", {}).get("path", "–")).removeprefix("part:"),
+        model=short(recipe.get("model", {}).get("path", "–")).removeprefix("part:"),
+        data=short(recipe.get("data", {}).get("path", "–")).removeprefix("part:"),
         environment=environment,
         s=summary,
         metric=metric.replace("_", " "),
@@ -143,18 +129,13 @@ def _render(
     )
 
 
-def _safe(value: Any) -> Any:
-    """A value for the page: texts without control characters, drawings unchanged."""
-    return for_html(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
 def _in_words(summary: Table, metric: str) -> str:
     """Return the result as sentences, for a reader who stops there."""
     test, clients, chosen = summary["test"], summary["per_client"].values(), summary.get("chosen_round", "–")
     text = (
         f"After {counted(summary['rounds'], 'round')}, the model of round {chosen}, chosen on validation, "
-        f"reaches {_score(test.get('weighted_mean'), metric)} {metric.replace('_', ' ')} on the clients’ own test rows "
-        f"(weighted mean) and {_score(test.get('worst'), metric)} at the worst client"
+        f"reaches {score(test.get('weighted_mean'), metric)} {metric.replace('_', ' ')} on the clients’ own test rows "
+        f"(weighted mean) and {score(test.get('worst'), metric)} at the worst client"
     )
     text += f", {test['worst_client']}." if test.get("worst_client") else "."
     both = [(c["test"][metric], c["majority"]) for c in clients if "majority" in c and metric in c.get("test", {})]
@@ -189,7 +170,7 @@ def _range(figures: Any, metric: str) -> str | None:
     """
     value, rows = (figures.get(name) if isinstance(figures, Mapping) else None for name in (metric, "examples"))
     ends = None if value is None or not rows or not math.isfinite(value) else interval(value, rows, metric)
-    return None if ends is None else f"{100 * ends[0]:.1f} to {_score(ends[1], metric)}"
+    return None if ends is None else f"{100 * ends[0]:.1f} to {score(ends[1], metric)}"
 
 
 def _perplexity(figures: Any, metric: str) -> str | None:
@@ -199,66 +180,14 @@ def _perplexity(figures: Any, metric: str) -> str | None:
     value = figures.get("perplexity")
     if value is None and metric == "log_likelihood" and isinstance(figures.get("weighted_mean"), int | float):
         value = math.exp(min(700.0, -figures["weighted_mean"]))
-    return None if value is None else _score(value, "perplexity")
-
-
-def _score(value: Any, metric: str) -> str:
-    r"""Return a metric's value as text; of a table of metrics, the value of ``metric``.
-
-    >>> _score(0.8613, "accuracy"), _score({"perplexity": 4.5678}, "perplexity"), _score(None, "f1")
-    ('86.1\xa0%', '4.568', '–')
-    """
-    if isinstance(value, Mapping):
-        value = value.get(metric)
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{100 * value:.1f}\u00a0%" if metric in FRACTIONS else f"{value:.4g}"
-
-
-def _size(value: float | None) -> str:
-    r"""Return bytes as text, in decimal units.
-
-    >>> _size(999), _size(147_456), _size(1.5e9)
-    ('999\xa0bytes', '147.5\xa0kB', '1.5\xa0GB')
-    """
-    if value is None:
-        return "–"
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= limit:
-            return f"{value / limit:.1f}\u00a0{unit}"
-    return f"{value:.0f}\u00a0bytes"
-
-
-def _duration(seconds: float | None) -> str:
-    r"""Return a duration as text.
-
-    >>> _duration(8.04), _duration(200), _duration(7500)
-    ('8.0\xa0s', '3\xa0min\xa020\xa0s', '2\xa0h\xa005\xa0min')
-    """
-    if seconds is None:
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.1f}\u00a0s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}\u00a0min\u00a0{rest:02d}\u00a0s"
-    return f"{minutes // 60}\u00a0h\u00a0{minutes % 60:02d}\u00a0min"
-
-
-def _short(path: Any) -> str:
-    """Return a path without the folders of the machine it was on; a hub's name stays as it is."""
-    text = str(path)
-    for kind in (PurePosixPath, PureWindowsPath):
-        if kind(text).is_absolute() and kind(text).name:
-            return f"…/{kind(text).name}"
-    return text
+    return None if value is None else score(value, "perplexity")
 
 
 def _without_folders(value: Any, text: str) -> str:
     """Return the recipe's text with every absolute path in it shortened."""
-    if isinstance(value, str) and _short(value) != value:
-        return text.replace(json.dumps(value, ensure_ascii=False), f'"{_short(value)}"').replace(
-            f"'{value}'", f"'{_short(value)}'"
+    if isinstance(value, str) and short(value) != value:
+        return text.replace(json.dumps(value, ensure_ascii=False), f'"{short(value)}"').replace(
+            f"'{value}'", f"'{short(value)}'"
         )
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         text = _without_folders(item, text)
