@@ -13,7 +13,23 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsa.commands import adapt, algorithms, analyze, data, deploy, export, init, plan, recipes, resume, run, sweep
+from fedsa.commands import (
+    adapt,
+    algorithms,
+    analyze,
+    check,
+    compare,
+    data,
+    deploy,
+    export,
+    init,
+    plan,
+    recipes,
+    resume,
+    run,
+    runs,
+    sweep,
+)
 from fedsa.errors import FedsaError
 from fedsa.system.paths import is_about_files, local_path, told
 from fedsa.system.permissions import allow_code
@@ -72,7 +88,7 @@ def _as_verb(command: Callable[..., None]) -> Callable[..., None]:
     return verb
 
 
-for module in (init, run, resume, sweep, export, adapt, analyze, data, plan, recipes, algorithms):
+for module in (init, run, resume, sweep, export, adapt, analyze, compare, check, data, plan, runs, recipes, algorithms):
     app.command(module.__name__.rpartition(".")[2])(_as_verb(module.command))
 
 _deploy = typer.Typer(

@@ -43,6 +43,8 @@ def test_wheel_carries_recipes_and_template(tmp_path: Path) -> None:
     for name in (
         "recipes/quickstart.toml",
         "runs/report/report.html.jinja",
+        "runs/report/compare.html.jinja",
+        "runs/report/style.css.jinja",
         "runs/export/card.md.jinja",
         "py.typed",
         "algorithms/fedsa.py",

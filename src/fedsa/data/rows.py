@@ -32,7 +32,7 @@ from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings
 from fedsa.seeds import derive_seed
 from fedsa.types import CLASS_NUMBER, NO_CLASS, SPLITS
 
-__all__ = ["ClientTable", "DealtRows", "deal_client", "deal_rows", "deal_tables"]
+__all__ = ["ClientTable", "DealtRows", "deal_client", "deal_rows", "deal_tables", "wanted_columns"]
 
 ClientTable: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset]
 """One client's rows: one table to be split, or tables named train, validation and test."""
@@ -75,7 +75,7 @@ def deal_rows(
     Raises:
         DataError: the data, its columns, its labels or the partition do not fit.
     """
-    rows = load_rows(recipe.data, _wanted(recipe.task, recipe.data.partition), on_progress=on_progress)
+    rows = load_rows(recipe.data, wanted_columns(recipe.task, recipe.data.partition), on_progress=on_progress)
     if label_names is None:
         return _share(rows, recipe.data, recipe.task, recipe.seed)
     return _share(rows, recipe.data, _with_classes(recipe.task, label_names), recipe.seed, min_classes=1)
@@ -91,7 +91,7 @@ def deal_tables(clients: Mapping[str, ClientTable], recipe: Recipe) -> DealtRows
     Raises:
         DataError: no clients, clients without rows, other columns than the first client's, or as `deal_rows`.
     """
-    rows = _merge(clients, _wanted(recipe.task, recipe.data.partition))
+    rows = _merge(clients, wanted_columns(recipe.task, recipe.data.partition))
     return _share(rows, recipe.data, recipe.task, recipe.seed)
 
 
@@ -123,7 +123,7 @@ def deal_client(
     named |= recipe.data.model_dump(include={"separator", "encoding", "drop_empty"})
     data = DataSettings(path=path, partition=PartitionSettings(kind="iid", clients=1), **named)
     agreed = recipe.data.partition
-    rows = load_rows(data, _wanted(recipe.task, agreed))
+    rows = load_rows(data, wanted_columns(recipe.task, agreed))
     group, notes = agreed.group, []
     needed = [*_needed(recipe.task), *([group] if group is not None and not newcomer else [])]
     require_columns(rows.table, needed, f"{path} ({data.split} rows)", rows.unread)
@@ -155,8 +155,8 @@ def _of_client(table: datasets.Dataset, client: str) -> datasets.Dataset:
     return table.add_column(CLIENT, [client] * len(table))
 
 
-def _wanted(task: TaskSettings, partition: PartitionSettings) -> Wanted:
-    """What is read of a table."""
+def wanted_columns(task: TaskSettings, partition: PartitionSettings) -> Wanted:
+    """What is read of a table, for a task and a way to share rows out."""
     columns = {*partition_columns(partition)}
     roles = {*columns, task.label_column, partition.label_column}
     texts = {*roles, *task.plain_columns} if task.plain_columns else (roles - {*task.columns}) | columns
@@ -225,7 +225,7 @@ def _checked(
     """Return each split's rows, with texts where texts belong and no empty cell, and where each row stands."""
     settings = data.partition
     extra, client = partition_columns(settings), client_column(settings)
-    texts = _wanted(task, settings).texts
+    texts = wanted_columns(task, settings).texts
     present: dict[str, datasets.Dataset] = {}
     places: dict[str, Callable[[int], str]] = {}
     for split, table in {"train": rows.table, "validation": rows.validation, "test": rows.test}.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from fedsa.texts.words import counted
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["CLIENT", "Rows", "are_here", "class_names", "load_rows", "require_columns"]
+__all__ = ["CLIENT", "Rows", "are_here", "class_names", "load_rows", "require_columns", "unreadable_clients"]
 
 _PARTS: dict[str, tuple[Callable[[Path], dict[str, datasets.Dataset]], tuple[str, ...]]] = {
     "newsgroups": (read_newsgroups, ("train", "test")),
@@ -134,6 +135,26 @@ def _load(
             on_progress(f"reading {here} in place of {path} on the hub")
         return load_local(here, splits, wanted=wanted, log=log)
     return load_hub(path, splits, name=settings.name, revision=settings.revision, wanted=wanted, log=log)
+
+
+def unreadable_clients(settings: DataSettings, wanted: Wanted) -> dict[str, str]:
+    """What is wrong with the files of a folder that has one per client: all of them, not the first.
+
+    Args:
+        settings: the recipe's ``[data]``, with ``partition.kind = "files"`` and a local path.
+        wanted: the columns that are read.
+
+    Returns:
+        The name of each file or folder from which no client can be read, and why.
+    """
+    wanted = replace(wanted, separator=settings.separator, encoding=settings.encoding)
+    log = Log()
+    splits = [split for split in (settings.split, settings.validation_split, settings.test_split) if split]
+    with suppress(DataError):  # no client is left, or those that are do not fit together: reading the rows tells it
+        load_client_files(
+            expanded(settings.path), splits, name=settings.name, wanted=wanted, log=log, leave_out_unreadable=True
+        )
+    return log.left_out
 
 
 def are_here(settings: DataSettings) -> bool:

@@ -4,17 +4,21 @@ from fedsa.federation.agreeing import adapter_config, spec_of
 from fedsa.federation.base_models import fresh_base, load_processor
 from fedsa.federation.checks import check_early, check_layers
 from fedsa.federation.encoding import notes_on_texts
+from fedsa.federation.examining import Examination, Fault, examine
 from fedsa.federation.federation import Federation
 from fedsa.federation.resolving import client_ranks
 from fedsa.federation.without_rows import agree
 
 __all__ = [
+    "Examination",
+    "Fault",
     "Federation",
     "adapter_config",
     "agree",
     "check_early",
     "check_layers",
     "client_ranks",
+    "examine",
     "fresh_base",
     "load_processor",
     "notes_on_texts",

@@ -13,7 +13,14 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.callbacks import check_callbacks
 from fedsa.client.training.head_warmup import obstacle
 from fedsa.errors import ConfigError, Mistake, ModelError
-from fedsa.models import AdaptedModel, check_layer_names, check_model_extras, require_weighable, unlike_products
+from fedsa.models import (
+    AdaptedModel,
+    EmptyModel,
+    check_layer_names,
+    check_model_extras,
+    require_weighable,
+    unlike_products,
+)
 from fedsa.recipe import AdapterSettings, Recipe
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, IntArray, Task
@@ -152,7 +159,7 @@ def check_steady(model: AdaptedModel, task: Task, encoded: Encoded, items: IntAr
 
 
 def check_head_warmup(
-    epochs: int, algorithm: Algorithm, model: AdaptedModel, task: Task, kind: str, optimizer: str
+    epochs: int, algorithm: Algorithm, model: AdaptedModel | EmptyModel, task: Task, kind: str, optimizer: str
 ) -> None:
     """Refuse a warm-up of heads that goes with the rest as little.
 
@@ -184,7 +191,7 @@ def check_head_warmup(
         )
 
 
-def check_weighable(algorithm: Algorithm, name: str, model: AdaptedModel, task: Task, kind: str) -> None:
+def check_weighable(algorithm: Algorithm, name: str, model: AdaptedModel | EmptyModel, task: Task, kind: str) -> None:
     """Refuse a method that weighs its adapters by what is in a row, where it cannot.
 
     Args:

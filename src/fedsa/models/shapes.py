@@ -25,6 +25,7 @@ from fedsa.models.images import image_tokens
 from fedsa.models.insertion import by_key, with_adapter, with_further_adapters
 from fedsa.models.loading import location_of, not_loadable, quiet
 from fedsa.models.opening import check_files, no_pickle, own_code
+from fedsa.models.stacked import obstacles
 from fedsa.models.tokenizers import positions_of
 from fedsa.recipe import AdapterSettings, ModelSettings
 from fedsa.types import Key
@@ -54,6 +55,15 @@ class EmptyModel:
     parameters: Mapping[Key, Tensor]
     longest: int | None
     side: int | None = None
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Every tensor of the adapters, the head and what is added to the frozen weights, in the model's order."""
+        return tuple(self.parameters)
+
+    def obstacles(self) -> list[str]:
+        """Return why many clients cannot go through this model at once, as far as it shows without values."""
+        return obstacles(self.model)
 
 
 def empty_model(

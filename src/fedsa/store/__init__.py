@@ -21,6 +21,7 @@ What is read is what was written: files of tensors carry their hash and whose th
 and ``state.json`` has the hashes of all other files, and its own. Nothing is written, cut or deleted through a link.
 """
 
+from fedsa.store.cleaning import clean, size_of, unneeded_bytes
 from fedsa.store.client_states import ClientStateFiles, open_states_of_site
 from fedsa.store.files import file_hash, write_atomically, write_error
 from fedsa.store.finished import FinishedRun
@@ -34,12 +35,15 @@ __all__ = [
     "FinishedRun",
     "Progress",
     "RunFolder",
+    "clean",
     "file_hash",
     "is_in_use",
     "open_states_of_site",
     "recipe_of",
     "replace_clients",
     "require_clients",
+    "size_of",
+    "unneeded_bytes",
     "write_atomically",
     "write_error",
 ]

@@ -21,9 +21,11 @@ from fedsa.types import Key, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ClientStateFiles", "folders_by_number", "open_states_of_site"]
+__all__ = ["OPTIMIZER", "STEP", "ClientStateFiles", "folders_by_number", "open_states_of_site"]
 
-_OPTIMIZER, _STEP = "optimizer|", "step|"
+OPTIMIZER, STEP = "optimizer|", "step|"
+"""How the names begin of a client's tensors that only its training reads."""
+
 _NAME_LENGTH = 60  # of a client's id in the name of its folder: with its number, as much as any file system takes
 _DIGITS = 16  # of the hash of a client's id
 
@@ -99,7 +101,7 @@ class ClientStateFiles:
             self._writes.settle()
             self._forget_after(client, round)
         tensors = by_name(state.tensors)
-        for prefix, slots in ((_OPTIMIZER, state.optimizer_state), (_STEP, state.step_state)):
+        for prefix, slots in ((OPTIMIZER, state.optimizer_state), (STEP, state.step_state)):
             tensors |= {f"{prefix}{name}": value for name, value in slots.items()}
         about = {"held": state.version, "run": self._run, "client": client, "round": round}
         self._writes.write(path, partial(sealed, packed(tensors, about)))
@@ -256,7 +258,7 @@ class ClientStateFiles:
         tensors, about = load_tensors(self.path_of(client, round), self._whose(client, round))
         optimizer_state, step_state = (
             {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-            for prefix in (_OPTIMIZER, _STEP)
+            for prefix in (OPTIMIZER, STEP)
         )
         return ClientState(by_key(tensors), optimizer_state, about["held"], step_state)
 

@@ -32,6 +32,7 @@ __all__ = [
     "clients_until_saturated",
     "compile_model",
     "packing_obstacle",
+    "refuse_cohort",
     "stacking_obstacle",
 ]
 
@@ -74,11 +75,8 @@ def choose_training(
     """
     every = np.concatenate(rows)
     obstacle = None if settings.trainer == "sequential" else stacking_obstacle(model, task, encoded, every)
-    if obstacle and (settings.trainer == "cohort" or settings.cohort_size or settings.packing):
-        raise ModelError(
-            f"training.trainer = 'cohort' cannot be used with this model and adapter ({obstacle}): set 'sequential', "
-            "without cohort_size and packing"
-        )
+    if obstacle:
+        refuse_cohort(settings, obstacle)
     if settings.trainer == "sequential" or obstacle:
         return settings.model_copy(update={"trainer": "sequential", "cohort_size": 0, "packing": False})
     packing = settings.packing
@@ -91,6 +89,23 @@ def choose_training(
     if not size:
         size = _cohort_size(settings, compute, model, task, encoded, every, clients, packing)
     return settings.model_copy(update={"trainer": "cohort", "cohort_size": size, "packing": packing})
+
+
+def refuse_cohort(settings: TrainingSettings, obstacle: str) -> None:
+    """Refuse settings that ask for many clients in one pass, where that cannot be.
+
+    Args:
+        settings: the recipe's ``[training]``.
+        obstacle: why not.
+
+    Raises:
+        ModelError: they ask for it.
+    """
+    if settings.trainer == "cohort" or settings.cohort_size or settings.packing:
+        raise ModelError(
+            f"training.trainer = 'cohort' cannot be used with this model and adapter ({obstacle}): set 'sequential', "
+            "without cohort_size and packing"
+        )
 
 
 def _cohort_size(

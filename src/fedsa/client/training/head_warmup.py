@@ -19,7 +19,7 @@ import torch
 
 from fedsa.client.training.job import Job, TrainingResult, learning_rate_factor, local_batches
 from fedsa.errors import TrainingError
-from fedsa.models import AdaptedModel
+from fedsa.models import AdaptedModel, EmptyModel
 from fedsa.recipe import TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.system.process import give_back
@@ -68,7 +68,7 @@ def warm_up(
     return [_fitted(job, _heads(job), model, task, encoded, settings) for job in jobs]
 
 
-def obstacle(model: AdaptedModel, task: Task) -> str | None:
+def obstacle(model: AdaptedModel | EmptyModel, task: Task) -> str | None:
     """Why the model's head cannot be fitted alone; None if it can."""
     base: Any = model.model.get_base_model()
     if not task.has_head:

@@ -1,0 +1,71 @@
+"""The page of a comparison: one HTML file that opens offline, needs no script and fetches nothing."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from fedsa.runs.compare.comparison import Comparison
+from fedsa.runs.compare.figures import CURVES, MOST_GROUPS, draw_curves, draw_differences
+from fedsa.runs.compare.results import in_words, table_of
+from fedsa.runs.report.engine import page_engine, score, short
+from fedsa.types import FRACTIONS
+
+__all__ = ["as_html"]
+
+
+def as_html(found: Comparison) -> str:
+    """Return the page of a comparison. The same runs give the same text."""
+    engine = page_engine(found.metric)
+    engine.filters["signed"] = lambda value: _signed(value, found.metric)
+    engine.filters["setting"] = _setting
+    table = table_of(found)
+    others = [each.group.name for each in found.beside]
+    curves = draw_curves(found)
+    return engine.get_template("compare.html.jinja").render(
+        title=f"{', '.join(others)} against {found.reference.name}" if others else found.reference.name,
+        in_words=in_words(found),
+        table=table,
+        metric=found.metric.replace("_", " "),
+        found=found,
+        curves=[(name, CURVES[name][0], figure) for name, figure in curves.items()],
+        undrawn=[group.name for group in found.groups[MOST_GROUPS:]],
+        differences=draw_differences(found),
+        clients=_clients(found),
+        paired=[each for each in found.beside if each.clients],
+        settings=list(found.groups[0].settings),
+        runs=[(group.name, [run.path.resolve().name for run in group.runs]) for group in found.groups],
+        command=shlex.join(["fedsa", "compare", *(str(run.path) for group in found.groups for run in group.runs)]),
+    )
+
+
+def _clients(found: Comparison) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Client id to each group's value there, the reference's and the difference; the order is that of ids."""
+    table: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for each in found.beside:
+        for pair in each.clients:
+            table.setdefault(pair.client, {})[each.group.name] = (pair.own, pair.against, pair.difference)
+    return dict(sorted(table.items()))
+
+
+def _signed(value: float, metric: str) -> str:
+    r"""Return a difference as text, in percentage points where the metric is a part of one.
+
+    >>> _signed(-0.0213, "accuracy"), _signed(0.5, "log_likelihood"), _signed(0.0, "f1")
+    ('−2.1', '+0.5', '0.0')
+    """
+    shown = f"{100 * value:+.1f}" if metric in FRACTIONS else f"{value:+.4g}"
+    return shown.replace("-", "−") if float(shown) else score(0.0, "accuracy").removesuffix("\u00a0%")
+
+
+def _setting(value: object) -> str:
+    """Return a setting's value as text; folders of the machine are left out.
+
+    >>> _setting(None), _setting(0.01), _setting("/home/me/sites"), _setting(["query", "value"])
+    ('–', '0.01', '…/sites', 'query, value')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_setting, value))
+    return short(value) if isinstance(value, str | Path) else str(value)
