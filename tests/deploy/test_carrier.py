@@ -179,8 +179,8 @@ def test_a_site_that_joins_is_waited_for_by_nobody_and_has_a_place_when_it_comes
     assert dict(carry({"north": b"n"}, None)) == {"north": b"n"}
     with pytest.raises(ProtocolError, match="'west' is not on the roster"):
         list(carry({"west": b"w"}, None))
-    carry.admit("west")
-    carry.admit("west")
+    carry.sites.admit("west")
+    carry.sites.admit("west")
     assert dict(carry({"west": b"w"}, 0.05)) == {}
     assert dict(carry({"north": b"dies"}, None)) == {"north": b"dies"}, "the next job does not wait for it"
     jobs.sites["west"] = "1"
@@ -192,12 +192,12 @@ def test_a_site_that_is_dismissed_is_shut_out_and_asked_nothing(start: Start) ->
     jobs = Jobs(lambda generation, site, body: body)
     told: list[str] = []
     carry = start(jobs, shut_out=jobs.shut_out, tell=told.append)
-    carry.dismiss("south")
+    carry.sites.dismiss("south")
     assert jobs.out == ["south"]
     with pytest.raises(ProtocolError, match="'south' is not on the roster"):
         list(carry({"south": b"s"}, None))
     jobs.answers = False
-    carry.dismiss("north")
+    carry.sites.dismiss("north")
     assert any("north is asked nothing any more, and is shut out when the server starts again" in line for line in told)
 
 

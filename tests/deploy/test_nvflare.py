@@ -183,10 +183,10 @@ def test_a_site_joins_a_running_server_and_another_one_is_shut_out(tmp_path: Pat
         site("south"),
     ):
         assert echoed(carry, *SITES)
-        carry.admit("west")
+        carry.sites.admit("west")
         with site("west"):
             assert echoed(carry, *SITES, "west")
-            carry.dismiss("south")
+            carry.sites.dismiss("south")
             assert echoed(carry, "north", "west")
             kill("client_train", "uid=south")  # it is started again, and wants in again
             end, log = time.monotonic() + SECONDS, tmp_path / "logs" / "server.log"

@@ -23,7 +23,7 @@ from fedsa.deploy import frames
 from fedsa.errors import FedsaError, ProtocolError
 from fedsa.texts.escapes import for_terminal
 
-__all__ = ["SOCKET", "Carrier", "Engine"]
+__all__ = ["SOCKET", "CarriedSites", "Carrier", "Engine"]
 
 SOCKET = "FEDSA_CARRIER"
 """The environment variable that tells the engine's server processes where the carrier's socket is."""
@@ -89,6 +89,54 @@ class _Request:
 
 
 @final
+class CarriedSites:
+    """The sites that may be asked, and which of them are connected.
+
+    Args:
+        engine: knows who is connected.
+        sites: the roster.
+        shut_out: has the engine refuse a site for good.
+        tell: is called with a line about a site that is not on the roster.
+
+    Attributes:
+        names: the roster.
+        absent: sites that the last job began without, or that have come since: no job waits for them.
+    """
+
+    def __init__(
+        self, engine: Engine, sites: Iterable[str], shut_out: Callable[[str], None], tell: Callable[[str], None]
+    ) -> None:
+        self._engine, self._shut_out, self._tell = engine, shut_out, tell
+        self.names, self.absent = frozenset(sites), frozenset[str]()
+        self._strangers: set[str] = set()  # that have connected and are not on the roster
+
+    def admit(self, site: str) -> None:
+        """Put a site on the roster. No job waits for it; there is a new one with it as soon as it is connected."""
+        if site not in self.names:
+            self.names, self.absent = self.names | {site}, self.absent | {site}
+
+    def dismiss(self, site: str) -> None:
+        """Take a site off the roster, and have the engine refuse it."""
+        self.names -= {site}
+        try:
+            self._shut_out(site)
+        except FedsaError as error:
+            self._tell(f"{site} is asked nothing any more, and is shut out when the server starts again: {error}")
+
+    def connected(self) -> dict[str, str]:
+        """The sites of the roster that are connected now, as `Engine.connected` gives them; others are told, once.
+
+        Raises:
+            FedsaError: the engine's server does not answer.
+        """
+        now = self._engine.connected()
+        for site in sorted({*now} - self.names - self._strangers):
+            self._strangers.add(site)
+            self._tell(f"{_told(site)} has connected and is not on the roster: it is asked nothing")
+        return {site: now[site] for site in self.names & set(now)}
+
+
+@final
 class Carrier:
     """Carries requests to sites and answers back; use it as a context, and call it as `fedsa.engines.remote.Exchange`.
 
@@ -99,6 +147,9 @@ class Carrier:
         patience: seconds that a job waits for sites that are not connected; then it begins without them.
         shut_out: has the engine refuse a site for good, whatever certificate it has.
         tell: is called with each line about what happens: a generation that starts or ends, a site that cannot answer.
+
+    Attributes:
+        sites: who may be asked, and who is connected.
     """
 
     def __init__(
@@ -111,10 +162,8 @@ class Carrier:
         shut_out: Callable[[str], None] = lambda site: None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._engine, self._path, self._sites = engine, path, frozenset(sites)
-        self._patience, self._shut_out, self._tell = patience, shut_out, tell
-        self._absent: frozenset[str] = frozenset()  # sites that the last job began without
-        self._strangers: set[str] = set()  # that have connected and are not on the roster
+        self._engine, self._path, self._patience, self._tell = engine, path, patience, tell
+        self.sites = CarriedSites(engine, sites, shut_out, tell)
         self._lock = threading.Lock()  # of what follows
         self._requests: dict[int, _Request] = {}
         self._count = 0
@@ -151,9 +200,9 @@ class Carrier:
         Raises:
             ProtocolError: a site is not on the roster.
         """
-        unknown = sorted(set(requests) - self._sites)
+        unknown = sorted(set(requests) - self.sites.names)
         if unknown:
-            raise ProtocolError(f"site {unknown[0]!r} is not on the roster: {', '.join(sorted(self._sites))}")
+            raise ProtocolError(f"site {unknown[0]!r} is not on the roster: {', '.join(sorted(self.sites.names))}")
         end = None if deadline is None else time.monotonic() + deadline
         answers: queue.SimpleQueue[tuple[int, str, bytes] | None] = queue.SimpleQueue()
         waiting: dict[int, str] = {}
@@ -186,19 +235,6 @@ class Carrier:
                 yield site, body
         finally:
             self._forget(waiting)
-
-    def admit(self, site: str) -> None:
-        """Put a site on the roster. No job waits for it; there is a new one with it as soon as it is connected."""
-        if site not in self._sites:
-            self._sites, self._absent = self._sites | {site}, self._absent | {site}
-
-    def dismiss(self, site: str) -> None:
-        """Take a site off the roster, and have the engine refuse it."""
-        self._sites -= {site}
-        try:
-            self._shut_out(site)
-        except FedsaError as error:
-            self._tell(f"{site} is asked nothing any more, and is shut out when the server starts again: {error}")
 
     def _forget(self, numbers: Iterable[int]) -> None:
         """Drop requests whose answers nobody waits for, here and in the engine."""
@@ -274,29 +310,17 @@ class Carrier:
         """
         began, told = time.monotonic(), -_TELL_SECONDS
         while not self._ends.is_set():
-            now = self._connected()
-            present = {site: now[site] for site in self._sites & set(now)}
-            waited, missing = time.monotonic() - began, sorted(self._sites - self._absent - set(present))
+            present = self.sites.connected()
+            expected = self.sites.names - self.sites.absent
+            waited, missing = time.monotonic() - began, sorted(expected - set(present))
             if present and (not missing or waited > self._patience):
-                self._absent = self._sites - set(present)
+                self.sites.absent = self.sites.names - set(present)
                 return present
             if waited - told >= _TELL_SECONDS:
                 told = waited
-                self._tell(f"waiting for {', '.join(missing or sorted(self._sites))}")
+                self._tell(f"waiting for {', '.join(missing or sorted(self.sites.names))}")
             self._ends.wait(_TICK_SECONDS)
         return {}
-
-    def _connected(self) -> Mapping[str, str]:
-        """The sites that are connected now; of one that is not on the roster it is told, once.
-
-        Raises:
-            FedsaError: the engine's server does not answer.
-        """
-        now = self._engine.connected()
-        for site in sorted({*now} - self._sites - self._strangers):
-            self._strangers.add(site)
-            self._tell(f"{_told(site)} has connected and is not on the roster: it is asked nothing")
-        return now
 
     def _accept(self) -> socket.socket:
         """Return the connection of the present generation's job.
@@ -335,8 +359,8 @@ class Carrier:
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked, now = time.monotonic(), {}
                 with contextlib.suppress(FedsaError):  # the job itself may be well; its end is noticed above
-                    now = dict(self._connected())
-                come = sorted(site for site in self._sites & set(now) if now[site] != present.get(site))
+                    now = self.sites.connected()
+                come = sorted(site for site in now if now[site] != present.get(site))
                 if come:
                     raise ProtocolError(f"{', '.join(come)} has come: the next job has it")
 

@@ -218,7 +218,7 @@ def serve_project(
                 carrier, sites, roster.run, clients=roster.clients, deadline=deadline, quorum=quorum, tell=tell
             )
             membership = Membership(
-                lambda: Roster.read(folder), admit=carrier.admit, dismiss=carrier.dismiss, tell=tell
+                lambda: Roster.read(folder), admit=carrier.sites.admit, dismiss=carrier.sites.dismiss, tell=tell
             )
             return serve(agreement, run, fleet, engine="nvflare", callbacks=callbacks, membership=membership)
 
