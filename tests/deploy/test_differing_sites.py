@@ -23,32 +23,33 @@ pytestmark = pytest.mark.run
 
 SETTINGS = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=2")
 SITES = ("north", "south")
-RANKS = 'adapter.ranks={"site 0"=1, "site 1"=2}'
+RANKS = ('adapter.ranks={"site 0"=1, "site 1"=2}', "adapter.ranks=[1, 2, 2]")
 
 
 def places(folder: Path) -> dict[str, Path]:
     return {site: folder / "sites" / site for site in SITES}
 
 
+@pytest.mark.parametrize("ranks", RANKS)
 def test_each_client_has_its_rank_and_all_come_to_the_simulators_bytes(
-    tiny_recipe: Callable[..., Recipe], tiny_run: Callable[..., Any], tmp_path: Path
+    tiny_recipe: Callable[..., Recipe], tiny_run: Callable[..., Any], tmp_path: Path, ranks: str
 ) -> None:
-    prepare(tiny_recipe(*SETTINGS, RANKS), tmp_path / "sites", SITES)
+    prepare(tiny_recipe(*SETTINGS, ranks), tmp_path / "sites", SITES)
     with opened(places(tmp_path)) as programs:
         summary = serve_sites(places(tmp_path)["north"], tmp_path / "out", programs)
-        simulated = tiny_run(*SETTINGS, RANKS)
+        simulated = tiny_run(*SETTINGS, ranks)
         assert summary["test"] == simulated.summary["test"]
         here = RunFolder.open(tmp_path / "out").server_states.load_server(2)[0]
         there = simulated.folder.server_states.load_server(2)[0]
         sent = [key for key in here if key.factor.value == "A"]
         assert sent
         assert all(torch.equal(here[key], there[key]) for key in sent)
-        ranks = {
+        kept = {
             client: {key.factor.value: len(value) for key, value in _state(program, client).items()}["A"]
             for program in programs.values()
             for client in program.federation.clients
         }
-    assert ranks == {"site 0": 1, "site 1": 2, "site 2": 2}
+    assert kept == {"site 0": 1, "site 1": 2, "site 2": 2}
     adapters = {
         path.parent.name: json.loads(path.read_text())["r"]
         for path in tmp_path.glob("sites/*/adapters/*/adapter_config.json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, 
         ProtocolError: the summary does not fit this site.
         UserError: the disk is full or the folder cannot be written.
     """
-    summary, rounds = dict(about), _rounds(about, federation)
+    summary, rounds, federation = dict(about), _rounds(about, federation), _with_own_ranks(federation)
     path = folder / FINISHED_RUN
     if not _is_written(path):
         shutil.rmtree(path, ignore_errors=True)  # half of it, from a time that was interrupted
@@ -72,6 +72,15 @@ def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, 
     shutil.rmtree(folder / ADAPTERS, ignore_errors=True)  # of an earlier try: they are made of the run folder
     if "adapter" in federation.algorithm.export:  # else its owner writes whole models, where he has room for them
         export(path, folder / ADAPTERS, base=federation.model, tokenizer=federation.tokenizer, with_base=False)
+
+
+def _with_own_ranks(federation: Federation) -> Federation:
+    """The federation with a recipe that names the ranks of the site's own clients: the run folder has no others."""
+    if federation.recipe.adapter.ranks is None:
+        return federation
+    own = {client: rank for client, rank in federation.ranks.items() if client in federation.clients}
+    adapter = federation.recipe.adapter.model_copy(update={"ranks": own or None})
+    return replace(federation, recipe=federation.recipe.model_copy(update={"adapter": adapter}))
 
 
 def _is_written(path: Path) -> bool:
