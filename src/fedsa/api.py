@@ -157,7 +157,7 @@ def finish(federation: Federation, folder: RunFolder, callbacks: Sequence[Callba
     """
     summary = folder.finished(federation.recipe.rounds)
     if summary is None:
-        listeners = [*callbacks, *make_callbacks(federation.recipe.callbacks)]
+        listeners = [*callbacks, *make_callbacks([*federation.recipe.callbacks, *federation.recipe.report_to])]
         summary = simulate(federation, folder, listeners)
     from fedsa.runs.report import write_report  # it loads matplotlib: not while clients train, it would add to the peak
 

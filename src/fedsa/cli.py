@@ -42,7 +42,6 @@ app = typer.Typer(
     name="fedsa",
     help="Federated fine-tuning of Hugging Face models with PEFT adapters: share A, keep B.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

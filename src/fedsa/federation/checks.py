@@ -49,7 +49,7 @@ def check_early(recipe: Recipe) -> None:
         MissingExtraError: the model or the task needs one.
         ModelError: the adapter names layers that the model does not have.
     """
-    mistakes = check_callbacks({"callbacks": recipe.callbacks})
+    mistakes = check_callbacks({"callbacks": recipe.callbacks, "report_to": recipe.report_to})
     if mistakes:
         raise ConfigError(mistakes)
     if recipe.task.is_own:  # it may need the names of the classes, which the rows tell

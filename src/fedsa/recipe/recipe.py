@@ -58,7 +58,10 @@ class Recipe(Settings):
         "needed",
         description="rounds whose tensors stay in the run folder: only those that are needed, or all",
     )
-    callbacks: Note[list[str]] = Field([], description="progress listeners, e.g. tensorboard")
+    callbacks: Note[list[str]] = Field([], description="listeners of your own, as package.module:Class")
+    report_to: Note[list[str]] = Field(
+        [], description="trackers that are handed each round's values: tensorboard, trackio, wandb, mlflow"
+    )
     model: ModelSettings
     adapter: AdapterSettings = AdapterSettings()
     task: AnyTaskSettings = ClassificationSettings()

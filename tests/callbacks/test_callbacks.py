@@ -53,7 +53,7 @@ def test_tensorboard_holds_losses_and_validation(tiny_recipe: Callable[..., Reci
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = run(Federation.from_recipe(tiny_recipe('callbacks=["tensorboard"]')), tmp_path / "run")
+    result = run(Federation.from_recipe(tiny_recipe('report_to=["tensorboard"]')), tmp_path / "run")
     events = EventAccumulator(str(result.path / "tensorboard"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
