@@ -1,6 +1,6 @@
 """What happens where the rows are: a site takes in what the server sent, trains, measures, and hands back updates."""
 
-from fedsa.client.evaluation import Mixing, Personal, Sampling, evaluate, majority_accuracy
+from fedsa.client.evaluation import Mixing, Personal, Sampling, evaluate, majority_accuracy, predict
 from fedsa.client.learner import Learner
 from fedsa.client.site import ClientStates, Site
 from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
@@ -17,4 +17,5 @@ __all__ = [
     "majority_accuracy",
     "own_tensors",
     "personal_tensors",
+    "predict",
 ]

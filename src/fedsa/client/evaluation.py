@@ -18,7 +18,7 @@ from fedsa.data.partition import ClientRows
 from fedsa.models import representations
 from fedsa.seeds import derive_seed
 from fedsa.system.process import give_back
-from fedsa.tasks.base import Encoded, IntArray, Sample, Task
+from fedsa.tasks.base import Encoded, IntArray, Prediction, Sample, Task
 from fedsa.types import State
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from fedsa.models import AdaptedModel
 
-__all__ = ["Mixing", "Personal", "Sampling", "evaluate", "majority_accuracy"]
+__all__ = ["Mixing", "Personal", "Sampling", "evaluate", "majority_accuracy", "predict"]
 
 
 class Personal(NamedTuple):
@@ -131,29 +131,44 @@ def evaluate(
         weights = [
             _weights(model, own.encoded, group, own.items, mixing, batch_size) if mixing else None for own in asked
         ]
-        with model.stack(len(group)) if together else nullcontext() as stack:
-            if stack is None:
-                model.write(group[0][1])
-            else:
-                for place, (_, tensors, _) in enumerate(group):
-                    stack.load(place, tensors)
-            answers = [
-                _passed(
-                    model,
-                    own.encoded,
-                    own.items,
-                    batch_size,
-                    partial(own.forward, model.model),
-                    weight,
-                    pack=own.pack and together > 0,
-                )
-                for own, weight in zip(asked, weights, strict=True)
-            ]
+        answers = _answers(model, group, asked, weights, batch_size, together=together > 0)
         for personal, *own in zip(group, *answers, strict=True):
             if shown:
                 shown.show(personal, own[-1])
             metrics = task.score(encoded, personal.rows, *own[:measured])
             yield personal.client, {"examples": len(personal.rows), **metrics}
+        give_back()
+
+
+def predict(
+    model: AdaptedModel,
+    task: Task,
+    encoded: Encoded,
+    clients: Iterable[Personal],
+    *,
+    batch_size: int,
+    together: int = 0,
+    pack: bool = False,
+) -> Iterator[tuple[str, list[Prediction]]]:
+    """Yield each client's id and what the model says of its rows, in their order: what `evaluate` would measure.
+
+    Args:
+        model: the base with its adapter.
+        task: gives outputs and predictions.
+        encoded: the rows, without answers.
+        clients: consumed as they are needed; they may have the same rows.
+        batch_size: rows per forward pass.
+        together: clients that go through the model at once; 0: one by one.
+        pack: as for `evaluate`.
+    """
+    for group in batched(clients, together or 1):
+        by_client = [rows for _, _, rows in group]
+        asked = [_Asked(task.outputs, encoded, [task.questions(encoded, rows) for rows in by_client], pack)]
+        if task.predicts_text:
+            asked.append(_Asked(task.generate, encoded, [task.prompts(encoded, rows) for rows in by_client]))
+        answers = _answers(model, group, asked, [None] * len(asked), batch_size, together=together > 0)
+        for personal, *own in zip(group, *answers, strict=True):
+            yield personal.client, task.predictions(encoded, personal.rows, *own)
         give_back()
 
 
@@ -164,6 +179,45 @@ class _Asked(NamedTuple):
     encoded: Encoded
     items: Sequence[IntArray]
     pack: bool = False
+
+
+def _answers(
+    model: AdaptedModel,
+    group: Sequence[Personal],
+    asked: Sequence[_Asked],
+    weights: Sequence[Mapping[str, Tensor] | None],
+    batch_size: int,
+    *,
+    together: bool,
+) -> list[Sequence[Tensor]]:
+    """Return what the model answers a group of clients: of each thing that is asked, each client's tensor.
+
+    Args:
+        model: it ends with a client's tensors in it where clients do not go through it at once.
+        group: one client, or several that go ``together``.
+        asked: what.
+        weights: of the adapters, for each thing that is asked.
+        batch_size: rows per forward pass.
+        together: clients go through the model at once.
+    """
+    with model.stack(len(group)) if together else nullcontext() as stack:
+        if stack is None:
+            model.write(group[0].tensors)
+        else:
+            for place, personal in enumerate(group):
+                stack.load(place, personal.tensors)
+        return [
+            _passed(
+                model,
+                own.encoded,
+                own.items,
+                batch_size,
+                partial(own.forward, model.model),
+                weight,
+                pack=own.pack and together,
+            )
+            for own, weight in zip(asked, weights, strict=True)
+        ]
 
 
 def _weights(
@@ -201,6 +255,8 @@ def _passed(
 ) -> Sequence[Tensor]:
     """The outputs of ``forward`` for each client's items, in their order; and those of ``weights`` for all items."""
     rows = np.concatenate(by_client)
+    if not len(rows):
+        return [torch.empty(0) for _ in by_client]
     owners = np.repeat(np.arange(len(by_client)), [len(own) for own in by_client])
     order = np.argsort(encoded.lengths[rows], kind="stable")
     parts, places = [], []

@@ -1,26 +1,31 @@
 """A federation, wired: model, data, clients, method. Made from a recipe or from Python objects."""
 
 from fedsa.federation.agreeing import adapter_config, spec_of
-from fedsa.federation.base_models import fresh_base, load_processor
+from fedsa.federation.base_models import fresh_base, load_named_base, load_processor
+from fedsa.federation.building import adapt_base
 from fedsa.federation.checks import check_early, check_layers
-from fedsa.federation.encoding import notes_on_texts
+from fedsa.federation.encoding import encode_table, notes_on_texts
 from fedsa.federation.examining import Examination, Fault, examine
 from fedsa.federation.federation import Federation
-from fedsa.federation.resolving import client_ranks
+from fedsa.federation.resolving import client_ranks, on_this_machine
 from fedsa.federation.without_rows import agree
 
 __all__ = [
     "Examination",
     "Fault",
     "Federation",
+    "adapt_base",
     "adapter_config",
     "agree",
     "check_early",
     "check_layers",
     "client_ranks",
+    "encode_table",
     "examine",
     "fresh_base",
+    "load_named_base",
     "load_processor",
     "notes_on_texts",
+    "on_this_machine",
     "spec_of",
 ]

@@ -24,12 +24,13 @@ from fedsa.models import (
 )
 from fedsa.recipe import ModelSettings, TaskSettings
 from fedsa.tasks import make_task
-from fedsa.tasks.base import Encoded, Task
+from fedsa.tasks.base import Encoded, IntArray, Task
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel
 
-__all__ = ["EncodedRows", "encode_rows", "notes_on_texts"]
+__all__ = ["EncodedRows", "encode_rows", "encode_table", "notes_on_texts"]
 
 
 class EncodedRows(NamedTuple):
@@ -71,12 +72,41 @@ def encode_rows(
         UserError: the task, the model and the rows do not fit together.
     """
     used = np.unique(np.concatenate([part for parts in rows.partition.clients.values() for part in parts]))
+    return encode_table(task, base, processor, rows.table, used, image_size=image_size, tell=tell)
+
+
+def encode_table(
+    task: Task,
+    base: PreTrainedModel,
+    processor: Any,
+    table: Dataset,
+    used: IntArray,
+    *,
+    image_size: int | None = None,
+    answered: bool = True,
+    tell: Callable[[str], None],
+) -> EncodedRows:
+    """Return rows of a table, encoded.
+
+    Args:
+        task: encodes them.
+        base: as for `encode_rows`.
+        processor: as for `encode_rows`.
+        table: all rows.
+        used: the numbers of those that are encoded.
+        image_size: as for `encode_rows`.
+        answered: the rows have answers; False: they are to be predicted.
+        tell: told what takes time.
+
+    Raises:
+        UserError: the task, the model and the rows do not fit together.
+    """
+    how = {} if answered else {"answered": False}  # a task of one's own that predicts nothing need not know it
     if task.takes_images:
         processor = with_image_size(processor, image_size)
         tell("reading images")
-        encoded = task.encode(
-            rows.table, used, copy.deepcopy(processor), limit=image_tokens(base, image_side(processor))
-        )
+        tokens = image_tokens(base, image_side(processor))
+        encoded = task.encode(table, used, copy.deepcopy(processor), limit=tokens, **how)
         return EncodedRows(task, processor, encoded, None)
     fit_padding(base, processor)
     task = task.fitted(base, processor)
@@ -84,7 +114,7 @@ def encode_rows(
     limit = position_limit(base, processor)
     own = copy.deepcopy(processor)  # it keeps how it was called
     own.padding_side = padding_side(base)
-    encoded = task.encode(rows.table, used, own, limit=limit)
+    encoded = task.encode(table, used, own, limit=limit, **how)
     check_tokens(base, processor, encoded)
     return EncodedRows(task, processor, encoded, limit)
 

@@ -21,7 +21,7 @@ from fedsa.tasks.base import Encoded, IntArray, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["client_ranks", "for_newcomer", "with_choices", "with_measured", "written_out"]
+__all__ = ["client_ranks", "for_newcomer", "on_this_machine", "with_choices", "with_measured", "written_out"]
 
 _KERNELS = ("eager", "sdpa", "flash_attention_2")
 """The attention kernels that a recipe can name."""
@@ -45,6 +45,11 @@ def client_ranks(settings: AdapterSettings, clients: Sequence[str]) -> dict[str,
     else:
         given = {client: given[number % len(given)] for number, client in enumerate(clients)}
     return {client: rank for client, rank in given.items() if rank < settings.rank}
+
+
+def on_this_machine(recipe: Recipe) -> Recipe:
+    """Return a run's recipe with its device if that is here, else with what this machine has."""
+    return recipe.model_copy(update={"compute": _usable(recipe.compute)})
 
 
 def _usable(settings: ComputeSettings) -> ComputeSettings:
@@ -158,7 +163,5 @@ def for_newcomer(recipe: Recipe) -> Recipe:
     """Return a run's recipe as it is for one client that was not in the run, on this machine."""
     training = recipe.training.model_copy(update={"trainer": "sequential", "cohort_size": 0, "packing": None})
     adapter = recipe.adapter.model_copy(update={"ranks": None})
-    compute = _usable(recipe.compute)
-    return recipe.model_copy(
-        update={"training": training, "adapter": adapter, "compute": compute, "holdout_clients": 0.0}
-    )
+    update = {"training": training, "adapter": adapter, "holdout_clients": 0.0}
+    return on_this_machine(recipe).model_copy(update=update)

@@ -77,6 +77,11 @@ class TaskSettings(Settings):
         return []
 
     @property
+    def asked_columns(self) -> list[str]:
+        """Those of the columns that a row must have to be predicted: all that the model is given."""
+        return self.input_columns
+
+    @property
     def plain_columns(self) -> list[str]:
         """Those of the columns that hold one text each; others hold lists or pictures, or are looked at by the task."""
         return []

@@ -104,6 +104,11 @@ class ImageClassificationSettings(_Classes):
         return self.text_columns
 
     @property
+    def asked_columns(self) -> list[str]:
+        """The column of the image."""
+        return self.text_columns
+
+    @property
     def image_side(self) -> int | None:
         """Pixels of an image's side; None: the base model's image processor says it."""
         return self.image_size

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-__all__ = ["Encoded", "IntArray", "Sample", "Task"]
+__all__ = ["Encoded", "IntArray", "Prediction", "Sample", "Task"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -55,6 +56,22 @@ class Sample(NamedTuple):
     right: tuple[str, ...]
 
 
+@final
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a row. All of it can be written as JSON.
+
+    Attributes:
+        value: the answer: a class, a number, a text, or a list of tags.
+        probabilities: of each class or choice, where there are some.
+        about: what else is known of the answer, by name; each kind of task has names of its own.
+    """
+
+    value: str | float | list[str | None]
+    probabilities: Mapping[str, float] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Task(ABC):
     """What is learned. One task serves every client."""
 
@@ -72,6 +89,8 @@ class Task(ABC):
     """Rows are images: the base model comes with an image processor, and not with a tokenizer."""
     generates: bool = False
     """Part of the figures is of what the model writes."""
+    predicts_text: ClassVar[bool] = False
+    """What it predicts of a row is what the model writes on the row's prompt."""
 
     @classmethod
     @abstractmethod
@@ -93,7 +112,13 @@ class Task(ABC):
 
     @abstractmethod
     def encode(
-        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+        self,
+        table: Dataset,
+        rows: IntArray,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        limit: int | None = None,
+        answered: bool = True,
     ) -> Encoded:
         """Return ``table`` encoded under its own row numbers.
 
@@ -102,6 +127,7 @@ class Task(ABC):
             rows: the row numbers that are used; the others need not be encoded.
             tokenizer: the base model's; its image processor where the task `takes_images`.
             limit: the most tokens that the model takes in a row; of images, the tokens of each.
+            answered: the rows have answers. False: they are to be predicted; the columns of answers are not looked at.
         """
 
     @abstractmethod
@@ -150,6 +176,19 @@ class Task(ABC):
             outputs: of the rows' `questions`, in their order.
             generated: on the rows' `prompts`, where the task `generates`.
         """
+
+    def predictions(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> list[Prediction]:
+        """Return what the model says of ``rows``, in their order: what `score` compares with the answers.
+
+        Args:
+            encoded: the rows, encoded without answers.
+            rows: of it.
+            outputs: of the rows' `questions`, in their order.
+            generated: on the rows' `prompts`, where the task `predicts_text`.
+        """
+        raise NotImplementedError
 
     def sampling(self, encoded: Encoded) -> tuple[Task, Encoded] | None:
         """A task that shows some rows with the model's text, and the rows in that task's encoding.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.base import Encoded, IntArray, Prediction, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,8 +41,22 @@ class ClassTask(Task):
     ) -> dict[str, float]:
         """Return accuracy and mean cross-entropy."""
         labels = encoded.labels[rows]
-        predicted = outputs.argmax(dim=1).numpy()
+        predicted = _chosen(outputs).numpy()
         return {
             "accuracy": float((predicted == labels).mean()),
             "loss": float(F.cross_entropy(outputs, torch.from_numpy(labels))),
         }
+
+    def predictions(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> list[Prediction]:
+        """Return each row's most probable class, and the probability of each class."""
+        return [
+            Prediction(self.label_names[number], dict(zip(self.label_names, chances, strict=True)))
+            for number, chances in zip(_chosen(outputs).tolist(), outputs.double().softmax(dim=1).tolist(), strict=True)
+        ]
+
+
+def _chosen(outputs: Tensor) -> Tensor:
+    """Return the number of each row's class: the one with the highest logit."""
+    return outputs.argmax(dim=1)

@@ -150,9 +150,17 @@ class Classification(ClassTask):
         return replace(self, finds_end=bool(getattr(cast(Any, model).config, "is_encoder_decoder", False)))
 
     def encode(
-        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+        self,
+        table: Dataset,
+        rows: IntArray,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        limit: int | None = None,
+        answered: bool = True,
     ) -> TokenRows:
         """Return ``rows`` of ``table`` as tokens. ``table`` has the class numbers in its column ``CLASS_NUMBER``.
+
+        Rows without answers are not kept on disk.
 
         Raises:
             DataError: a cell is no text, a row has no token at all, or the tokenizer knows nothing of most rows.
@@ -162,7 +170,7 @@ class Classification(ClassTask):
         ended = tokenizer.eos_token if self.finds_end else None
         make = partial(self._tokenize, table, rows, tokenizer, longest, ended)
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None or len(rows) < _CACHED_ROWS:
+        if backend is None or len(rows) < _CACHED_ROWS or not answered:
             arrays = make()
         else:
             told_by = f"counted\0{backend.to_str()}\0{longest}\0{len(table)}\0{ended}"

@@ -66,6 +66,11 @@ class ContextRows:
         """The inputs of some windows, as from `TokenRows`; ``labels`` has shape (windows, 2)."""
         return self.windows.batch(rows)
 
+    def texts(self, rows: IntArray, spans: Sequence[tuple[int, int]]) -> list[str]:
+        """Return a part of each row's context: its characters from and to."""
+        (column,) = self.contexts.column_names
+        return [str(text)[slice(*span)] for text, span in zip(self.contexts[rows][column], spans, strict=True)]
+
     def windows_of(self, rows: IntArray) -> IntArray:
         """Return the items of all windows of rows, row by row."""
         counts = self.first[rows + 1] - self.first[rows] + 1

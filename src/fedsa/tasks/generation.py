@@ -13,7 +13,7 @@ import torch
 
 from fedsa.errors import DataError
 from fedsa.recipe import fields_of
-from fedsa.tasks.base import IntArray, Sample, Task
+from fedsa.tasks.base import IntArray, Prediction, Sample, Task
 from fedsa.tasks.beginnings import Beginnings
 from fedsa.tasks.chat import stops_of
 from fedsa.tasks.sequences import SequenceRows, answer_losses, sequence_example
@@ -41,6 +41,7 @@ class _Decoding(Task):
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     pipeline_tag: ClassVar[str] = "text-generation"
     has_head: ClassVar[bool] = False
+    predicts_text: ClassVar[bool] = True
 
     chat: bool
     max_new_tokens: int
@@ -77,6 +78,10 @@ class _Decoding(Task):
             return self, own
         writing: Task = replace(cast(Any, self), limit=own.widest)
         return (writing, Beginnings(own, self.beginnings(own))) if self.writes else None
+
+    def questions(self, encoded: Encoded, rows: IntArray) -> IntArray:
+        """Return the rows, of those that have something to be predicted: all, where they have answers."""
+        return rows[cast("SequenceRows", encoded).answers[rows] > 0]
 
     def prompts(self, encoded: Encoded, rows: IntArray) -> IntArray:
         """Return the items of the prompts alone, which stand behind the rows."""
@@ -118,6 +123,11 @@ class _Decoding(Task):
         loss = float(outputs.double().sum()) / float(counts.sum())
         perplexity = math.exp(loss) if loss < 700 else math.inf
         return {"log_likelihood": -loss, "loss": loss, "perplexity": perplexity}
+
+
+def _said(encoded: SequenceRows, generated: Tensor) -> list[str]:
+    """Return what the model wrote, as texts."""
+    return encoded.texts(generated.tolist())
 
 
 @final
@@ -165,7 +175,13 @@ class Generation(_Decoding):
         return cls(settings.prompt or "", settings.answer or "", **{name: getattr(settings, name) for name in named})
 
     def encode(
-        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+        self,
+        table: Dataset,
+        rows: IntArray,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        limit: int | None = None,
+        answered: bool = True,
     ) -> SequenceRows:
         """Return ``rows`` of ``table`` as tokens: prompts with their answers, then the prompts alone if needed.
 
@@ -177,19 +193,20 @@ class Generation(_Decoding):
         references: list[tuple[str, ...]] = [()] * count
         longest = min(self.max_length, limit or self.max_length)
         writer = Writer(tokenizer, longest, limit=limit, template=self.prompt, chat=self.chat)
-        for part, cells in parts_of(table, rows):
+        for part, cells in parts_of(table, rows) if answered else ():
             own = [self._answers(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
             prompts = [self._prompt(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
             fitted = writer.fit(part, prompts, [each[:1] for each in own])
             writer.put(part, chain.from_iterable(fitted))
             for row, answers in zip(part.tolist(), own, strict=True):
                 references[row] = answers
-        if self.generates:
-            for part, cells in parts_of(table, rows):
-                prompts = [self._prompt(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
-                writer.put_prompts(part, part + count, prompts, self.max_new_tokens)
+        writes = self.generates or not answered
+        for part, cells in parts_of(table, rows) if writes else ():
+            prompts = [self._prompt(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
+            writer.put_prompts(part, part + count, prompts, self.max_new_tokens, read=not answered)
         labels = np.asarray(table[CLASS_NUMBER][:], dtype=np.int64)
-        encoded = writer.rows(labels, count * (1 + self.generates), fields_of(self.prompt, self.answer))
+        columns = fields_of(self.prompt, *([self.answer] if answered else []))
+        encoded = writer.rows(labels, count * (1 + writes), columns)
         return replace(encoded, references=tuple(references)) if self.generates else encoded
 
     def _prompt(self, row: int, cell: Mapping[str, Any]) -> str:
@@ -224,9 +241,18 @@ class Generation(_Decoding):
         if generated is None:
             return figures
         own = cast("SequenceRows", encoded)
-        written = [extract(text, self.extract) for text in own.texts(generated.tolist())]
+        written = [extract(text, self.extract) for text in _said(own, generated)]
         wanted = [[extract(text.strip(), self.extract) for text in own.references[row]] for row in rows]
         return figures | {name: best_of(of, written, wanted) for name, of in METRICS.items()}
+
+    def predictions(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> list[Prediction]:
+        """Return what the model writes on each row's prompt; with ``extracted``, where a part of it is compared."""
+        texts = [] if generated is None else _said(cast("SequenceRows", encoded), generated)
+        if self.extract == "none":
+            return [Prediction(text) for text in texts]
+        return [Prediction(text, about={"extracted": extract(text, self.extract)}) for text in texts]
 
     def beginnings(self, encoded: SequenceRows) -> IntArray:
         """Return the tokens of each row's prompt: all but its answer."""
@@ -278,7 +304,13 @@ class LanguageModeling(_Decoding):
         return cls(settings.text_columns[0], settings.max_length)
 
     def encode(
-        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+        self,
+        table: Dataset,
+        rows: IntArray,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        limit: int | None = None,
+        answered: bool = True,
     ) -> SequenceRows:
         """Return ``rows`` of ``table`` as tokens.
 
@@ -290,7 +322,22 @@ class LanguageModeling(_Decoding):
         for part, cells in parts_of(table, np.unique(rows)):
             texts = [[text_of(cell[column], row, column)] for row, cell in zip(part.tolist(), cells, strict=True)]
             writer.put(part, chain.from_iterable(writer.fit(part, [""] * len(cells), texts)))
-        return writer.rows(np.asarray(table[CLASS_NUMBER][:], dtype=np.int64), len(table), [column])
+        count = len(table)
+        for part, cells in () if answered else parts_of(table, np.unique(rows)):
+            writer.put_prompts(part, part + count, [str(cell[column]) for cell in cells], self.max_new_tokens)
+        items = count if answered else 2 * count
+        return writer.rows(np.asarray(table[CLASS_NUMBER][:], dtype=np.int64), items, [column])
+
+    def predictions(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> list[Prediction]:
+        """Return how each row's text goes on, the text's own ``log_likelihood`` per token, its ``tokens``."""
+        own = cast("SequenceRows", encoded)
+        texts = [] if generated is None else _said(own, generated)
+        return [
+            Prediction(text, about={"log_likelihood": -nats / tokens, "tokens": tokens})
+            for text, nats, tokens in zip(texts, outputs.tolist(), own.answers[rows].tolist(), strict=True)
+        ]
 
     def beginnings(self, encoded: SequenceRows) -> IntArray:
         """Return half of each row's tokens, or as many as are written if that is less."""

@@ -115,16 +115,20 @@ class ImageClassification(ClassTask):
         """Return the task of a recipe's ``[task]``."""
         return cls(settings.text_columns[0], tuple(label_names))
 
-    def encode(self, table: Dataset, rows: IntArray, tokenizer: Any, *, limit: int | None = None) -> ImageRows:
+    def encode(
+        self, table: Dataset, rows: IntArray, tokenizer: Any, *, limit: int | None = None, answered: bool = True
+    ) -> ImageRows:
         """Return ``rows`` of ``table`` as pixels of the size that the image processor makes.
 
         What an image is resized to is kept on disk, under a hash of the files' bytes and of the processor's settings.
+        Of images without answers nothing is kept.
 
         Args:
             table: all rows.
             rows: the row numbers that are used.
             tokenizer: an image processor.
             limit: the tokens that the model makes of an image.
+            answered: as for `Task.encode`.
 
         Raises:
             DataError: the column has no images, or one that cannot be read.
@@ -139,11 +143,8 @@ class ImageClassification(ClassTask):
             )
         rows = np.unique(rows)
         table = table.cast_column(self.image_column, datasets.Image(decode=False))
-        digest = hashlib.sha256(f"upright\0{tokenizer.to_json_string()}".encode())
-        for _, images in self._images(table, rows):
-            for image in images:
-                digest.update(hashlib.sha256(image).digest())
-        arrays = cached_arrays(digest.hexdigest(), partial(self._resize, table, rows, tokenizer))
+        make = partial(self._resize, table, rows, tokenizer)
+        arrays = cached_arrays(self._key(table, rows, tokenizer), make) if answered else make()
         factor, shift = _normalisation(tokenizer)
         first = next(self._images(table, rows[:1]))[1][0]
         whole = tokenizer(opened(first)[0], return_tensors="np")["pixel_values"][0]
@@ -156,6 +157,14 @@ class ImageClassification(ClassTask):
         places[rows] = np.arange(len(rows))
         labels = np.asarray(table[CLASS_NUMBER][:], dtype=np.int64)
         return ImageRows(arrays["pixels"], places, labels, limit or 1, factor, shift, _notes(arrays["deep"]))
+
+    def _key(self, table: Dataset, rows: IntArray, processor: Any) -> str:
+        """Return a hash of the images' files and of what is made of them."""
+        digest = hashlib.sha256(f"upright\0{processor.to_json_string()}".encode())
+        for _, images in self._images(table, rows):
+            for image in images:
+                digest.update(hashlib.sha256(image).digest())
+        return digest.hexdigest()
 
     def _images(self, table: Dataset, rows: IntArray) -> Iterator[tuple[IntArray, list[bytes]]]:
         """Yield some row numbers at a time, and the bytes of their images' files."""

@@ -8,11 +8,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
+import numpy.typing as npt
 
 from fedsa.errors import DataError
 from fedsa.recipe import fields_of
 from fedsa.tasks.answers import Question, right_places
-from fedsa.tasks.base import IntArray, Task
+from fedsa.tasks.base import IntArray, Prediction, Task
 from fedsa.tasks.sequences import SequenceRows, answer_losses, sequence_example
 from fedsa.tasks.tokenizing import parts_of
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
@@ -86,7 +87,13 @@ class MultipleChoice(Task):
         return {}
 
     def encode(
-        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+        self,
+        table: Dataset,
+        rows: IntArray,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        limit: int | None = None,
+        answered: bool = True,
     ) -> SequenceRows:
         """Return ``rows`` of ``table`` as tokens: each with its right choice, then each with every choice.
 
@@ -100,7 +107,9 @@ class MultipleChoice(Task):
             for part, cells in parts_of(table, rows)
             for row, cell in zip(part.tolist(), cells, strict=True)
         ]
-        places, note = right_places(questions, rows, self.answer, self.first_choice)
+        places, note = np.zeros(len(rows), dtype=np.int64), None
+        if answered:
+            places, note = right_places(questions, rows, self.answer, self.first_choice)
         longest = min(self.max_length, limit or self.max_length)
         writer = Writer(tokenizer, longest, limit=limit, template=self.prompt, chat=self.chat)
         items: list[list[Fitted]] = []
@@ -121,6 +130,11 @@ class MultipleChoice(Task):
         columns = [*fields_of(self.prompt), *self.choices]
         encoded = writer.rows(labels, int(first[-1]), columns, first=first, right=right)
         encoded.weights[count:] = [max(1, len(each.encode())) for question in questions for each in question.choices]
+        if not answered:  # they are shown
+            shown_choices: list[tuple[str, ...]] = [()] * count
+            for row, question in zip(rows.tolist(), questions, strict=True):
+                shown_choices[row] = tuple(question.choices)
+            encoded = replace(encoded, choices=tuple(shown_choices))
         return replace(encoded, notes=(*([note] if note else []), *encoded.notes))
 
     def _question(self, row: int, cell: Mapping[str, Any]) -> Question:
@@ -131,10 +145,11 @@ class MultipleChoice(Task):
         """
         named = [*fields_of(self.prompt), *(name for name in fields_of(self.choice_template) if name != "choice")]
         check_template(cell, named, row)
+        answer = cell.get(self.answer)
         if self.labels:
-            return Question(list(self.labels), [], cell[self.answer])
+            return Question(list(self.labels), [], answer)
         if len(self.choices) > 1:
-            return Question([text_of(cell[name], row, name) for name in self.choices], [], cell[self.answer])
+            return Question([text_of(cell[name], row, name) for name in self.choices], [], answer)
         column, found, names = self.choices[0], cell[self.choices[0]], []
         if isinstance(found, Mapping):
             if not {"text", "label"} <= set(found):
@@ -150,7 +165,7 @@ class MultipleChoice(Task):
                 + (f" and {counted(len(names), 'label')}" if names else ", and two at least are needed")
                 + ": correct the row or leave it out"
             )
-        return Question(choices, names, cell[self.answer])
+        return Question(choices, names, answer)
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of each right choice, and the number of its tokens."""
@@ -173,13 +188,33 @@ class MultipleChoice(Task):
     ) -> dict[str, float]:
         """Return ``accuracy``, ``accuracy_norm`` and ``loss``."""
         own = cast("SequenceRows", encoded)
-        items = own.asked(rows)
-        scores = -outputs.double().numpy()
-        edges = np.cumsum(own.first[rows + 1] - own.first[rows])[:-1]
-        by_row = [np.split(values, edges) for values in (scores, scores / own.weights[items])]
+        by_row = _by_row(own, rows, outputs)
         right = own.right[rows]
         hits = [np.mean([each.argmax() == want for each, want in zip(rows_, right, strict=True)]) for rows_ in by_row]
         chosen = own.first[rows] + right
         of_right = np.array([each[want] for each, want in zip(by_row[0], right, strict=True)])
         loss = -of_right.sum() / own.answers[chosen].sum()
         return {"accuracy": float(hits[0]), "accuracy_norm": float(hits[1]), "loss": float(loss)}
+
+    def predictions(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> list[Prediction]:
+        """Return each row's most likely choice, its number as ``choice``, and every choice's ``log_likelihoods``.
+
+        The probabilities are of the choices among themselves; there are none where two choices are the same text.
+        """
+        own, made = cast("SequenceRows", encoded), []
+        for row, scores in zip(rows, _by_row(own, rows, outputs)[0], strict=True):
+            choices, best = own.choices[row], int(scores.argmax())
+            chances = np.exp(scores - scores.max())
+            by_name = dict(zip(choices, (chances / chances.sum()).tolist(), strict=True))
+            about = {"choice": best + self.first_choice, "log_likelihoods": scores.tolist()}
+            made.append(Prediction(choices[best], by_name if len(by_name) == len(choices) else None, about))
+        return made
+
+
+def _by_row(encoded: SequenceRows, rows: IntArray, outputs: Tensor) -> list[list[npt.NDArray[np.float64]]]:
+    """Return the log-likelihoods of each row's choices, as they are and per byte: the highest is what is said."""
+    scores = -outputs.double().numpy()
+    edges = np.cumsum(encoded.first[rows + 1] - encoded.first[rows])[:-1]
+    return [np.split(values, edges) for values in (scores, scores / encoded.weights[encoded.asked(rows)])]

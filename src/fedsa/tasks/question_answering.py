@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast, final
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fedsa.errors import DataError
-from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.base import Encoded, IntArray, Prediction, Task
 from fedsa.tasks.classification import TokenRows
 from fedsa.tasks.context_rows import ContextRows
 from fedsa.tasks.lengths import Reading, raise_length, told
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from fedsa.recipe import OwnTaskSettings, QuestionAnsweringSettings
 
 __all__ = ["QuestionAnswering"]
+
+_NO_ANSWER: tuple[tuple[str, ...], tuple[int, int]] = ((), (-1, -1))
+"""Of a row whose answer is not known: no text, and characters that no window holds."""
 
 
 class _Window(NamedTuple):
@@ -91,7 +95,13 @@ class QuestionAnswering(Task):
         return {"num_labels": 2}
 
     def encode(
-        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+        self,
+        table: Dataset,
+        rows: IntArray,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        limit: int | None = None,
+        answered: bool = True,
     ) -> ContextRows:
         """Return ``rows`` of ``table`` as windows of tokens.
 
@@ -106,7 +116,10 @@ class QuestionAnswering(Task):
         extra, reading, cut_questions = np.zeros(count, dtype=np.int64), Reading(tokenizer), 0
         for part, cells in parts_of(table, rows):
             columns = self.answer_column, self.context_column
-            answers = [answers_of(row, cell, *columns) for row, cell in zip(part.tolist(), cells, strict=True)]
+            answers = [
+                answers_of(row, cell, *columns) if answered else _NO_ANSWER
+                for row, cell in zip(part.tolist(), cells, strict=True)
+            ]
             for row, (texts, _) in zip(part.tolist(), answers, strict=True):
                 references[row] = texts
             last = -1
@@ -136,7 +149,7 @@ class QuestionAnswering(Task):
             first=count + np.concatenate([[0], np.cumsum(extra)]),
             contexts=table.select_columns([self.context_column]),
             references=tuple(references),
-            notes=self._notes(firsts, further, extra[rows], reading, cut_questions, limit),
+            notes=self._notes(firsts, further, extra[rows], reading, cut_questions, limit, answered=answered),
         )
 
     def _notes(
@@ -147,6 +160,8 @@ class QuestionAnswering(Task):
         reading: Reading,
         cut_questions: int,
         limit: int | None,
+        *,
+        answered: bool,
     ) -> tuple[str, ...]:
         """Return sentences on the rows.
 
@@ -157,6 +172,7 @@ class QuestionAnswering(Task):
             reading: counts the first windows.
             cut_questions: how many questions lost their end.
             limit: the most tokens that the model takes.
+            answered: the rows have answers.
         """
         longest, stride = _sizes(self.max_length, self.doc_stride, limit)
         own = [window.spans[:, 1] > window.spans[:, 0] for window in further]
@@ -172,7 +188,7 @@ class QuestionAnswering(Task):
             notes.insert(0, f"{cut}: they are read in several windows; {raise_length(longest, limit)}.")
         found = np.array([window.holds for window in firsts], dtype=np.int64)
         found += np.bincount(owner, [window.holds for window in further], len(extra)).astype(int)
-        if lost := int((found == 0).sum()):
+        if answered and (lost := int((found == 0).sum())):
             notes.append(
                 f"{lost:,} of {counted(len(found), 'row')} have an answer that no window holds whole: their windows "
                 "are trained to point at [CLS]."
@@ -278,19 +294,34 @@ class QuestionAnswering(Task):
         real = torch.arange(outputs.shape[1]) < torch.from_numpy(ends - starts)[:, None]
         labels = torch.from_numpy(own.windows.labels[items])
         losses = F.cross_entropy(outputs.masked_fill(~real[..., None], -math.inf), labels, reduction="none")
+        texts = own.texts(rows, self._spans(own, rows, outputs))
+        right = [own.references[row] for row in rows]
+        return {name: best_of(of, texts, right) for name, of in METRICS.items()} | {"loss": float(losses.mean())}
+
+    def predictions(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> list[Prediction]:
+        """Return each row's answer, and where in the context it ``start``s and ``end``s, in characters."""
+        own = cast("ContextRows", encoded)
+        spans = self._spans(own, rows, outputs)
+        return [
+            Prediction(text, about={"start": start, "end": end})
+            for text, (start, end) in zip(own.texts(rows, spans), spans, strict=True)
+        ]
+
+    def _spans(self, own: ContextRows, rows: IntArray, outputs: Tensor) -> list[tuple[int, int]]:
+        """Return the characters of its context, from and to, that the model answers each row with."""
+        items = own.windows_of(rows)
+        starts, ends = own.windows.offsets[items], own.windows.offsets[items + 1]
         of_context = own.spans[:, 1] > own.spans[:, 0]
         inside = torch.from_numpy(filled(of_context, starts, ends, outputs.shape[1], fill=0, left=False)).bool()
         scores, firsts, lasts = (
             each.numpy() for each in best_spans(outputs.double(), inside, longest=self.max_answer_length)
         )
         edges = np.concatenate([[0], np.cumsum(own.first[rows + 1] - own.first[rows] + 1)])
-        texts = []
-        for number, context in enumerate(own.contexts[rows][self.context_column]):
-            best = edges[number] + int(scores[edges[number] : edges[number + 1]].argmax())
-            begin, end = own.spans[starts[best] + firsts[best], 0], own.spans[starts[best] + lasts[best], 1]
-            texts.append(str(context)[begin:end])
-        right = [own.references[row] for row in rows]
-        return {name: best_of(of, texts, right) for name, of in METRICS.items()} | {"loss": float(losses.mean())}
+        best = [low + int(scores[low:high].argmax()) for low, high in pairwise(edges.tolist())]
+        begins, behind = own.spans[starts[best] + firsts[best], 0], own.spans[starts[best] + lasts[best], 1]
+        return list(zip(begins.tolist(), behind.tolist(), strict=True))
 
 
 def _sizes(max_length: int, doc_stride: int, limit: int | None) -> tuple[int, int]:

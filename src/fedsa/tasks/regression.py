@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from fedsa.errors import DataError
-from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.base import Encoded, IntArray, Prediction, Task
 from fedsa.tasks.classification import BesideTokens, Classification
 from fedsa.tasks.values import shown
 
@@ -83,15 +83,32 @@ class Regression(Task):
         return replace(self, finds_end=bool(getattr(cast(Any, model).config, "is_encoder_decoder", False)))
 
     def encode(
-        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+        self,
+        table: Dataset,
+        rows: IntArray,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        limit: int | None = None,
+        answered: bool = True,
     ) -> NumberRows:
         """Return ``rows`` of ``table`` as tokens and numbers.
 
         Raises:
             DataError: a value is no number.
         """
-        rows = np.unique(rows)
-        values = table.select_columns([self.number_column])[rows][self.number_column]
+        rows, numbers = np.unique(rows), np.full(len(table), np.nan)
+        if answered:
+            numbers[rows] = self._numbers(table, rows)
+        texts = Classification(self.text_columns, (), self.max_length, self.finds_end)
+        return NumberRows(texts.encode(table, rows, tokenizer, limit=limit, answered=answered), numbers)
+
+    def _numbers(self, table: Dataset, rows: IntArray) -> list[float]:
+        """Return the number of each row.
+
+        Raises:
+            DataError: a value is none.
+        """
+        values: list[float] = table.select_columns([self.number_column])[rows][self.number_column]
         wrong = [place for place, value in enumerate(values) if not _is_number(value)]
         if wrong:  # one such cell, and a CSV's whole column is read as texts
             place = next((place for place in wrong if not _says_number(values[place])), wrong[0])
@@ -99,10 +116,7 @@ class Regression(Task):
                 f"row {rows[place]}: column {self.number_column!r} says {shown(values[place])}, which is no number to "
                 "predict: correct the row, or name another column in task.answer"
             )
-        numbers = np.full(len(table), np.nan)
-        numbers[rows] = values
-        texts = Classification(self.text_columns, (), self.max_length, self.finds_end)
-        return NumberRows(texts.encode(table, rows, tokenizer, limit=limit), numbers)
+        return values
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return each row's squared error, and ones."""
@@ -124,13 +138,25 @@ class Regression(Task):
         """
         from scipy.stats import pearsonr, spearmanr
 
-        wanted, predicted = cast("NumberRows", encoded).numbers[rows], outputs.double().numpy()
+        wanted, predicted = cast("NumberRows", encoded).numbers[rows], np.array(_said(outputs))
         varies = min(np.ptp(wanted), np.ptp(predicted)) > 0
         figures = {
             name: float(of(predicted, wanted).statistic) if varies else 0.0
             for name, of in (("spearman", spearmanr), ("pearson", pearsonr))
         }
         return figures | {"loss": float(np.square(predicted - wanted).mean())}
+
+    def predictions(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> list[Prediction]:
+        """Return each row's number."""
+        return [Prediction(number) for number in _said(outputs)]
+
+
+def _said(outputs: Tensor) -> list[float]:
+    """Return the predicted number of each row."""
+    numbers: list[float] = outputs.double().tolist()
+    return numbers
 
 
 def _is_number(value: Any) -> bool:

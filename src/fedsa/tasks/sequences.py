@@ -48,6 +48,7 @@ class SequenceRows:
         references: of each row the texts that what a model writes is compared with; empty where none are needed.
         notes: sentences on the rows.
         around: what a chat template puts in front of an answer and behind it, as a reader sees it.
+        choices: of each row the texts that it is asked to choose from, where they are to be shown; else empty.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -64,6 +65,7 @@ class SequenceRows:
     references: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
     around: tuple[str, ...] = ("", "")
+    choices: tuple[tuple[str, ...], ...] = ()
 
     @property
     def lengths(self) -> IntArray:

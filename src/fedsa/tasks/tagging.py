@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fedsa.errors import DataError
-from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.tasks.base import Encoded, IntArray, Prediction, Task
 from fedsa.tasks.classification import BesideTokens, TokenRows
 from fedsa.tasks.lengths import Reading, raise_length, told, whole_lengths
 from fedsa.tasks.padding import filled, of_tokens
@@ -41,9 +41,13 @@ class TaggedRows(BesideTokens):
     Attributes:
         texts: the rows' tokens.
         tags: shape of ``texts.tokens``: the tag's number at the first token of a word, `IGNORED` elsewhere.
+        words: the same shape: the word's place in its row at its first token, `IGNORED` elsewhere.
+        counts: shape (rows,): words of each row.
     """
 
     tags: npt.NDArray[np.int64]
+    words: npt.NDArray[np.int64]
+    counts: IntArray
 
     def fingerprint(self) -> str:
         """Return a hash of tokens and tags."""
@@ -97,7 +101,13 @@ class TokenClassification(Task):
         }
 
     def encode(
-        self, table: Dataset, rows: IntArray, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None
+        self,
+        table: Dataset,
+        rows: IntArray,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        limit: int | None = None,
+        answered: bool = True,
     ) -> TaggedRows:
         """Return ``rows`` of ``table`` as tokens and tags.
 
@@ -107,11 +117,15 @@ class TokenClassification(Task):
         """
         longest = min(self.max_length, limit or self.max_length)
         rows, reading, words_cut = np.unique(rows), Reading(tokenizer), 0
-        tokens, tags = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
-        lengths = np.zeros(len(table), dtype=np.int64)
+        tokens = [np.empty(0, dtype=np.int32)]
+        tags, places_of_words = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        lengths, counts = np.zeros(len(table), dtype=np.int64), np.zeros(len(table), dtype=np.int64)
         for part, cells in parts_of(table, rows):
             words = [self._words(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
-            known = [self._numbers(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
+            known = [
+                self._numbers(row, cell) if answered else [0] * len(own)
+                for row, cell, own in zip(part.tolist(), cells, words, strict=True)
+            ]
             texts = [" ".join(each) for each in words]
             encoded = tokens_with_places(tokenizer, texts, truncation=True, max_length=longest)
             whole = whole_lengths(tokenizer, encoded["input_ids"], [texts], longest)
@@ -119,19 +133,21 @@ class TokenClassification(Task):
             for row, own, numbers, ids, places, length in zip(
                 part.tolist(), words, known, encoded["input_ids"], encoded["offset_mapping"], whole, strict=True
             ):
-                made = _tags(own, numbers, places)
+                made = _words(own, places)
                 if (made == IGNORED).all():
                     raise DataError(
                         f"row {row}: the tokenizer makes no token of the words in column {self.word_column!r} "
                         f"(task.max_length = {longest}): correct the row or leave it out"
                     )
                 tokens.append(np.asarray(ids, dtype=np.int32))
-                tags.append(made)
-                lengths[row] = len(ids)
+                places_of_words.append(made)
+                tags.append(np.where(made == IGNORED, IGNORED, np.asarray(numbers)[made.clip(0)]))
+                lengths[row], counts[row] = len(ids), len(own)
                 words_cut += len(own) - int((made != IGNORED).sum()) if length > longest else 0
         notes = reading.unread([self.word_column])
         if cut := told(reading.arrays()["whole"], longest):
-            lost = f"the {words_cut:,} words that are cut off are neither trained nor counted"
+            fate = "neither trained nor counted" if answered else "not tagged"
+            lost = f"the {words_cut:,} words that are cut off are {fate}"
             notes.insert(0, f"{cut}: {lost}; {raise_length(longest, limit)}.")
         texts_rows = TokenRows(
             tokens=np.concatenate(tokens),
@@ -142,7 +158,7 @@ class TokenClassification(Task):
             widest=limit,
             notes=tuple(notes),
         )
-        return TaggedRows(texts_rows, np.concatenate(tags))
+        return TaggedRows(texts_rows, np.concatenate(tags), np.concatenate(places_of_words), counts)
 
     def _words(self, row: int, cell: Mapping[str, Any]) -> list[str]:
         """Return a row's words.
@@ -207,12 +223,12 @@ class TokenClassification(Task):
         own = cast("TaggedRows", encoded)
         wanted, found, losses = [], [], []
         for row, logits in zip(rows, outputs, strict=True):
-            tags = torch.from_numpy(own.tags[own.texts.offsets[row] : own.texts.offsets[row + 1]])
-            kept = logits[: len(tags)][tags != IGNORED]
+            kept, said = self._said(own, row, logits)
+            tags = own.tags[own.texts.offsets[row] : own.texts.offsets[row + 1]]
             tags = tags[tags != IGNORED]
-            losses.append(F.cross_entropy(kept, tags, reduction="none"))
+            losses.append(F.cross_entropy(kept, torch.from_numpy(tags), reduction="none"))
             wanted.append([self.tag_names[tag] for tag in tags.tolist()])
-            found.append([self.tag_names[tag] for tag in kept.argmax(dim=1).tolist()])
+            found.append(said)
         pairs = [(entities(right), entities(own)) for right, own in zip(wanted, found, strict=True)]
         right, given, common = (
             sum(map(len, part))
@@ -226,6 +242,27 @@ class TokenClassification(Task):
             "accuracy": float(np.mean(same)),
             "loss": float(torch.cat(losses).mean()),
         }
+
+    def predictions(
+        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
+    ) -> list[Prediction]:
+        """Return a tag for each word (None: it was cut off), and the ``entities``: kind, first word, word behind it."""
+        own, made = cast("TaggedRows", encoded), []
+        for row, logits in zip(rows, outputs, strict=True):
+            words = own.words[own.texts.offsets[row] : own.texts.offsets[row + 1]]
+            tags: list[str | None] = [None] * int(own.counts[row])
+            for word, tag in zip(words[words != IGNORED].tolist(), self._said(own, row, logits)[1], strict=True):
+                tags[word] = tag
+            found = sorted(entities([tag or "O" for tag in tags]), key=lambda entity: entity[1:])
+            named = [{"kind": kind, "start": start, "end": end} for kind, start, end in found]
+            made.append(Prediction(tags, about={"entities": named}))
+        return made
+
+    def _said(self, encoded: TaggedRows, row: int, logits: Tensor) -> tuple[Tensor, list[str]]:
+        """Return the logits at the words of a row that are read, shape (words, tags), and the tag of each."""
+        words = torch.from_numpy(encoded.words[encoded.texts.offsets[row] : encoded.texts.offsets[row + 1]])
+        kept = logits[: len(words)][words != IGNORED]
+        return kept, [self.tag_names[tag] for tag in kept.argmax(dim=1).tolist()]
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
@@ -255,12 +292,11 @@ def _whole(tag: Any) -> int:
     return int(tag)
 
 
-def _tags(words: Sequence[str], numbers: Sequence[int], places: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """Return the tag's number at the first token of each word, `IGNORED` at the others.
+def _words(words: Sequence[str], places: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """Return the word's place at the first token of each word, `IGNORED` at the other tokens.
 
     Args:
         words: of a row.
-        numbers: of their tags.
         places: where each token begins and ends in the words, which are joined by spaces.
     """
     ends = np.cumsum([len(word) + 1 for word in words])
@@ -268,6 +304,6 @@ def _tags(words: Sequence[str], numbers: Sequence[int], places: Sequence[tuple[i
     for place, (start, end) in enumerate(places):
         word = int(np.searchsorted(ends, end - 1, side="right"))  # a token may begin with the space before its word
         if end > start and word not in seen:
-            made[place] = numbers[word]
+            made[place] = word
             seen.add(word)
     return made

@@ -117,22 +117,28 @@ class Writer:
             self._sizes.append((len(tokens), answer))
         self._items.append(items)
 
-    def put_prompts(self, rows: IntArray, items: IntArray, prompts: Sequence[str], room: int) -> None:
-        """Add prompts alone, for the model to write on.
+    def put_prompts(
+        self, rows: IntArray, items: IntArray, prompts: Sequence[str], room: int, *, read: bool = False
+    ) -> None:
+        """Add prompts alone, for the model to write on. Of a text that is to be continued, the end is kept.
 
         Args:
             rows: their numbers, for messages.
             items: their items' numbers, ascending.
             prompts: of each row.
             room: tokens that the model may write.
+            read: the notes are about them: the rows were not added with answers.
 
         Raises:
             DataError: the model takes no prompt beside what it is to write.
         """
         longest = self._longest if self._limit is None else min(self._longest, self._limit - room)
-        fitted = []
-        for row, front in zip(rows.tolist(), self._fronts(prompts), strict=True):
-            head, tail = self._fixed(front)
+        begin = len(self._begun([""])[0]) if self._template is None else None
+        fitted, fronts = [], self._fronts(prompts) if begin is None else self._begun(prompts)
+        if read:
+            self._reading.add(fronts, list(map(len, fronts)))
+        for row, front in zip(rows.tolist(), fronts, strict=True):
+            head, tail = self._fixed(front) if begin is None else (begin, 0)
             if longest < max(1, head + tail):
                 raise DataError(
                     f"row {row}: the model takes {self._limit} tokens, which has no room for the fixed text of "
@@ -140,6 +146,8 @@ class Writer:
                     "task.max_new_tokens"
                 )
             self._written.whole.append(len(front))
+            if begin is not None:
+                tail = longest - head  # all that there is room for
             fitted.append(Fitted(np.asarray(_without_middle(front, longest, head, tail), dtype=np.int32), 0))
         self._writes = longest
         self.put(items, fitted)
@@ -163,6 +171,12 @@ class Writer:
         first = self._tokenizer.bos_token_id
         first = self._tokenizer.eos_token_id if first is None else first
         return [each or [first] for each in ids]  # the first token of an answer is predicted from something
+
+    def _begun(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return texts as a text begins where there are no prompts: what stands in front of any, and theirs."""
+        ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        (front,) = self._fronts([""])
+        return [[*front, *own] for own in ids]
 
     @cached_property
     def _probe(self) -> list[int]:
@@ -214,7 +228,8 @@ class Writer:
                 "none."
             )
         if cut := told(np.array(self._written.whole), getattr(self, "_writes", 0)):
-            notes.insert(0, f"{cut}, which is what a prompt may have where the model writes: it loses its middle.")
+            part = "beginning" if self._template is None else "middle"
+            notes.insert(0, f"{cut}, which is what a prompt may have where the model writes: it loses its {part}.")
         cut = told(np.array(cuts.whole), self._longest)
         if cut and self._template is None:
             notes.insert(0, f"{cut}: what is beyond is not read; {raise_length(self._longest, self._limit)}.")
