@@ -60,7 +60,13 @@ def rows_of(table: datasets.Dataset, rows: IntArray) -> datasets.Dataset:
 
 
 def filled_rows(
-    table: datasets.Dataset, columns: Mapping[str, bool], place: Places | None, where: str, *, drop: bool
+    table: datasets.Dataset,
+    columns: Mapping[str, bool],
+    place: Callable[[int], str] | None,
+    where: str,
+    *,
+    drop: bool,
+    mend: str = "fill them in, drop these rows, or set data.drop_empty = true",
 ) -> tuple[IntArray | None, list[str]]:
     """Return the rows without an empty cell, where some have one and are dropped; else nothing. And what is to be said.
 
@@ -70,6 +76,7 @@ def filled_rows(
         place: where the rows stand in files.
         where: what the rows are.
         drop: rows with an empty cell are dropped.
+        mend: what to do about them.
 
     Raises:
         DataError: with the number of such rows and the first of them, for every column; or no row would be left.
@@ -88,17 +95,17 @@ def filled_rows(
     counts = ", ".join(f"{len(rows)} in {name!r}" for name, rows in empty.items())
     if not drop:
         listed = "; ".join(_listed(name, rows, place) for name, rows in empty.items())
-        raise DataError(f"{where}: {listed}; fill them in, drop these rows, or set data.drop_empty = true")
+        raise DataError(f"{where}: {listed}; {mend}")
     dropped = np.unique(np.concatenate(list(empty.values())))
     if len(dropped) == len(table):
         raise DataError(f"{where}: every row has an empty cell ({counts}), so that none is left; fill them in")
-    files = "" if place is None else f"; {some(_by_file(dropped, place))}"
+    files = f"; {some(_by_file(dropped, place))}" if isinstance(place, Places) else ""
     split = where.rpartition("(")[2].rstrip(")")
     left_out = f"{len(dropped)} of {len(table)} {split} have an empty cell and are left out (data.drop_empty)"
     return np.setdiff1d(np.arange(len(table)), dropped), [f"{left_out}: {counts}{files}."]
 
 
-def _listed(name: str, rows: IntArray, place: Places | None) -> str:
+def _listed(name: str, rows: IntArray, place: Callable[[int], str] | None) -> str:
     """Return which cells of a column are empty."""
     first = rows[:_SHOWN].tolist()
     more = "" if len(rows) <= _SHOWN else f" and {len(rows) - _SHOWN} more"
