@@ -16,7 +16,16 @@ from fedsa.data.rows import deal_client
 from fedsa.errors import UserError
 from fedsa.federation import Federation
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
-from fedsa.runs.export import base_of, card_of, config_of, refuse_adapter, require_empty, weights_note, write_model
+from fedsa.runs.export import (
+    about_of,
+    base_of,
+    card_of,
+    config_of,
+    refuse_adapter,
+    require_empty,
+    weights_note,
+    write_model,
+)
 from fedsa.runs.onboarding import Onboarding
 from fedsa.runs.personal import PersonalStates
 from fedsa.store import FinishedRun, require_clients
@@ -138,7 +147,7 @@ def adapt(
     tell("loading the model")
     federation = Federation.of_newcomer(
         recipe,
-        config_of(finished),
+        config_of(folder),
         rows,
         model=_fresh(base),
         tokenizer=tokenizer,
@@ -174,7 +183,7 @@ def adapt(
         tuple(notes),
     )
     if target is not None:
-        _write(federation, recipe, summary, result, tensors, rows.label_names, target, with_base=with_base)
+        _write(federation, recipe, summary, result, tensors, rows.label_names, target, folder.run, with_base=with_base)
     return result
 
 
@@ -246,6 +255,7 @@ def _write(
     tensors: State,
     label_names: Sequence[str],
     target: Path,
+    run: str,
     *,
     with_base: bool,
 ) -> None:
@@ -268,4 +278,13 @@ def _write(
     copied = None if with_base else False
     base = base_of(recipe.model, recipe.compute, model, federation.task, tokenizer, target, copy=copied)
     card = card_of(recipe, summary, result.client, about, base, target, history=history, score=score)
-    write_model(model, tensors, tokenizer, card, target, base=base)
+    told = about_of(
+        recipe,
+        label_names,
+        base,
+        client=result.client,
+        run=run,
+        round=result.round,
+        fingerprint=federation.base,
+    )
+    write_model(model, tensors, tokenizer, card, target, base=base, about=told)

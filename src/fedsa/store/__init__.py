@@ -24,7 +24,7 @@ and ``state.json`` has the hashes of all other files, and its own. Nothing is wr
 from fedsa.store.cleaning import clean, size_of, unneeded_bytes
 from fedsa.store.client_states import ClientStateFiles, open_states_of_site
 from fedsa.store.files import file_hash, write_atomically, write_error
-from fedsa.store.finished import FinishedRun
+from fedsa.store.finished import FinishedRun, check_base, label_names_of
 from fedsa.store.locked_folder import is_in_use
 from fedsa.store.run_folder import RunFolder, recipe_of, replace_clients, require_clients
 from fedsa.store.states import ClientState, Progress
@@ -35,9 +35,11 @@ __all__ = [
     "FinishedRun",
     "Progress",
     "RunFolder",
+    "check_base",
     "clean",
     "file_hash",
     "is_in_use",
+    "label_names_of",
     "open_states_of_site",
     "recipe_of",
     "replace_clients",

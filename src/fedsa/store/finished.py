@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from fedsa.recipe import OBJECTS, Recipe
 from fedsa.store.run_folder import RunFolder, recipe_of
 from fedsa.texts.json_text import parsed_json
 
-__all__ = ["FinishedRun"]
+__all__ = ["FinishedRun", "check_base", "label_names_of"]
 
 
 class _Sent(BaseModel):
@@ -119,7 +119,13 @@ class FinishedRun:
     @property
     def label_names(self) -> list[str]:
         """The names of the classes, in the order of their numbers; none where the task has no classes."""
-        return list(next(iter(self.clients.values()), {}).get("labels", {}))
+        return label_names_of(self.clients)
+
+    @property
+    def base_fingerprint(self) -> str | None:
+        """The hash of the base model as it was loaded; None: the run is of a version that did not keep it."""
+        progress = self.folder.progress()
+        return None if progress is None else progress.fingerprints.get("base_as_loaded")
 
     def environment(self) -> dict[str, Any]:
         """The contents of ``environment.json``.
@@ -168,15 +174,40 @@ class FinishedRun:
         Raises:
             RunFolderError: its weights are not those of the run. Bases in 4 or 8 bits are not compared.
         """
-        progress = self.folder.progress()
-        if self.recipe.model.quantization or progress is None:
-            return
-        if progress.fingerprints.get(which) != fingerprint:
-            named = "" if self.recipe.model.path == OBJECTS else f" ({self.recipe.model.path})"
-            raise RunFolderError(
-                f"{self.folder.path}: the base model's weights{named} are not those that the run was trained on, so "
-                "its adapters do not fit them: put the model back as it was, or give it as it was before the run"
-            )
+        check_base(self.folder, self.recipe, fingerprint, which)
+
+
+def label_names_of(clients: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the names of the classes, in the order of their numbers, by what ``clients.json`` holds."""
+    return list(next(iter(clients.values()), {}).get("labels", {}))
+
+
+def check_base(
+    folder: RunFolder,
+    recipe: Recipe,
+    fingerprint: str,
+    which: Literal["base_as_loaded", "base_model"] = "base_as_loaded",
+) -> None:
+    """Refuse another base model than a run's.
+
+    Args:
+        folder: the run's.
+        recipe: the run's.
+        fingerprint: of the base.
+        which: as it was loaded, or with the run's adapter in it.
+
+    Raises:
+        RunFolderError: its weights are not those of the run. Bases in 4 or 8 bits are not compared.
+    """
+    progress = folder.progress()
+    if recipe.model.quantization or progress is None:
+        return
+    if progress.fingerprints.get(which) != fingerprint:
+        named = "" if recipe.model.path == OBJECTS else f" ({recipe.model.path})"
+        raise RunFolderError(
+            f"{folder.path}: the base model's weights{named} are not those that the run was trained on, so "
+            "its adapters do not fit them: put the model back as it was, or give it as it was before the run"
+        )
 
 
 def _check(folder: RunFolder, name: str, form: Any, data: Any) -> None:

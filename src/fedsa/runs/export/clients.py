@@ -17,6 +17,7 @@ from fedsa.errors import UserError, near
 from fedsa.federation import fresh_base, load_processor
 from fedsa.models import AdaptedModel, adapted_fingerprint, fit_padding, load_base, plain_fingerprint
 from fedsa.recipe import OBJECTS, GenerationSettings, MultipleChoiceSettings, TaskSettings
+from fedsa.runs.export.about import about_of
 from fedsa.runs.export.base import base_of
 from fedsa.runs.export.card import card_of, history_of, score_of, weights_note
 from fedsa.runs.export.folders import config_of, projections, write_model
@@ -147,7 +148,17 @@ def export(
         )
         if merge and stops:
             _stop_at(model, stops)
-        write_model(model, state, tokenizer, card, target, base=known, merge=merge, journal=journal)
+        told = about_of(
+            recipe,
+            finished.label_names,
+            known,
+            client=client,
+            run=folder.run,
+            round=number,
+            fingerprint=finished.base_fingerprint,
+            merged=merge,
+        )
+        write_model(model, state, tokenizer, card, target, base=known, about=told, merge=merge, journal=journal)
     journal.close()
     return targets
 
@@ -221,7 +232,7 @@ def _adapted(
     else:  # a model can be called too
         given, is_model = cast(Any, base), isinstance(base, nn.Module)
         plain = fresh_base(copy.deepcopy(given) if is_model else given())
-    config = config_of(run)
+    config = config_of(run.folder)
     run.check_base(plain_fingerprint(plain, config))
     if not task.takes_images:
         fit_padding(plain, tokenizer)

@@ -21,9 +21,10 @@ from fedsa.adapters.algebra import RANK_DIMENSION
 from fedsa.adapters.factors import VARIANTS, key_of
 from fedsa.errors import RunFolderError
 from fedsa.models import AdaptedModel, plain_state, quiet, with_sorted_names
+from fedsa.runs.export.about import About
 from fedsa.runs.export.base import Base
 from fedsa.runs.export.targets import Journal, written_whole
-from fedsa.store import FinishedRun
+from fedsa.store import RunFolder
 from fedsa.types import Factor, State
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def write_model(
     target: Path,
     *,
     base: Base,
+    about: About | None = None,
     merge: bool = False,
     journal: Journal | None = None,
 ) -> None:
@@ -52,6 +54,7 @@ def write_model(
         card: written as ``README.md``.
         target: an empty folder, or none yet.
         base: how the adapter names its base model.
+        about: written as ``fedsa.json``.
         merge: write the whole model with the adapter's update added to its weights.
         journal: of an export that can be repeated.
 
@@ -72,18 +75,20 @@ def write_model(
             _write_config(staging / "adapter_config.json", model, base)
         tokenizer.save_pretrained(staging)
         card.save(staging / "README.md")
+        if about is not None:
+            about.write(staging)
 
 
-def config_of(run: FinishedRun) -> PeftConfig:
+def config_of(folder: RunFolder) -> PeftConfig:
     """Return PEFT's description of a run's adapter, ready to be trained.
 
     Raises:
         RunFolderError: it is missing or damaged.
     """
-    path = run.folder.check_file("adapter_config.json")
+    path = folder.check_file("adapter_config.json")
     try:
         with quiet():
-            config: PeftConfig = PeftConfig.from_pretrained(str(run.folder.path))
+            config: PeftConfig = PeftConfig.from_pretrained(str(folder.path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunFolderError(f"{path} is damaged ({error}): put it back as it was from a copy") from error
     config.inference_mode = False
