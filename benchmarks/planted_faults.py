@@ -868,6 +868,27 @@ FAULTS = (
         ("runs/test_export.py::test_peft_alone_gives_the_same_logits",),
     ),
     Fault(
+        "every client answers with the first one's predictions",
+        "runs/predict/predictor.py",
+        "said_of_row = by_client[client][place]",
+        "said_of_row = by_client[clients[0]][place]",
+        ("runs/test_predict.py::test_an_export_says_the_same_and_all_clients_at_once_too",),
+    ),
+    Fault(
+        "an adapter is asked on any base of its shape",
+        "runs/export/loading.py",
+        "if about.base.fingerprint not in (None, plain_fingerprint(plain, config)):",
+        "if False:",
+        ("runs/test_predict.py::test_clients_and_folders_that_are_not_there_are_told",),
+    ),
+    Fault(
+        "the tag of a word is the one before it",
+        "tasks/tagging.py",
+        "tags[word] = tag",
+        "tags[word - 1] = tag",
+        ("runs/test_predict.py::test_predictions_give_the_figures_of_the_run",),
+    ),
+    Fault(
         "newcomers: the mean of personal tensors is not weighted",
         "runs/personal.py",
         'return int(self._about[client]["train_examples"]) if self.recipe.weighting == "num_examples" else 1',

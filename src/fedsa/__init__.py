@@ -21,16 +21,32 @@ if TYPE_CHECKING:
     from fedsa.federation import Federation
     from fedsa.runs.adapt import AdaptResult, adapt
     from fedsa.runs.export import export
+    from fedsa.runs.predict import Predicted, Predictor, predict
 
-__all__ = ["AdaptResult", "Callback", "Federation", "RunResult", "adapt", "export", "resume", "run"]
+__all__ = [
+    "AdaptResult",
+    "Callback",
+    "Federation",
+    "Predicted",
+    "Predictor",
+    "RunResult",
+    "adapt",
+    "export",
+    "predict",
+    "resume",
+    "run",
+]
 
 _HOMES = {
     "AdaptResult": "fedsa.runs.adapt",
     "Callback": "fedsa.callbacks",
     "Federation": "fedsa.federation",
+    "Predicted": "fedsa.runs.predict",
+    "Predictor": "fedsa.runs.predict",
     "RunResult": "fedsa.api",
     "adapt": "fedsa.runs.adapt",
     "export": "fedsa.runs.export",
+    "predict": "fedsa.runs.predict",
     "resume": "fedsa.api",
     "run": "fedsa.api",
 }

@@ -17,6 +17,7 @@ from fedsa.federation import Federation
 from fedsa.progress import ProgressDisplay, print_notes
 from fedsa.recipe import dump_recipe
 from fedsa.runs.export import export
+from fedsa.runs.predict import Predictor
 from fedsa.store import RunFolder, recipe_of
 
 __all__ = ["RunResult", "finish", "resume", "run"]
@@ -80,6 +81,16 @@ class RunResult:
             tokenizer=self._federation.tokenizer,
             with_base=with_base,
         )
+
+    def predictor(self, *, round: str = "chosen") -> Predictor:
+        """Return what says of new rows what clients' adapters make of them, with the federation's model and tokenizer.
+
+        The adapter in the federation's model ends with a client's tensors.
+
+        Args:
+            round: ``chosen`` or ``final``.
+        """
+        return Predictor.open(self.path, round=round, base=self._federation.model, tokenizer=self._federation.tokenizer)
 
 
 def run(

@@ -24,6 +24,7 @@ from fedsa.commands import (
     export,
     init,
     plan,
+    predict,
     recipes,
     resume,
     run,
@@ -87,7 +88,23 @@ def _as_verb(command: Callable[..., None]) -> Callable[..., None]:
     return verb
 
 
-for module in (init, run, resume, sweep, export, adapt, analyze, compare, check, data, plan, runs, recipes, algorithms):
+for module in (
+    init,
+    run,
+    resume,
+    sweep,
+    predict,
+    export,
+    adapt,
+    analyze,
+    compare,
+    check,
+    data,
+    plan,
+    runs,
+    recipes,
+    algorithms,
+):
     app.command(module.__name__.rpartition(".")[2])(_as_verb(module.command))
 
 _deploy = typer.Typer(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import fedsa
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.client.sent import sent_messages
 from fedsa.deploy.preparing import prepare
@@ -124,6 +125,11 @@ def test_a_sites_run_folder_and_adapters_are_of_its_own_clients(
             one, two = (load_file(place / "adapter_model.safetensors") for (place,) in (mine, theirs))
             assert one.keys() == two.keys()
             assert all(torch.equal(one[name], two[name]) for name in one)
+            here, there = (
+                fedsa.predict(run, "the film was great", client=client)
+                for run in (deployed.sites / site / "run", simulated.folder.path)
+            )
+            assert here == there
         written = list((deployed.sites / site / "adapters").glob("*/adapter_model.safetensors"))
         assert len(written) == len(clients), "adapters are there at the end, without asking"
 

@@ -102,7 +102,7 @@ def task_of(folder: Path, about: About) -> TaskSettings:
     if about.kind == "model":
         raise UserError(
             f"{folder} holds a whole model, which transformers loads by itself: README.md in it shows how. `fedsa "
-            "predict` takes a run folder, or an adapter that was exported without --merge"
+            "predict` takes a run folder, or an adapter that was exported without --merge (in Python `merge`)"
         )
     try:
         return task_settings(about.task)
