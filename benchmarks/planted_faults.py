@@ -98,8 +98,8 @@ FAULTS = (
     Fault(
         "versions: a client is taken to hold what it has only helped to make",
         "server/server.py",
-        "round - 1 if update.base_version is None else update.base_version",
-        "round",
+        "update.round - 1 if base is None else base",
+        "update.round",
         ("server/test_server.py", "algorithms/test_laws.py::test_who_skips_rounds_catches_up"),
     ),
     Fault(
@@ -119,8 +119,8 @@ FAULTS = (
     Fault(
         "update: a tensor that was not declared is taken",
         "server/server.py",
-        "if planned.keys() != update.tensors.keys():",
-        "if not planned.keys() <= update.tensors.keys():",
+        "if forms.keys() != update.tensors.keys():",
+        "if not forms.keys() <= update.tensors.keys():",
         ("algorithms/test_laws.py::test_the_server_refuses_what_is_not_declared",),
     ),
     Fault(
@@ -133,7 +133,7 @@ FAULTS = (
     Fault(
         "update: another round's is taken",
         "server/server.py",
-        "if update.round != round:",
+        "if update.round != self._asked.get(update.client, round):",
         "if False:",
         ("algorithms/test_laws.py::test_an_update_that_does_not_fit_the_round_is_refused",),
     ),
@@ -322,6 +322,42 @@ FAULTS = (
         "return ranked(algorithm.broadcast(state, client, round, version), rank)",
         ("steps/test_cast.py::test_what_crosses_is_in_bf16_and_half_the_bytes",),
     ),
+    # -- rounds that overlap -----------------------------------------------------------------------------------------
+    Fault(
+        "overlap: an update that is late counts in full",
+        "steps/staleness.py",
+        "factor, moved = self.weight(update.staleness), {}",
+        "factor, moved = 1.0, {}",
+        ("steps/test_staleness.py",),
+    ),
+    Fault(
+        "overlap: what a client began with is what the server has later",
+        "server/bases.py",
+        "{key: before.tensors[key] for key in keys}",
+        "{key: state.tensors[key] for key in keys}",
+        ("steps/test_staleness.py",),
+    ),
+    Fault(
+        "overlap: who has come is still under way, and counts again",
+        "engines/overlapping.py",
+        "self._progress.underway = dict(self._runners.underway)",
+        "self._progress.underway = {**dict(self._runners.underway), **{client: payloads.round for client in come}}",
+        ("engines/test_overlapping.py",),
+    ),
+    Fault(
+        "overlap: what is under way is not safe when the round is",
+        "engines/overlapping.py",
+        "        self._runners.keep()\n",
+        "",
+        ("engines/test_overlapping.py",),
+    ),
+    Fault(
+        "overlap: a round is chosen by those alone who are idle",
+        "engines/rounds.py",
+        "{client: known[client] for client in drawn if client in known}",
+        "{client: known[client] for client in idle}",
+        ("engines/test_overlapping.py::test_who_still_trains_is_not_measured_and_its_newest_score_counts",),
+    ),
     # -- messages and sites ------------------------------------------------------------------------------------------
     Fault(
         "messages: tensors come in the library's order",
@@ -375,7 +411,7 @@ FAULTS = (
     Fault(
         "fleet: what the server cannot use counts for the quorum",
         "engines/remote.py",
-        "                self.check(update, payloads.round)\n",
+        "            self.check(update, round)\n",
         "",
         ("engines/test_remote.py::test_what_the_server_cannot_use_does_not_count_for_the_quorum",),
     ),

@@ -230,6 +230,8 @@ class Update:
         tensors: exactly the tensors that the sharing plan declares sent, in the dtype of the wire.
         metrics: numbers about the local training (``loss``, ``steps``, ``seconds``).
         base_version: the server's version that the client trained from: its payload's; None: that of the round's start.
+        staleness: rounds by which it came late. The server sets it, and `base`.
+        base: of an update that came late, what the client had of each tensor before it trained; else None.
     """
 
     client: str
@@ -238,6 +240,8 @@ class Update:
     tensors: State
     metrics: Mapping[str, float] = field(default_factory=dict)
     base_version: int | None = None
+    staleness: int = 0
+    base: State | None = None
 
 
 @dataclass(frozen=True)
@@ -247,11 +251,12 @@ class RoundRecord:
     Attributes:
         round: counted from 1.
         clients: ids that were asked to train, sorted.
-        finished: ids whose update was aggregated, sorted.
-        download_bytes: sent to each of them, as on the wire without framing.
+        finished: ids whose update was aggregated, sorted; where rounds overlap, some were asked in an earlier round.
+        download_bytes: sent to each that was asked, as on the wire without framing.
         upload_bytes: received from each finished client.
         train_metrics: each finished client's own numbers.
         rejected: ids whose update was not taken, each with the reason.
+        staleness: where rounds overlap, the rounds by which each finished client's update came late.
     """
 
     round: int
@@ -261,6 +266,7 @@ class RoundRecord:
     upload_bytes: Mapping[str, int]
     train_metrics: Mapping[str, Mapping[str, float]]
     rejected: Mapping[str, str] = field(default_factory=dict)
+    staleness: Mapping[str, int] = field(default_factory=dict)
 
 
 def total_bytes(tensors: State) -> int:

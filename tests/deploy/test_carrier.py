@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import tempfile
 import threading
@@ -133,6 +134,35 @@ def test_a_late_answer_is_dropped(start: Start) -> None:
     late.set()
     assert dict(carry({"north": b"second"}, None)) == {"north": b"second"}
     assert (1, "north", b"first") in jobs.seen
+
+
+def test_a_question_stays_open_beside_others_and_ends_with_the_carrier(start: Start) -> None:
+    """Where rounds overlap, a thread waits for a slow site while others are asked; it must not wait for ever."""
+    came: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def wait_for_south() -> None:
+        try:
+            came.put(dict(carry({"south": b"long"}, None)))
+        except ProtocolError as error:
+            came.put(str(error))
+
+    begun = threading.Event()
+
+    def answer(generation: int, site: str, body: bytes) -> bytes:
+        if body == b"long":
+            begun.set()
+            return NOTHING
+        return body
+
+    carry = start(Jobs(answer))
+    thread = threading.Thread(target=wait_for_south, daemon=True)
+    thread.start()
+    assert begun.wait(30)
+    for body in (b"1", b"2"):
+        assert dict(carry({"north": body}, None)) == {"north": body}
+    assert came.empty()
+    carry.__exit__(None, None, None)
+    assert "it has ended" in str(came.get(timeout=30))
 
 
 def test_a_job_that_dies_is_followed_by_one_that_is_sent_what_is_outstanding(start: Start) -> None:

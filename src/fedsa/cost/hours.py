@@ -9,7 +9,7 @@ from typing import Any
 from fedsa.cost.pace import evaluated_rounds, passes_on_test, passes_on_validation
 from fedsa.errors import UserError
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, Recipe
-from fedsa.server import sample_size
+from fedsa.server import sample_size, updates_in_round
 from fedsa.store import RunFolder, recipe_of
 
 __all__ = ["time_like"]
@@ -82,7 +82,7 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
     else:
         steps = training.local_steps or DEFAULT_LOCAL_STEPS
         own_rows = steps * training.batch_size * training.gradient_accumulation_steps
-    updates = recipe.rounds * sample_size(recipe.fraction_train, clients)
+    updates = recipe.rounds * updates_in_round(recipe, clients)
     validations = evaluated_rounds(recipe.evaluation, recipe.rounds, -1) * sample_size(
         recipe.evaluation.fraction_evaluate, clients
     )

@@ -16,7 +16,7 @@ from fedsa.errors import ModelError, UserError
 from fedsa.federation import check_layers, client_ranks
 from fedsa.models import empty_model, resolve_compute
 from fedsa.recipe import OBJECTS, ComputeSettings, PartitionSettings, Recipe
-from fedsa.server import first_round, held_out, sample_size
+from fedsa.server import first_round, held_out, updates_in_round
 from fedsa.steps import make_chain
 from fedsa.tasks import make_task
 from fedsa.texts.words import counted
@@ -54,7 +54,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
             f"holdout_clients: {counted(number, 'client is', 'clients are')} in the federation; what the others train "
             "is not counted"
         )
-    each_round = None if number is None else sample_size(recipe.fraction_train, number)
+    each_round = None if number is None else updates_in_round(recipe, number)
     compute = _compute(recipe.compute, notes)
     labels = recipe.task.class_names or (list(rows.label_names) if rows and recipe.task.has_classes else ["0", "1"])
     if recipe.task.class_names is None and recipe.task.has_classes and not rows:

@@ -187,6 +187,10 @@ class Carrier:
     def __exit__(self, *error: object) -> None:
         self._ends.set()
         self._thread.join()
+        with self._lock:
+            self._failure = self._failure or ProtocolError("it has ended")
+            for request in self._requests.values():  # of a thread that waits still
+                request.answers.put(None)
         self._listener.close()
         self._path.unlink(missing_ok=True)
 

@@ -10,14 +10,17 @@ from typing import Any
 
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.callbacks import Callback
+from fedsa.engines.fleet import Fleet
 from fedsa.engines.membership import Membership, mark_left
+from fedsa.engines.overlapping import OverlappingFleet
 from fedsa.engines.remote import RemoteFleet
+from fedsa.engines.remote_runners import RemoteRunners
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.summary import measure, summary_of
-from fedsa.errors import ConfigError, Mistake, RunFolderError
-from fedsa.recipe import Recipe, dump_recipe
+from fedsa.errors import ConfigError, Mistake, RunFolderError, UserError
+from fedsa.recipe import BufferedSettings, Recipe, dump_recipe
 from fedsa.server import load_state, server_of
-from fedsa.store import Progress, RunFolder
+from fedsa.store import MessagesUnderWay, Progress, RunFolder
 from fedsa.store.run_folder import CLIENTS
 from fedsa.system.environment import environment
 from fedsa.types import State
@@ -91,9 +94,15 @@ def serve(
     Raises:
         RunFolderError: the agreement or the clients are not those that the run began with.
         ProtocolError: a site does not hold what was agreed upon.
-        UserError: the disk is full or the folder cannot be written.
+        UserError: rounds overlap and there is a deadline or a quorum; the disk is full or the folder cannot be
+            written.
     """
     recipe, settings = agreement.recipe, RoundSettings.of(agreement)
+    if settings.overlaps and (fleet.deadline is not None or fleet.quorum is not None):
+        raise UserError(
+            "a deadline and a quorum are for rounds that do not overlap. In [overlap], `buffer` says how many updates "
+            "end a round, and `max_staleness` how late one may come: leave --deadline and --quorum out"
+        )
     _check_agreement(folder, agreement)
     finished = folder.finished(recipe.rounds)
     if finished is not None:
@@ -108,19 +117,22 @@ def serve(
     def has_changed() -> bool:
         return membership is not None and membership.follow(agreement, folder, fleet, progress)
 
+    driven = _with_overlap(agreement, folder, fleet)
+    quorum = 1 if settings.overlaps else fleet.quorum  # where rounds overlap, one good update makes a round
     while True:  # once for each time that sites come or go
         state = load_state(folder.server_states, progress.round, first) if progress.round > 0 else first
         versions = folder.server_states.client_versions(progress.round)
         measured = membership.roster.only_measured if membership else ()
         server = server_of(
-            agreement, fleet.clients, state, client_versions=versions, only_measured=measured, quorum=fleet.quorum
+            agreement, fleet.clients, state, client_versions=versions, only_measured=measured, quorum=quorum
         )
         fleet.check = server.check
         for callback in callbacks:
             callback.on_run_begin(folder.path, recipe, fleet.clients, max(progress.round, 0))
-        run_rounds(server, fleet, folder, progress, settings, callbacks, has_changed)
+        run_rounds(server, driven, folder, progress, settings, callbacks, has_changed)
         if progress.round == settings.rounds:
             break
+    MessagesUnderWay(folder.path).only(())
     started = time.perf_counter()
     tests = measure(server, fleet, folder, progress, settings, first, callbacks)
     seconds = time.perf_counter() - started
@@ -135,6 +147,15 @@ def serve(
     for callback in callbacks:
         callback.on_run_end(summary)
     return summary
+
+
+def _with_overlap(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet) -> Fleet:
+    """Return the fleet as the round loop sees it: with open questions that outlive a round, where rounds overlap."""
+    recipe = agreement.recipe
+    if not isinstance(recipe.overlap, BufferedSettings):
+        return fleet
+    runners = RemoteRunners(fleet, MessagesUnderWay(folder.path), fleet.progress)
+    return OverlappingFleet(fleet, runners, recipe.overlap, recipe.rounds, fleet.progress)
 
 
 def _told_again(folder: RunFolder, fleet: RemoteFleet, summary: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from fedsa.agreement import Agreement
 from fedsa.engines.remote import RemoteFleet
 from fedsa.engines.roster import Roster
 from fedsa.errors import ConfigError, Mistake, UserError
-from fedsa.server import sample_size
+from fedsa.server import updates_in_round
 from fedsa.store import Progress, RunFolder, replace_clients
 from fedsa.store.run_folder import CLIENTS
 from fedsa.texts.words import counted
@@ -53,7 +53,7 @@ def check_same_scale(agreement: Agreement, before: int, after: int) -> None:
     """
     recipe = agreement.recipe
     scales = [
-        agreement.algorithm.scaling(1.0, recipe.adapter.rank, sample_size(recipe.fraction_train, count))
+        agreement.algorithm.scaling(1.0, recipe.adapter.rank, updates_in_round(recipe, count))
         for count in (before, after)
     ]
     if scales[0] != scales[1]:

@@ -62,20 +62,34 @@ class RemoteFleet(Sites):
         updates: dict[str, Update] = {}
 
         def take(site: str, answer: Message) -> None:
-            arrived = {
-                client: _update(client, payloads.round, about, answer.states.get(client, {}))
-                for client, about in self._own(site, answer, "updates", payloads)
-            }
-            for client, update in arrived.items():
-                if update.num_examples != self._examples[client]["train"]:
-                    raise ProtocolError(f"client {client!r} has another number of rows than its site has said")
-                self.check(update, payloads.round)
-            updates.update(arrived)
+            updates.update(self.updates_in(site, answer, payloads, payloads.round))
 
         self._step(payloads, {"do": "train"}, take, lambda: len(updates) >= needed)
         for client in payloads:
             if client in updates:
                 yield updates[client]
+
+    def updates_in(self, site: str, answer: Message, asked: Collection[str], round: int) -> dict[str, Update]:
+        """The updates of a site's clients that its answer has.
+
+        Args:
+            site: its name.
+            answer: what it has answered.
+            asked: the clients that were asked, of whatever site.
+            round: the open one.
+
+        Raises:
+            ProtocolError: one is missing, is of a client that was not asked, or cannot be used.
+        """
+        updates = {
+            client: _update(client, answer.round, about, answer.states.get(client, {}))
+            for client, about in self._own(site, answer, "updates", asked)
+        }
+        for client, update in updates.items():
+            if update.num_examples != self._examples[client]["train"]:
+                raise ProtocolError(f"client {client!r} has another number of rows than its site has said")
+            self.check(update, round)
+        return updates
 
     def evaluate(self, payloads: Payloads, split: SplitName, moment: Moment) -> Iterator[tuple[str, dict[str, float]]]:
         """Have the sites measure their clients, and yield the metrics in the order of the clients' ids."""
@@ -121,21 +135,20 @@ class RemoteFleet(Sites):
             requests[site] = encode(Message("finish", self.run, self.progress.round, about))
         for site, _, why in self._ask(requests, "ready", self.progress.round):
             if why:
-                self._tell(f"{site} could not write its adapters: {why}")
+                self.tell(f"{site} could not write its adapters: {why}")
             else:
                 requests.pop(site)
         for site in requests:
-            self._tell(f"{site} has not said that its adapters are written; running the server again asks it again")
+            self.tell(f"{site} has not said that its adapters are written; running the server again asks it again")
         return tuple(requests)
 
-    def _step(
-        self,
-        payloads: Payloads,
-        about: Mapping[str, Any],
-        take: Callable[[str, Message], None],
-        is_enough: Callable[[], bool],
-    ) -> None:
-        """Send each site the payloads of its clients, and take the answers, until there are enough."""
+    def requests(self, payloads: Payloads, about: Mapping[str, Any]) -> dict[str, bytes]:
+        """The message to each site that has one of the clients.
+
+        Args:
+            payloads: what they are sent.
+            about: what they are to do.
+        """
         by_site: dict[str, list[str]] = {}
         for client in payloads:
             by_site.setdefault(self._homes[client], []).append(client)
@@ -148,6 +161,17 @@ class RemoteFleet(Sites):
             held = {client: payload.held for client, payload in made.items()}
             said = {**about, "versions": versions, "held": held, "keep": kept}
             requests[site] = encode(Message("step", self.run, payloads.round, said, states))
+        return requests
+
+    def _step(
+        self,
+        payloads: Payloads,
+        about: Mapping[str, Any],
+        take: Callable[[str, Message], None],
+        is_enough: Callable[[], bool],
+    ) -> None:
+        """Send each site the payloads of its clients, and take the answers, until there are enough."""
+        requests = self.requests(payloads, about)
         while requests:
             reasons: dict[str, str] = {}
             for site, answer, why in self._ask(requests, "update", payloads.round):
@@ -159,28 +183,34 @@ class RemoteFleet(Sites):
                     except ProtocolError as error:
                         why = for_terminal(str(error))
                 reasons[site] = why
-                self._tell(f"round {payloads.round}: {site} is left out: {why}")
-            self._let_know({site: why for site, why in reasons.items() if not why.startswith(REFUSES)}, payloads.round)
+                self.tell(f"round {payloads.round}: {site} is left out: {why}")
+            self.let_know(reasons, payloads.round)
             if is_enough():
                 late = ", ".join(site for site in requests if site not in reasons)
                 if late:
-                    self._tell(f"round {payloads.round}: {late} has not answered in time, and the round goes on")
+                    self.tell(f"round {payloads.round}: {late} has not answered in time, and the round goes on")
                 return
             if reasons and requests.keys() == reasons.keys():
                 raise ProtocolError(
                     f"round {payloads.round}: too few clients are left; {'; '.join(map(': '.join, reasons.items()))}"
                 )
             if requests:
-                self._tell(f"round {payloads.round}: waiting for {', '.join(requests)}")
+                self.tell(f"round {payloads.round}: waiting for {', '.join(requests)}")
 
-    def _let_know(self, reasons: Mapping[str, str], round: int) -> None:
-        """Have sites write into their logs why what they sent was not taken; not all of them need hear it."""
+    def let_know(self, reasons: Mapping[str, str], round: int) -> None:
+        """Have sites write into their logs why what they sent was not taken; not all of them need hear it.
+
+        Args:
+            reasons: by site; of one that has given the reason itself it is left out.
+            round: the round that it was asked in.
+        """
+        reasons = {site: why for site, why in reasons.items() if not why.startswith(REFUSES)}
         requests = {site: encode(Message("refuse", self.run, round, {"why": why})) for site, why in reasons.items()}
         if requests:
-            for _ in self._exchange(requests, min(self._deadline or _HEAR_SECONDS, _HEAR_SECONDS)):
+            for _ in self.exchange(requests, min(self.deadline or _HEAR_SECONDS, _HEAR_SECONDS)):
                 pass  # that they have heard it
 
-    def _own(self, site: str, answer: Message, name: str, asked: Payloads) -> Iterator[tuple[str, Any]]:
+    def _own(self, site: str, answer: Message, name: str, asked: Collection[str]) -> Iterator[tuple[str, Any]]:
         """Yield what an answer says of the site's own clients that were asked, of all of them.
 
         Raises:

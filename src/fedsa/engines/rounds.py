@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,12 +11,12 @@ from typing import Any, Protocol, final
 from fedsa.agreement import Agreement
 from fedsa.callbacks import Callback
 from fedsa.engines.fleet import Fleet
-from fedsa.recipe import EvaluationSettings
+from fedsa.recipe import BufferedSettings, EvaluationSettings
 from fedsa.seeds import derive_seed
 from fedsa.server import Server, ServerStore, sample_clients, save_state
 from fedsa.statistics import Statistics, summarize_clients
 from fedsa.store import Progress
-from fedsa.types import Moment, Results, RoundRecord, SplitName, Update
+from fedsa.types import Moment, Payloads, Results, RoundRecord, SplitName, Update
 
 __all__ = ["RoundSettings", "RunStore", "run_rounds", "told"]
 
@@ -26,6 +27,10 @@ class RunStore(Protocol):
     @property
     def server_states(self) -> ServerStore:
         """Where the server's states are kept."""
+        ...
+
+    def read_metrics(self) -> str:
+        """Return the lines of the run's metrics, as far as its last finished round."""
         ...
 
     def append_metrics(self, lines: Sequence[Mapping[str, Any]]) -> int:
@@ -47,18 +52,21 @@ class RoundSettings:
         seed: the run's.
         metric: the task's: rounds are chosen by it.
         evaluation: when, of whom, and after what.
+        overlaps: the next round begins while clients still train.
     """
 
     rounds: int
     seed: int
     metric: str
     evaluation: EvaluationSettings
+    overlaps: bool = False
 
     @classmethod
     def of(cls, agreement: Agreement) -> RoundSettings:
         """The settings that server and sites have agreed upon."""
         recipe = agreement.recipe
-        return cls(recipe.rounds, recipe.seed, agreement.metric, recipe.evaluation)
+        overlaps = isinstance(recipe.overlap, BufferedSettings)
+        return cls(recipe.rounds, recipe.seed, agreement.metric, recipe.evaluation, overlaps)
 
     @property
     def moments(self) -> tuple[Moment, ...]:
@@ -98,22 +106,27 @@ def run_rounds(
     Raises:
         FedsaError: a round failed; the rounds before are safe.
     """
+    known = _known(store, settings) if settings.overlaps else {}
     for round in range(progress.round + 1, settings.rounds + 1):
         if until():
             return
         started = time.perf_counter()
+        payloads = server.begin_round(round, progress.underway) if round else None
         for callback in callbacks:
-            callback.on_round_begin(round, server.sample(round) if round else ())
-        record = server.end_round(round, _updates(server, fleet, round, callbacks)) if round else None
+            callback.on_round_begin(round, tuple(payloads or ()))
+        record = None if payloads is None else server.end_round(round, _updates(fleet, payloads, callbacks))
         if record:
             save_state(store.server_states, round, server.state, server.client_versions)
         trained = time.perf_counter()
-        results = _validate(server, fleet, round, settings, callbacks) if settings.evaluates(round) else {}
-        scores = _choose(progress, round, results, settings)
+        drawn = _drawn(server, round, settings) if settings.evaluates(round) else ()
+        idle = [client for client in drawn if client not in progress.underway]
+        results = _validate(server, fleet, round, idle, settings, callbacks) if drawn else {}
+        known |= results.get(settings.moments[0], {})
+        scores = _choose(progress, round, {client: known[client] for client in drawn if client in known}, settings)
         progress.evaluation_seconds += time.perf_counter() - trained
         if record:
             _count(progress, record)
-        lines = list(_lines(round, record, results, settings))
+        lines = list(_lines(round, record, results, settings, progress.clock))
         progress.metrics_bytes = store.append_metrics(lines)
         progress.round = round
         progress.wall_seconds += time.perf_counter() - started
@@ -122,20 +135,39 @@ def run_rounds(
             callback.on_round_end(round, lines, asdict(scores) if scores else None)
 
 
-def _updates(server: Server, fleet: Fleet, round: int, callbacks: Sequence[Callback]) -> Iterator[Update]:
+def _updates(fleet: Fleet, payloads: Payloads, callbacks: Sequence[Callback]) -> Iterator[Update]:
     """Yield the updates of a round, each when the server asks for it."""
-    for update in fleet.train(server.begin_round(round)):
+    for update in fleet.train(payloads):
         for callback in callbacks:
-            callback.on_client_trained(round, update.client, update.metrics)
+            callback.on_client_trained(payloads.round, update.client, update.metrics)
         yield update
 
 
-def _validate(
-    server: Server, fleet: Fleet, round: int, settings: RoundSettings, callbacks: Sequence[Callback]
-) -> dict[Moment, Results]:
-    """Return the metrics on validation, after a round, of the clients that are drawn for it."""
+def _drawn(server: Server, round: int, settings: RoundSettings) -> tuple[str, ...]:
+    """Return the clients that are drawn for the evaluation after a round."""
     seed = derive_seed(settings.seed, "evaluation", round)
-    clients = sample_clients(server.clients, settings.evaluation.fraction_evaluate, seed)
+    return sample_clients(server.clients, settings.evaluation.fraction_evaluate, seed)
+
+
+def _known(store: RunStore, settings: RoundSettings) -> Results:
+    """Return each client's newest metrics on validation: those of a client that still trains count until it is idle."""
+    name = settings.named("validation", settings.moments[0])
+    known: Results = {}
+    for line in map(json.loads, store.read_metrics().splitlines()):
+        if name in line:
+            known[line["client"]] = {key: value for key, value in line[name].items() if key != "after"}
+    return known
+
+
+def _validate(
+    server: Server,
+    fleet: Fleet,
+    round: int,
+    clients: Sequence[str],
+    settings: RoundSettings,
+    callbacks: Sequence[Callback],
+) -> dict[Moment, Results]:
+    """Return clients' metrics on validation after a round."""
     payloads = server.payloads(clients, round + 1)
     return {
         moment: told(fleet.evaluate(payloads, "validation", moment), round, "validation", callbacks)
@@ -155,13 +187,11 @@ def told(
     return results
 
 
-def _choose(
-    progress: Progress, round: int, results: Mapping[Moment, Results], settings: RoundSettings
-) -> Statistics | None:
+def _choose(progress: Progress, round: int, results: Results, settings: RoundSettings) -> Statistics | None:
     """Keep a round as the chosen one if no earlier one was better; return its validation scores, if it has any."""
     if not results:
         return None
-    scores = summarize_clients(results[settings.moments[0]], settings.metric)
+    scores = summarize_clients(results, settings.metric)
     if progress.chosen_score is None or scores.weighted_mean > progress.chosen_score:
         progress.chosen_round, progress.chosen_score = round, scores.weighted_mean
     return scores
@@ -175,10 +205,10 @@ def _count(progress: Progress, record: RoundRecord) -> None:
 
 
 def _lines(
-    round: int, record: RoundRecord | None, results: Mapping[Moment, Results], settings: RoundSettings
+    round: int, record: RoundRecord | None, results: Mapping[Moment, Results], settings: RoundSettings, clock: float
 ) -> Iterator[dict[str, Any]]:
-    """Yield a round's lines of ``metrics.jsonl``: one for every client that was to train or was evaluated."""
-    asked = set(record.clients) if record else set()
+    """Yield a round's lines of ``metrics.jsonl``: one for every client that was to train, has come or was evaluated."""
+    asked = {*record.clients, *record.finished} if record else set()
     for client in sorted(asked.union(*results.values())):
         metrics = record.train_metrics.get(client) if record else None
         line: dict[str, Any] = {
@@ -188,6 +218,8 @@ def _lines(
             "upload_bytes": record.upload_bytes.get(client, 0) if record else 0,
             "download_bytes": record.download_bytes.get(client, 0) if record else 0,
         }
+        if settings.overlaps:
+            line |= {"staleness": record.staleness.get(client) if record else None, "clock": clock}
         for moment, by_client in results.items():
             if client in by_client:
                 line[settings.named("validation", moment)] = {"after": moment, **by_client[client]}

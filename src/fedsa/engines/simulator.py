@@ -13,17 +13,21 @@ import torch
 from fedsa.callbacks import Callback
 from fedsa.client import Personal
 from fedsa.engines.beginning import begin, check_unchanged
+from fedsa.engines.fleet import Fleet
 from fedsa.engines.local import LocalFleet
+from fedsa.engines.overlapping import OverlappingFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.samples import samples_of
+from fedsa.engines.simulated_clock import ClockedRunners
 from fedsa.engines.summary import measure, summary_of
 from fedsa.federation import Federation
+from fedsa.recipe import BufferedSettings
 from fedsa.runs.global_model import global_model
 from fedsa.runs.onboarding import Onboarding
 from fedsa.runs.personal import PersonalStates, trained_keys
 from fedsa.server import load_state
 from fedsa.statistics import summarize_clients
-from fedsa.store import Progress, RunFolder
+from fedsa.store import MessagesUnderWay, Progress, RunFolder
 
 __all__ = ["simulate"]
 
@@ -51,7 +55,8 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
     server = federation.server(state, folder.server_states.client_versions(progress.round))
     for callback in callbacks:
         callback.on_run_begin(folder.path, recipe, federation.clients, max(progress.round, 0))
-    run_rounds(server, fleet, folder, progress, settings, callbacks)
+    run_rounds(server, _with_overlap(federation, folder, fleet, progress), folder, progress, settings, callbacks)
+    MessagesUnderWay(folder.path).only(())
     started = time.perf_counter()
     fleet.keep_samples(samples_of(federation, folder), after=progress.chosen_round or 0, moment=settings.moments[0])
     tests = measure(server, fleet, folder, progress, settings, initial, callbacks)
@@ -78,6 +83,15 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
     for callback in callbacks:
         callback.on_run_end(summary)
     return summary
+
+
+def _with_overlap(federation: Federation, folder: RunFolder, fleet: LocalFleet, progress: Progress) -> Fleet:
+    """Return the fleet as the round loop sees it: with a simulated clock, where the recipe has rounds overlap."""
+    recipe = federation.recipe
+    if not isinstance(recipe.overlap, BufferedSettings):
+        return fleet
+    runners = ClockedRunners(fleet.site, MessagesUnderWay(folder.path), folder.run, recipe.overlap, progress)
+    return OverlappingFleet(fleet, runners, recipe.overlap, recipe.rounds, progress)
 
 
 def _go_on(federation: Federation, folder: RunFolder) -> Progress | None:

@@ -11,7 +11,7 @@ from fedsa.messages import Message, decode, encode
 from fedsa.texts.escapes import for_terminal
 from fedsa.types import SPLITS, State
 
-__all__ = ["REFUSES", "Exchange", "Sites"]
+__all__ = ["REFUSES", "Exchange", "Sites", "answer_in"]
 
 REFUSES = "it refuses:"
 """How the reason begins that a site has given itself."""
@@ -44,6 +44,9 @@ class Sites:
     Attributes:
         sites: names of the sites, sorted.
         run: the run's id.
+        exchange: carries messages.
+        deadline: seconds that sites have for an answer; None: as long as it takes.
+        tell: is called with a line about each site that is left out or waited for.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Sites:
         tell: Callable[[str], None],
     ) -> None:
         self.sites, self.run = tuple(sorted(sites)), run
-        self._exchange, self._deadline, self._tell, self._expected = exchange, deadline, tell, clients
+        self.exchange, self.deadline, self.tell, self._expected = exchange, deadline, tell, clients
         self._homes: dict[str, str] = {}  # client -> its site
         self._metric = ""  # the agreement's
         self._examples: dict[str, Mapping[str, int]] = {}  # client -> its number of rows by split
@@ -103,7 +106,7 @@ class Sites:
                 answers[site] = answer
             requests = {site: request for site, request in requests.items() if site not in answers}
             if requests:
-                self._tell(f"waiting for {', '.join(requests)} to be ready")
+                self.tell(f"waiting for {', '.join(requests)} to be ready")
         for site in self.sites:
             self._take_in(site, answers[site], None if self._expected is None else self._expected[site])
         if chosen is None:
@@ -130,7 +133,7 @@ class Sites:
                     raise ProtocolError(why)
                 self._take_in(site, answer, clients)
             except ProtocolError as error:
-                self._tell(f"{site} cannot join: {error}")
+                self.tell(f"{site} cannot join: {error}")
                 return False
             self.sites = tuple(sorted({*self.sites, site}))
             return True
@@ -142,6 +145,10 @@ class Sites:
         gone = [client for client, home in self._homes.items() if home == site]
         for client in gone:
             del self._homes[client], self._examples[client]
+
+    def home_of(self, client: str) -> str:
+        """The name of a client's site."""
+        return self._homes[client]
 
     def know(self, clients: Mapping[str, Mapping[str, Any]]) -> None:
         """Take the clients' sites from what `about_clients` said when the run began, where nobody is to be asked."""
@@ -169,18 +176,28 @@ class Sites:
         self, requests: Mapping[str, bytes], kind: str, round: int, seconds: float | None = None
     ) -> Iterator[tuple[str, Message | None, str]]:
         """Yield each site that answers, its answer (None: it cannot be used), and why not."""
-        for site, data in self._exchange(dict(requests), self._deadline if seconds is None else seconds):
-            try:
-                message = decode(data, run=self.run)
-            except ProtocolError as error:
-                yield site, None, str(error)
-                continue
-            if message.kind == "refuse":
-                yield site, None, f"{REFUSES} {for_terminal(str(message.about.get('why'))[:300])}"
-            elif message.kind != kind or message.round != round:
-                yield site, None, f"it has answered with {message.kind!r} of round {message.round}"
-            else:
-                yield site, message, ""
+        for site, data in self.exchange(dict(requests), self.deadline if seconds is None else seconds):
+            yield site, *answer_in(data, self.run, kind, round)
+
+
+def answer_in(data: bytes, run: str, kind: str, round: int) -> tuple[Message | None, str]:
+    """The answer that bytes hold, and "", or None, and why it cannot be used.
+
+    Args:
+        data: what came.
+        run: the run's id.
+        kind: what is to be answered with.
+        round: the round that the question belongs to.
+    """
+    try:
+        message = decode(data, run=run)
+    except ProtocolError as error:
+        return None, str(error)
+    if message.kind == "refuse":
+        return None, f"{REFUSES} {for_terminal(str(message.about.get('why'))[:300])}"
+    if message.kind != kind or message.round != round:
+        return None, f"it has answered with {message.kind!r} of round {message.round}"
+    return message, ""
 
 
 def _examples(site: str, answer: Message) -> Mapping[str, Mapping[str, int]]:

@@ -164,6 +164,7 @@ def summary_of(
         "wire_dtype": recipe.wire_dtype,
         "server_optimizer": recipe.server.optimizer,
         "robust": recipe.robust.kind,
+        "overlap": recipe.overlap.kind,
         "metric": metric,
         "evaluated_after": settings.moments[0],
         "chosen_round": progress.chosen_round or 0,

@@ -22,7 +22,7 @@ from fedsa.federation.resolving import client_ranks, with_choices, written_out
 from fedsa.models import AdaptedModel, peft_config_of, plain_fingerprint, resolve_compute, with_drawn_layers
 from fedsa.recipe import ComputeSettings, Recipe
 from fedsa.seeds import derive_seed
-from fedsa.server import held_out, sample_size
+from fedsa.server import held_out, updates_in_round
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 
@@ -69,7 +69,7 @@ def build(
     """
     everyone = sorted(rows.partition.clients)
     outside = held_out(everyone, recipe.holdout_clients, recipe.seed)
-    in_a_round = sample_size(recipe.fraction_train, len(everyone) - len(outside))
+    in_a_round = updates_in_round(recipe, len(everyone) - len(outside))
     adapted = adapt_base(recipe, base, config, task, clients=None if has_scale else in_a_round)
     model, algorithm = adapted.model, adapted.algorithm
     ranks = client_ranks(recipe.adapter, everyone) if ranks is None else ranks

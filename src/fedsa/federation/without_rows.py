@@ -16,7 +16,7 @@ from fedsa.models import (
     position_limit,
 )
 from fedsa.recipe import Recipe, refuse_objects
-from fedsa.server import sample_size
+from fedsa.server import updates_in_round
 from fedsa.tasks import make_task
 from fedsa.types import NO_CLASS
 
@@ -53,7 +53,7 @@ def agree(
     task = make_task(recipe.task, labels)
     tell("loading the model")
     base, drawn = load_named_base(recipe.model, recipe.compute, recipe.seed, task, tell, [])
-    in_a_round = sample_size(recipe.fraction_train, len(clients) - len(only_measured))
+    in_a_round = updates_in_round(recipe, len(clients) - len(only_measured))
     adapted = adapt_base(recipe, base, config_of(recipe, task, base, drawn), task, clients=in_a_round)
     limit = None
     if not task.takes_images:

@@ -16,6 +16,7 @@ from fedsa.recipe.evaluation import (
 )
 from fedsa.recipe.mistakes import mistakes_of
 from fedsa.recipe.model import ModelSettings
+from fedsa.recipe.overlap import BufferedSettings, NoOverlapSettings, OverlapSettings, overlap_settings
 from fedsa.recipe.parsing import Check, dump_recipe, parse_recipe
 from fedsa.recipe.partition import PartitionSettings
 from fedsa.recipe.paths import OBJECTS, refuse_objects, with_absolute_paths
@@ -51,6 +52,7 @@ __all__ = [
     "OBJECTS",
     "AdaptationSettings",
     "AdapterSettings",
+    "BufferedSettings",
     "Check",
     "ClassificationSettings",
     "ComputeSettings",
@@ -65,8 +67,10 @@ __all__ = [
     "MedianSettings",
     "ModelSettings",
     "MultipleChoiceSettings",
+    "NoOverlapSettings",
     "NormBoundSettings",
     "NotRobustSettings",
+    "OverlapSettings",
     "OwnTaskSettings",
     "PartitionSettings",
     "QuestionAnsweringSettings",
@@ -90,6 +94,7 @@ __all__ = [
     "find_toml",
     "is_resolved",
     "mistakes_of",
+    "overlap_settings",
     "parse_recipe",
     "parse_toml",
     "read_recipe",

@@ -13,6 +13,7 @@ from fedsa.recipe.compute import ComputeSettings
 from fedsa.recipe.data import DataSettings
 from fedsa.recipe.evaluation import AdaptationSettings, EvaluationSettings, ReconstructionSettings
 from fedsa.recipe.model import ModelSettings
+from fedsa.recipe.overlap import NoOverlapSettings, OverlapSettings
 from fedsa.recipe.robust import NotRobustSettings, RobustSettings
 from fedsa.recipe.server import MeanSettings, ServerSettings
 from fedsa.recipe.steps import StepSettings, WireDtype
@@ -69,6 +70,7 @@ class Recipe(Settings):
     training: TrainingSettings = TrainingSettings()
     server: ServerSettings = MeanSettings()
     robust: RobustSettings = NotRobustSettings()
+    overlap: OverlapSettings = NoOverlapSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     reconstruction: ReconstructionSettings = ReconstructionSettings()
     adaptation: AdaptationSettings = AdaptationSettings()
@@ -77,7 +79,7 @@ class Recipe(Settings):
     @property
     def steps(self) -> StepSettings:
         """What happens to an update between client and server."""
-        return StepSettings(self.wire_dtype, self.server, self.robust)
+        return StepSettings(self.wire_dtype, self.server, self.robust, self.overlap)
 
     @model_validator(mode="after")
     def _personal_tensors(self) -> Recipe:

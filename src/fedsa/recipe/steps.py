@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypeAlias
 
+from fedsa.recipe.overlap import NoOverlapSettings, OverlapSettings
 from fedsa.recipe.robust import NotRobustSettings, RobustSettings
 from fedsa.recipe.server import MeanSettings, ServerSettings
 
@@ -19,8 +20,10 @@ class StepSettings(NamedTuple):
         wire_dtype: in what tensors travel.
         server: ``[server]``.
         robust: ``[robust]``.
+        overlap: ``[overlap]``.
     """
 
     wire_dtype: WireDtype = "fp32"
     server: ServerSettings = MeanSettings()
     robust: RobustSettings = NotRobustSettings()
+    overlap: OverlapSettings = NoOverlapSettings()

@@ -1,6 +1,6 @@
 """What the server does: it has neither rows nor a model."""
 
-from fedsa.server.sampling import held_out, sample_clients, sample_size
+from fedsa.server.sampling import held_out, sample_clients, sample_size, updates_in_round
 from fedsa.server.server import Server, received_by
 from fedsa.server.sharing import first_round
 from fedsa.server.starting import server_of
@@ -17,4 +17,5 @@ __all__ = [
     "sample_size",
     "save_state",
     "server_of",
+    "updates_in_round",
 ]

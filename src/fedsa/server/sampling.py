@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedsa.errors import DataError
+from fedsa.recipe import BufferedSettings, Recipe
 from fedsa.seeds import derive_seed
 from fedsa.texts.words import counted
 
-__all__ = ["held_out", "sample_clients", "sample_size"]
+__all__ = ["held_out", "sample_clients", "sample_size", "updates_in_round"]
 
 
 def sample_clients(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, ...]:
@@ -52,3 +53,14 @@ def sample_size(fraction: float, clients: int) -> int:
     [1, 1, 2, 3]
     """
     return max(1, math.floor(fraction * clients + 0.5))
+
+
+def updates_in_round(recipe: Recipe, clients: int) -> int:
+    """The number of updates that a round of a recipe combines.
+
+    Args:
+        recipe: tells the part that trains, and whether rounds overlap.
+        clients: those that are in the federation.
+    """
+    asked = sample_size(recipe.fraction_train, clients)
+    return min(recipe.overlap.buffer, asked) if isinstance(recipe.overlap, BufferedSettings) else asked

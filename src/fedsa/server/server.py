@@ -10,10 +10,12 @@ from fedsa.adapters.algebra import fits, ranked
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.errors import ConfigError, Mistake, ProtocolError
 from fedsa.seeds import derive_seed
+from fedsa.server.bases import base_of, with_bases
 from fedsa.server.sampling import sample_clients
-from fedsa.steps import PLAIN, Chain
+from fedsa.steps import PLAIN, Chain, Staleness
+from fedsa.steps.base import Form
 from fedsa.texts.words import counted
-from fedsa.types import Payload, Payloads, RoundRecord, State, Update, total_bytes
+from fedsa.types import Key, Payload, Payloads, RoundRecord, State, Update, total_bytes
 
 __all__ = ["Server", "received_by"]
 
@@ -92,18 +94,27 @@ class Server:
         self.client_versions = dict(client_versions or {})
         self._ranks, self._stateless, self._quorum = dict(ranks or {}), stateless, quorum
         self._seed, self._fraction, self._weighting, self._steps = seed, fraction_train, weighting, steps
-        self._open: dict[str, int] = {}  # the round's clients, each with the bytes it was sent
+        self._late = next((step for step in steps.steps if isinstance(step, Staleness)), None)
+        self._open: dict[str, int] = {}  # clients that were asked in this round, each with the bytes it was sent
+        self._asked: dict[str, int] = {}  # these, and those that still train, each with the round it was asked in
 
     def sample(self, round: int) -> tuple[str, ...]:
         """The clients that train in a round, sorted."""
         return sample_clients(self._trained, self._fraction, derive_seed(self._seed, "clients", round))
 
-    def begin_round(self, round: int) -> Payloads:
-        """Begin a round, and return the payloads of the clients that train in it.
+    def begin_round(self, round: int, underway: Mapping[str, int] | None = None) -> Payloads:
+        """Begin a round, and return the payloads of the clients that are asked to train.
 
         Each payload is made when it is looked up; its bytes are counted then, as sent.
+
+        Args:
+            round: its number.
+            underway: where rounds overlap, the clients that still train, with the round that each was asked in. They
+                are not asked again, and their updates may come in this round.
         """
-        self._open = dict.fromkeys(self.sample(round), 0)
+        self._asked = dict(underway or {})
+        self._open = dict.fromkeys((client for client in self.sample(round) if client not in self._asked), 0)
+        self._asked |= dict.fromkeys(self._open, round)
 
         def sent(client: str) -> Payload:
             payload = self.payload(client, round)
@@ -153,8 +164,9 @@ class Server:
         Args:
             round: the round that `begin_round` began.
             updates: of the clients that finished, in the order of their ids, so that equal rounds give equal bits; a
-                sampled client may be missing. They are asked for one by one and each is checked as it comes; none is
-                kept, unless the method keeps it. What they raise goes through, and the state is as it was before.
+                client that was asked may be missing. They are asked for one by one and each is checked as it comes;
+                none is kept, unless the method keeps it. What they raise goes through, and the state is as it was
+                before.
 
         Raises:
             ProtocolError: an update that was not asked for or came out of order, or whose tensors are not exactly what
@@ -173,13 +185,14 @@ class Server:
                     self._check(update, round, planned, upload_bytes)
                     taken, weight = self._taken(update, round, planned)
                 except ProtocolError as error:
-                    if self._quorum is None:
+                    if self._quorum is None and not isinstance(error, _TooLateError):
                         raise
                     rejected[update.client] = str(error)
                     continue
                 upload_bytes[update.client] = total_bytes(update.tensors)
                 train_metrics[update.client] = update.metrics
-                base_versions[update.client] = round - 1 if update.base_version is None else update.base_version
+                base = update.base_version
+                base_versions[update.client] = update.round - 1 if base is None else base
                 yield taken, weight
 
         arrivals = arriving()
@@ -192,6 +205,10 @@ class Server:
                 f"round {round}: {counted(len(upload_bytes), 'good update')}, the quorum is {self._quorum} ({reasons})"
             )
         _refuse_unknown(state, self.algorithm, round)
+        if self._late is not None:
+            come = {*upload_bytes, *rejected}
+            missing = {client: asked for client, asked in self._asked.items() if client not in come}
+            state = with_bases(state, self.state, [*planned], missing, round=round, most=self._late.most)
         self.state = state
         if not self._stateless:
             self.client_versions |= base_versions
@@ -203,8 +220,9 @@ class Server:
             upload_bytes=upload_bytes,
             train_metrics=train_metrics,
             rejected=rejected,
+            staleness={client: round - self._asked[client] for client in upload_bytes if self._late},
         )
-        self._open = {}
+        self._open, self._asked = {}, {}
         return record
 
     def check(self, update: Update, round: int) -> None:
@@ -225,23 +243,30 @@ class Server:
         """The server's values of the tensors that are sent in a round."""
         return {key: tensor for key, tensor in self.state.tensors.items() if self.algorithm.plan(key, round).sent}
 
-    def _taken(self, update: Update, round: int, planned: State) -> tuple[Update, int]:
-        """An update as the method gets it, and its weight.
-
-        Raises:
-            ProtocolError: a step cannot take it, or it is not finite.
-        """
-        weight = update.num_examples if self._weighting == "num_examples" else 1
-        taken, weight = self._steps.on_server(update, weight, planned)
-        _check_finite(taken)
-        return taken, weight
-
     def _aggregated(self, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
         """The state after a round: steps compute the mean, unless the method needs each single update."""
         if not self.algorithm.is_additive():
             return self.algorithm.aggregate(self.state, updates, round)
         mean, slots = self._steps.mean(updates, self.state, round, self._seed)
         return self.algorithm.combine(replace(self.state, slots=slots), mean, round)
+
+    def _taken(self, update: Update, round: int, planned: State) -> tuple[Update, int]:
+        """An update as the method gets it, and its weight.
+
+        Raises:
+            ProtocolError: it comes too late, or a step cannot take it.
+        """
+        late = round - update.round
+        if self._late is not None and late > self._late.most:
+            raise _TooLateError(f"{_name(update)}: it comes {counted(late, 'round')} late, {self._late.most} count")
+        if late:
+            base = ranked(base_of(self.state, update.round - 1), self._ranks.get(update.client))
+            received = self._steps.on_payload(base) if update.round > 1 else base  # the first ones were never sent
+            update = replace(update, staleness=late, base=received)
+        weight = update.num_examples if self._weighting == "num_examples" else 1
+        taken, weight = self._steps.on_server(update, weight, planned)
+        _check_finite(taken)
+        return taken, weight
 
     def _check(self, update: Update, round: int, planned: State, seen: dict[str, int]) -> None:
         """Refuse an update that does not fit the round.
@@ -253,9 +278,9 @@ class Server:
             seen: the clients whose updates have arrived, in order.
         """
         last, whose = next(reversed(seen), ""), _name(update)
-        if update.round != round:
+        if update.round != self._asked.get(update.client, round):
             raise ProtocolError(f"{whose}: it is for another round than the open one, {round}")
-        if update.client not in self._open:
+        if update.client not in self._asked:
             raise ProtocolError(f"{whose}: this client was not asked to train in round {round}")
         if update.client in seen:
             raise ProtocolError(f"{whose}: it came twice")
@@ -263,18 +288,25 @@ class Server:
             raise ProtocolError(f"{whose}: came after that of {last!r}; bring updates in the order of client ids")
         if update.num_examples < 1:
             raise ProtocolError(f"{whose}: num_examples is {update.num_examples}, must be at least 1")
-        if planned.keys() != update.tensors.keys():
-            wrong = ", ".join(str(key) for key in sorted(planned.keys() ^ update.tensors.keys())[:3])
-            raise ProtocolError(
-                f"{whose}: its tensors are not exactly those that the plan declares sent ({wrong}, ...)"
-            )
-        forms = self._steps.forms(ranked(planned, self._ranks.get(update.client)))
-        for key, tensor in update.tensors.items():
-            shape, dtype = forms[key]
-            if not fits(key, tensor.shape, shape):
-                raise ProtocolError(f"{whose}: {key} has shape {tuple(tensor.shape)}, not {shape}")
-            if tensor.dtype != dtype:
-                raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {dtype}, the wire's")
+        _check_tensors(update, self._steps.forms(ranked(planned, self._ranks.get(update.client))))
+
+
+class _TooLateError(ProtocolError):
+    """An update comes more rounds late than count: that is nobody's fault."""
+
+
+def _check_tensors(update: Update, forms: Mapping[Key, Form]) -> None:
+    """Refuse an update whose tensors are not those that are sent, or not in the form that they travel in."""
+    whose = _name(update)
+    if forms.keys() != update.tensors.keys():
+        wrong = ", ".join(str(key) for key in sorted(forms.keys() ^ update.tensors.keys())[:3])
+        raise ProtocolError(f"{whose}: its tensors are not exactly those that the plan declares sent ({wrong}, ...)")
+    for key, tensor in update.tensors.items():
+        shape, dtype = forms[key]
+        if not fits(key, tensor.shape, shape):
+            raise ProtocolError(f"{whose}: {key} has shape {tuple(tensor.shape)}, not {shape}")
+        if tensor.dtype != dtype:
+            raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {dtype}, the wire's")
 
 
 def _check_finite(update: Update) -> None:

@@ -2,5 +2,6 @@
 
 from fedsa.steps.base import Chain
 from fedsa.steps.from_recipe import CHECKS, PLAIN, check_steps, make_chain
+from fedsa.steps.staleness import Staleness
 
-__all__ = ["CHECKS", "PLAIN", "Chain", "check_steps", "make_chain"]
+__all__ = ["CHECKS", "PLAIN", "Chain", "Staleness", "check_steps", "make_chain"]

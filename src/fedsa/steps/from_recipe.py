@@ -10,15 +10,18 @@ from pydantic import ValidationError
 from fedsa.algorithms import algorithm_in, check_algorithm
 from fedsa.errors import Mistake, UserError
 from fedsa.recipe import (
+    BufferedSettings,
     Check,
     MeanSettings,
     MedianSettings,
     NormBoundSettings,
     NotRobustSettings,
+    OverlapSettings,
     RobustSettings,
     ServerSettings,
     StepSettings,
     TrimmedMeanSettings,
+    overlap_settings,
     robust_settings,
     server_settings,
 )
@@ -27,6 +30,7 @@ from fedsa.steps.cast import Cast
 from fedsa.steps.median import Median
 from fedsa.steps.norm_bound import NormBound
 from fedsa.steps.server_optimizer import ServerOptimizer
+from fedsa.steps.staleness import Staleness
 from fedsa.steps.trimmed_mean import TrimmedMean
 
 __all__ = ["CHECKS", "PLAIN", "check_steps", "make_chain"]
@@ -38,7 +42,8 @@ def make_chain(settings: StepSettings = StepSettings()) -> Chain:  # noqa: B008 
     Args:
         settings: the recipe's `steps`; by default those of a recipe that asks for none.
     """
-    steps = [*_on_the_mean(settings.server), *_robust(settings.robust), Cast(settings.wire_dtype)]
+    late = _late(settings.overlap)  # the server takes an update off the wire, makes up for its age, and bounds it then
+    steps = [*_on_the_mean(settings.server), *_robust(settings.robust), *late, Cast(settings.wire_dtype)]
     return Chain(tuple(steps))
 
 
@@ -58,6 +63,14 @@ def _robust(robust: RobustSettings) -> list[Step]:
             return []
 
 
+def _late(overlap: OverlapSettings) -> list[Step]:
+    match overlap:
+        case BufferedSettings(staleness_exponent=exponent, max_staleness=most):
+            return [Staleness(exponent, most)]
+        case _:
+            return []
+
+
 PLAIN = make_chain()
 """The steps of a recipe that asks for none: the mean of what clients send, in fp32."""
 
@@ -69,12 +82,13 @@ def check_steps(data: Mapping[str, Any]) -> list[Mistake]:
         algorithm = algorithm_in(data)
         server = server_settings(data.get("server", {}))
         robust = robust_settings(data.get("robust", {}))
+        overlap = overlap_settings(data.get("overlap", {}))
     except (UserError, ValidationError):
         return []  # for `check_algorithm` and the recipe itself to report
     if algorithm is None or not isinstance(adapter, Mapping):
         return []
     name, mixed_ranks = data.get("algorithm", "fedsa"), bool(adapter.get("ranks"))
-    steps = make_chain(StepSettings(server=server, robust=robust)).steps
+    steps = make_chain(StepSettings(server=server, robust=robust, overlap=overlap)).steps
     reasons = [(step, step.refusal(algorithm, mixed_ranks=mixed_ranks)) for step in steps]
     return [
         Mistake(step.setting, f"{step.name} does not go with {name}: {reason}")

@@ -9,6 +9,7 @@
     initial.safetensors         the tensors that every client started from (own A's: from the seed)
     server/round-000005.safetensors
     clients/00003-amazon-1/round-000005.safetensors
+    under-way/                  where rounds overlap: messages of clients that still train
     metrics.jsonl               one line per round and client that took part in it
     state.json                  the commit point, with the hashes of the small files
     summary.json, report.html   at the end
@@ -26,6 +27,7 @@ from fedsa.store.client_states import ClientStateFiles, open_states_of_site
 from fedsa.store.files import file_hash, write_atomically, write_error
 from fedsa.store.finished import FinishedRun, check_base, label_names_of
 from fedsa.store.locked_folder import is_in_use
+from fedsa.store.messages_under_way import MessagesUnderWay
 from fedsa.store.run_folder import RunFolder, recipe_of, replace_clients, require_clients
 from fedsa.store.states import ClientState, Progress
 
@@ -33,6 +35,7 @@ __all__ = [
     "ClientState",
     "ClientStateFiles",
     "FinishedRun",
+    "MessagesUnderWay",
     "Progress",
     "RunFolder",
     "check_base",

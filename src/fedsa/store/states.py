@@ -48,6 +48,8 @@ class Progress:
         data: fingerprint of the clients' rows.
         fingerprints: of what else must be the same when the run goes on, by its name.
         interruptions: times that the run was resumed.
+        underway: where rounds overlap, each client that still trains, with the round that it was asked in.
+        clock: where rounds overlap in a simulation, the simulated time.
     """
 
     round: int = -1
@@ -62,3 +64,5 @@ class Progress:
     data: str = ""
     fingerprints: dict[str, str] = field(default_factory=dict)
     interruptions: int = 0
+    underway: dict[str, int] = field(default_factory=dict)
+    clock: float = 0.0

@@ -245,6 +245,8 @@ def test_roles_of_our_methods() -> None:
     assert describe("ffa")["variants"]["lora"]["frozen"] == ["A"]
     assert describe("local")["variants"]["lora"]["sent"] == []
     assert describe("local")["server_optimizer"] == {"ok": False, "reason": "it sends nothing"}
+    assert describe("local")["overlap"] == {"ok": False, "reason": "it sends nothing"}
+    assert describe("fedsa")["overlap"] == {"ok": True, "reason": None}
     assert describe("feddpa")["variants"]["lora"]["kept"] == ["local/A", "local/B", "head"]
     assert describe("fedex")["variants"]["lora"]["received"] == ["A", "B", "head", "delta"]
     assert describe("fedex")["variants"]["vera"]["reason"]

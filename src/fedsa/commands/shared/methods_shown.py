@@ -130,7 +130,7 @@ def _refused(entry: Entry) -> list[tuple[str, str]]:
 
 def _facts(entry: Entry) -> list[tuple[str, str]]:
     """The properties of a method, in words."""
-    head, optimizer, robust = entry["head"], entry["server_optimizer"], entry["robust_mean"]
+    head, optimizer, robust, overlap = (entry[name] for name in ("head", "server_optimizer", "robust_mean", "overlap"))
     if head["sent"]:
         about_head = "leaves the client" + (" unless share_head = false" if head["optional"] else "")
     else:
@@ -148,6 +148,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
         ("export", entry["export"]),
         ("server optimiser", "yes" if optimizer["ok"] else f"no: {optimizer['reason']}"),
         ("median or trimmed mean", "yes" if robust["ok"] else f"no: {robust['reason']}"),
+        ("rounds may overlap", "yes" if overlap["ok"] else f"no: {overlap['reason']}"),
     ]
     if len(entry["adapters"]) > 1:
         facts.append(("adapters", ", ".join(entry["adapters"])))
