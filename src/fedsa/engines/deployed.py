@@ -101,7 +101,7 @@ def serve(
     if settings.overlaps and (fleet.deadline is not None or fleet.quorum is not None):
         raise UserError(
             "a deadline and a quorum are for rounds that do not overlap. In [overlap], `buffer` says how many updates "
-            "end a round, and `max_staleness` how late one may come: leave --deadline and --quorum out"
+            "end a round, and `max_staleness` how late one may come: leave `deadline` and `quorum` out"
         )
     _check_agreement(folder, agreement)
     finished = folder.finished(recipe.rounds)
