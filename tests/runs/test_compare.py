@@ -135,6 +135,25 @@ def test_another_data_file_is_not_compared(paths: Callable[..., list[Path]], tin
     assert any("other.csv" in reason for reason in beside.reasons)
 
 
+def test_rows_at_sites_are_taken_to_be_the_same_by_their_numbers(paths: Callable[..., list[Path]]) -> None:
+    runs = paths(FEDSA, LOCAL, [*LOCAL, "seed=1"])
+
+    def like_a_server(folder: RunFolder, progress: Progress) -> None:
+        (folder.path / "partition.json").unlink()
+        del folder._files["partition.json"]
+        progress.data = ""
+
+    for run in runs:
+        resealed(run, like_a_server)
+    (beside,) = compare(runs[:2]).beside
+    assert beside.difference is not None
+    assert len(beside.clients) == 3
+    assert "cannot be looked at here" in beside.reasons[0]
+    (beside,) = compare([runs[0], runs[2]]).beside  # another seed cuts in another way
+    assert beside.difference is None
+    assert "cut in another way" in beside.reasons[-1]
+
+
 def test_a_client_of_one_run_alone_is_named(paths: Callable[..., list[Path]]) -> None:
     (beside,) = compare(paths(FEDSA, [*LOCAL, "holdout_clients=0.34"])).beside
     assert len(beside.clients) == 2

@@ -47,7 +47,7 @@ def command(
         print_json({**as_json(found), "files": [str(file) for file in files]})
         return
     table = table_of(found)
-    print_table(table.header, table.rows, right_from=2)
+    print_table(table.header, table.rows, right_from=2, whole=2)
     say()
     for note in table.notes:
         say(note)

@@ -74,7 +74,10 @@ def _show(folder: Path, runs: list[ListedRun]) -> None:
             ]
         )
     print_table(
-        ["run", "state", "method", "model", "clients", "rounds", "test score", "size", "begun, UTC"], rows, right_from=4
+        ["run", "state", "method", "model", "clients", "rounds", "test score", "size", "begun, UTC"],
+        rows,
+        right_from=4,
+        whole=4,
     )
     say(f"\n{counted(len(runs), 'run')}, {sized(sum(run.bytes for run in runs))}. Scores: weighted mean over clients,")
     say("on their test rows, at the round that was chosen on validation.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedsa.errors import UserError
+from fedsa.recipe import OBJECTS
 from fedsa.store import FinishedRun, RunFolder, is_in_use, recipe_of, size_of, unneeded_bytes
 
 __all__ = ["ListedRun", "list_runs", "run_folders"]
@@ -32,7 +33,7 @@ class ListedRun:
         sweep: the folder of the sweep that it belongs to.
         algorithm: the method; None, as the next ones: it cannot be told.
         variant: the adapter's.
-        model: as the recipe names it.
+        model: as the recipe names it; None too where it was a Python object, or lies at the sites.
         seed: the run's.
         clients: how many.
         rounds: how many the recipe asks for.
@@ -120,7 +121,7 @@ def _listed(path: Path) -> ListedRun:
             sweep=sweep,
             algorithm=recipe.algorithm,
             variant=recipe.adapter.variant,
-            model=recipe.model.path,
+            model=None if recipe.model.path == OBJECTS else recipe.model.path,
             seed=recipe.seed,
             clients=len(everyone) if progress is not None else None,
             rounds=recipe.rounds,

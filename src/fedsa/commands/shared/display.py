@@ -36,16 +36,20 @@ def print_table(
     rows: Sequence[Sequence[str]],
     *,
     right_from: int | None = None,
+    whole: int = 0,
     console: Console | None = None,
 ) -> None:
-    """Print a table; columns from ``right_from`` on are numbers: set right, never cut or folded."""
+    """Print a table; columns from ``right_from`` on are numbers: set right, never cut or folded.
+
+    So are the first ``whole`` ones never cut, such as names that are to be copied.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     header, *rows = [[for_terminal(cell) for cell in row] for row in (header, *rows)]
     needed = 0
     for number, (name, *cells) in enumerate(zip(header, *rows, strict=True)):
         right = right_from is not None and number >= right_from
         longest = max(cell_len(cell) for cell in (name, *cells))
-        least = longest if right else min(longest, 12)
+        least = longest if right or number < whole else min(longest, 12)
         needed += least + 2
         table.add_column(
             Text(name), justify="right" if right else "left", overflow="fold", no_wrap=right, min_width=least

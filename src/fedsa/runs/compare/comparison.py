@@ -9,10 +9,12 @@ from statistics import mean
 from typing import Any
 
 from fedsa.errors import RunFolderError, UserError
+from fedsa.recipe import agreed_settings
 from fedsa.runs.compare.groups import ComparedRun, Group, grouped
 from fedsa.statistics import Difference, paired_difference
 from fedsa.store import FinishedRun
 from fedsa.texts.words import counted
+from fedsa.types import SPLITS
 
 __all__ = ["Beside", "ClientPair", "Comparison", "compare"]
 
@@ -239,13 +241,13 @@ def _same_rows(run: ComparedRun, other: ComparedRun) -> tuple[list[str], list[st
         return [], [*reasons, "Not compared: there is no client in both."]
     if run.rows and run.rows == other.rows:
         return both, reasons
+    if run.partition is None or other.partition is None:
+        return _alike_by_numbers(run, other, both, reasons)
     if _source(run) != _source(other):
         return [], [
             *reasons,
             f"Not compared: the rows are of {_source(run)[0]}, and those of {other.path.name} of {_source(other)[0]}.",
         ]
-    if run.partition is None or other.partition is None:
-        return [], [*reasons, "Not compared: a server's folder does not tell which test rows its clients have."]
     same = [client for client in both if run.partition[client]["test"] == other.partition[client]["test"]]
     if run.partition == other.partition and _reads(run) == _reads(other):
         return [], [*reasons, "Not compared: the same clients have other rows, so the data were changed in between."]
@@ -255,6 +257,31 @@ def _same_rows(run: ComparedRun, other: ComparedRun) -> tuple[list[str], list[st
             f"{counted(len(changed), 'client')} not compared, whose test rows are others: {_listed(changed)}."
         )
     return same, reasons
+
+
+def _alike_by_numbers(
+    run: ComparedRun, other: ComparedRun, both: Sequence[str], reasons: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The same where one of the runs is a server's, which sees no rows: by how many there are and how they are cut."""
+    if run.seed != other.seed or _cut(run) != _cut(other):
+        return [], [*reasons, "Not compared: the clients' rows are at their sites, and they are cut in another way."]
+    splits = [f"{split}_examples" for split in SPLITS]
+    entries, others = run.finished.clients, other.finished.clients
+    same = [client for client in both if all(entries[client].get(s) == others[client].get(s) for s in splits)]
+    told, unlike = [*reasons], sorted({*both} - {*same})
+    if unlike:
+        told.append(f"{counted(len(unlike), 'client')} not compared, with other numbers of rows: {_listed(unlike)}.")
+    if same:
+        told.append(
+            "Rows are at their sites and cannot be looked at here: a client's are taken to be the same, since it has "
+            "as many of them, and they are cut alike."
+        )
+    return same, told
+
+
+def _cut(run: ComparedRun) -> Any:
+    """How a client's rows are cut into train, validation and test."""
+    return agreed_settings(run.finished.recipe).get("data")
 
 
 def _source(run: ComparedRun) -> tuple[Any, ...]:

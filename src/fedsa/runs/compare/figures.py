@@ -10,12 +10,13 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedsa.runs.compare.comparison import Beside, Comparison
 from fedsa.runs.compare.groups import Group, Point
 from fedsa.runs.report.drawing import CYCLE, INK, MUTED, clipped, colour, drawing, name_lines, svg
 from fedsa.texts.escapes import for_terminal
+from fedsa.texts.words import sized
 from fedsa.types import FRACTIONS
 
 __all__ = ["CURVES", "MOST_GROUPS", "draw_curves", "draw_differences"]
@@ -26,12 +27,18 @@ MOST_GROUPS = len(CYCLE)
 _MOST_NAMES = 40  # clients whose names stand beside their differences
 _MARKED = 20  # points of a line that are marked one by one
 
-CURVES: dict[str, tuple[str, Callable[[Point], float]]] = {
-    "rounds": ("round", lambda point: point.round),
-    "bytes": ("MB sent, by and to all clients", lambda point: (point.upload_bytes + point.download_bytes) / 1e6),
-    "seconds": ("seconds of local training, all clients", lambda point: point.train_seconds),
+_ABOUT = {
+    "rounds": "round",
+    "bytes": "sent, by and to all clients",
+    "seconds": "seconds of local training, all clients",
 }
-"""What the learning curves are drawn over: the text below them, and its value."""
+
+CURVES: dict[str, Callable[[Point], float]] = {
+    "rounds": lambda point: point.round,
+    "bytes": lambda point: point.upload_bytes + point.download_bytes,
+    "seconds": lambda point: point.train_seconds,
+}
+"""What the learning curves are drawn over."""
 
 
 def draw_curves(found: Comparison) -> dict[str, Markup]:
@@ -44,12 +51,10 @@ def draw_curves(found: Comparison) -> dict[str, Markup]:
     if not groups:
         return {}
     with drawing():
-        return {
-            name: svg(_curves(found, groups, text, place), f"curve-{name}") for name, (text, place) in CURVES.items()
-        }
+        return {name: svg(_curves(found, groups, name, place), f"curve-{name}") for name, place in CURVES.items()}
 
 
-def _curves(found: Comparison, groups: list[Group], text: str, place: Callable[[Point], float]) -> Figure:
+def _curves(found: Comparison, groups: list[Group], over: str, place: Callable[[Point], float]) -> Figure:
     scale, unit = (100, " (%)") if found.metric in FRACTIONS else (1, "")
     figure = Figure(figsize=(5.6, 3.5))
     axes = figure.add_axes((0.1, 0.14, 0.6, 0.73))
@@ -66,9 +71,10 @@ def _curves(found: Comparison, groups: list[Group], text: str, place: Callable[[
     axes.margins(x=0.02)
     axes.grid(axis="y")
     axes.set_title(f"{found.metric.replace('_', ' ')} on validation{unit}", loc="left", fontsize=10, pad=10)
-    axes.set_xlabel(text)
-    if text == "round":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(_ABOUT[over])
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=over == "rounds"))
+    if over == "bytes":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: sized(value).removesuffix(".0")))
     name_lines(axes, lines, [found.groups.index(group) for group in groups])
     return figure
 
@@ -122,6 +128,8 @@ def _differences(found: Comparison, beside: Beside, shade: str) -> Figure:
 
 
 def _wide_enough(axes: Axes, values: list[Any]) -> None:
-    """Keep an axis from ending in nothing where all differences are zero."""
-    if not any(values):
+    """Leave room beside the outermost dots, also where all differences are zero."""
+    if any(values):
+        axes.margins(x=0.06)
+    else:
         axes.set_xlim(-1, 1)

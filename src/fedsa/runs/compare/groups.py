@@ -13,7 +13,7 @@ from typing import Any
 from fedsa.recipe import Recipe, Scope, is_resolved, scope_of
 from fedsa.store import FinishedRun
 
-__all__ = ["ComparedRun", "Group", "Point", "grouped"]
+__all__ = ["ComparedRun", "Group", "Point", "grouped", "setting"]
 
 _SEED = "seed"
 _MOST_SETTINGS = 3  # in the name of a group; more make it unreadable
@@ -211,5 +211,19 @@ def _told(key: str, value: Any) -> str:
         return str(value)
     if key in ("model.path", "data.path"):
         return Path(str(value)).name
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{key.rpartition('.')[2]} = {shown}"
+    return f"{key.rpartition('.')[2]} = {setting(value)}"
+
+
+def setting(value: Any) -> str:
+    """Return a setting's value as text, nearly as a recipe has it.
+
+    >>> setting(None), setting(0.01), setting(True), setting(["query", "value"])
+    ('–', '0.01', 'true', 'query, value')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from fedsa.runs.compare.comparison import Comparison
-from fedsa.runs.compare.figures import CURVES, MOST_GROUPS, draw_curves, draw_differences
+from fedsa.runs.compare.figures import MOST_GROUPS, draw_curves, draw_differences
+from fedsa.runs.compare.groups import setting
 from fedsa.runs.compare.results import in_words, table_of
 from fedsa.runs.report.engine import page_engine, score, short
 from fedsa.types import FRACTIONS
@@ -28,11 +28,12 @@ def as_html(found: Comparison) -> str:
         table=table,
         metric=found.metric.replace("_", " "),
         found=found,
-        curves=[(name, CURVES[name][0], figure) for name, figure in curves.items()],
+        curves=curves,
         undrawn=[group.name for group in found.groups[MOST_GROUPS:]],
         differences=draw_differences(found),
         clients=_clients(found),
         paired=[each for each in found.beside if each.clients],
+        is_one_reference=_is_one_reference(found),
         settings=list(found.groups[0].settings),
         runs=[(group.name, [run.path.resolve().name for run in group.runs]) for group in found.groups],
         command=shlex.join(["fedsa", "compare", *(str(run.path) for group in found.groups for run in group.runs)]),
@@ -61,11 +62,16 @@ def _signed(value: float, metric: str) -> str:
 def _setting(value: object) -> str:
     """Return a setting's value as text; folders of the machine are left out.
 
-    >>> _setting(None), _setting(0.01), _setting("/home/me/sites"), _setting(["query", "value"])
-    ('–', '0.01', '…/sites', 'query, value')
+    >>> _setting("/home/me/sites"), _setting(False)
+    ('…/sites', 'false')
     """
-    if value is None:
-        return "–"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_setting, value))
-    return short(value) if isinstance(value, str | Path) else str(value)
+    return short(value) if isinstance(value, str) else setting(value)
+
+
+def _is_one_reference(found: Comparison) -> bool:
+    """Whether each client's value in the reference is the same beside all groups, as it is where seeds are the same."""
+    values: dict[str, set[float]] = {}
+    for each in found.beside:
+        for pair in each.clients:
+            values.setdefault(pair.client, set()).add(pair.against)
+    return all(len(own) == 1 for own in values.values())

@@ -34,7 +34,7 @@ def table_of(found: Comparison) -> Table:
         "on validation; mean: every client alike. With several seeds: mean ± sample standard deviation. Worst client: "
         "of each seed. Sent: by and to all clients in the whole run. Training: seconds of all clients’ local training."
     ]
-    if found.beside:
+    if any(each.difference is not None for each in found.beside):
         notes.append(
             f"Less {found.reference.name}: mean difference over pairs of the same client and seed, all clients alike, "
             f"with a 95 % bootstrap interval ({RESAMPLES:,} resamples of seeds, and of clients within each); ○: it "
@@ -151,24 +151,26 @@ def _group(found: Comparison, group: Group, beside: Beside | None) -> dict[str, 
     }
 
 
-def in_words(found: Comparison) -> str:
-    """Return what the comparison comes to as sentences, for a reader who stops there."""
-    return " ".join(_sentences(each, found) for each in found.beside) or (
+def in_words(found: Comparison) -> list[str]:
+    """Return what the comparison comes to, a text for each group, for a reader who stops there."""
+    return [_sentences(each, found) for each in found.beside] or [
         f"Runs of one recipe with {counted(len(found.reference.runs), 'seed')}: there is nothing to compare them with."
-    )
+    ]
 
 
 def _sentences(beside: Beside, found: Comparison) -> str:
-    name, other = beside.group.name, found.reference.name
+    name, other, metric = beside.group.name, found.reference.name, found.metric.replace("_", " ")
     if beside.difference is None:
         return f"{name} cannot be compared with {other}."
+    counts, clients = beside.counts, counted(len(beside.clients), "client")
+    if counts["same"] == len(beside.clients):
+        return f"{name} and {other} have the same {metric} on test at each of {clients}."
     unit = " percentage points" if found.metric in FRACTIONS else ""
     ends = (beside.difference.low, beside.difference.mean, beside.difference.high)
-    low, middle, high = (shown(value, found.metric, "+") for value in ends)
-    counts = beside.counts
+    low, middle, high = (shown(value, found.metric, "+").replace("-", "−") for value in ends)
     clear = "" if beside.difference.is_clear else "; it contains zero, so there may be no difference"
     return (
-        f"{name} less {other}: {middle}{unit} of {found.metric.replace('_', ' ')} on test, mean over "
-        f"{counted(len(beside.clients), 'client')} (95 % interval {low} to {high}{clear}). It is better for "
-        f"{counted(counts['better'], 'client')}, worse for {counts['worse']:,} and the same for {counts['same']:,}."
+        f"{name} less {other}: {middle}{unit} of {metric} on test, mean over {clients} (95 % interval {low} to "
+        f"{high}{clear}). It is better for {counts['better']:,}, worse for {counts['worse']:,} and the same for "
+        f"{counts['same']:,} of them."
     )
