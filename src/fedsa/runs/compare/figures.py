@@ -74,7 +74,7 @@ def _curves(found: Comparison, groups: list[Group], over: str, place: Callable[[
     axes.set_xlabel(_ABOUT[over])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=over == "rounds"))
     if over == "bytes":
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: sized(value).removesuffix(".0")))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: sized(value).replace(".0 ", " ")))
     name_lines(axes, lines, [found.groups.index(group) for group in groups])
     return figure
 

@@ -170,7 +170,7 @@ def _sentences(beside: Beside, found: Comparison) -> str:
     low, middle, high = (shown(value, found.metric, "+").replace("-", "−") for value in ends)
     clear = "" if beside.difference.is_clear else "; it contains zero, so there may be no difference"
     return (
-        f"{name} less {other}: {middle}{unit} of {metric} on test, mean over {clients} (95 % interval {low} to "
+        f"{name} less {other}: {middle}{unit} of {metric} on test, mean over {clients} (95\u00a0% interval {low} to "
         f"{high}{clear}). It is better for {counts['better']:,}, worse for {counts['worse']:,} and the same for "
         f"{counts['same']:,} of them."
     )
