@@ -278,6 +278,7 @@ def disk(suite: Suite, place: str, what: str) -> list[Row]:
             filler = fill_disk(run.folder / place)
             run.wait_for_round(run.round + 6, seconds=suite.draw.uniform(4, 10), server_may_end=True, may_wait=True)
             filler.unlink()
+            run.wait_for_round(run.round + 2, server_may_end=True)  # it goes on, or it is ending already
             if run.server.status is not None:
                 stops += 1
                 if "disk" not in run.server.told()[-600:] and "log says why" not in run.server.told()[-600:]:
