@@ -149,51 +149,8 @@ class QuestionAnswering(Task):
             first=count + np.concatenate([[0], np.cumsum(extra)]),
             contexts=table.select_columns([self.context_column]),
             references=tuple(references),
-            notes=self._notes(firsts, further, extra[rows], reading, cut_questions, limit, answered=answered),
+            notes=_notes(self, firsts, further, extra[rows], reading, cut_questions, limit, answered=answered),
         )
-
-    def _notes(
-        self,
-        firsts: Sequence[_Window],
-        further: Sequence[_Window],
-        extra: IntArray,
-        reading: Reading,
-        cut_questions: int,
-        limit: int | None,
-        *,
-        answered: bool,
-    ) -> tuple[str, ...]:
-        """Return sentences on the rows.
-
-        Args:
-            firsts: each row's first window.
-            further: the others, row by row.
-            extra: how many of them each row has, shape (rows,).
-            reading: counts the first windows.
-            cut_questions: how many questions lost their end.
-            limit: the most tokens that the model takes.
-            answered: the rows have answers.
-        """
-        longest, stride = _sizes(self.max_length, self.doc_stride, limit)
-        own = [window.spans[:, 1] > window.spans[:, 0] for window in further]
-        more = np.array([int(inside.sum()) - stride for inside in own], dtype=np.int64)
-        owner = np.repeat(np.arange(len(extra)), extra)
-        whole = np.array([len(window.tokens) for window in firsts]) + np.bincount(owner, more, len(extra)).astype(int)
-        reading.add([window.tokens.tolist() for window in firsts], whole)
-        notes = reading.unread([self.question_column, self.context_column])
-        if cut_questions:
-            many = counted(cut_questions, "question is", "questions are")
-            notes.insert(0, f"{many} too long for task.max_length = {longest} and cut at the end.")
-        if cut := told(whole, longest):
-            notes.insert(0, f"{cut}: they are read in several windows; {raise_length(longest, limit)}.")
-        found = np.array([window.holds for window in firsts], dtype=np.int64)
-        found += np.bincount(owner, [window.holds for window in further], len(extra)).astype(int)
-        if answered and (lost := int((found == 0).sum())):
-            notes.append(
-                f"{lost:,} of {counted(len(found), 'row')} have an answer that no window holds whole: their windows "
-                "are trained to point at [CLS]."
-            )
-        return tuple(notes)
 
     def _questions(
         self, rows: IntArray, cells: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, limit: int | None
@@ -322,6 +279,51 @@ class QuestionAnswering(Task):
         best = [low + int(scores[low:high].argmax()) for low, high in pairwise(edges.tolist())]
         begins, behind = own.spans[starts[best] + firsts[best], 0], own.spans[starts[best] + lasts[best], 1]
         return list(zip(begins.tolist(), behind.tolist(), strict=True))
+
+
+def _notes(
+    task: QuestionAnswering,
+    firsts: Sequence[_Window],
+    further: Sequence[_Window],
+    extra: IntArray,
+    reading: Reading,
+    cut_questions: int,
+    limit: int | None,
+    *,
+    answered: bool,
+) -> tuple[str, ...]:
+    """Return sentences on the rows.
+
+    Args:
+        task: the task.
+        firsts: each row's first window.
+        further: the others, row by row.
+        extra: how many of them each row has, shape (rows,).
+        reading: counts the first windows.
+        cut_questions: how many questions lost their end.
+        limit: the most tokens that the model takes.
+        answered: the rows have answers.
+    """
+    longest, stride = _sizes(task.max_length, task.doc_stride, limit)
+    own = [window.spans[:, 1] > window.spans[:, 0] for window in further]
+    more = np.array([int(inside.sum()) - stride for inside in own], dtype=np.int64)
+    owner = np.repeat(np.arange(len(extra)), extra)
+    whole = np.array([len(window.tokens) for window in firsts]) + np.bincount(owner, more, len(extra)).astype(int)
+    reading.add([window.tokens.tolist() for window in firsts], whole)
+    notes = reading.unread([task.question_column, task.context_column])
+    if cut_questions:
+        many = counted(cut_questions, "question is", "questions are")
+        notes.insert(0, f"{many} too long for task.max_length = {longest} and cut at the end.")
+    if cut := told(whole, longest):
+        notes.insert(0, f"{cut}: they are read in several windows; {raise_length(longest, limit)}.")
+    found = np.array([window.holds for window in firsts], dtype=np.int64)
+    found += np.bincount(owner, [window.holds for window in further], len(extra)).astype(int)
+    if answered and (lost := int((found == 0).sum())):
+        notes.append(
+            f"{lost:,} of {counted(len(found), 'row')} have an answer that no window holds whole: their windows "
+            "are trained to point at [CLS]."
+        )
+    return tuple(notes)
 
 
 def _sizes(max_length: int, doc_stride: int, limit: int | None) -> tuple[int, int]:
