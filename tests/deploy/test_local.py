@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from fedsa.recipe import Recipe
 from fedsa.store import FinishedRun, RunFolder
@@ -52,6 +53,52 @@ def test_three_processes_come_to_the_simulators_bytes_and_leave_nothing_running(
     left = [process.pid for process in psutil.process_iter() if _is_of(process, tmp_path)]
     assert not left
     assert any("generation 1" in line for line in told)
+
+
+def test_two_workers_with_many_clients_come_to_the_simulators_numbers(
+    tiny_recipe: Callable[..., Recipe],
+    tiny_run: Callable[..., Any],
+    tiny_model_without_dropout: Path,
+    tmp_path: Path,
+) -> None:
+    """In cohorts inside each worker, half of the clients a round: equal within rounding to one client at a time."""
+    from fedsa.deploy.local import deploy_local
+
+    many = (
+        f"model.path='{tiny_model_without_dropout.as_posix()}'",
+        'data.partition={kind = "iid", clients = 12, min_examples = 5, test_fraction = 0.3}',
+        "fraction_train=0.5",
+        "evaluation.fraction_evaluate=0.5",
+        "compute.threads=1",
+        "rounds=3",
+        "keep_rounds=all",
+    )
+    workers = ["worker-1", "worker-2"]
+    recipe = tiny_recipe(*many, "training.trainer=cohort", "training.cohort_size=3")
+    summary = deploy_local(recipe, tmp_path / "run", workers)
+    simulated = tiny_run(*many, "training.trainer=sequential")
+    for name in ("clients", "total_upload_bytes", "total_download_bytes"):
+        assert summary[name] == simulated.summary[name], name
+    before = simulated.federation.model.initial
+    for round in (1, 2, 3):
+        here = RunFolder.open(tmp_path / "run").server_states.load_server(round)[0]
+        there = simulated.folder.server_states.load_server(round)[0]
+        assert here
+        for key, value in here.items():
+            torch.testing.assert_close(value, there[key], rtol=0, atol=1e-5)
+            assert (value - before[key]).abs().max() > 1e-3, "it says nothing where nothing has changed"
+        before = here
+    assert len(_losses(tmp_path / "run")) == 18
+    assert _losses(tmp_path / "run") == pytest.approx(_losses(simulated.folder.path), rel=1e-4)
+    for worker in workers:
+        own = json.loads((tmp_path / "run" / "sites" / worker / "settings.json").read_text())["training"]
+        assert (own["trainer"], own["cohort_size"]) == ("cohort", 3)
+
+
+def _losses(run: Path) -> dict[tuple[int, str], float]:
+    """The training losses of a run, by round and client."""
+    lines = [line for line in FinishedRun.open(run).lines() if line.get("train")]
+    return {(line["round"], line["client"]): line["train"]["loss"] for line in lines}
 
 
 def _is_of(process: psutil.Process, folder: Path) -> bool:

@@ -79,7 +79,8 @@ def deploy_local(
         with _carrying(engine, out / _ENGINE, commands, port, listen, tell) as carrier:
             run = run_id_of(agreement, sites)
             fleet = RemoteFleet(carrier, sites, run, deadline=deadline, quorum=quorum, tell=tell)
-            return serve(agreement, folder, fleet, engine=engine, callbacks=callbacks)
+            keeps_all = recipe.keep_rounds == "all"  # the server's own business: not agreed
+            return serve(agreement, folder, fleet, engine=engine, keeps_all_rounds=keeps_all, callbacks=callbacks)
 
 
 def _check_engine(engine: str) -> None:

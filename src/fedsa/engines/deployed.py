@@ -76,6 +76,7 @@ def serve(
     fleet: RemoteFleet,
     *,
     engine: str,
+    keeps_all_rounds: bool = False,
     callbacks: Sequence[Callback] = (),
     membership: Membership | None = None,
 ) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def serve(
         folder: the server's, open for writing.
         fleet: the sites; not set up yet.
         engine: the name of what carries the messages, for the summary.
+        keeps_all_rounds: whether the folder keeps the server's state of every round, and not only what is needed.
         callbacks: told of every step.
         membership: looked at before each round, for sites that have come or gone; None: they stay the same.
 
@@ -107,7 +109,7 @@ def serve(
     finished = folder.finished(recipe.rounds)
     if finished is not None:
         return _told_again(folder, fleet, finished)
-    folder.keeps_all_rounds = recipe.keep_rounds == "all"
+    folder.keeps_all_rounds = keeps_all_rounds
     initial = fleet.set_up(agreement)
     first = agreement.first_state(initial)
     gone = membership.roster.left if membership else ()
