@@ -240,6 +240,21 @@ def test_a_site_may_leave_while_the_server_is_down(world: Callable[..., World]) 
     assert RunFolder.open(ours.place / "out").read_json("clients.json")["site 1"]["left"] == 2
 
 
+def test_nobody_waits_for_the_update_of_a_client_that_has_left(world: Callable[..., World]) -> None:
+    """Where rounds overlap, it may still train while its site leaves."""
+    ours = world(begins=["north", "south", "west"])
+    ours.serve()
+    ours.roster = south_leaves(ours.roster)
+    with open_server_folder(ours.place / "out", ours.agreement.recipe).locked() as folder:
+        fleet = RemoteFleet(ours.exchange, [*CLIENTS], ours.roster.run, clients=CLIENTS)
+        fleet.set_up(ours.agreement)
+        progress = folder.progress()
+        assert progress is not None
+        progress.underway = {"site 0": 3, "site 1": 3}
+        assert Membership(lambda: ours.roster).follow(ours.agreement, folder, fleet, progress)
+        assert progress.underway == {"site 0": 3}
+
+
 def test_a_site_that_is_not_ready_holds_nobody_up(world: Callable[..., World]) -> None:
     ours = world(begins=["north", "south"])
     ours.changes[1] = west_joins

@@ -115,6 +115,7 @@ class Membership:
             self._dismiss(site)
             fleet.leave_out(site)
             self._tell(f"{site} has left: from round {next_round} on it is not asked any more")
+        progress.underway = {client: round for client, round in progress.underway.items() if client in fleet.clients}
         come = []
         for site, clients in self.roster.clients.items():
             if site in fleet.sites:
