@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedsa.recipe import Recipe
+from support.extras import NEEDS_NVFLARE
 from support.repository import program
 
-pytest.importorskip("nvflare", reason="needs the extra: pip install 'fedsa[nvflare]'")
-
-pytestmark = pytest.mark.run
+pytestmark = [pytest.mark.slow, NEEDS_NVFLARE]  # a whole recorded run, and a search for every number of it
 
 SETTINGS = ("training.trainer=sequential", "compute.threads=1", "model.attn_implementation=eager", "rounds=2")
 
