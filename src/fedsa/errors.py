@@ -113,7 +113,7 @@ class MissingExtraError(UserError):
     """An optional dependency is not installed.
 
     Args:
-        what: what was asked for, e.g. ``callback 'tensorboard'``.
+        what: what was asked for, e.g. ``tracker 'tensorboard'``.
         extra: the extra of fedsa that brings it.
     """
 

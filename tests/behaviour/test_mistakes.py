@@ -83,7 +83,7 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
         pytest.param(["algorithm_options={mu=1}"], ["algorithm_options.mu", "no such option"], id="algorithm option"),
         pytest.param(["algorithm=local", "share_head=true"], ["share_head", "local"], id="local shares no head"),
         pytest.param(
-            ["callbacks=['tensorbord']"], ["unknown callback", "did you mean 'tensorboard'?"], id="unknown callback"
+            ["report_to=['tensorbord']"], ["unknown tracker", "did you mean 'tensorboard'?"], id="unknown tracker"
         ),
         pytest.param(["adapter.variant=lokr"], ["adapter.variant", "'ia3' or 'lora_xs'"], id="variant"),
         pytest.param(
@@ -321,8 +321,8 @@ def test_a_missing_extra_names_what_to_install(
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    message = refuses("run", recipe_file("callbacks=['tensorboard']"), "--out", tmp_path / "run")
-    assert "callback 'tensorboard'" in message
+    message = refuses("run", recipe_file("report_to=['tensorboard']"), "--out", tmp_path / "run")
+    assert "tracker 'tensorboard'" in message
     assert "pip install 'fedsa[track]'" in message
     assert not (tmp_path / "run").exists()
 

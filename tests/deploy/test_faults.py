@@ -13,7 +13,7 @@ from support.extras import NEEDS_NVFLARE
 from support.repository import ROOT
 
 pytestmark = [
-    pytest.mark.run,
+    pytest.mark.slow,  # two whole federations with the real commands: minutes
     NEEDS_NVFLARE,
     pytest.mark.skipif(sys.platform != "linux", reason="the fault suite is for Linux"),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import fedsa.callbacks
+import fedsa.callbacks.trackers
 import fedsa.models.early as early
 from fedsa.errors import UserError
 from fedsa.federation import Federation, check_early
@@ -29,7 +29,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     """Act as if packages were not installed."""
     found = early.find_spec
-    for module in (early, fedsa.callbacks):
+    for module in (early, fedsa.callbacks.trackers):
         monkeypatch.setattr(module, "find_spec", lambda name: None if name in packages else found(name))
 
 

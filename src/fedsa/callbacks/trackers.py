@@ -50,7 +50,7 @@ class Tracker(Callback):
             MissingExtraError: with the command that installs it.
         """
         if find_spec(cls.module) is None:
-            raise MissingExtraError(f"report_to = [{cls.name!r}]", cls.extra)
+            raise MissingExtraError(f"tracker {cls.name!r}", cls.extra)
 
     @abstractmethod
     def open(self, run: Path, recipe: Recipe, finished_rounds: int) -> None:
