@@ -48,6 +48,19 @@ def test_every_client_trains_unless_a_fraction_is_given():
     assert server_of(3).sample(1) == ("c0", "c1", "c2")
 
 
+def test_a_client_of_a_lower_rank_is_sent_its_own_rows_alone():
+    algorithm = make_algorithm("fedsa", {})
+    state = algorithm.init({A: torch.zeros(2, 3)})
+    server = Server(algorithm, state, ["c0", "c1"], seed=0, ranks={"c1": 1})
+    server.begin_round(1)
+    values = {"c0": torch.ones(2, 3), "c1": torch.ones(1, 3)}
+    server.end_round(1, [Update(client, 1, 1, {A: value}) for client, value in values.items()])
+    assert {client: tuple(server.payload(client, 2).tensors[A].shape) for client in values} == {
+        "c0": (2, 3),
+        "c1": (1, 3),
+    }
+
+
 def test_how_many_are_sampled():
     sizes = {fraction: len(server_of(10, fraction_train=fraction).sample(1)) for fraction in (0.01, 0.25, 0.34, 0.96)}
     assert sizes == {0.01: 1, 0.25: 3, 0.34: 3, 0.96: 10}
