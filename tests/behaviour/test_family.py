@@ -163,6 +163,7 @@ def test_the_local_adapter_never_leaves(tiny_run: Callable[..., Any]) -> None:
     assert set(run.federation.initial_state().scaling.values()) == {4 / 2 * 0.3 * 3**0.5}
 
 
+@pytest.mark.slow
 def test_glue_mnli_with_two_adapters_is_counted() -> None:
     data, _ = read_recipe("glue-mnli")
     recipe = parse_recipe(apply_overrides(data, ["algorithm=support.methods:Two"]))

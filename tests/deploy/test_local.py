@@ -55,6 +55,7 @@ def test_three_processes_come_to_the_simulators_bytes_and_leave_nothing_running(
     assert any("generation 1" in line for line in told)
 
 
+@pytest.mark.slow
 def test_two_workers_with_many_clients_come_to_the_simulators_numbers(
     tiny_recipe: Callable[..., Recipe],
     tiny_run: Callable[..., Any],
