@@ -255,7 +255,7 @@ def certificates(suite: Suite) -> list[Row]:
 
 def short(suite: Suite) -> list[Row]:
     """Some of the faults, once each, in one short run: for a test."""
-    with suite.run("short", template=suite.template(SITES[:2], 8)) as run:
+    with suite.run("short", template=suite.template(SITES[:2], 20)) as run:
         north = run.sites["north"]
         run.wait_for_round(1)
         north.find("worker").kill()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedsa.api import run
-from fedsa.callbacks import Callback, make_callbacks
+from fedsa.callbacks import Callback, Tracker, make_callbacks
 from fedsa.errors import UserError
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
@@ -73,3 +73,28 @@ def test_callback_by_import_path_and_mistakes() -> None:
     }.items():
         with pytest.raises(UserError, match=text):
             make_callbacks([name])
+
+
+def test_a_tracker_is_opened_once_though_a_run_begins_anew_when_sites_come(tmp_path: Path) -> None:
+    class Counting(Tracker):
+        name, module, extra = "counting", "json", "none"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.events: list[str] = []
+
+        def open(self, run: Path, recipe: Any, finished_rounds: int) -> None:
+            self.events.append("open")
+
+        def log(self, values: Any, round: int) -> None:
+            self.events.append(f"round {round}")
+
+        def close(self) -> None:
+            self.events.append("close")
+
+    tracker = Counting()
+    for finished in (0, 1):
+        tracker.on_run_begin(tmp_path, None, (), finished)  # type: ignore[arg-type]
+        tracker.on_round_end(finished + 1, [], None)
+    tracker.on_run_end({})
+    assert tracker.events == ["open", "round 1", "round 2", "close"]

@@ -46,6 +46,19 @@ def test_a_request_of_another_site_is_refused_and_can_be_mended(tmp_path: Path) 
     add_key(kit, good.with_suffix(".key"))
 
 
+def test_a_key_that_does_not_fit_stays_where_it_is(tmp_path: Path) -> None:
+    """Else the right one would not be taken any more."""
+    request = make_request(tmp_path / "right", "north")
+    wrong = make_request(tmp_path / "wrong", "north").with_suffix(".key")
+    kit = provision(tmp_path, "a_project", "localhost", 8002, ["north"], requests={"north": request})["north"]
+    with pytest.raises(PreflightError, match="not the key of"):
+        add_key(kit, wrong)
+    assert wrong.exists()
+    assert not kit.key.exists()
+    add_key(kit, request.with_suffix(".key"))
+    check_kit(kit)
+
+
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     """Of a federation whose parties have their kits: north's key was made there."""

@@ -25,9 +25,18 @@ def test_a_run_whose_parties_are_killed_one_after_the_other_ends_in_the_bytes_of
     """A worker, the server's command, a whole site, and the engine's job, each with the real commands."""
     command = [sys.executable, str(ROOT / "benchmarks" / "deploy_faults.py"), "--only", "short", "--times", "1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "runs")], env=environment, capture_output=True, text=True, check=False
+    suite = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "runs")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert done.returncode == 0, done.stdout
-    assert "| 1 | ends with the undisturbed run's bytes (" in done.stdout
-    assert "| held |" in done.stdout
+    try:
+        said, _ = suite.communicate()
+    finally:
+        suite.terminate()  # it then ends its parties, which are sessions of their own
+        suite.wait()
+    assert suite.returncode == 0, said
+    assert "| 1 | ends with the undisturbed run's bytes (" in said
+    assert "| held |" in said

@@ -85,11 +85,16 @@ class World(Callback):
             self.answers.append((site, decode(answer)))
             yield site, answer
 
-    def serve(self) -> dict[str, Any]:
+    def serve(self, quorum: int | None = None) -> dict[str, Any]:
         with open_server_folder(self.place / "out", self.agreement.recipe).locked() as folder:
             sites = self.roster.sites_of(folder)
             fleet = RemoteFleet(
-                self.exchange, sites, self.roster.run, clients=self.roster.clients, tell=self.told.append
+                self.exchange,
+                sites,
+                self.roster.run,
+                clients=self.roster.clients,
+                quorum=quorum,
+                tell=self.told.append,
             )
             membership = Membership(
                 lambda: self.roster, dismiss=self.dismissed.append, tell=self.told.append, seconds=0.01
@@ -240,6 +245,44 @@ def test_a_site_may_leave_while_the_server_is_down(world: Callable[..., World]) 
     assert RunFolder.open(ours.place / "out").read_json("clients.json")["site 1"]["left"] == 2
 
 
+def test_who_leaves_after_the_last_round_does_not_take_the_choice_along(world: Callable[..., World]) -> None:
+    """No other round can be chosen any more: the others would be tested, and exported, untrained."""
+    ours = world(begins=["north", "south", "west"])
+    ours.cut = lambda message: message.about.get("split") == "test"
+    with pytest.raises(CutError):
+        ours.serve()
+    ours.cut = lambda message: False
+    progress = RunFolder.open(ours.place / "out").progress()
+    assert progress is not None
+    assert progress.round == 4
+    assert progress.chosen_round
+    ours.roster = south_leaves(ours.roster)
+    ours.open()
+    summary = ours.serve()
+    assert summary["chosen_round"] == progress.chosen_round
+    assert {*summary["per_client"]} == {"site 0", "site 2"}
+
+
+def test_who_has_left_does_not_come_back_with_an_older_roster(world: Callable[..., World]) -> None:
+    ours = world(begins=["north", "south", "west"])
+    before = ours.roster
+    ours.changes[1], ours.changes[2] = south_leaves, lambda roster: before
+    ours.serve()
+    assert ours.trained(4) == ["north", "west"]
+    run = RunFolder.open(ours.place / "out")
+    assert before.left == ()
+    assert before.with_left_of(run).left == ("south",), "also when the server is started again"
+
+
+def test_a_site_that_leaves_before_it_has_come_is_shut_out_too(world: Callable[..., World]) -> None:
+    ours = world(begins=["north", "south"])
+    ours.away.add("west")
+    ours.changes[1] = west_joins
+    ours.changes[2] = lambda roster: roster.without_site("west")
+    ours.serve()
+    assert ours.dismissed == ["west"]
+
+
 def test_nobody_waits_for_the_update_of_a_client_that_has_left(world: Callable[..., World]) -> None:
     """Where rounds overlap, it may still train while its site leaves."""
     ours = world(begins=["north", "south", "west"])
@@ -288,10 +331,6 @@ def test_a_roster_that_cannot_be_used_leaves_all_as_it_was(world: Callable[..., 
 
 @pytest.mark.parametrize("method", ["fedit", "fedalt", "clustered", "flora", "ffa"])
 def test_sites_come_and_go_with_other_methods(world: Callable[..., World], method: str) -> None:
-    from fedsa.algorithms import algorithm_names
-
-    if method not in algorithm_names():
-        pytest.skip(f"no method {method}")
     ours = world(f"algorithm={method}", begins=["north", "south"])
     ours.changes[1], ours.changes[2] = west_joins, south_leaves
     assert {*ours.serve()["per_client"]} == {"site 0", "site 2"}
@@ -354,3 +393,31 @@ def test_a_roster_grows_and_shrinks(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=text):
             make()
+
+
+def test_a_client_that_was_not_measured_does_not_count_with_an_old_score(world: Callable[..., World]) -> None:
+    """A round is chosen by those alone who were measured after it: else the choice would depend on interruptions."""
+    ours = world(begins=["north", "south"])
+    told: dict[int, float] = {}
+    end = ours.on_round_end
+
+    def on_round_end(round: int, lines: Any, validation: Any) -> None:
+        told[round] = validation["weighted_mean"]
+        (measured,) = {line["validation"]["accuracy"] for line in lines if line["client"] == "site 0"}
+        if round == 2:
+            assert [line["client"] for line in lines if "validation" in line] == ["site 0"]
+            assert validation["weighted_mean"] == measured
+        end(round, lines, validation)
+
+    ours.on_round_end = on_round_end  # type: ignore[method-assign]
+    carry = ours.exchange
+
+    def without_south(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+        for site, data in carry(requests, deadline):
+            message = decode(requests[site])
+            if not (site == "south" and message.about.get("do") == "evaluate" and message.round == 3):
+                yield site, data
+
+    ours.exchange = without_south  # type: ignore[method-assign]
+    ours.serve(quorum=1)
+    assert 2 in told

@@ -15,6 +15,7 @@ from fedsa.recipe import (
     agreed_settings,
     dump_recipe,
     parse_recipe,
+    task_settings,
 )
 from fedsa.recipe.kinds import ByKind, by_kind
 
@@ -152,3 +153,21 @@ def test_a_task_of_ones_own_has_every_setting_that_another_kind_has() -> None:
     theirs = {name: each.model_fields[name] for each in sections for name in each.model_fields}
     assert {*theirs} == {*OwnTaskSettings.model_fields} - {"options"}
     assert [name for name, each in theirs.items() if not each.description] == []
+
+
+def test_every_column_that_a_template_names_is_read() -> None:
+    """What is not in `columns` is not read from a file, and the template would have nothing to put in."""
+    templates = {"prompt": "{one}", "answer": "{two}", "choice_template": " {choice} {three}"}
+    for kind in ("generation", "multiple_choice"):
+        known = {name for name in templates if name in type(task_settings({"kind": kind, **BASE[kind]})).model_fields}
+        own = task_settings({"kind": kind, **BASE[kind], **{name: templates[name] for name in known}})
+        named = {field for name in known for field in ("one", "two", "three") if f"{{{field}}}" in templates[name]}
+        if kind == "multiple_choice":  # there the answer is a column's name
+            named -= {"two"}
+        assert named <= {*own.columns}, kind
+
+
+BASE = {
+    "generation": {"prompt": "{a}", "answer": "{b}"},
+    "multiple_choice": {"prompt": "{a}", "answer": "b", "choices": ["c"]},
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -41,6 +42,7 @@ class Tracker(Callback):
 
     def __init__(self) -> None:
         self.require()
+        self._is_open = False
 
     @classmethod
     def require(cls) -> None:
@@ -65,8 +67,10 @@ class Tracker(Callback):
         """Hand over what is not written yet."""
 
     def on_run_begin(self, run: Path, recipe: Recipe, clients: Sequence[str], finished_rounds: int) -> None:
-        """Open the tracker."""
-        self.open(run, recipe, finished_rounds)
+        """Open the tracker, once: a run begins anew for its listeners when sites come or go."""
+        if not self._is_open:
+            self.open(run, recipe, finished_rounds)
+            self._is_open = True
 
     def on_round_end(
         self, round: int, lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None
@@ -77,6 +81,7 @@ class Tracker(Callback):
     def on_run_end(self, summary: Mapping[str, Any]) -> None:
         """Close the tracker."""
         self.close()
+        self._is_open = False
 
 
 def _values(lines: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None) -> Iterator[tuple[str, float]]:
@@ -122,12 +127,19 @@ class WandB(Tracker):
     name, module, extra = "wandb", "wandb", "wandb"
 
     def open(self, run: Path, recipe: Recipe, finished_rounds: int) -> None:
-        """Begin a run of the folder's name, or go on with it."""
+        """Begin a run of the folder's name, or go on with the one whose id is in ``RUN/wandb-id``."""
         import wandb
 
-        project = os.environ.get("WANDB_PROJECT", _PROJECT)
+        kept = run / "wandb-id"
+        if not kept.exists():
+            kept.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
         self._run = wandb.init(
-            project=project, name=run.name, dir=str(run), resume="allow", config=recipe.model_dump(mode="json")
+            project=os.environ.get("WANDB_PROJECT", _PROJECT),
+            id=kept.read_text(encoding="utf-8"),
+            name=run.name,
+            dir=str(run),
+            resume="allow",
+            config=recipe.model_dump(mode="json"),
         )
 
     def log(self, values: Mapping[str, float], round: int) -> None:

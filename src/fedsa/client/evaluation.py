@@ -120,10 +120,7 @@ def evaluate(
         sampling: show some rows with what the model writes; the figures are the same without.
     """
     for group in batched(itertools.starmap(Personal, clients), together or 1):
-        by_client = [rows for _, _, rows in group]
-        asked = [_Asked(task.outputs, encoded, [task.questions(encoded, rows) for rows in by_client], pack)]
-        if task.generates:  # token by token: there is nothing to pack
-            asked.append(_Asked(task.generate, encoded, [task.prompts(encoded, rows) for rows in by_client]))
+        asked = _asked_of(task, encoded, group, pack=pack, writes=task.generates)
         measured, shown = len(asked), sampling if sampling and any(len(sampling.rows(each)) for each in group) else None
         if shown and not task.generates:
             prompts = [shown.task.prompts(shown.encoded, shown.rows(personal)) for personal in group]
@@ -161,11 +158,8 @@ def predict(
         together: clients that go through the model at once; 0: one by one.
         pack: as for `evaluate`.
     """
-    for group in batched(clients, together or 1):
-        by_client = [rows for _, _, rows in group]
-        asked = [_Asked(task.outputs, encoded, [task.questions(encoded, rows) for rows in by_client], pack)]
-        if task.predicts_text:
-            asked.append(_Asked(task.generate, encoded, [task.prompts(encoded, rows) for rows in by_client]))
+    for group in batched(itertools.starmap(Personal, clients), together or 1):
+        asked = _asked_of(task, encoded, group, pack=pack, writes=task.predicts_text)
         answers = _answers(model, group, asked, [None] * len(asked), batch_size, together=together > 0)
         for personal, *own in zip(group, *answers, strict=True):
             yield personal.client, task.predictions(encoded, personal.rows, *own)
@@ -179,6 +173,15 @@ class _Asked(NamedTuple):
     encoded: Encoded
     items: Sequence[IntArray]
     pack: bool = False
+
+
+def _asked_of(task: Task, encoded: Encoded, group: Sequence[Personal], *, pack: bool, writes: bool) -> list[_Asked]:
+    """What is asked of the rows of clients that go through the model together: outputs and, where it writes, texts."""
+    by_client = [rows for _, _, rows in group]
+    asked = [_Asked(task.outputs, encoded, [task.questions(encoded, rows) for rows in by_client], pack)]
+    if writes:  # token by token: there is nothing to pack
+        asked.append(_Asked(task.generate, encoded, [task.prompts(encoded, rows) for rows in by_client]))
+    return asked
 
 
 def _answers(

@@ -127,7 +127,7 @@ def _csv_lines(said: Iterable[Predicted]) -> Iterator[str]:
 
 
 def _show(predictor: Predictor, asked: AskedRows, said: Iterable[Predicted]) -> None:
-    """Print predictions as a table for people, or as text where they are texts."""
+    """Print predictions as a table for people."""
     from fedsa.commands.shared.display import print_table
     from fedsa.texts.escapes import say
     from fedsa.texts.words import cut

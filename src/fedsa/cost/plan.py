@@ -13,8 +13,8 @@ from fedsa.data.partition import client_ids
 from fedsa.data.rows import DealtRows, deal_rows
 from fedsa.data.sources import are_here
 from fedsa.errors import ModelError, UserError
-from fedsa.federation import check_layers, client_ranks
-from fedsa.models import empty_model, resolve_compute
+from fedsa.federation import check_layers, client_ranks, shapes_of
+from fedsa.models import resolve_compute
 from fedsa.recipe import OBJECTS, ComputeSettings, PartitionSettings, Recipe
 from fedsa.server import first_round, held_out, updates_in_round
 from fedsa.steps import make_chain
@@ -62,19 +62,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
     task = make_task(recipe.task, labels)
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
     tell("reading the model's config")
-    model = empty_model(
-        recipe.model,
-        recipe.adapter,
-        auto_model=task.auto_model,
-        options=task.model_options(),
-        task_type=task.peft_task_type,
-        adapters=algorithm.adapters,
-        folds=algorithm.folds,
-        gated=algorithm.gated,
-        takes_images=task.takes_images,
-        image_size=recipe.task.image_side,
-        on_progress=tell,
-    )
+    model = shapes_of(recipe, task, algorithm, on_progress=tell)
     check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
     tensors: State = {key: parameter.detach() for key, parameter in model.parameters.items()}
     tell("counting")

@@ -73,11 +73,11 @@ class Authority:
         """
         if has_expired(self._issuer):
             raise UserError(f"the authority's certificate has expired: first run `fedsa deploy renew {self.folder}`")
-        kits = self.make([site], requests)
-        kit = kits.pop(site)
-        for other in kits.values():  # made beside it, with keys that are at their parties already
-            shutil.rmtree(other.path)
-        return kit
+        try:
+            return self.make([site], requests)[site]
+        finally:  # made beside it, with keys that are at their parties already
+            for other in (SERVER, ADMINISTRATOR):
+                shutil.rmtree(self.folder / AUTHORITY / other, ignore_errors=True)
 
     def renew(self, roster: Roster, parties: Collection[str]) -> dict[str, Path]:
         """Make new certificates, and return party to the file that it needs: certificates alone, and no key.

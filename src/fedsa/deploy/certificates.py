@@ -49,6 +49,9 @@ def make_request(folder: Path, site: str) -> Path:
     except ImportError:
         raise missing_nvflare() from None
     folder.mkdir(parents=True, exist_ok=True)
+    asked = folder / f"{site}.csr"  # its key may be in the kit by now
+    if asked.exists():
+        raise UserError(f"{asked} is there already: a new key would make the certificate for it worthless")
     key, path = rsa.generate_private_key(public_exponent=65537, key_size=3072), folder / f"{site}.key"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -58,8 +61,8 @@ def make_request(folder: Path, site: str) -> Path:
         file.write(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, site)])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-    (folder / f"{site}.csr").write_bytes(request.public_bytes(Encoding.PEM))
-    return folder / f"{site}.csr"
+    asked.write_bytes(request.public_bytes(Encoding.PEM))
+    return asked
 
 
 def name_in(request: Path) -> str:
@@ -72,14 +75,17 @@ def name_in(request: Path) -> str:
 
 
 def add_key(kit: Kit, key: Path) -> None:
-    """Put the private key that a site has made into the kit that it was given.
+    """Move the private key that a site has made into the kit that it was given; where it does not fit, it stays.
 
     Raises:
         PreflightError: the kit's certificate is for another key.
     """
-    kit.key.touch(0o600)
-    kit.key.write_bytes(key.read_bytes())
-    check_kit(kit)
+    key.replace(kit.key)  # as a whole, with its mode: there is one copy at any time
+    try:
+        check_kit(kit)
+    except UserError:
+        kit.key.replace(key)
+        raise
 
 
 def certify(kit: Kit, request: Path, authority: Path) -> None:

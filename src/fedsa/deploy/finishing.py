@@ -13,13 +13,13 @@ import torch
 from fedsa.algorithms.base import ServerState
 from fedsa.deploy.site import ADAPTERS, FINISHED_RUN
 from fedsa.engines.beginning import begin
-from fedsa.engines.summary import is_test, numbers_of
+from fedsa.engines.summary import is_test
 from fedsa.errors import ProtocolError, RunFolderError
 from fedsa.recipe import dump_recipe
 from fedsa.runs.export import export
 from fedsa.server import save_state
 from fedsa.statistics import summarize_clients
-from fedsa.store import RunFolder
+from fedsa.store import RunFolder, numbers_of
 from fedsa.store.client_states import ClientStateFiles
 from fedsa.types import State
 

@@ -82,15 +82,15 @@ class _Runs:
 
     def admit(self, site: str) -> None:
         """Make a site's keys, and register them with Flower's server under its name, as soon as it is there."""
-        key, pair = ec.generate_private_key(ec.SECP384R1()), self._place / f"{site}.key"
-        pair.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-        public = pair.with_suffix(".pub")
+        key, public = ec.generate_private_key(ec.SECP384R1()), self._place / f"{site}.pub"
+        public.with_suffix(".key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
         public.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
         command = [f"{_PROGRAMS}/flwr", "supernode", "register", str(public), "fedsa", f"--name={site}"]
         end, self._sites[site] = time.monotonic() + _START_SECONDS, site
         while (done := subprocess.run(command, env=self._environment, capture_output=True, text=True)).returncode:  # noqa: S603
             if time.monotonic() > end:
                 raise FedsaError(f"Flower's server does not admit {site}: {done.stdout}{done.stderr}")
+            time.sleep(_LOOK_SECONDS)
 
     def connected(self) -> Mapping[str, str]:
         return self._sites

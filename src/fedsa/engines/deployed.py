@@ -113,7 +113,7 @@ def serve(
     initial = fleet.set_up(agreement)
     first = agreement.first_state(initial)
     gone = membership.roster.left if membership else ()
-    progress = _go_on(folder, fleet, gone) or _begin(agreement, folder, fleet, initial or {})
+    progress = _go_on(folder, fleet, gone, recipe.rounds) or _begin(agreement, folder, fleet, initial or {})
     fleet.progress = progress
 
     def has_changed() -> bool:
@@ -202,13 +202,14 @@ def _begin(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet, initial:
     return Progress(fingerprints={"agreement": agreement.fingerprint()})
 
 
-def _go_on(folder: RunFolder, fleet: RemoteFleet, gone: Collection[str]) -> Progress | None:
+def _go_on(folder: RunFolder, fleet: RemoteFleet, gone: Collection[str], rounds: int) -> Progress | None:
     """Return how far an interrupted run is, once what the interruption left behind is gone; None: it has not begun.
 
     Args:
         folder: the run's.
         fleet: set up.
         gone: sites that have left.
+        rounds: of the run.
 
     Raises:
         RunFolderError: a client is missing or new, or has other rows.
@@ -231,5 +232,5 @@ def _go_on(folder: RunFolder, fleet: RemoteFleet, gone: Collection[str]) -> Prog
             "back those of before, or start a new run"
         )
     folder.go_on(progress)
-    mark_left(folder, gone, progress)
+    mark_left(folder, gone, progress, rounds)
     return progress

@@ -88,6 +88,7 @@ class Membership:
         self._read, self._admit, self._dismiss, self._tell, self._seconds = read, admit, dismiss, tell, seconds
         self.roster = read()
         """As it was when it was looked at last."""
+        self._shut_out = {*self.roster.left}  # the carrier has begun without these
         self._told = ""  # what was wrong with the roster when it was looked at last
 
     def follow(self, agreement: Agreement, folder: RunFolder, fleet: RemoteFleet, progress: Progress) -> bool:
@@ -110,9 +111,12 @@ class Membership:
         self._look()
         entries: Mapping[str, Mapping[str, Any]] = folder.read_json(CLIENTS)
         next_round = progress.round + 1
+        for site in self.roster.left:  # also one that was never taken in
+            if site not in self._shut_out:
+                self._dismiss(site)
+                self._shut_out.add(site)
         gone = [site for site in self.roster.left if site in fleet.sites]
         for site in gone:
-            self._dismiss(site)
             fleet.leave_out(site)
             self._tell(f"{site} has left: from round {next_round} on it is not asked any more")
         progress.underway = {client: round for client, round in progress.underway.items() if client in fleet.clients}
@@ -128,7 +132,7 @@ class Membership:
             return False
         new = {client: about for client, about in fleet.about_clients.items() if client not in entries}
         joined = {client: {**about, "joined": next_round} for client, about in new.items()}
-        _replace(folder, {**_with_left(entries, gone, next_round), **joined}, progress)
+        _replace(folder, {**_with_left(entries, gone, next_round), **joined}, progress, agreement.recipe.rounds)
         return True
 
     def _look(self) -> None:
@@ -142,21 +146,22 @@ class Membership:
                 self._told = str(error)
                 self._tell(f"the roster stays as it was: {error}")
             return
-        self.roster, self._told = roster, ""
+        self.roster, self._told = roster.with_left(self.roster.left), ""
 
 
-def mark_left(folder: RunFolder, sites: Collection[str], progress: Progress) -> None:
+def mark_left(folder: RunFolder, sites: Collection[str], progress: Progress, rounds: int) -> None:
     """Write down that sites have left while the run was interrupted.
 
     Args:
         folder: the run's.
         sites: all that have left, now or before.
         progress: how far the run is.
+        rounds: of the run. After the last one no other round can be chosen any more, so the choice stays.
     """
     entries: Mapping[str, Mapping[str, Any]] = folder.read_json(CLIENTS)
     after = _with_left(entries, sites, progress.round + 1)
     if after != entries:
-        _replace(folder, after, progress)
+        _replace(folder, after, progress, rounds)
 
 
 def _with_left(
@@ -166,7 +171,8 @@ def _with_left(
     return {client: {"left": round, **about} if about["site"] in sites else about for client, about in entries.items()}
 
 
-def _replace(folder: RunFolder, entries: Mapping[str, Mapping[str, Any]], progress: Progress) -> None:
-    """Write other clients down; the round is chosen anew, since scores of before are of others."""
-    progress.chosen_round = progress.chosen_score = None
+def _replace(folder: RunFolder, entries: Mapping[str, Mapping[str, Any]], progress: Progress, rounds: int) -> None:
+    """Write other clients down; while rounds are left, one is chosen anew, since scores of before are of others."""
+    if progress.round < rounds:
+        progress.chosen_round = progress.chosen_score = None
     replace_clients(folder, entries, progress)

@@ -102,6 +102,11 @@ class Roster(_Part):
         known = {entry["site"] for entry in run.read_json(CLIENTS).values()} if begun else {*self.sites}
         return tuple(site for site in self.clients if site in known)
 
+    def with_left_of(self, run: RunFolder) -> Roster:
+        """The roster in which all have left of whom a run says so, also where an older roster was put in its place."""
+        entries = run.read_json(CLIENTS).values() if run.progress() is not None else ()
+        return self.with_left({entry["site"] for entry in entries if "left" in entry})
+
     def with_site(self, site: str, clients: Sequence[str], *, trains: bool = True) -> Roster:
         """The roster with a site that has come.
 
@@ -134,6 +139,11 @@ class Roster(_Part):
         if not any(member.trains and not member.left for member in roster.sites.values()):
             raise UserError(f"without {site!r} no site is left that trains")
         return roster
+
+    def with_left(self, sites: Collection[str]) -> Roster:
+        """The roster in which these sites have left, if they are in it: who has left does not come back."""
+        gone = {site: member.model_copy(update={"left": True}) for site, member in self.sites.items() if site in sites}
+        return self.model_copy(update={"sites": {**self.sites, **gone}})
 
     def text(self) -> str:
         """The roster as JSON; `read` reads it."""

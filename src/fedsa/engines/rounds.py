@@ -121,7 +121,8 @@ def run_rounds(
         drawn = _drawn(server, round, settings) if settings.evaluates(round) else ()
         idle = [client for client in drawn if client not in progress.underway]
         results = _validate(server, fleet, round, idle, settings, callbacks) if drawn else {}
-        known |= results.get(settings.moments[0], {})
+        newest = results.get(settings.moments[0], {})
+        known = {**known, **newest} if settings.overlaps else newest
         scores = _choose(progress, round, {client: known[client] for client in drawn if client in known}, settings)
         progress.evaluation_seconds += time.perf_counter() - trained
         if record:

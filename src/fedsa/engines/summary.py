@@ -14,11 +14,11 @@ from fedsa.recipe import Recipe
 from fedsa.server import Server, first_round, load_state
 from fedsa.statistics import summarize_clients
 from fedsa.steps import make_chain
-from fedsa.store import Progress, RunFolder
+from fedsa.store import Progress, RunFolder, numbers_of
 from fedsa.system.process import peak_rss_bytes
 from fedsa.types import Moment, Results, State
 
-__all__ = ["Test", "Tests", "is_test", "measure", "numbers_of", "summary_of"]
+__all__ = ["Test", "Tests", "is_test", "measure", "summary_of"]
 
 
 class Test(NamedTuple):
@@ -92,11 +92,6 @@ def measure(
 def is_test(name: str, value: Any) -> bool:
     """Whether an entry of a summary has the statistics of a test over clients."""
     return name.startswith("test") and isinstance(value, dict)
-
-
-def numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of ``clients.json`` without the folder of the client's state."""
-    return {name: value for name, value in entry.items() if name != "folder"}
 
 
 def _scores(tests: Tests, metric: str) -> dict[str, Any]:

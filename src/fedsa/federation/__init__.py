@@ -2,7 +2,7 @@
 
 from fedsa.federation.agreeing import adapter_config, spec_of
 from fedsa.federation.base_models import fresh_base, load_named_base, load_processor
-from fedsa.federation.building import adapt_base
+from fedsa.federation.building import adapt_base, shapes_of
 from fedsa.federation.checks import check_early, check_layers
 from fedsa.federation.encoding import encode_table, notes_on_texts
 from fedsa.federation.examining import Examination, Fault, examine
@@ -27,5 +27,6 @@ __all__ = [
     "load_processor",
     "notes_on_texts",
     "on_this_machine",
+    "shapes_of",
     "spec_of",
 ]

@@ -19,7 +19,15 @@ from fedsa.federation.checks import (
 )
 from fedsa.federation.encoding import encode_rows
 from fedsa.federation.resolving import client_ranks, with_choices, written_out
-from fedsa.models import AdaptedModel, peft_config_of, plain_fingerprint, resolve_compute, with_drawn_layers
+from fedsa.models import (
+    AdaptedModel,
+    EmptyModel,
+    empty_model,
+    peft_config_of,
+    plain_fingerprint,
+    resolve_compute,
+    with_drawn_layers,
+)
 from fedsa.recipe import ComputeSettings, Recipe
 from fedsa.seeds import derive_seed
 from fedsa.server import held_out, updates_in_round
@@ -32,7 +40,7 @@ if TYPE_CHECKING:
 
     from fedsa.federation.federation import Federation
 
-__all__ = ["AdaptedBase", "adapt_base", "build", "build_by_name", "config_of"]
+__all__ = ["AdaptedBase", "adapt_base", "build", "build_by_name", "config_of", "shapes_of"]
 
 
 def build(
@@ -186,3 +194,32 @@ def config_of(recipe: Recipe, task: Task, base: PreTrainedModel, drawn: set[str]
     seed = derive_seed(recipe.seed, "init")
     config = peft_config_of(recipe.adapter, task_type=task.peft_task_type, seed=seed)
     return with_drawn_layers(config, drawn, base)
+
+
+def shapes_of(
+    recipe: Recipe, task: Task, algorithm: Algorithm, *, on_progress: Callable[[str], None] | None = None
+) -> EmptyModel:
+    """The adapted model of a recipe without weights: its layers and shapes, for what is planned or checked.
+
+    Args:
+        recipe: any.
+        task: its task.
+        algorithm: its method.
+        on_progress: told what is fetched.
+
+    Raises:
+        UserError: model and adapter do not fit.
+    """
+    return empty_model(
+        recipe.model,
+        recipe.adapter,
+        auto_model=task.auto_model,
+        options=task.model_options(),
+        task_type=task.peft_task_type,
+        adapters=algorithm.adapters,
+        folds=algorithm.folds,
+        gated=algorithm.gated,
+        takes_images=task.takes_images,
+        image_size=recipe.task.image_side,
+        on_progress=on_progress,
+    )

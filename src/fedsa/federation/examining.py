@@ -16,10 +16,11 @@ from fedsa.data.rows import DealtRows, deal_rows, wanted_columns
 from fedsa.data.sources import are_here, unreadable_clients
 from fedsa.errors import ConfigError, DataError, FedsaError
 from fedsa.federation.base_models import load_processor
+from fedsa.federation.building import shapes_of
 from fedsa.federation.checks import check_early, check_head_warmup, check_layers, check_personal, check_weighable
 from fedsa.federation.encoding import notes_on_texts
 from fedsa.federation.resolving import client_ranks
-from fedsa.models import empty_model, resolve_compute
+from fedsa.models import resolve_compute
 from fedsa.packages.parts import PARTS, PREFIX, is_cached
 from fedsa.recipe import OBJECTS, Recipe, parse_recipe, refuse_objects, with_absolute_paths
 from fedsa.server import held_out
@@ -258,19 +259,7 @@ def _check_adapted(
     """
     task = make_task(recipe.task, _classes(recipe, rows))
     algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
-    model = empty_model(
-        recipe.model,
-        recipe.adapter,
-        auto_model=task.auto_model,
-        options=task.model_options(),
-        task_type=task.peft_task_type,
-        adapters=algorithm.adapters,
-        folds=algorithm.folds,
-        gated=algorithm.gated,
-        takes_images=task.takes_images,
-        image_size=recipe.task.image_side,
-        on_progress=tell,
-    )
+    model = shapes_of(recipe, task, algorithm, on_progress=tell)
     with found.part("model"):
         check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
     with found.part("model"):

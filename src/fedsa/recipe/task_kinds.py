@@ -247,8 +247,9 @@ class MultipleChoiceSettings(TaskSettings):
 
     @property
     def input_columns(self) -> list[str]:
-        """The columns that the prompt names, and those of the choices."""
-        return list(dict.fromkeys([*fields_of(self.prompt), *(self.choices or ())]))
+        """The columns that prompt and template of a choice name, and those of the choices."""
+        named = [name for name in fields_of(self.choice_template) if name != "choice"]
+        return list(dict.fromkeys([*fields_of(self.prompt), *(self.choices or ()), *named]))
 
     @property
     def columns(self) -> list[str]:

@@ -12,13 +12,11 @@ from typing import Literal
 from fedsa.errors import UserError
 from fedsa.recipe import OBJECTS
 from fedsa.store import FinishedRun, RunFolder, is_in_use, recipe_of, size_of, unneeded_bytes
+from fedsa.store.small_files import SEAL
 
 __all__ = ["ListedRun", "list_runs", "run_folders"]
 
 State = Literal["running", "interrupted", "finished", "damaged"]
-
-_SEALED = "# sha256 of the lines above"
-"""How the last line of a run folder's recipe begins; a recipe of the user's own has none."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def _is_run(folder: Path) -> bool:
         return False
     if (folder / "state.json").exists() or (folder / "clients.json").exists():
         return True
-    return _SEALED in recipe.read_text(encoding="utf-8", errors="replace")
+    return SEAL in recipe.read_text(encoding="utf-8", errors="replace")
 
 
 def _listed(path: Path) -> ListedRun:

@@ -28,7 +28,7 @@ from fedsa.store.files import file_hash, write_atomically, write_error
 from fedsa.store.finished import FinishedRun, check_base, label_names_of
 from fedsa.store.locked_folder import is_in_use
 from fedsa.store.messages_under_way import MessagesUnderWay
-from fedsa.store.run_folder import RunFolder, recipe_of, replace_clients, require_clients
+from fedsa.store.run_folder import RunFolder, numbers_of, recipe_of, replace_clients, require_clients
 from fedsa.store.states import ClientState, Progress
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "file_hash",
     "is_in_use",
     "label_names_of",
+    "numbers_of",
     "open_states_of_site",
     "recipe_of",
     "replace_clients",

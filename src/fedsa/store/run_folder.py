@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["CLIENTS", "RunFolder", "recipe_of", "replace_clients", "require_clients"]
+__all__ = ["CLIENTS", "RunFolder", "numbers_of", "recipe_of", "replace_clients", "require_clients"]
 
 CLIENTS = "clients.json"
 """What is known of each client."""
@@ -288,10 +288,11 @@ class RunFolder(SmallFiles):
 def _clients_table(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """What ``clients.json`` holds: of each client the name of its folder, and what is known of it."""
     folders = folders_by_number(clients)
-    return {client: {"folder": folders[client], **_without_folder(clients[client])} for client in sorted(clients)}
+    return {client: {"folder": folders[client], **numbers_of(clients[client])} for client in sorted(clients)}
 
 
-def _without_folder(entry: Mapping[str, Any]) -> dict[str, Any]:
+def numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of ``clients.json`` without the folder of the client's state."""
     return {name: value for name, value in entry.items() if name != "folder"}
 
 

@@ -14,13 +14,14 @@ from fedsa.store.files import hash_of, read_file, write_atomically
 from fedsa.store.states import Progress
 from fedsa.texts.json_text import parsed_json
 
-__all__ = ["MEASURED", "SUMMARY", "SmallFiles"]
+__all__ = ["MEASURED", "SEAL", "SUMMARY", "SmallFiles"]
 
 SUMMARY = "summary.json"
 MEASURED = (SUMMARY, "samples.json")
 """What is written when all rounds are done, and can be made again."""
 
-_SEAL = "# sha256 of the lines above, so that a change is noticed: "
+SEAL = "# sha256 of the lines above, so that a change is noticed: "
+"""How the last line of a run folder's recipe begins; a recipe of the user's own has none."""
 
 
 class SmallFiles:
@@ -84,7 +85,7 @@ class SmallFiles:
 
     def write_recipe(self, recipe: str) -> None:
         """Write ``recipe.toml``, with its hash in a last line: it is there before any commit point."""
-        self.write_text("recipe.toml", f"{recipe}{_SEAL}{hash_of(recipe.encode())}\n")
+        self.write_text("recipe.toml", f"{recipe}{SEAL}{hash_of(recipe.encode())}\n")
 
     def recipe_text(self) -> str:
         """Return the recipe, as `write_recipe` was given it.
@@ -92,7 +93,7 @@ class SmallFiles:
         Raises:
             RunFolderError: it is missing or was changed.
         """
-        text, _, seal = self.read_text("recipe.toml").rpartition(_SEAL)
+        text, _, seal = self.read_text("recipe.toml").rpartition(SEAL)
         if seal.strip() != hash_of(text.encode()):
             raise self.changed("recipe.toml")
         return text
