@@ -14,7 +14,8 @@ from fault_certificates import REFUSED, Stranger, spoil_kit
 from fault_federation import PROGRAMS, Federation, below_with_itself, signal_all
 from fault_helpers import BAD, CutProxy, fill_disk
 from fault_suite import DEADLINE, SITES, Row, Suite, check_rounds, with_quorum
-from fault_template import free_port
+
+from fedsa.deploy.parties import free_port
 
 
 def stop_for_a_while(run: Federation, draw: random.Random) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from fedsa.deploy.parties import free_port
 
 FEDSA = (sys.executable, "-m", "fedsa")
 WORDS = {"bad": ["awful", "dull", "poor", "sad"], "good": ["great", "lovely", "fine", "happy"]}
@@ -59,12 +60,6 @@ compute = {{ device = "cpu", threads = 1, precision = "fp32" }}
         if done.returncode:
             raise SystemExit(done.stderr)
         return cls(folder, tuple(sites), rounds, port)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("localhost", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _write_rows(path: Path, count: int, seed: int) -> None:

@@ -73,6 +73,9 @@ def server(
         float | None,
         typer.Option(min=0.001, help="Seconds that a site has for an answer; default: no limit."),
     ] = None,
+    keep_all_rounds: Annotated[
+        bool, typer.Option("--keep-all-rounds", help="Keep the server's state of every round, not only what is needed.")
+    ] = False,
     json: _Json = False,
 ) -> None:
     """Run the server until the run has ended. It has neither rows nor a model."""
@@ -81,7 +84,13 @@ def server(
 
     with live_progress(lambda: "finished rounds are saved; the same command goes on", json=json) as (console, live):
         summary = serve_project(
-            folder, out, quorum=quorum, deadline=deadline, callbacks=[live], tell=lambda line: console.print(line)
+            folder,
+            out,
+            quorum=quorum,
+            deadline=deadline,
+            keeps_all_rounds=keep_all_rounds,
+            callbacks=[live],
+            tell=lambda line: console.print(line),
         )
     if json:
         print_json(summary)

@@ -194,6 +194,7 @@ def serve_project(
     *,
     quorum: int | None = None,
     deadline: float | None = None,
+    keeps_all_rounds: bool = False,
     callbacks: Sequence[Callback] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -206,6 +207,7 @@ def serve_project(
         out: the run folder.
         quorum: good updates that a round needs; None: of every client.
         deadline: seconds that sites have for an answer; None: as long as it takes.
+        keeps_all_rounds: whether the folder keeps the server's state of every round, and not only what is needed.
         callbacks: told of every step.
         tell: is called with each line about the parties.
 
@@ -227,7 +229,15 @@ def serve_project(
                 carrier, sites, roster.run, clients=roster.clients, deadline=deadline, quorum=quorum, tell=tell
             )
             membership = Membership(read_roster, admit=carrier.sites.admit, dismiss=carrier.sites.dismiss, tell=tell)
-            return serve(agreement, run, fleet, engine="nvflare", callbacks=callbacks, membership=membership)
+            return serve(
+                agreement,
+                run,
+                fleet,
+                engine="nvflare",
+                keeps_all_rounds=keeps_all_rounds,
+                callbacks=callbacks,
+                membership=membership,
+            )
 
 
 def take_part(

@@ -1,7 +1,7 @@
 """A federation, wired: model, data, clients, method. Made from a recipe or from Python objects."""
 
 from fedsa.federation.agreeing import adapter_config, spec_of
-from fedsa.federation.base_models import fresh_base, load_named_base, load_processor
+from fedsa.federation.base_models import fresh_base, load_named_base, load_processor, own_copy
 from fedsa.federation.building import adapt_base, shapes_of
 from fedsa.federation.checks import check_early, check_layers
 from fedsa.federation.encoding import encode_table, notes_on_texts
@@ -27,6 +27,7 @@ __all__ = [
     "load_processor",
     "notes_on_texts",
     "on_this_machine",
+    "own_copy",
     "shapes_of",
     "spec_of",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
 
 from fedsa.adapters.factors import key_of
 from fedsa.errors import ModelError
@@ -15,7 +18,7 @@ from fedsa.tasks.base import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["fresh_base", "load_named_base", "load_processor", "refuse_adapted"]
+__all__ = ["fresh_base", "load_named_base", "load_processor", "own_copy", "refuse_adapted"]
 
 
 def load_named_base(
@@ -79,6 +82,14 @@ def fresh_base(model: PreTrainedModel) -> PreTrainedModel:
         raise ModelError(f"the model cannot be cast to fp32: {error}; load it unquantised") from None
     model.eval()
     return model
+
+
+def own_copy(base: PreTrainedModel | Callable[[], PreTrainedModel] | None) -> PreTrainedModel | None:
+    """Return a base model that is nobody else's, of a loaded one or of a function that loads it; None: of none."""
+    if base is None:
+        return None
+    made: Any = copy.deepcopy(base) if isinstance(base, nn.Module) else base()  # a model can be called too
+    return cast("PreTrainedModel", made)
 
 
 def refuse_adapted(model: PreTrainedModel) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
-from torch import nn
 
 from fedsa.algorithms import make_algorithm
 from fedsa.data.rows import deal_client
 from fedsa.errors import UserError
-from fedsa.federation import Federation
+from fedsa.federation import Federation, own_copy
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
 from fedsa.runs.export import (
     about_of,
@@ -149,7 +147,7 @@ def adapt(
         recipe,
         config_of(folder),
         rows,
-        model=_fresh(base),
+        model=own_copy(base),
         tokenizer=tokenizer,
         on_progress=tell,
     )
@@ -227,14 +225,6 @@ def _settings(
     if steps is not None or epochs is not None:
         update |= {"steps": steps, "epochs": epochs}
     return settings.model_copy(update=update)
-
-
-def _fresh(base: PreTrainedModel | Callable[[], PreTrainedModel] | None) -> PreTrainedModel | None:
-    """Return a base model that is nobody else's; a model can be called too."""
-    if base is None:
-        return None
-    made: Any = copy.deepcopy(base) if isinstance(base, nn.Module) else base()
-    return cast("PreTrainedModel", made)
 
 
 def _name(data: Path) -> str:

@@ -8,13 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
-
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import UserError, near
-from fedsa.federation import fresh_base, load_processor
+from fedsa.federation import fresh_base, load_processor, own_copy
 from fedsa.models import AdaptedModel, adapted_fingerprint, fit_padding, load_base, plain_fingerprint
 from fedsa.recipe import OBJECTS, GenerationSettings, MultipleChoiceSettings, TaskSettings
 from fedsa.runs.export.about import about_of
@@ -227,11 +225,11 @@ def _adapted(
             return _in_fp32(base)
         base = None
     seed = derive_seed(recipe.seed, "init")
-    if base is None:
+    given = own_copy(base)
+    if given is None:
         plain, _ = load_base(recipe.model, auto_model=task.auto_model, options=task.model_options(), seed=seed)
-    else:  # a model can be called too
-        given, is_model = cast(Any, base), isinstance(base, nn.Module)
-        plain = fresh_base(copy.deepcopy(given) if is_model else given())
+    else:
+        plain = fresh_base(given)
     config = config_of(run.folder)
     run.check_base(plain_fingerprint(plain, config))
     if not task.takes_images:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import nn
 
 from fedsa.algorithms import make_algorithm
 from fedsa.errors import RunFolderError, UserError
-from fedsa.federation import adapt_base, fresh_base, load_named_base, load_processor, on_this_machine
+from fedsa.federation import adapt_base, fresh_base, load_named_base, load_processor, on_this_machine, own_copy
 from fedsa.models import AdaptedModel, adapted_fingerprint
 from fedsa.recipe import OBJECTS, DataSettings, Recipe, TaskSettings
 from fedsa.runs.export import ABOUT, config_of, load_adapter, read_about, task_of
@@ -188,10 +186,10 @@ def _model_of_run(
         check_base(folder, recipe, adapted_fingerprint(base), "base_model")
         return base
     tell("loading the model")
-    if base is None:
+    given = own_copy(base)
+    if given is None:
         plain, _ = load_named_base(recipe.model, recipe.compute, recipe.seed, task, tell)
-    else:  # a model can be called too
-        given: Any = copy.deepcopy(base) if isinstance(base, nn.Module) else base()
+    else:
         plain = fresh_base(given)
     adapted = adapt_base(recipe, plain, config_of(folder), task, clients=None)
     check_base(folder, recipe, adapted.base)
@@ -207,9 +205,7 @@ def _of_adapter(path: Path, *, base: Any, tokenizer: Any, tell: Callable[[str], 
     about = read_about(path)
 
     def load() -> Loaded:
-        own = base
-        if own is not None and not isinstance(own, str):  # a model can be called too
-            own = copy.deepcopy(own) if isinstance(own, nn.Module) else own()
+        own = base if isinstance(base, str) else own_copy(base)
         loaded = load_adapter(path, base=own, tokenizer=tokenizer, tell=tell)
         return Loaded(loaded.model, loaded.task, loaded.processor, lambda client: loaded.state)
 
