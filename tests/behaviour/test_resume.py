@@ -207,16 +207,22 @@ KINDS += ("pissa, whose base has changed", "nothing kept at clients, one held ou
 
 
 @pytest.mark.parametrize(
-    "variant",
-    one_of_each([(variant,) for variant in VARIANTS], lambda variant: variant if variant in KINDS else None),
+    ("variant", "stride"),
+    [
+        *one_of_each(
+            [(variant, 3 if variant == "plain" else 9) for variant in VARIANTS],
+            lambda variant, _: variant if variant in KINDS else None,
+        ),
+        pytest.param("plain", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_at_any_write_it_resumes_to_the_same_bytes(
-    federation_of: Callable[..., Federation], tmp_path: Path, variant: str
+    federation_of: Callable[..., Federation], tmp_path: Path, variant: str, stride: int
 ) -> None:
     federation = federation_of(variant)
     expected, count = whole_run(federation, tmp_path / "whole")
     assert count > 50
-    for number in range(0, count, 1 if variant == "plain" else 9):
+    for number in range(0, count, stride):
         path = tmp_path / f"killed-at-{number}"
         with killed_at(number, path) as changes, pytest.raises(Killed):
             fedsa.run(federation, path)

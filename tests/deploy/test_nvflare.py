@@ -90,6 +90,7 @@ def kill(*words: str) -> None:
     one.kill()
 
 
+@pytest.mark.slow
 def test_bytes_are_carried_whatever_is_killed(tmp_path: Path) -> None:
     with federation(tmp_path) as running:
         running.echo(b"\x00\xff" * 75_000)

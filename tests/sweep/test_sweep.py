@@ -111,6 +111,7 @@ def test_latex_is_escaped() -> None:
     assert r"a\_b \& 50\% \textbackslash{}x \#1 & 80.0 $\pm$ 1.0 \\" in text
 
 
+@pytest.mark.slow
 def test_a_sweep_of_a_task_without_classes(tmp_path: Path, fedsa_command: Callable[..., Any]) -> None:
     model, rows = write_decoder(tmp_path / "model"), write_sums(tmp_path / "rows.jsonl")
     recipe = {
