@@ -807,7 +807,7 @@ FAULTS = (
     # -- the disk ----------------------------------------------------------------------------------------------------
     Fault(
         "disk: metrics.jsonl is written without fsync",
-        "store/metrics.py",
+        "store/lines.py",
         "                os.fsync(file.fileno())\n",
         "",
         ("store/test_folder.py::test_what_a_round_writes_is_safe_on_the_disk_before_the_round_exists",),
@@ -845,7 +845,7 @@ FAULTS = (
     ),
     Fault(
         "roll back: lines of a round that does not exist stay",
-        "store/metrics.py",
+        "store/lines.py",
         "write_atomically(self._path, content[:size])",
         "write_atomically(self._path, content)",
         ("behaviour/test_resume.py::test_killed_at_any_write_it_resumes_to_the_same_bytes[plain]",),

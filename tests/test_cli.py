@@ -183,6 +183,20 @@ def test_a_run_leaves_all_that_the_documentation_promises(finished_run: Path) ->
     assert not re.search(r"""(src|href)=["']?https?://|@import|url\(["']?https?:""", html)
 
 
+def test_what_has_left_the_clients_of_a_simulation_is_listed(
+    fedsa_command: Callable[..., Any], finished_run: Path
+) -> None:
+    entries = json.loads(fedsa_command("sent", finished_run, "--json").out)
+    assert [(entry["round"], entry["site"]) for entry in entries] == [
+        (round, f"site {site}") for round in (1, 2) for site in range(3)
+    ]
+    assert entries[0].keys() >= {"round", "site", "bytes", "tensors"}
+    assert entries[0]["tensors"][0].keys() >= {"name", "shape", "dtype", "bytes", "norm"}
+    shown = fedsa_command("sent", finished_run).out
+    assert "4 of A" in shown
+    assert f"{entries[0]['bytes']:,}" in shown
+
+
 def test_runs_without_out_are_numbered(
     fedsa_command: Callable[..., Any], recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

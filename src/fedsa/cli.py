@@ -29,6 +29,7 @@ from fedsa.commands import (
     resume,
     run,
     runs,
+    sent,
     sweep,
 )
 from fedsa.errors import FedsaError
@@ -102,6 +103,7 @@ for module in (
     data,
     plan,
     runs,
+    sent,
     recipes,
     algorithms,
 ):

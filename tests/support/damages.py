@@ -58,6 +58,7 @@ FILES = (
     "initial.safetensors",
     "state.json",
     "metrics.jsonl",
+    "sent.jsonl",
     "summary.json",
     "server/round-000001.safetensors",
     "server/round-000002.safetensors",

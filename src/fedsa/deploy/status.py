@@ -11,6 +11,7 @@ from fedsa.client.sent import SENT_LIST, sent_messages
 from fedsa.deploy.local import SITES
 from fedsa.deploy.preflight import KIT, end_of, read_kit, warning_of
 from fedsa.errors import RunFolderError
+from fedsa.runs.sent import sent_in_run
 from fedsa.store import RunFolder, recipe_of
 
 __all__ = ["party_status_of", "sent_of", "status_of"]
@@ -66,9 +67,14 @@ def party_status_of(folder: Path) -> dict[str, Any]:
 def sent_of(folder: Path) -> Iterator[dict[str, Any]]:
     """What has left a site, as `fedsa.client.sent.sent_messages` says; of a run on one machine: each site in turn.
 
+    Of a simulation: what its clients have sent, in the same form.
+
     Raises:
         RunFolderError: there is no list, or it is damaged.
     """
+    if (folder / "recipe.toml").exists() and not (folder / SITES).is_dir():
+        yield from sent_in_run(folder)
+        return
     if (folder / SENT_LIST).exists() or not (folder / SITES).is_dir():
         yield from sent_messages(folder)
         return

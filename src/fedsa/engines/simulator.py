@@ -14,6 +14,7 @@ from fedsa.callbacks import Callback
 from fedsa.client import Personal
 from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.engines.fleet import Fleet
+from fedsa.engines.listed import ListedFleet
 from fedsa.engines.local import LocalFleet
 from fedsa.engines.overlapping import OverlappingFleet
 from fedsa.engines.rounds import RoundSettings, run_rounds
@@ -55,7 +56,8 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
     server = federation.server(state, folder.server_states.client_versions(progress.round))
     for callback in callbacks:
         callback.on_run_begin(folder.path, recipe, federation.clients, max(progress.round, 0))
-    run_rounds(server, _with_overlap(federation, folder, fleet, progress), folder, progress, settings, callbacks)
+    driven = ListedFleet(_with_overlap(federation, folder, fleet, progress), folder, progress)
+    run_rounds(server, driven, folder, progress, settings, callbacks)
     MessagesUnderWay(folder.path).only(())
     started = time.perf_counter()
     fleet.keep_samples(samples_of(federation, folder), after=progress.chosen_round or 0, moment=settings.moments[0])

@@ -11,6 +11,7 @@
     clients/00003-amazon-1/round-000005.safetensors
     under-way/                  where rounds overlap: messages of clients that still train
     metrics.jsonl               one line per round and client that took part in it
+    sent.jsonl                  a simulation: one line per message of a client, with the norms of its tensors
     state.json                  the commit point, with the hashes of the small files
     summary.json, report.html   at the end
 

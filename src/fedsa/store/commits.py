@@ -31,16 +31,19 @@ class Commit:
         run: the run's id, which stands in each of its files of tensors.
         files: the SHA-256 of each small file, by its name. Those of tensors carry their own: there are too many.
         metrics: the SHA-256 of ``metrics.jsonl``, as far as `Progress.metrics_bytes`.
+        sent: the same of ``sent.jsonl``, as far as `Progress.sent_bytes`.
     """
 
     progress: Progress
     run: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     metrics: str = ""
+    sent: str = hash_of(b"")
 
     def text(self) -> str:
         """Return the content of ``state.json``; its last line is the hash of what is before it."""
-        values = {"format": FORMAT, "run": self.run, "files": dict(self.files), "metrics_sha256": self.metrics}
+        hashes = {"metrics_sha256": self.metrics, "sent_sha256": self.sent}
+        values = {"format": FORMAT, "run": self.run, "files": dict(self.files), **hashes}
         body = json.dumps({**values, **asdict(self.progress)}, indent=2, ensure_ascii=False, allow_nan=False)
         return body[: -len(_END)] + f',\n  "sha256": "{hash_of(body.encode())}"{_END}\n'
 
@@ -67,8 +70,9 @@ def read_commit(folder: Path) -> Commit | None:
         raise _damaged(path, "its content does not fit the hash in its last line")
     try:
         run, files, metrics = (data.pop(name) for name in ("run", "files", "metrics_sha256"))
+        sent = str(data.pop("sent_sha256", hash_of(b"")))  # a run from before there was such a file has none
         files = TypeAdapter(dict[str, str]).validate_python(files)
-        return Commit(TypeAdapter(Progress).validate_python(data), str(run), files, str(metrics))
+        return Commit(TypeAdapter(Progress).validate_python(data), str(run), files, str(metrics), sent)
     except (KeyError, ValidationError) as error:
         raise _damaged(path, str(error).replace("\n", " ")) from None
 

@@ -15,8 +15,8 @@ from fedsa.store.background import WriteBehind
 from fedsa.store.client_states import ClientStateFiles, folders_by_number
 from fedsa.store.commits import Commit, read_commit
 from fedsa.store.files import by_key, by_name, load_tensors, remove, save_tensors, write_atomically
+from fedsa.store.lines import METRICS, SENT, LinesFile
 from fedsa.store.locked_folder import LockedFolder, entries_of
-from fedsa.store.metrics import MetricsFile
 from fedsa.store.new_folder import NewFolder
 from fedsa.store.server_states import ServerStateFiles
 from fedsa.store.small_files import MEASURED, SUMMARY, SmallFiles
@@ -48,12 +48,14 @@ class RunFolder(SmallFiles):
         keeps_all_rounds: not only the files that are needed to go on and to export, but those of every round.
         server_states: what the server keeps.
         client_states: what the clients keep.
+        sent: what has left the clients of a simulation.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.keeps_all_rounds = False
-        self._folder, self._metrics, self._writes = LockedFolder(path), MetricsFile(path), WriteBehind()
+        self._folder, self._writes = LockedFolder(path), WriteBehind()
+        self._metrics, self.sent = LinesFile(path, METRICS), LinesFile(path, SENT)
         self._new: NewFolder | None = None  # where `create` made the folder
         self._set_up("", {}, {})
 
@@ -202,6 +204,7 @@ class RunFolder(SmallFiles):
             RunFolderError: ``metrics.jsonl`` has lost lines.
         """
         self._metrics.cut(self, progress.metrics_bytes)
+        self.sent.cut(self, progress.sent_bytes)
         for path in [*self.path.glob(".*.tmp"), *self.path.glob(".*.partial")]:
             remove(path)
         self.server_states.roll_back(progress.round)
@@ -255,6 +258,7 @@ class RunFolder(SmallFiles):
         self.recipe_text()
         self.load_initial()
         self._metrics.go_on(self, commit)
+        self.sent.go_on(self, commit)
         progress = commit.progress
         is_finished = self.finished(progress.round) is not None  # else what clients were tested with is made anew
         with ThreadPoolExecutor(_CHECKERS, "fedsa-check") as threads:
@@ -262,7 +266,7 @@ class RunFolder(SmallFiles):
 
     def _commit(self, progress: Progress) -> None:
         self._folder.require_there()
-        commit = Commit(progress, self.run, self._files, self._metrics.sha256)
+        commit = Commit(progress, self.run, self._files, self._metrics.sha256, self.sent.sha256)
         write_atomically(self.path / "state.json", commit.text().encode())
 
     def _prune(self, progress: Progress) -> None:

@@ -40,6 +40,7 @@ class Progress:
         chosen_round: the best round so far by the weighted validation mean, or None.
         chosen_score: its score.
         metrics_bytes: length of ``metrics.jsonl`` up to this round.
+        sent_bytes: length of ``sent.jsonl`` up to this round.
         train_seconds: in local training, so far.
         evaluation_seconds: in evaluation, so far.
         wall_seconds: of all finished rounds.
@@ -56,6 +57,7 @@ class Progress:
     chosen_round: int | None = None
     chosen_score: float | None = None
     metrics_bytes: int = 0
+    sent_bytes: int = 0
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     wall_seconds: float = 0.0

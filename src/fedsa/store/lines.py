@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: lines are only appended, and the commit point says how many of its bytes belong to the run."""
+"""Files of lines, such as ``metrics.jsonl``: lines are only appended, and the commit point says which bytes count."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from fedsa.store.files import hash_of, write_atomically, write_error
 from fedsa.store.small_files import SmallFiles
 from fedsa.texts.words import counted
 
-__all__ = ["MetricsFile"]
+__all__ = ["METRICS", "SENT", "LinesFile"]
 
-_NAME = "metrics.jsonl"
+METRICS, SENT = "metrics.jsonl", "sent.jsonl"
 
 
 @final
-class MetricsFile:
-    """The lines that a run's rounds come to.
+class LinesFile:
+    """A file of lines that a run's rounds come to.
 
     Args:
         folder: the run folder.
+        name: of the file in it, `METRICS` or `SENT`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / _NAME
+    def __init__(self, folder: Path, name: str) -> None:
+        self._path, self._name = folder / name, name
         self._hash = hashlib.sha256()  # of the file, as far as it is written: appending must not read it again
 
     @property
@@ -60,12 +61,12 @@ class MetricsFile:
         Raises:
             RunFolderError: it is missing, or is not what was written.
         """
-        size = commit.progress.metrics_bytes
+        size, digest = _committed(commit, self._name)
         content = self._read_all(files, size)
         if files.is_measured and len(content) > size:
-            raise files.changed(_NAME)
-        if hash_of(content[:size]) != commit.metrics:
-            raise files.changed(_NAME)
+            raise files.changed(self._name)
+        if hash_of(content[:size]) != digest:
+            raise files.changed(self._name)
         return content[:size]
 
     def go_on(self, files: SmallFiles, commit: Commit) -> None:
@@ -91,7 +92,14 @@ class MetricsFile:
 
     def _read_all(self, files: SmallFiles, size: int) -> bytes:
         """Return all that is there, at least ``size`` bytes."""
-        content = files.read_bytes(_NAME) if size or self._path.exists() else b""
+        content = files.read_bytes(self._name) if size or self._path.exists() else b""
         if len(content) < size:
-            raise files.damaged(_NAME, f"{counted(len(content), 'byte')}, {size} were written")
+            raise files.damaged(self._name, f"{counted(len(content), 'byte')}, {size} were written")
         return content
+
+
+def _committed(commit: Commit, name: str) -> tuple[int, str]:
+    """The bytes of a file of lines that belong to the run, and the hash of these."""
+    if name == SENT:
+        return commit.progress.sent_bytes, commit.sent
+    return commit.progress.metrics_bytes, commit.metrics
