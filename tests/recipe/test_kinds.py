@@ -32,6 +32,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "regression": {"answer": "score"},
     "generation": {"prompt": "{question}", "answer": "{answer}"},
     "language_modeling": {},
+    "chat": {"messages": "talk"},
+    "dpo": {"beta": 0.5},
     "multiple_choice": {"prompt": "{question}", "answer": "right", "choices": ["a", "b"]},
     "mine:Task": {"options": {"depth": 2}},
 }
@@ -69,7 +71,7 @@ def test_a_task_is_written_with_its_own_settings_and_read_back(kind: str) -> Non
     assert parse_recipe(written) == made
     assert written["task"].keys() <= set(type(made.task).model_fields)
     assert agreed_settings(made)["task"].keys() == set(type(made.task).model_fields)
-    assert ("max_new_tokens" in written["task"]) == (kind in ("generation", "mine:Task"))
+    assert ("max_new_tokens" in written["task"]) == (kind in ("generation", "chat", "mine:Task"))
 
 
 @pytest.mark.parametrize("optimizer", SERVERS)
@@ -80,7 +82,7 @@ def test_a_server_optimiser_is_written_with_its_own_settings_and_read_back(optim
     assert written["server"].keys() == set(type(made.server).model_fields)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TASKS if kind not in ("mine:Task",)])
+@pytest.mark.parametrize("kind", [kind for kind in TASKS if kind not in ("mine:Task", "chat", "dpo")])
 def test_recipes_that_have_every_kinds_settings_written_out_are_read(kind: str) -> None:
     defaults = {**WRITTEN_OUT, "label_column": "label"} if "classification" in kind[:20] else WRITTEN_OUT
     own = {
@@ -99,7 +101,7 @@ def test_recipes_that_have_every_kinds_settings_written_out_are_read(kind: str) 
     [
         (
             {"prompt": "x"},
-            ["task: `prompt` does not go with kind = 'classification'; it goes with generation, multiple_choice"],
+            ["task: `prompt` does not go with kind = 'classification'; it goes with generation, dpo, multiple_choice"],
         ),
         (
             {"kind": "regression", "answer": "y", "metric": "f1"},
@@ -128,7 +130,7 @@ def test_what_does_not_go_with_a_kind_is_told_with_the_mend(task: Any, told: lis
 
 def test_a_kind_that_is_no_text_is_told_with_those_that_there_are() -> None:
     [told] = mistakes(task={"kind": 3})
-    assert told.startswith("task: kind = 3: known: classification, generation, image_classification, ")
+    assert told.startswith("task: kind = 3: known: chat, classification, dpo, generation, image_classification, ")
 
 
 def test_mistakes_of_a_kind_are_told_together_with_the_others() -> None:

@@ -148,8 +148,12 @@ def _show(predictor: Predictor, asked: AskedRows, said: Iterable[Predicted]) -> 
 
 def _brief(value: Any) -> str:
     """Return a cell of a row in one line."""
+    import json
+
     if isinstance(value, list):
         return " ".join(map(str, value))
+    if isinstance(value, str) and value.startswith('[{"role":'):  # turns, as they are read
+        value = " | ".join(turn["content"] for turn in json.loads(value))
     return value.replace("\n", " ") if isinstance(value, str) else "" if value is None else _name(value)
 
 

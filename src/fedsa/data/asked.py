@@ -14,9 +14,11 @@ import pyarrow as pa
 from fedsa.data.checking import filled_rows, with_texts
 from fedsa.data.reading.base import FROM_0, Wanted, typed_table
 from fedsa.data.reading.cells import text_of
+from fedsa.data.reading.json_rows import as_json
 from fedsa.data.reading.paths import expanded
 from fedsa.data.reading.pictures import is_picture
 from fedsa.data.reading.tables import Table, as_dataset
+from fedsa.data.shapes import dataset_in_shape, shape_of
 from fedsa.data.sources import load_rows, require_columns
 from fedsa.errors import DataError
 from fedsa.recipe import DataSettings, PartitionSettings, TaskSettings, TokenClassificationSettings
@@ -63,9 +65,10 @@ def read_asked(path: str, task: TaskSettings, data: DataSettings | None = None, 
         return _asked(_table_of(task, {task.asked_columns[0]: [path]}, Path(path)), task, lambda row: path, path)
     how = {} if data is None else data.model_dump(include={"separator", "encoding"})
     settings = DataSettings(path=path, split=split, partition=PartitionSettings(kind="iid", clients=1), **how)
-    columns = frozenset(task.asked_columns)
+    shape = shape_of(task, answered=False)
+    columns = frozenset() if shape is not None else frozenset(task.asked_columns)
     texts, numbers = columns & {*task.plain_columns}, columns & task.number_columns
-    rows = load_rows(settings, Wanted(columns, texts, numbers - texts))
+    rows = load_rows(settings, Wanted(columns, texts, numbers - texts, shape=shape))
     place: Callable[[int], str] = rows.places.get("table") or (lambda row: f"{path}, {FROM_0.format(row)}")
     return _asked(rows.table, task, place, path, unread=rows.unread, notes=rows.notes)
 
@@ -109,7 +112,13 @@ def asked_of_objects(given: Given, task: TaskSettings) -> AskedRows:
     """
     where = "the rows"
     if isinstance(given, datasets.Dataset):
-        return _asked(given, task, FROM_0.format, where)
+        shape = shape_of(task, answered=False)
+        if shape is None:
+            return _asked(given, task, FROM_0.format, where)
+        given, read = dataset_in_shape(given, shape, FROM_0.format, where)
+        return _asked(given, task, FROM_0.format, where, unread=read.unread, notes=[f"The rows: {read.what}."])
+    if _is_conversation(given, task):
+        given = [given]
     several: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
     if not several:
         raise DataError("there are no rows: give one at least")
@@ -125,9 +134,15 @@ def _of_rows(
     rows: Sequence[Mapping[str, Any]], task: TaskSettings, place: Callable[[int], str], where: str
 ) -> AskedRows:
     """Return rows that are tables of columns; one that lacks a column has an empty cell there."""
-    known = list(dict.fromkeys(name for row in rows for name in row))
-    wanted = [name for name in task.asked_columns if name in known]
+    known, shape = list(dict.fromkeys(name for row in rows for name in row)), shape_of(task, answered=False)
+    wanted = [name for name in known if name in (task.asked_columns if shape is None else shape.sources)]
     columns = {name: [row.get(name) for row in rows] for name in wanted}
+    if shape is not None and wanted:
+        columns = {name: [as_json(cell) for cell in cells] for name, cells in columns.items()}
+        read = shape(pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}), place, where)
+        unread = [name for name in known if name not in wanted or name in read.unread]
+        columns = {name: read.table[name].to_pylist() for name in shape.columns}
+        return _asked(_table_of(task, columns, Path(where)), task, place, where, unread=unread)
     for name in {*wanted} & {*task.plain_columns}:
         columns[name] = [_text(value, name, place(row)) for row, value in enumerate(columns[name])]
     unread = [name for name in known if name not in wanted]
@@ -170,6 +185,13 @@ def _asked(
         table, dict.fromkeys(columns, False), place, where, drop=False, mend="fill them in, or leave these rows out"
     )
     return AskedRows(table, place, tuple(notes))
+
+
+def _is_conversation(given: Any, task: TaskSettings) -> bool:
+    """Whether a list is one row, and not several: it holds the turns of a conversation."""
+    if task.shape != "conversation" or not isinstance(given, list) or not given:
+        return False
+    return all(isinstance(each, Mapping) and {"role", "from"} & {*each} for each in given)
 
 
 def _with_words(table: datasets.Dataset, column: str) -> datasets.Dataset:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
 import datasets
 import numpy as np
-import pyarrow as pa
 
+from fedsa.data.brought import ClientTable, merged_tables
 from fedsa.data.checking import clients_without_rows, filled_rows, require_one_writing, rows_of, with_texts
 from fedsa.data.labels import IntArray, encode_labels
 from fedsa.data.partition import (
@@ -22,20 +21,17 @@ from fedsa.data.partition import (
     partition_rows,
 )
 from fedsa.data.quality import client_notes, label_notes, repeat_notes, spelling_notes
-from fedsa.data.reading.base import FROM_0, PLACE, Places, Wanted, some
+from fedsa.data.reading.base import FROM_0, Places, Wanted, some
 from fedsa.data.reading.cells import text_of
 from fedsa.data.reading.paths import expanded, is_local
-from fedsa.data.reading.tables import Table, as_dataset, merge_tables
+from fedsa.data.shapes import shape_of
 from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_columns
 from fedsa.errors import DataError, near
 from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings
 from fedsa.seeds import derive_seed
-from fedsa.types import CLASS_NUMBER, NO_CLASS, SPLITS
+from fedsa.types import CLASS_NUMBER, NO_CLASS
 
 __all__ = ["ClientTable", "DealtRows", "deal_client", "deal_rows", "deal_tables", "wanted_columns"]
-
-ClientTable: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset]
-"""One client's rows: one table to be split, or tables named train, validation and test."""
 
 
 @final
@@ -91,7 +87,7 @@ def deal_tables(clients: Mapping[str, ClientTable], recipe: Recipe) -> DealtRows
     Raises:
         DataError: no clients, clients without rows, other columns than the first client's, or as `deal_rows`.
     """
-    rows = _merge(clients, wanted_columns(recipe.task, recipe.data.partition))
+    rows = merged_tables(clients, wanted_columns(recipe.task, recipe.data.partition))
     return _share(rows, recipe.data, recipe.task, recipe.seed)
 
 
@@ -160,7 +156,8 @@ def wanted_columns(task: TaskSettings, partition: PartitionSettings) -> Wanted:
     columns = {*partition_columns(partition)}
     roles = {*columns, task.label_column, partition.label_column}
     texts = {*roles, *task.plain_columns} if task.plain_columns else (roles - {*task.columns}) | columns
-    return Wanted(_names({*roles, *task.columns}), _names(texts), _names(task.number_columns - texts))
+    shape, kept = shape_of(task, _names(roles)), {*roles} if task.shape else {*roles, *task.columns}
+    return Wanted(_names(kept), _names(texts), _names(task.number_columns - texts), shape=shape)
 
 
 def _names(columns: Iterable[str | None]) -> frozenset[str]:
@@ -316,79 +313,3 @@ def _numbered(
 
 def _columns(table: datasets.Dataset, names: Sequence[str]) -> dict[str, Sequence[Any]]:
     return {name: table[name][:] for name in names if name in table.column_names}
-
-
-_NO_VALIDATION = (
-    "The clients' data sets have no validation rows: a part of each client's train rows (data.partition."
-    "validation_fraction) is kept from training to choose the round by."
-)
-
-
-def _merge(clients: Mapping[str, ClientTable], wanted: Wanted) -> Rows:
-    """Return all clients' rows in one table, with a column that names the client."""
-    if not clients:
-        raise DataError("no clients: give at least one data set")
-    whole = {client: table for client, table in clients.items() if isinstance(table, datasets.Dataset)}
-    split = {client: table for client, table in clients.items() if not isinstance(table, datasets.Dataset)}
-    if whole and split:
-        raise DataError(
-            "give every client one Dataset, or every client a DatasetDict with train and test (and validation)"
-        )
-    if whole:
-        return _stacked({"table": whole}, wanted)
-    has_validation = any("validation" in tables for tables in split.values())
-    needed = [name for name in SPLITS if name != "validation" or has_validation]
-    missing = [
-        f"{client} has no {name!r} rows" for client, tables in split.items() for name in needed if name not in tables
-    ]
-    if missing:
-        raise DataError(
-            f"{'; '.join(missing)}: give every client {', '.join(needed[:-1])} and {needed[-1]} rows; where no client "
-            "has 'validation' rows, they are cut from the 'train' rows"
-        )
-    by_split = {
-        "table" if name == "train" else name: {client: tables[name] for client, tables in split.items()}
-        for name in needed
-    }
-    rows = _stacked(by_split, wanted)
-    return rows if has_validation else replace(rows, notes=(*rows.notes, _NO_VALIDATION))
-
-
-def _stacked(by_split: Mapping[str, Mapping[str, datasets.Dataset]], wanted: Wanted) -> Rows:
-    """Return clients' tables end to end; columns that are not read are left out, and named in a note."""
-    found: dict[str, datasets.Dataset] = {}
-    places: dict[str, Places] = {}
-    unread: dict[str, list[str]] = {}
-    for split, tables in by_split.items():
-        empty = [client for client, table in tables.items() if not len(table)]
-        if empty:
-            raise DataError(f"clients without rows: {', '.join(empty)}; leave them out, or give them data")
-        parts = {}
-        for number, (client, table) in enumerate(tables.items()):
-            kept = [name for name in table.column_names if name in wanted and name != CLIENT]
-            for name in table.column_names:
-                if name not in wanted:
-                    unread.setdefault(name, []).append(client)
-            own = with_texts(table.select_columns(kept), wanted.texts & {*kept}, partial(_row_of, client))
-            arrow = own.with_format("arrow")[:]
-            codes = (number << 32) + np.arange(len(arrow), dtype=np.int64)
-            arrow = arrow.append_column(PLACE, pa.array(codes)) if kept else pa.table({PLACE: codes})
-            parts[client] = Table(arrow, {**own.features, PLACE: datasets.Value("int64")})
-        whole = as_dataset(
-            merge_tables(parts, {client: client for client in parts}, "the clients' rows", column=CLIENT, unread=unread)
-        )
-        places[split] = Places(
-            [(client, FROM_0) for client in tables], np.asarray(whole.with_format("numpy")[PLACE][:])
-        )
-        found[split] = whole.remove_columns(PLACE)
-    count = len(next(iter(by_split.values())))
-    named = [
-        repr(name) if len(set(having)) == count else f"{name!r} (of {some(dict.fromkeys(having))})"
-        for name, having in unread.items()
-    ]
-    notes = (f"Columns that are not used are left aside: {some(named)}.",) if named else ()
-    return Rows(found["table"], found.get("validation"), found.get("test"), notes, places, tuple(unread))
-
-
-def _row_of(client: str, row: int) -> str:
-    return f"{client}, {FROM_0.format(row)}"

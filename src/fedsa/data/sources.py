@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,13 @@ import numpy as np
 from fedsa.data.packaged.newsgroups import read_newsgroups
 from fedsa.data.packaged.sentiment import read_sentiment
 from fedsa.data.packaged.squad_shifts import read_squad_shifts
-from fedsa.data.reading.base import PLACE, Log, Places, Wanted
+from fedsa.data.reading.base import FROM_0, PLACE, Log, Places, Wanted
 from fedsa.data.reading.client_files import CLIENT, load_client_files
 from fedsa.data.reading.hub import load_hub
 from fedsa.data.reading.local import load_local
 from fedsa.data.reading.paths import expanded, is_local
 from fedsa.data.reading.tables import Table, as_dataset
+from fedsa.data.shapes import dataset_in_shape
 from fedsa.errors import DataError, near
 from fedsa.recipe import DataSettings
 from fedsa.texts.words import counted
@@ -92,11 +94,19 @@ def load_rows(
         table = as_dataset(table) if isinstance(table, Table) else table
         if not len(table):
             raise DataError(f"{settings.path}: split {split!r} has no rows; add rows, or name another split in [data]")
+        if wanted.shape is not None and PLACE not in table.column_names:  # files come in the shape already
+            where = f"{settings.path} ({split} rows)"
+            table, read = dataset_in_shape(table, wanted.shape, partial(_row_of, where), where)
+            log.sentences += [f"{settings.path}: {read.what}."] if part == "table" else []
         if PLACE in table.column_names:
             places[part] = Places(log.files, np.asarray(table.with_format("numpy")[PLACE][:], dtype=np.int64))
             table = table.remove_columns(PLACE)
         found[part] = table
     return Rows(found["table"], found.get("validation"), found.get("test"), log.notes(), places, log.unread)
+
+
+def _row_of(where: str, row: int) -> str:
+    return f"{where}, {FROM_0.format(row)}"
 
 
 def _load(
@@ -113,7 +123,8 @@ def _load(
     local = not part and is_local(path)
     if settings.revision is not None and (part or local):
         raise DataError(f"data.revision goes with hub data only; {path} is not on the hub: leave data.revision out")
-    if by_file and not local:
+    here = None if part or local else _stand_in(path, settings.name)
+    if by_file and not local and here is None:
         raise DataError(
             f"{path}: partition.kind = 'files' needs a local folder with one file or sub-folder per client; "
             "use kind = 'column' for data that has a column naming the client"
@@ -124,12 +135,10 @@ def _load(
         return _load_part(path.removeprefix(PREFIX), splits, on_progress)
     if by_file:
         leave_out = settings.partition.leave_out_unreadable
-        return load_client_files(
-            expanded(path), splits, name=settings.name, wanted=wanted, log=log, leave_out_unreadable=leave_out
-        )
+        folder, name = (expanded(path), settings.name) if here is None else (here, None)
+        return load_client_files(folder, splits, name=name, wanted=wanted, log=log, leave_out_unreadable=leave_out)
     if local:
         return load_local(expanded(path), splits, name=settings.name, wanted=wanted, log=log)
-    here = _stand_in(path, settings.name)
     if here is not None:
         if on_progress is not None:
             on_progress(f"reading {here} in place of {path} on the hub")
@@ -151,9 +160,9 @@ def unreadable_clients(settings: DataSettings, wanted: Wanted) -> dict[str, str]
     log = Log()
     splits = [split for split in (settings.split, settings.validation_split, settings.test_split) if split]
     with suppress(DataError):  # no client is left, or those that are do not fit together: reading the rows tells it
-        load_client_files(
-            expanded(settings.path), splits, name=settings.name, wanted=wanted, log=log, leave_out_unreadable=True
-        )
+        here = None if is_local(settings.path) else _stand_in(settings.path, settings.name)
+        folder, name = (expanded(settings.path), settings.name) if here is None else (here, None)
+        load_client_files(folder, splits, name=name, wanted=wanted, log=log, leave_out_unreadable=True)
     return log.left_out
 
 

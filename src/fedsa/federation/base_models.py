@@ -14,6 +14,7 @@ from fedsa.models import load_base, load_image_processor, load_tokenizer, resolv
 from fedsa.recipe import ComputeSettings, ModelSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Task
+from fedsa.tasks.chat import with_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +55,7 @@ def load_named_base(
 
 
 def load_processor(settings: ModelSettings, task: Task, image_size: int | None = None) -> Any:
-    """Load a base model's tokenizer, or its image processor.
+    """Load a base model's tokenizer, or its image processor; for conversations the tokenizer has a chat template.
 
     Args:
         settings: the recipe's ``[model]``.
@@ -66,7 +67,8 @@ def load_processor(settings: ModelSettings, task: Task, image_size: int | None =
     """
     if task.takes_images:
         return with_image_size(load_image_processor(settings), image_size)
-    return load_tokenizer(settings)
+    tokenizer = load_tokenizer(settings)
+    return with_template(tokenizer) if task.chats else tokenizer
 
 
 def fresh_base(model: PreTrainedModel) -> PreTrainedModel:

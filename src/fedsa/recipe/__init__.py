@@ -34,7 +34,9 @@ from fedsa.recipe.server import FedAdamSettings, FedAvgMSettings, MeanSettings, 
 from fedsa.recipe.steps import StepSettings, WireDtype
 from fedsa.recipe.task import TaskSettings, fields_of
 from fedsa.recipe.task_kinds import (
+    ChatSettings,
     ClassificationSettings,
+    DpoSettings,
     GenerationSettings,
     ImageClassificationSettings,
     LanguageModelingSettings,
@@ -53,10 +55,12 @@ __all__ = [
     "AdaptationSettings",
     "AdapterSettings",
     "BufferedSettings",
+    "ChatSettings",
     "Check",
     "ClassificationSettings",
     "ComputeSettings",
     "DataSettings",
+    "DpoSettings",
     "EvaluationSettings",
     "FedAdamSettings",
     "FedAvgMSettings",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -59,6 +59,9 @@ class TaskSettings(Settings):
     has_classes: ClassVar[bool] = False
     """Each row has a class that is to be predicted."""
 
+    shape: ClassVar[Literal["conversation", "preference"] | None] = None
+    """Its rows come in several shapes: which columns of a table hold them is found by looking at the table."""
+
     kind: Agreed[str]
     label_column: Agreed[str | None] = Field(
         None,
@@ -70,6 +73,11 @@ class TaskSettings(Settings):
     def columns(self) -> list[str]:
         """The columns that it reads, but for the label's."""
         return [*self.input_columns]
+
+    @property
+    def given_columns(self) -> dict[str, str]:
+        """Of rows with a `shape`: the columns of a table that the recipe names, by what they hold."""
+        return {}
 
     @property
     def input_columns(self) -> list[str]:

@@ -13,7 +13,9 @@ from fedsa.recipe.task import Chat, Labels, Prompt, TaskSettings, Template, Text
 
 __all__ = [
     "AnyTaskSettings",
+    "ChatSettings",
     "ClassificationSettings",
+    "DpoSettings",
     "GenerationSettings",
     "ImageClassificationSettings",
     "LanguageModelingSettings",
@@ -218,6 +220,58 @@ class GenerationSettings(TaskSettings):
         return {field for _, field, form, _ in parsed if field and form}
 
 
+class ChatSettings(TaskSettings):
+    """The assistant's turns of a conversation."""
+
+    shape: ClassVar[Literal["conversation"]] = "conversation"
+
+    kind: Agreed[Literal["chat"]] = Field("chat", description="the assistant's turns of a conversation")
+    messages: Agreed[str | None] = Field(
+        None, description="the column of the conversation; empty: found by looking at the columns"
+    )
+    max_length: Agreed[int] = Field(512, gt=0, description="tokens kept of a conversation")
+    max_new_tokens: Agreed[int] = Field(128, gt=0, description="most tokens that the model writes as an answer")
+
+    @property
+    def given_columns(self) -> dict[str, str]:
+        """The column of the conversation, where the recipe names it."""
+        return {"messages": self.messages} if self.messages else {}
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The column of the conversation, as it is read."""
+        return ["messages"]
+
+
+class DpoSettings(TaskSettings):
+    """Which of two answers is preferred."""
+
+    shape: ClassVar[Literal["preference"]] = "preference"
+
+    kind: Agreed[Literal["dpo"]] = Field("dpo", description="which of two answers is preferred: DPO")
+    prompt: Agreed[str | None] = Field(
+        None,
+        description="the column of what is answered; empty: found by looking at the columns, or what both answers' "
+        "conversations begin with",
+    )
+    chosen: Agreed[str] = Field("chosen", min_length=1, description="the column of the preferred answer")
+    rejected: Agreed[str] = Field("rejected", min_length=1, description="the column of the other answer")
+    beta: Agreed[float] = Field(
+        0.1, gt=0, description="how much the model may leave its base for a preference: higher, less"
+    )
+    max_length: Agreed[int] = Field(512, gt=0, description="tokens kept of a prompt with an answer")
+
+    @property
+    def given_columns(self) -> dict[str, str]:
+        """The columns of the answers and, where the recipe names it, of what is answered."""
+        return {"chosen": self.chosen, "rejected": self.rejected} | ({"prompt": self.prompt} if self.prompt else {})
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The columns of prompt and answers, as they are read."""
+        return ["prompt", "chosen", "rejected"]
+
+
 class MultipleChoiceSettings(TaskSettings):
     """The one of several choices that the model finds most likely."""
 
@@ -282,6 +336,10 @@ class OwnTaskSettings(TaskSettings):
     doc_stride: Agreed[int] = Field(128, gt=0)
     max_answer_length: Agreed[int] = Field(30, gt=0)
     image_size: Agreed[int | None] = Field(None, gt=0)
+    messages: Agreed[str | None] = None
+    chosen: Agreed[str] = "chosen"
+    rejected: Agreed[str] = "rejected"
+    beta: Agreed[float] = Field(0.1, gt=0)
     options: Agreed[dict[str, Any]] = Field({}, description="settings of that task alone")
 
     @property
@@ -318,6 +376,8 @@ AnyTaskSettings = Annotated[
     | RegressionSettings
     | GenerationSettings
     | LanguageModelingSettings
+    | ChatSettings
+    | DpoSettings
     | MultipleChoiceSettings
     | OwnTaskSettings,
     ByKind(

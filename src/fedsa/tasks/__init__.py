@@ -18,6 +18,8 @@ _TASKS = {
     "image_classification": "fedsa.tasks.images:ImageClassification",
     "generation": "fedsa.tasks.generation:Generation",
     "language_modeling": "fedsa.tasks.generation:LanguageModeling",
+    "chat": "fedsa.tasks.conversations:Chat",
+    "dpo": "fedsa.tasks.preferences:Dpo",
     "regression": "fedsa.tasks.regression:Regression",
     "token_classification": "fedsa.tasks.tagging:TokenClassification",
     "question_answering": "fedsa.tasks.question_answering:QuestionAnswering",

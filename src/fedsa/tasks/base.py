@@ -89,6 +89,10 @@ class Task(ABC):
     """Rows are images: the base model comes with an image processor, and not with a tokenizer."""
     generates: bool = False
     """Part of the figures is of what the model writes."""
+    chats: ClassVar[bool] = False
+    """Its rows are conversations: a tokenizer without a chat template gets a plain one."""
+    asks_base: ClassVar[bool] = False
+    """It compares what the model says with what its base says, which must be the model with its adapter off."""
     predicts_text: ClassVar[bool] = False
     """What it predicts of a row is what the model writes on the row's prompt."""
 

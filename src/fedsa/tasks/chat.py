@@ -14,13 +14,37 @@ from fedsa.tasks.base import IntArray
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatTurns", "ends_of", "own_stops", "stops_of"]
+__all__ = ["ChatTurns", "ends_of", "has_plain_template", "own_stops", "stops_of", "with_template"]
 
 _WORD = "qzq"
 """An answer that no template has in its own text."""
 
 
-_MEND = "set task.chat = false, and write the turns into task.prompt and task.answer"
+_MEND = "set task.chat = false with task.kind = 'generation', and write the turns into task.prompt and task.answer"
+
+_PLAIN = (
+    "{% for message in messages %}{% if not loop.first %}\n\n{% endif %}{{ message['role'] | capitalize }}: "
+    "{{ message['content'] | trim }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}\n\nAssistant:{% endif %}"
+)
+"""Turns in plain words, for a tokenizer without a chat template: no token in it is new to the model."""
+
+
+def has_plain_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer's chat template is the plain one, which `with_template` gives."""
+    return isinstance(tokenizer.chat_template, str) and tokenizer.chat_template.endswith(_PLAIN)
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give a tokenizer that has no chat template a plain one, and return it.
+
+    A turn is ``User: ...`` or ``Assistant: ...``, an empty line between two of them; the tokenizer's end token ends the
+    assistant's. In front stands what the tokenizer itself puts in front of texts.
+    """
+    if not tokenizer.chat_template:
+        first = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{ bos_token }}" if first else "") + _PLAIN
+    return tokenizer
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, turns: ChatTurns | None) -> tuple[int, ...]:
@@ -135,8 +159,7 @@ class ChatTurns:
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None))
         except (TemplateError, TypeError, KeyError, ValueError) as error:
             raise DataError(
-                f"task.chat = true: the tokenizer's chat template does not take a user's turn and an answer ({error}): "
-                f"{_MEND}"
+                f"the tokenizer's chat template does not take a user's turn and an answer ({error}): {_MEND}"
             ) from error
 
     def _answer(self, row: int | None, prompt: str, front: str, answer: str) -> str:
@@ -144,7 +167,7 @@ class ChatTurns:
         if not whole.startswith(front):
             where = "" if row is None else f"row {row}: "
             raise DataError(
-                f"{where}task.chat = true: by the tokenizer's chat template the conversation with its answer "
+                f"{where}by the tokenizer's chat template the conversation with its answer "
                 f"(... {whole[-60:]!r}) does not begin with the prompt (... {front[-60:]!r}), so what is trained would "
                 f"not be what the model is asked: {_MEND}"
             )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import numpy as np
-import torch
 
 from fedsa.errors import DataError
 from fedsa.recipe import fields_of
-from fedsa.tasks.base import IntArray, Prediction, Sample, Task
+from fedsa.tasks.base import IntArray, Prediction, Sample
 from fedsa.tasks.beginnings import Beginnings
-from fedsa.tasks.chat import stops_of
-from fedsa.tasks.sequences import SequenceRows, answer_losses, sequence_example
+from fedsa.tasks.decoding import Decoding, said_of
+from fedsa.tasks.sequences import SequenceRows
 from fedsa.tasks.text_metrics import METRICS, best_of, extract
 from fedsa.tasks.tokenizing import parts_of
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
@@ -25,7 +23,7 @@ from fedsa.types import CLASS_NUMBER
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from fedsa.recipe import GenerationSettings, LanguageModelingSettings, OwnTaskSettings
@@ -34,105 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["Generation", "LanguageModeling"]
 
 
-class _Decoding(Task):
-    """What tasks of decoders have in common: the loss is of the answers' tokens."""
-
-    auto_model: ClassVar[str] = "AutoModelForCausalLM"
-    peft_task_type: ClassVar[str] = "CAUSAL_LM"
-    pipeline_tag: ClassVar[str] = "text-generation"
-    has_head: ClassVar[bool] = False
-    predicts_text: ClassVar[bool] = True
-
-    chat: bool
-    max_new_tokens: int
-    stops: tuple[int, ...]
-    limit: int | None
-    writes: bool
-
-    def model_options(self) -> dict[str, Any]:
-        """Return nothing: the model is as it is."""
-        return {}
-
-    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the summed cross-entropy of each answer, and the number of its tokens."""
-        return answer_losses(model, batch)
-
-    def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the summed cross-entropy of each answer in nats, shape (rows,)."""
-        return answer_losses(model, batch)[0]
-
-    def fitted(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Task:
-        """Return the task as it is with a base model: it knows whether that writes, and at which tokens it stops."""
-        stops = stops_of(model, tokenizer, chat=self.chat)
-        fitted: Task = replace(cast(Any, self), stops=stops, writes=bool(getattr(model, "can_generate", bool)()))
-        return fitted
-
-    def beginnings(self, encoded: SequenceRows) -> IntArray:
-        """The number of each row's tokens that the model gets as the beginning of its text, shape (rows,)."""
-        raise NotImplementedError
-
-    def sampling(self, encoded: Encoded) -> tuple[Task, Encoded] | None:
-        """Return the task and the rows' beginnings; where it `generates`, itself; None where the model cannot write."""
-        own = cast("SequenceRows", encoded)
-        if self.generates:
-            return self, own
-        writing: Task = replace(cast(Any, self), limit=own.widest)
-        return (writing, Beginnings(own, self.beginnings(own))) if self.writes else None
-
-    def questions(self, encoded: Encoded, rows: IntArray) -> IntArray:
-        """Return the rows, of those that have something to be predicted: all, where they have answers."""
-        return rows[cast("SequenceRows", encoded).answers[rows] > 0]
-
-    def prompts(self, encoded: Encoded, rows: IntArray) -> IntArray:
-        """Return the items of the prompts alone, which stand behind the rows."""
-        return rows + len(encoded.labels)
-
-    def generate(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The tokens that the model writes by greedy decoding, shape (rows, ``max_new_tokens``), padded.
-
-        It writes no more than the model takes beside the longest prompt.
-        """
-        base = cast(Any, model).get_base_model()
-        prompt = batch["input_ids"]
-        pad, room = base.config.pad_token_id, self.max_new_tokens
-        if self.limit is not None:
-            room = min(room, self.limit - int(batch["attention_mask"].sum(dim=1).max()))
-        written: Tensor = base.generate(
-            input_ids=prompt,
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=room,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            use_cache=True,
-            pad_token_id=pad,
-            **({"eos_token_id": list(self.stops)} if self.stops else {}),
-        )[:, prompt.shape[1] :]
-        return torch.nn.functional.pad(written, (0, self.max_new_tokens - written.shape[1]), value=pad)
-
-    def example(self, rows: int, size: int) -> dict[str, Tensor]:
-        """Return a batch of a size, to count with."""
-        return sequence_example(rows, size)
-
-    def score(
-        self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
-    ) -> dict[str, float]:
-        """Return ``log_likelihood`` (mean over the answers' tokens, nats), ``loss`` (minus it) and ``perplexity``."""
-        counts = cast("SequenceRows", encoded).answers[rows]
-        loss = float(outputs.double().sum()) / float(counts.sum())
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        return {"log_likelihood": -loss, "loss": loss, "perplexity": perplexity}
-
-
-def _said(encoded: SequenceRows, generated: Tensor) -> list[str]:
-    """Return what the model wrote, as texts."""
-    return encoded.texts(generated.tolist())
-
-
 @final
 @dataclass(frozen=True)
-class Generation(_Decoding):
+class Generation(Decoding):
     """A prompt is answered: trained on the answer's tokens, measured by their likelihood or by what the model writes.
 
     Prompt and answer are tokenised apart, and the answer ends with the tokenizer's end token; with ``chat`` the answer
@@ -241,7 +143,7 @@ class Generation(_Decoding):
         if generated is None:
             return figures
         own = cast("SequenceRows", encoded)
-        written = [extract(text, self.extract) for text in _said(own, generated)]
+        written = [extract(text, self.extract) for text in said_of(own, generated)]
         wanted = [[extract(text.strip(), self.extract) for text in own.references[row]] for row in rows]
         return figures | {name: best_of(of, written, wanted) for name, of in METRICS.items()}
 
@@ -249,7 +151,7 @@ class Generation(_Decoding):
         self, encoded: Encoded, rows: IntArray, outputs: Tensor, generated: Tensor | None = None
     ) -> list[Prediction]:
         """Return what the model writes on each row's prompt; with ``extracted``, where a part of it is compared."""
-        texts = [] if generated is None else _said(cast("SequenceRows", encoded), generated)
+        texts = [] if generated is None else said_of(cast("SequenceRows", encoded), generated)
         if self.extract == "none":
             return [Prediction(text) for text in texts]
         return [Prediction(text, about={"extracted": extract(text, self.extract)}) for text in texts]
@@ -275,7 +177,7 @@ class Generation(_Decoding):
 
 @final
 @dataclass(frozen=True)
-class LanguageModeling(_Decoding):
+class LanguageModeling(Decoding):
     """A text is continued: trained on all its tokens, measured by their likelihood.
 
     A row is one text; what is longer than ``max_length`` is cut off.
@@ -333,7 +235,7 @@ class LanguageModeling(_Decoding):
     ) -> list[Prediction]:
         """Return how each row's text goes on, the text's own ``log_likelihood`` per token, its ``tokens``."""
         own = cast("SequenceRows", encoded)
-        texts = [] if generated is None else _said(own, generated)
+        texts = [] if generated is None else said_of(own, generated)
         return [
             Prediction(text, about={"log_likelihood": -nats / tokens, "tokens": tokens})
             for text, nats, tokens in zip(texts, outputs.tolist(), own.answers[rows].tolist(), strict=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, final
 
@@ -36,7 +36,8 @@ class SequenceRows:
     Attributes:
         tokens: shape (sum of lengths,), int32.
         offsets: shape (items + 1,): item i is ``tokens[offsets[i]:offsets[i + 1]]``; an unused row is empty.
-        answers: shape (items,): the number of tokens at an item's end that are to be predicted.
+        answers: shape (items,): the number of tokens at an item's end that are to be predicted; with ``asked_tokens``,
+            from the first that is.
         labels: shape (rows,): class numbers.
         first: shape (rows + 1,): the items that are asked of row i are ``first[i]`` to ``first[i + 1]``.
         pad: the padding token.
@@ -49,6 +50,8 @@ class SequenceRows:
         notes: sentences on the rows.
         around: what a chat template puts in front of an answer and behind it, as a reader sees it.
         choices: of each row the texts that it is asked to choose from, where they are to be shown; else empty.
+        asked_tokens: of each of ``tokens`` whether it is to be predicted, where an item's answers have other text
+            between them; None: all at an item's end are.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -66,17 +69,29 @@ class SequenceRows:
     notes: tuple[str, ...] = ()
     around: tuple[str, ...] = ("", "")
     choices: tuple[tuple[str, ...], ...] = ()
+    asked_tokens: npt.NDArray[np.bool_] | None = None
 
     @property
     def lengths(self) -> IntArray:
         """Tokens of each item."""
         return np.diff(self.offsets)
 
+    @cached_property
+    def terms(self) -> IntArray:
+        """Tokens of each item that are to be predicted."""
+        if self.asked_tokens is None:
+            return self.answers
+        before = np.concatenate([[0], np.cumsum(self.asked_tokens, dtype=np.int64)])
+        counts: IntArray = before[self.offsets[1:]] - before[self.offsets[:-1]]
+        return counts
+
     def fingerprint(self) -> str:
         """Return a hash of tokens, lengths, answers and labels."""
         digest = hashlib.sha256()
         for array in (self.tokens, self.offsets, self.answers, self.labels, self.first, self.right):
             digest.update(array.astype("<i8").tobytes())
+        if self.asked_tokens is not None:
+            digest.update(np.packbits(self.asked_tokens).tobytes())
         if self.references:
             digest.update(json.dumps(self.references).encode())
         return digest.hexdigest()
@@ -124,6 +139,9 @@ class SequenceRows:
             "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0),
             "labels": laid(self.tokens, ends - answers, width=int(answers.max()), fill=IGNORED),
         }
+        if self.asked_tokens is not None and batch["labels"].shape[1]:
+            asked = laid(self.asked_tokens, ends - answers, width=batch["labels"].shape[1], fill=0)
+            batch["labels"][asked == 0] = IGNORED
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 

@@ -21,7 +21,7 @@ from fedsa.texts.words import counted
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Fitted", "Writer"]
+__all__ = ["Fitted", "Writer", "fixed_ends", "without_middle"]
 
 
 class Fitted(NamedTuple):
@@ -148,7 +148,7 @@ class Writer:
             self._written.whole.append(len(front))
             if begin is not None:
                 tail = longest - head  # all that there is room for
-            fitted.append(Fitted(np.asarray(_without_middle(front, longest, head, tail), dtype=np.int32), 0))
+            fitted.append(Fitted(np.asarray(without_middle(front, longest, head, tail), dtype=np.int32), 0))
         self._writes = longest
         self.put(items, fitted)
 
@@ -185,12 +185,7 @@ class Writer:
 
     def _fixed(self, front: Sequence[int]) -> tuple[int, int]:
         """The numbers of the template's own tokens at the beginning and at the end of a prompt."""
-        probe = self._probe
-        most = min(len(probe), len(front))
-        head = next((place for place in range(most) if probe[place] != front[place]), most)
-        most -= head
-        tail = next((place for place in range(most) if probe[-1 - place] != front[-1 - place]), most)
-        return head, tail
+        return fixed_ends(self._probe, front)
 
     def _cut(self, row: int, front: list[int], said: Sequence[list[int]]) -> list[Fitted]:
         """Return a row's items, cut where they are too long."""
@@ -205,7 +200,7 @@ class Writer:
                     f"takes {counted(least, 'token')} of task.max_length = {longest}: raise it, or shorten the template"
                 )
             answer = min(answer, longest - least)
-            kept = _without_middle(front, longest - answer, head, tail)
+            kept = without_middle(front, longest - answer, head, tail)
             cuts.prompts += len(kept) < len(front)
             cuts.bare += len(kept) == least < len(front)
             cuts.answers += answer < max(map(len, said))
@@ -302,10 +297,24 @@ class _Word(str):
         return str(self)
 
 
-def _without_middle(ids: list[int], longest: int, head: int, tail: int) -> list[int]:
+def fixed_ends(probe: Sequence[int], front: Sequence[int]) -> tuple[int, int]:
+    """Return how many tokens at the beginning and at the end of a prompt are its template's own.
+
+    Args:
+        probe: the tokens of the same template around next to nothing.
+        front: the prompt's.
+    """
+    most = min(len(probe), len(front))
+    head = next((place for place in range(most) if probe[place] != front[place]), most)
+    most -= head
+    tail = next((place for place in range(most) if probe[-1 - place] != front[-1 - place]), most)
+    return head, tail
+
+
+def without_middle(ids: list[int], longest: int, head: int, tail: int) -> list[int]:
     """Return so many tokens at most: those at the beginning and the end, where ``head`` and ``tail`` are kept.
 
-    >>> _without_middle(list(range(10)), 6, 2, 1)
+    >>> without_middle(list(range(10)), 6, 2, 1)
     [0, 1, 2, 3, 8, 9]
     """
     if len(ids) <= longest:

@@ -5,10 +5,10 @@ A reader is a function from a path and a `Wanted` to `FileRows`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fedsa.data.labels import IntArray
 from fedsa.errors import DataError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-__all__ = ["FROM_0", "PLACE", "FileRows", "Log", "Places", "Wanted", "some", "typed_table"]
+__all__ = ["FROM_0", "PLACE", "FileRows", "Log", "Places", "Shape", "Shaped", "Wanted", "some", "typed_table"]
 
 PLACE = "__place__"
 """The column that tells where a row stands: the file's number times 2**32, and the line or row in the file."""
@@ -40,6 +40,42 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
+class Shaped(NamedTuple):
+    """A table in a `Shape`, the columns of it that were looked at and not read, and how it was read."""
+
+    table: pa.Table
+    unread: tuple[str, ...]
+    what: str
+
+
+class Shape(Protocol):
+    """One form for rows that people have in several: which columns of a table they are made of is found by looking."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of texts that come out."""
+        ...
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Every column that may be read for it."""
+        ...
+
+    def __call__(self, table: pa.Table, place: Callable[[int], str], where: str, others: Sequence[str] = ()) -> Shaped:
+        """Return a table in the shape.
+
+        Args:
+            table: the rows.
+            place: of a row number: where the row is, for messages.
+            where: what the rows are, for messages.
+            others: columns that the rows have beside these, for messages.
+
+        Raises:
+            DataError: no columns of it are there, or a row does not fit.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is to be read of a table, and how.
@@ -50,6 +86,7 @@ class Wanted:
         numbers: those whose cells may be numbers, or true and false, where a format has texts alone.
         separator: of CSV and TSV; None: found by looking.
         encoding: of text files; None: found by looking.
+        shape: what the rows of a file are made into when they are read; None: they stay as they are.
     """
 
     columns: frozenset[str] | None = None
@@ -57,9 +94,17 @@ class Wanted:
     numbers: frozenset[str] = frozenset()
     separator: str | None = None
     encoding: str | None = None
+    shape: Shape | None = None
 
     def __contains__(self, column: str) -> bool:
-        return self.columns is None or column in self.columns
+        return (
+            self.columns is None or column in self.columns or (self.shape is not None and column in self.shape.sources)
+        )
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The columns that a table has when it has been read: none where all are read, whichever they are."""
+        return (self.columns or frozenset()) | ({*self.shape.columns} if self.shape is not None else frozenset())
 
 
 @dataclass(frozen=True)
@@ -72,7 +117,8 @@ class FileRows:
         unit: what a number is called: "line {}", "row {}", or `FROM_0`.
         unread: its other columns.
         features: the types that the file stores with its columns, where it does.
-        remarks: how it was read, where that had to be found out: "separator", "encoding", "quotes" or "sheet" to what.
+        remarks: how it was read, where that had to be found out: "separator", "encoding", "quotes", "sheet" or "shape"
+            to what.
         kinds: column to the kinds of its cells before they became texts, each with the place of the first.
     """
 
@@ -112,6 +158,7 @@ _REMARKS = {
     "separator": "{files}: cells are separated by {what} (found by looking; if that is wrong, set data.separator).",
     "encoding": "{files}: not UTF-8, so read as {what}. If that looks wrong, set data.encoding.",
     "quotes": "{files}: quotation marks do not stand around cells there, so they are taken as part of the text.",
+    "shape": "{files}: {what}.",
     "sheet": "{files}: only the first sheet is read: {what}.",
 }
 

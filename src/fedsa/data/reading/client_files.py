@@ -88,7 +88,7 @@ def load_client_files(
 def _require(tables: Mapping[str, Table], wanted: Wanted, entry: Path) -> None:
     """Refuse a client's file without the columns that are read."""
     for table in tables.values():
-        missing = sorted((wanted.columns or frozenset()) - {*table.features, CLIENT})
+        missing = sorted(wanted.needed - {*table.features, CLIENT})
         if missing:
             raise DataError(f"{entry} has no column {', '.join(map(repr, missing))}")
 

@@ -6,6 +6,7 @@ Only formats that can carry no code are read.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +16,7 @@ from fedsa.data.reading.separated import read_separated
 from fedsa.data.reading.stored import read_arrow, read_excel, read_parquet
 from fedsa.errors import DataError
 
-__all__ = ["ENDINGS", "NOT_ROWS", "describes_data", "is_known", "kind_of", "read_file", "without_ending"]
+__all__ = ["ENDINGS", "NOT_ROWS", "describes_data", "in_shape", "is_known", "kind_of", "read_file", "without_ending"]
 
 _FORMATS: dict[str, tuple[str, Callable[[Path, Wanted], FileRows]]] = {
     ".csv": ("CSV", partial(read_separated, separator=",")),
@@ -57,9 +58,35 @@ def read_file(place: Path, wanted: Wanted) -> FileRows:
     try:
         if not place.stat().st_size:
             raise DataError(f"{place} is empty; it needs a header and rows")
-        return _FORMATS[_ending(place)][1](place, wanted)
+        return in_shape(_FORMATS[_ending(place)][1](place, wanted), wanted, place)
     except OSError as error:
         raise DataError(f"{place} cannot be read: {error.strerror or error}") from None
+
+
+def in_shape(rows: FileRows, wanted: Wanted, place: Path) -> FileRows:
+    """Return a file's rows in the shape that is wanted, if one is.
+
+    Raises:
+        DataError: they do not fit it.
+    """
+    if wanted.shape is None:
+        return rows
+    import datasets
+
+    table, unread, what = wanted.shape(
+        rows.table, lambda row: f"{place}, {rows.unit.format(rows.places[row])}", str(place), rows.unread
+    )
+    features = None
+    if rows.features is not None:
+        known = {name: rows.features[name] for name in table.column_names if name not in wanted.shape.columns}
+        features = datasets.Features({**known, **dict.fromkeys(wanted.shape.columns, datasets.Value("string"))})
+    return replace(
+        rows,
+        table=table,
+        unread=tuple(dict.fromkeys((*rows.unread, *unread))),
+        features=features,
+        remarks={**rows.remarks, "shape": what},
+    )
 
 
 def describes_data(name: Path | PurePosixPath) -> bool:

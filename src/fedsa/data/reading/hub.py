@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsa.data.reading.base import Log, Wanted
-from fedsa.data.reading.formats import ENDINGS
+from fedsa.data.reading.formats import ENDINGS, in_shape
 from fedsa.data.reading.hub_card import with_classes
 from fedsa.data.reading.separated import read_separated
 from fedsa.data.reading.splits import chosen_splits, first_reason
@@ -107,7 +107,8 @@ def _hub_csv(builder: Any, path: str, splits: Sequence[str], wanted: Wanted, log
         tables = {}
         for source, file in zip(map(str, builder.config.data_files[split]), fetched[split], strict=True):
             shown = source.rpartition("/")[2]
-            table = log.add(read_separated(Path(file), wanted, builder.config.sep or ","), shown)
+            rows = in_shape(read_separated(Path(file), wanted, builder.config.sep or ","), wanted, Path(shown))
+            table = log.add(rows, shown)
             tables[source] = Table(table, dict(datasets.Features.from_arrow_schema(table.schema)))
         return merge_tables(tables, {source: source for source in tables}, path, unread=log.unread)
 

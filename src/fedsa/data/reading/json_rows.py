@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from fedsa.data.reading.decoding import open_text, with_encoding
 from fedsa.errors import DataError
 from fedsa.texts.json_text import parsed_json
 
-__all__ = ["read_json"]
+__all__ = ["as_json", "read_json"]
 
 _BLOCK = 10_000
 
@@ -124,9 +125,16 @@ def _columns(
                 if cell is not None:
                     kinds.setdefault(name, {}).setdefault(kind_of(cell), place)
             columns[name] = pa.array(list(_texts(path, name, cells, places, unit)), pa.string())
+        elif wanted.shape is not None and name in wanted.shape.sources:  # turns need not all have the same keys
+            columns[name] = pa.array([as_json(cell) for cell in cells], pa.string())
         else:
             columns[name] = cells
     return columns
+
+
+def as_json(cell: Any) -> str | None:
+    """Return a cell as a text; what is no text is written as JSON."""
+    return cell if cell is None or isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
 
 
 def _texts(path: Path, name: str, cells: Iterable[Any], places: Iterable[int], unit: str) -> Iterator[str | None]:

@@ -25,7 +25,7 @@ from fedsa.seeds import derive_seed
 from fedsa.store import FinishedRun, RunFolder, require_clients
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
-from fedsa.tasks.chat import own_stops, stops_of
+from fedsa.tasks.chat import own_stops, stops_of, with_template
 from fedsa.texts.words import counted, cut
 from fedsa.types import State
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export", "personal_state", "refuse_adapter"]
 
-_WRITING = ("generation", "multiple_choice", "language_modeling")
+_WRITING = ("generation", "multiple_choice", "language_modeling", "chat", "dpo")
 """Kinds of task whose card has code that writes."""
 
 
@@ -125,6 +125,8 @@ def export(
         refuse_adapter(recipe.algorithm, algorithm, recipe.adapter.variant)
     task = make_task(recipe.task, finished.label_names)
     tokenizer = tokenizer or load_processor(recipe.model, task, recipe.task.image_side)
+    if task.chats:
+        with_template(tokenizer)
     model, known = None, None
     states = PersonalStates(folder, algorithm, number)
     personal = {client: states.of(client) for client in wanted[:1]}  # what is missing is told before a model is loaded
@@ -242,7 +244,7 @@ def _more_stops(model: AdaptedModel, task: TaskSettings, tokenizer: PreTrainedTo
     if task.kind not in _WRITING:
         return ()
     base = model.model.get_base_model()
-    chat = isinstance(task, GenerationSettings | MultipleChoiceSettings) and task.chat
+    chat = task.shape is not None or (isinstance(task, GenerationSettings | MultipleChoiceSettings) and task.chat)
     stops = stops_of(base, tokenizer, chat=chat)
     return () if {*stops} <= {*own_stops(base)} else stops
 
