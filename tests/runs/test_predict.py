@@ -100,11 +100,20 @@ def figures(name: str, table: Dataset, said: list[Predicted], labels: list[str])
             row.index(own) for row, own in zip(table["choices"][:], values, strict=True)
         ]
         return {"accuracy": np.mean([a == b for a, b in zip(values, right, strict=True)])}
+    if kind == "dpo":
+        margins = [each.about["margin"] for each in said]
+        assert values == ["chosen" if margin > 0 else "rejected" for margin in margins]
+        chances = [each.probabilities["chosen"] for each in said]
+        return {
+            "margin": np.mean(margins),
+            "accuracy": np.mean([value == "chosen" for value in values]),
+            "loss": -np.mean(np.log(chances)),
+        }
     nats = sum(each.about["log_likelihood"] * each.about["tokens"] for each in said)
     return {"log_likelihood": nats / sum(each.about["tokens"] for each in said)}
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "generation_by_likelihood"])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("generation_by_likelihood", "chat")])
 def test_predictions_give_the_figures_of_the_run(run_of: Callable[[str], fedsa.RunResult], name: str) -> None:
     result = run_of(name)
     predictor, best = Predictor.open(result.path), 0.0
@@ -123,9 +132,10 @@ def test_predictions_give_the_figures_of_the_run(run_of: Callable[[str], fedsa.R
     assert best > 0  # else zeros were compared with zeros
 
 
-def test_what_is_written_is_what_the_run_kept(run_of: Callable[[str], fedsa.RunResult]) -> None:
+@pytest.mark.parametrize("name", ["generation_by_likelihood", "chat"])
+def test_what_is_written_is_what_the_run_kept(run_of: Callable[[str], fedsa.RunResult], name: str) -> None:
     """Of a decoder that is measured by likelihood the run kept some texts."""
-    result = run_of("generation_by_likelihood")
+    result = run_of(name)
     samples = json.loads((result.path / "samples.json").read_text())
     assert samples
     predictor = Predictor.open(result.path)
@@ -157,7 +167,11 @@ def test_an_export_says_the_same_and_all_clients_at_once_too(
         differ += sum(
             one.as_dict() != {**two.as_dict(), "client": client} for one, two in zip(alone, together[::2], strict=True)
         )
-    assert differ or name in ("generation", "generation_by_likelihood")  # adapters are personal: they are not one model
+    assert differ or name in (
+        "generation",
+        "generation_by_likelihood",
+        "chat",
+    )  # adapters are personal: they are not one model
 
 
 def test_clients_in_one_pass_say_what_each_says_alone(models: dict[str, Path], tmp_path: Path) -> None:

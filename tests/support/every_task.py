@@ -32,12 +32,15 @@ TASKS: dict[str, dict[str, Any]] = {
     "generation_by_likelihood": {"kind": "generation", **_PROMPT},
     "language_modeling": {"kind": "language_modeling"},
     "multiple_choice": {"kind": "multiple_choice", "prompt": "{text}", "answer": "choice", "choices": ["choices"]},
+    "chat": {"kind": "chat", "max_length": 32, "max_new_tokens": 3},
+    "dpo": {"kind": "dpo"},
     "image_classification": {"kind": "image_classification", "text_columns": ["image"], "label_column": "shape"},
 }  # fmt: skip
 """Settings of each kind, by a name."""
 ON = {
     **dict.fromkeys(("classification", "pair", "regression", "token_classification", "question_answering"), "encoder"),
     **dict.fromkeys(("generation", "generation_by_likelihood", "language_modeling", "multiple_choice"), "decoder"),
+    **dict.fromkeys(("chat", "dpo"), "decoder"),
     "image_classification": "vision",
 }
 """The tiny model that each goes with."""
@@ -79,6 +82,14 @@ def table_of(name: str, count: int = 40, seed: int = 0) -> datasets.Dataset:
             "said": COLOURS[kind],
             "choices": [COLOURS[kind], "blue"] if number % 3 else ["blue", COLOURS[kind]],
             "choice": 0 if number % 3 else 1,
+            "messages": [
+                {"role": "user", "content": " ".join([*before, word])},
+                {"role": "assistant", "content": COLOURS[kind]},
+                *([{"role": "user", "content": "so ?"}, {"role": "assistant", "content": "so it is"}] * (number % 2)),
+            ],
+            "prompt": " ".join([*before, word]),
+            "chosen": COLOURS[kind],
+            "rejected": "blue",
         })  # fmt: skip
     return datasets.Dataset.from_list(rows)
 

@@ -49,6 +49,8 @@ TASKS = {
         "choice_template": "the correct answer is {choice}",
     },
     "language": {"kind": "language_modeling", "text_columns": ["question"]},
+    "conversation": {"kind": "chat"},  # of the columns question and answer
+    "preference": {"kind": "dpo", "prompt": "question", "chosen": "first", "rejected": "second"},
 }
 
 

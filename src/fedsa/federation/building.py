@@ -11,6 +11,7 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.data.rows import DealtRows
 from fedsa.federation.base_models import load_named_base, load_processor
 from fedsa.federation.checks import (
+    check_base,
     check_head_warmup,
     check_layers,
     check_personal,
@@ -186,6 +187,7 @@ def adapt_base(
         recipe.training.head_warmup_epochs, algorithm, model, task, recipe.task.kind, recipe.server.optimizer
     )
     check_weighable(algorithm, recipe.algorithm, model, task, recipe.task.kind)
+    check_base(task, recipe.task.kind, algorithm, recipe.algorithm, model.variant)
     return AdaptedBase(model, algorithm, compute, loaded)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
+    "check_base",
     "check_early",
     "check_head_warmup",
     "check_layers",
@@ -189,6 +190,28 @@ def check_head_warmup(
             f"{optimizer!r} where the head is sent, which would carry the warm-up on like a step of "
             "the training: set it to 0, or share_head = false"
         )
+
+
+def check_base(task: Task, kind: str, algorithm: Algorithm, name: str, variant: str) -> None:
+    """Refuse a task that asks the base model, where the model with its adapter off is not the base.
+
+    Args:
+        task: the task.
+        kind: its name.
+        algorithm: the method.
+        name: its name.
+        variant: the adapter's.
+
+    Raises:
+        ModelError: method or variant changes the base's weights.
+    """
+    if not task.asks_base:
+        return
+    why = f"task.kind = {kind!r} compares the model with its base, which is the model with its adapter off, and"
+    if algorithm.folds:
+        raise ModelError(f"{why} algorithm = {name!r} adds to the base's weights: use a method that does not (fedsa)")
+    if not VARIANTS[variant].starts_at_zero:
+        raise ModelError(f"{why} adapter.variant = {variant!r} takes its start from them: use 'lora'")
 
 
 def check_weighable(algorithm: Algorithm, name: str, model: AdaptedModel | EmptyModel, task: Task, kind: str) -> None:

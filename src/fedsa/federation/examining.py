@@ -17,7 +17,14 @@ from fedsa.data.sources import are_here, unreadable_clients
 from fedsa.errors import ConfigError, DataError, FedsaError
 from fedsa.federation.base_models import load_processor
 from fedsa.federation.building import shapes_of
-from fedsa.federation.checks import check_early, check_head_warmup, check_layers, check_personal, check_weighable
+from fedsa.federation.checks import (
+    check_base,
+    check_early,
+    check_head_warmup,
+    check_layers,
+    check_personal,
+    check_weighable,
+)
 from fedsa.federation.encoding import notes_on_texts
 from fedsa.federation.resolving import client_ranks
 from fedsa.models import resolve_compute
@@ -264,6 +271,8 @@ def _check_adapted(
         check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
     with found.part("model"):
         check_weighable(algorithm, recipe.algorithm, model, task, recipe.task.kind)
+    with found.part("model"):
+        check_base(task, recipe.task.kind, algorithm, recipe.algorithm, recipe.adapter.variant)
     if not is_whole:
         return
     with found.part("settings"):

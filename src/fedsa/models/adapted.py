@@ -160,15 +160,19 @@ class AdaptedModel:
         """Return a batch where the model computes, and tell the model what it is.
 
         Args:
-            batch: of rows client by client, on the CPU.
+            batch: of rows client by client, on the CPU; where a task makes several sequences of a row, they follow each
+                other.
             counts: rows of each client.
             pack: lay several texts into one row.
             seeds: see `Streams.begin`, as for ``batches`` and ``weights``.
             batches: of each client.
             weights: of adapters.
         """
+        each = len(batch["attention_mask"]) // sum(counts)
+        own = {name: weight.repeat_interleave(each) for name, weight in (weights or {}).items()}
+        counts = [count * each for count in counts]
         layout = Layout(batch["attention_mask"], counts, pack=pack, device=torch.device(self.device))
-        self.streams.begin(layout, seeds, batches, weights)
+        self.streams.begin(layout, seeds, batches, own)
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     @property

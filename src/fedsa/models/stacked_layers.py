@@ -47,11 +47,16 @@ Factors: TypeAlias = Mapping[Factor, Tensor]
 
 
 class StackedLayer(nn.Module):
-    """A layer with many clients' adapters, in the place of one with a single client's."""
+    """A layer with many clients' adapters, in the place of one with a single client's.
+
+    Attributes:
+        adapters_off: it gives what the base gives, as one of PEFT's layers does while its adapters are disabled.
+    """
 
     def __init__(self, streams: Streams) -> None:
         super().__init__()
         self._streams = streams
+        self.adapters_off = False
 
     def place(self, values: Tensor) -> Place:
         """Return where the clients' elements lie in an activation."""
@@ -77,6 +82,8 @@ class StackedAdapter(StackedLayer):
     def forward(self, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output with the adapter's part added."""
         result: Tensor = self.base_layer(values, *args, **kwargs)
+        if self.adapters_off:
+            return result
         dropped = self.dropout(values).reshape(-1, values.shape[-1])
         return self.adapted(result.reshape(-1, result.shape[-1]), dropped, self.place(values)).view(result.shape)
 
@@ -225,6 +232,9 @@ class StackedIa3(StackedLayer):
 
     def forward(self, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, with the client's number on each feature."""
+        if self.adapters_off:
+            plain: Tensor = self.base_layer(values, *args, **kwargs)
+            return plain
         if self._of_input:
             result: Tensor = self.base_layer(self._scaled(values), *args, **kwargs)
             return result

@@ -176,7 +176,8 @@ def packing_obstacle(model: AdaptedModel, task: Task, encoded: Encoded, rows: In
     if not model.layers.takes_mask:
         return "its layers take no attention mask"
     sample = np.concatenate([_spread(encoded, rows, min(len(rows), 4)), _shortest(encoded, rows, 4)])
-    if Layout(encoded.batch(sample)["attention_mask"], [len(sample)], pack=True).packed is None:
+    mask = encoded.batch(sample)["attention_mask"]
+    if Layout(mask, [len(mask)], pack=True).packed is None:
         return "packing saves nothing: no two texts fit into one row"
     seen: list[Tensor] = []
     hook = model.layers.layers[-1].register_forward_hook(lambda *call: seen.append(_hidden(call[2])))
