@@ -122,7 +122,35 @@ OTHER_TASKS: dict[str, tuple[list[dict[str, Any]], dict[str, object]]] = {
             {"instruction": text, "input": "a short input of words", "output": f"the answer is {text}"}
             for text in numbered("please describe the")
         ],
-        {"kind": "generation", "prompt": "{instruction}\n\n{input}", "answer": "{output}", "chat": True},
+        {"kind": "chat", "messages": None},
+    ),
+    "messages": (
+        [
+            {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "so it is"}]}
+            for text in numbered("what of the")
+        ],
+        {"kind": "chat", "messages": "messages"},
+    ),
+    "ShareGPT": (
+        [
+            {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "so it is"}], "topic": "a"}
+            for text in numbered("what of the")
+        ],
+        {"kind": "chat", "messages": "conversations"},
+    ),
+    "preferences": (
+        [{"prompt": text, "chosen": "it is good", "rejected": "it is bad"} for text in numbered("what of the")],
+        {"kind": "dpo", "prompt": None},
+    ),
+    "preferences in whole conversations": (
+        [
+            {
+                name: [{"role": "user", "content": text}, {"role": "assistant", "content": f"it is {name}"}]
+                for name in ("chosen", "rejected")
+            }
+            for text in numbered("what of the")
+        ],
+        {"kind": "dpo"},
     ),
     "questions": (
         [{"question": text, "answer": f"because of {text}"} for text in numbered("why is the")],
@@ -205,6 +233,8 @@ def test_nothing_there(tmp_path: Path) -> None:
         ([f"patient {number}" for number in range(30)], "name"),
         ([{"a": 1}], "other"),
         ([["a", 1]], "other"),
+        ([[{"role": "user", "content": "a"}]], "turns"),
+        ([[{"from": "human", "value": "a"}]], "turns"),
     ],
 )
 def test_what_a_column_holds(cells: list[Any], kind: str) -> None:

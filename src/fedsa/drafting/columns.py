@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, final
 
+from fedsa.data.conversations import in_words, turns_of
+
 __all__ = ["Column", "ColumnKind", "looked_at"]
 
 ColumnKind: TypeAlias = Literal[
-    "text", "class", "name", "number", "words", "tags", "choices", "answers", "image", "empty", "other"
+    "text", "class", "name", "number", "words", "tags", "choices", "answers", "turns", "image", "empty", "other"
 ]
 """text: whole phrases; class: few values, each of many rows; name: short values; words: a list of words; tags: a list
-of O, B-KIND, I-KIND; choices: a list of phrases, or ARC's text and label; answers: SQuAD's text and answer_start."""
+of O, B-KIND, I-KIND; choices: a list of phrases, or ARC's text and label; answers: SQuAD's text and answer_start;
+turns: a conversation's, with who says what."""
 
 _MOST_CLASSES = 200
 _PHRASE_WORDS = 3.0
@@ -60,6 +63,8 @@ def looked_at(name: str, cells: Sequence[Any], *, is_image: bool = False) -> Col
     known = [cell for cell in cells if cell is not None and cell != "" and cell != []]
     if not known:
         return Column(name, "empty")
+    if all(in_words(cell) is not None for cell in known):
+        return Column(name, "turns", words=_most([_words_of(cell) for cell in known]))
     if all(isinstance(cell, dict) for cell in known):
         keys = {*known[0]}
         kind: ColumnKind = "answers" if {"text", "answer_start"} <= keys else "other"
@@ -98,6 +103,14 @@ def _of_texts(name: str, cells: Sequence[Any]) -> Column:
     if few:
         return Column(name, "name", counts, words)
     return Column(name, "text" if mean >= _PHRASE_WORDS else "name", {} if mean >= _PHRASE_WORDS else counts, words)
+
+
+def _words_of(cell: Any) -> int:
+    """Return how many words a conversation has."""
+    try:
+        return sum(len(turn["content"].split()) for turn in turns_of(cell, role="user"))
+    except ValueError:  # a turn that cannot be read: reading the rows tells it
+        return 0
 
 
 def _most(lengths: Sequence[int]) -> int:

@@ -163,7 +163,7 @@ def _model_for(task: TaskGuess) -> str:
     kind = task.settings["kind"]
     if kind == "image_classification":
         return _PICTURES
-    return _DECODER if kind in ("generation", "language_modeling", "multiple_choice") else _ENCODER
+    return _DECODER if kind in ("generation", "language_modeling", "multiple_choice", "chat", "dpo") else _ENCODER
 
 
 def _settings(
@@ -183,7 +183,7 @@ def _settings(
     training: dict[str, Any] = {
         "local_steps": 10,
         "batch_size": 4 if decoder else 8,
-        "learning_rate": 1e-3 if decoder else 5e-3,
+        "learning_rate": 2e-4 if kind == "dpo" else 1e-3 if decoder else 5e-3,
         "schedule": "linear",
     }
     if kind in ("classification", "image_classification", "token_classification", "regression"):
@@ -217,6 +217,7 @@ _ABOUT = {
     "group": "such rows stay in one split",
     "clients": "how many are simulated",
     "chat": "prompt and answer go through the model's chat template",
+    "messages": "the column of the conversation; the assistant's turns are learned",
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from fedsa.data.shapes import LISTS, pair_of
 from fedsa.drafting.columns import Column
 from fedsa.texts.words import counted
 
@@ -92,7 +93,10 @@ class ClientGuess:
 def task_of(columns: Sequence[Column]) -> TaskGuess | None:
     """The task that columns make; None: they make none that is known."""
     by_name = {column.name.lower(): column for column in columns}
-    for guess in (_images, _question_answering, _tagging, _choices, _instructions, _classes, _numbers, _plain_texts):
+    for guess in (
+        *(_images, _preferences, _conversations, _question_answering, _tagging, _choices, _instructions),
+        *(_classes, _numbers, _plain_texts),
+    ):
         found = guess(columns, by_name)
         if found is not None:
             return found
@@ -160,6 +164,35 @@ def _images(columns: Sequence[Column], by_name: Mapping[str, Column]) -> TaskGue
     return TaskGuess(settings, f"{images[0].name!r} has pictures", (images[0].name, label.name), label)
 
 
+def _preferences(columns: Sequence[Column], by_name: Mapping[str, Column]) -> TaskGuess | None:
+    pair = [by_name[name] for name in ("chosen", "rejected") if name in by_name]
+    if len(pair) < 2 or any(column.kind not in ("text", "name", "turns") for column in pair):
+        return None
+    asked = next((by_name[name] for name in ("prompt", *LISTS, "question", "instruction") if name in by_name), None)
+    names = [column.name for column in (*pair, *((asked,) if asked else ()))]
+    words = max(column.words for column in pair) + (asked.words if asked and pair[0].kind != "turns" else 0)
+    own = {key: column.name for key, column in zip(("chosen", "rejected"), pair, strict=True) if column.name != key}
+    return TaskGuess({"kind": "dpo", **own}, "of two answers one is the chosen one", tuple(names), words=words)
+
+
+def _conversations(columns: Sequence[Column], by_name: Mapping[str, Column]) -> TaskGuess | None:
+    for column in columns:
+        if column.kind == "turns" and column.name in LISTS:
+            return TaskGuess(
+                {"kind": "chat", "messages": column.name},
+                f"{column.name!r} has conversations",
+                (column.name,),
+                words=column.words,
+            )
+    texts = [column.name for column in columns if column.kind in ("text", "name", "empty")]
+    pair = pair_of(texts)
+    if pair is None or (pair[0], pair[2]) != ("instruction", "output"):
+        return None
+    used = tuple(name for name in pair if name)
+    words = sum(by_name[name].words for name in used)
+    return TaskGuess({"kind": "chat"}, "'output' answers 'instruction', as in Alpaca", used, words=words)
+
+
 def _question_answering(columns: Sequence[Column], by_name: Mapping[str, Column]) -> TaskGuess | None:
     answers = next((column for column in columns if column.kind == "answers"), None)
     question, context = by_name.get("question"), by_name.get("context")
@@ -203,7 +236,6 @@ def _choices(columns: Sequence[Column], by_name: Mapping[str, Column]) -> TaskGu
 
 def _instructions(columns: Sequence[Column], by_name: Mapping[str, Column]) -> TaskGuess | None:
     for asked, more, said in (
-        ("instruction", "input", "output"),
         ("instruction", "context", "response"),
         ("question", "", "answer"),
         ("prompt", "", "completion"),
