@@ -25,10 +25,13 @@ COUNTS = {"train": 240, "validation": 24, "validation_matched": 24, "test": 24}
 CLIENTS = 3
 ENCODERS = ("glue-mnli", "glue-sst2", "glue-qnli", "glue-qqp", "glue-rte", "squad")
 DECODERS = (
-    *("gsm8k", "gsm8k-33", "gsm8k-small", "glue-mnli-3b", "commonsense", "codesearchnet"),
+    *("gsm8k", "gsm8k-33", "gsm8k-small", "glue-mnli-3b", "commonsense", "codesearchnet", "instructions"),
     *("hellaswag", "boolq", "piqa", "siqa", "arc-easy", "arc-challenge", "openbookqa", "winogrande"),
 )
-SMALL_DECODERS = ("arc-small", "boolq-small", "shakespeare-small", "squad-small")  # of gsm8k-small's model
+SMALL_DECODERS = (  # of gsm8k-small's model
+    *("arc-small", "boolq-small", "shakespeare-small", "squad-small", "instructions-small", "dpo-small"),
+)
+SHAPES = {"conversation": ("instruction", "output"), "preference": ("prompt", "chosen", "rejected")}
 SMALL = (
     *("glue-mnli-small", "glue-sst2-small", "glue-qnli-small", "glue-qqp-small", "glue-rte-small"),
     "newsgroups-small",
@@ -57,14 +60,16 @@ def write_stand_in(recipe, folder, words):
     """
     rng = np.random.default_rng(0)
     task = task_settings(recipe["task"])
-    place = folder / recipe["data"]["path"].rpartition("/")[2] / recipe["data"].get("name", "") / "data"
+    by_file = recipe["data"]["partition"]["kind"] == "files"
+    place = folder / recipe["data"]["path"].rpartition("/")[2] / recipe["data"].get("name", "")
+    place /= "" if by_file else "data"
     place.mkdir(parents=True)
 
     def text(_=None):
         return " ".join(rng.choice(words, int(rng.integers(2, 6))))
 
     for split, count in COUNTS.items():
-        rows = {name: [text() for _ in range(count)] for name in task.columns}
+        rows = {name: [text() for _ in range(count)] for name in SHAPES.get(task.shape, task.columns)}
         if task.has_classes:
             rows["label"] = (np.arange(count) % len(task.labels)).tolist()
         if task.kind == "multiple_choice":
@@ -79,6 +84,10 @@ def write_stand_in(recipe, folder, words):
         table = datasets.Dataset.from_dict(rows)
         if task.has_classes:
             table = table.cast_column("label", datasets.ClassLabel(names=task.labels))
+        if by_file:
+            for client in range(CLIENTS if split == "train" else 0):
+                table.shard(CLIENTS, client).to_parquet(place / f"client {client}.parquet")
+            continue
         table.to_parquet(place / f"{split}-00000-of-00001.parquet")
 
 
@@ -117,7 +126,7 @@ def test_a_recipe_runs_on_a_tiny_model_and_a_stand_in_of_its_data(
     wanted["training"] |= {"local_steps": 2, "batch_size": 4}
     partition = wanted["data"]["partition"]
     partition |= {"validation_fraction": 0.15, "test_fraction": 0.2}
-    partition |= {} if partition["kind"] == "column" else {"clients": CLIENTS}
+    partition |= {} if partition["kind"] in ("column", "files") else {"clients": CLIENTS}
     partition.pop("max_examples", None)
     for name in {"split", "test_split"} & {*wanted["data"]}:
         wanted["data"][name] = wanted["data"][name].partition("[")[0]
