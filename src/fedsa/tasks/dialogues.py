@@ -325,8 +325,9 @@ class Cuts:
         fixed = fixed_ends(probe(), front)
         if longest < max(1, sum(fixed)):
             raise DataError(
-                f"row {row}: the model takes {self.limit} tokens, which has no room for the chat template's own text "
-                f"({counted(sum(fixed), 'token')}) and task.max_new_tokens = {room}: lower task.max_new_tokens"
+                f"row {row}: there is no room for the chat template's own text ({counted(sum(fixed), 'token')}) in the "
+                f"{counted(longest + room, 'token')} that are kept or that the model takes, beside what it may write "
+                f"(task.max_new_tokens = {room}): lower that, or raise task.max_length"
             )
         self.middles += 1
         return without_middle(front, longest, *fixed)
