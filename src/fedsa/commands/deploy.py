@@ -76,6 +76,12 @@ def server(
     keep_all_rounds: Annotated[
         bool, typer.Option("--keep-all-rounds", help="Keep the server's state of every round, not only what is needed.")
     ] = False,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(
+            help="For an NVFlare that runs already: a folder for the jobs, which you submit with its own tools."
+        ),
+    ] = None,
     json: _Json = False,
 ) -> None:
     """Run the server until the run has ended. It has neither rows nor a model."""
@@ -89,6 +95,7 @@ def server(
             quorum=quorum,
             deadline=deadline,
             keeps_all_rounds=keep_all_rounds,
+            jobs=jobs,
             callbacks=[live],
             tell=lambda line: console.print(line),
         )
@@ -110,13 +117,17 @@ def site(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of this machine, e.g. --set model.path=PATH."),
     ] = None,
+    socket: Annotated[
+        Path | None,
+        typer.Option(help="For an NVFlare that runs already: the path by which its client finds this worker."),
+    ] = None,
 ) -> None:
     """Take part as a site, until Ctrl-C: hold the rows and the model, and answer the server."""
     from fedsa.deploy.project import take_part
     from fedsa.deploy.waiting import wait_for_messages
     from fedsa.recipe import apply_overrides
 
-    with take_part(folder, data, apply_overrides({}, set_ or []), column=column, tell=print):
+    with take_part(folder, data, apply_overrides({}, set_ or []), column=column, socket=socket, tell=print):
         wait_for_messages(folder, print)
 
 

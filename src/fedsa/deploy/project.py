@@ -19,6 +19,7 @@ from fedsa.deploy.parties import run_server, run_site
 from fedsa.deploy.preflight import KIT, Kit, PreflightError, read_kit, warning_of
 from fedsa.deploy.provision import ADMINISTRATOR
 from fedsa.deploy.site import SETTINGS
+from fedsa.deploy.submitted_jobs import run_worker, wait_for_jobs
 from fedsa.engines.deployed import check_deployable, open_server_folder, run_id_of, serve
 from fedsa.engines.membership import Membership, check_only_measured, check_same_scale
 from fedsa.engines.remote import RemoteFleet
@@ -195,6 +196,7 @@ def serve_project(
     quorum: int | None = None,
     deadline: float | None = None,
     keeps_all_rounds: bool = False,
+    jobs: Path | None = None,
     callbacks: Sequence[Callback] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -208,14 +210,16 @@ def serve_project(
         quorum: good updates that a round needs; None: of every client.
         deadline: seconds that sites have for an answer; None: as long as it takes.
         keeps_all_rounds: whether the folder keeps the server's state of every round, and not only what is needed.
+        jobs: for an NVFlare that runs already, a folder for the jobs that somebody submits to it; None: NVFlare's
+            server is started with the folder's own certificates.
         callbacks: told of every step.
         tell: is called with each line about the parties.
 
     Raises:
         FedsaError: a folder does not fit, or the run failed.
     """
-    kit, administrator = read_kit(folder / KIT), read_kit(folder / ADMINISTRATOR)
-    _look_after(folder, SERVER, [kit, administrator], tell)
+    if jobs is None:
+        kits = _own_kits(folder, tell)
     agreement, roster, logs = Agreement.read(folder / AGREEMENT), Roster.read(folder), folder / "logs"
     with open_server_folder(out, agreement.recipe).locked() as run:
 
@@ -224,7 +228,11 @@ def serve_project(
 
         roster = roster.with_left_of(run)
         sites = roster.sites_of(run)  # who has come since is invited between rounds
-        with run_server(kit, administrator, sites, logs=logs, left=roster.left, tell=tell) as carrier:
+        with (
+            run_server(*kits, sites, logs=logs, left=roster.left, tell=tell)
+            if jobs is None
+            else wait_for_jobs(jobs, sites, tell=tell)
+        ) as carrier:
             fleet = RemoteFleet(
                 carrier, sites, roster.run, clients=roster.clients, deadline=deadline, quorum=quorum, tell=tell
             )
@@ -240,12 +248,24 @@ def serve_project(
             )
 
 
+def _own_kits(folder: Path, tell: Callable[[str], None]) -> tuple[Kit, Kit]:
+    """The server's kit and the administrator's, looked after.
+
+    Raises:
+        PreflightError: something is wrong with a kit.
+    """
+    kits = read_kit(folder / KIT), read_kit(folder / ADMINISTRATOR)
+    _look_after(folder, SERVER, kits, tell)
+    return kits
+
+
 def take_part(
     folder: Path,
     data: str,
     settings: Mapping[str, Any],
     *,
     column: str | None = None,
+    socket: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> AbstractContextManager[None]:
     """Run a site of a federation across machines; give a context that lasts as long as the site takes part.
@@ -255,16 +275,23 @@ def take_part(
         data: as for `prepare_site`.
         settings: as for `prepare_site`.
         column: as for `prepare_site`.
+        socket: for an NVFlare that runs already, the path by which its client finds the worker; None: NVFlare's client
+            is started with the folder's own certificate.
         tell: is called with what takes time.
 
     Raises:
         UserError: kit, rows or settings do not fit, or the server cannot be reached.
     """
-    kit = read_kit(folder / KIT)
-    _look_after(folder, kit.party, [kit], tell)
+    command, logs = [sys.executable, "-m", "fedsa.deploy.site", str(folder)], folder / "logs"
+    if socket is None:
+        kit = read_kit(folder / KIT)
+        _look_after(folder, kit.party, [kit], tell)
     prepare_site(folder, data, settings, column=column, tell=tell)
-    tell(f"site {kit.party!r} takes part; what leaves it is listed in {folder / 'sent.jsonl'}")
-    return run_site(kit, [sys.executable, "-m", "fedsa.deploy.site", str(folder)], logs=folder / "logs")
+    name = Names.read(folder).site
+    tell(f"site {name!r} takes part; what leaves it is listed in {folder / 'sent.jsonl'}")
+    if socket is None:
+        return run_site(kit, command, logs=logs)
+    return run_worker(name, command, socket, logs=logs, tell=tell)
 
 
 def prepare_site(
