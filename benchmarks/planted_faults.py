@@ -887,6 +887,20 @@ FAULTS = (
     ),
     # -- what comes after a run --------------------------------------------------------------------------------------
     Fault(
+        "report: a round that ends while a running run is read is taken for damage",
+        "store/begun.py",
+        "if read_commit(path) == commit:",
+        "if read_commit(path) is not None:",
+        ("runs/test_report_live.py::test_a_round_that_ends_while_its_files_are_read_is_no_damage",),
+    ),
+    Fault(
+        "report: the server answers whatever name leads to it",
+        "runs/report/serving.py",
+        "return not self.server.is_private or name in",
+        "return name is not None or name in",
+        ("runs/test_report_live.py::test_a_page_of_another_site_cannot_read_the_report_through_the_browser",),
+    ),
+    Fault(
         "export: the scale of a stacked adapter is by its rank, rslora or not",
         "runs/export/folders.py",
         "model.scaling[module] * (math.sqrt(rank) if config.use_rslora else rank)",

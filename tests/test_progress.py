@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress
 
 from fedsa import progress
-from fedsa.progress import ProgressDisplay
+from fedsa.progress import LiveLines, ProgressDisplay
 from fedsa.recipe import Recipe
 
 pytestmark = pytest.mark.run
@@ -27,7 +26,7 @@ def on_screen(written: io.StringIO) -> list[str]:
     return [line.rstrip() for line in SCREEN.sub("", written.getvalue()).replace("\r", "\n").splitlines()]
 
 
-class FrameByFrame(Progress):
+class FrameByFrame(LiveLines):
     """A bar that is drawn when a test says so, a second later each time."""
 
     def __init__(self, *columns: Any, **options: Any) -> None:
@@ -48,7 +47,7 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[FrameByFrame]:
         shown.append(FrameByFrame(*columns, **options))
         return shown[-1]
 
-    monkeypatch.setattr(progress, "Progress", made)
+    monkeypatch.setattr(progress, "LiveLines", made)
     return shown
 
 
@@ -69,10 +68,10 @@ def test_the_bar_names_the_round_that_trains_and_what_is_done(
         display.on_round_begin(round, trained)
         bar.draw()
         for client in trained:
-            display.on_client_trained(round, client, {})
+            display.on_client_trained(round, client, {"loss": 0.25, "steps": 3, "seconds": 1.5})
         bar.draw()
         for client in clients:
-            display.on_client_evaluated(round, "validation", client, {})
+            display.on_client_evaluated(round, "validation", client, {"accuracy": 0.5})
         display.on_round_end(round, [], validation)
     bar.draw()
     for place, client in enumerate(clients * 2):  # before training, and after the last round, which was chosen
@@ -95,7 +94,9 @@ def test_the_bar_names_the_round_that_trains_and_what_is_done(
     assert said.index("round 1/2  evaluating 0/2") < said.index("round 2/2  training 0/2")
     assert any("left -:--:--" in line for line in drawn)
     assert all("left 0:00:0" in line for line in drawn if "round 2/2" in line)
-    assert max(map(len, drawn)) <= width
+    assert max(map(len, lines)) <= width
+    live = [line for line in lines if re.fullmatch(r"b  .*rows/s", line)]
+    assert any(re.fullmatch(r"b  train loss 0\.250, 3 steps in 1\.5 s, [\d,.]+ rows/s", line) for line in live)
 
 
 def test_without_a_terminal_there_are_only_lines(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -111,4 +112,4 @@ def test_without_a_terminal_there_are_only_lines(tiny_recipe: Callable[..., Reci
     display.close()
     first, second = written.getvalue().splitlines()
     assert first.startswith("fedsa on lora, 1 client, 1 round, cpu (fp32, 1 thread)")
-    assert re.fullmatch(r"round 1  train loss 1\.000  \d+\.\d s", second)
+    assert re.fullmatch(r"round 1  train loss 1\.000  \d+\.\d s, [\d,.]+ rows/s", second)

@@ -26,12 +26,14 @@ from fedsa.commands import (
     plan,
     predict,
     recipes,
+    report,
     resume,
     run,
     runs,
     sent,
     sweep,
 )
+from fedsa.commands.shared.quiet import quietly
 from fedsa.errors import FedsaError
 from fedsa.system.paths import is_about_files, local_path, told
 from fedsa.system.permissions import allow_code
@@ -57,6 +59,13 @@ _AllowCode = Annotated[
     ),
 ]
 
+_Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print errors and the result only; of what is written, where it is. Nothing on the way."
+    ),
+]
+
 
 @app.callback(invoke_without_command=True)
 def _before_the_verb(
@@ -73,18 +82,22 @@ def _before_the_verb(
 
 
 def _as_verb(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a verb whose paths are looked at before it begins, and that takes ``--allow-code``."""
+    """Return a verb whose paths are looked at before it begins, and that takes ``--quiet`` and ``--allow-code``."""
 
     @functools.wraps(command)
-    def verb(*, allow_code_: bool, **arguments: Any) -> None:
+    def verb(*, quiet_: bool, allow_code_: bool, **arguments: Any) -> None:
         if allow_code_:
             allow_code()
         paths = {name: local_path(value, name) for name, value in arguments.items() if isinstance(value, Path)}
-        command(**{**arguments, **paths})
+        with quietly(quiet_):
+            command(**{**arguments, **paths})
 
     signature = inspect.signature(command, eval_str=True)
-    permission = inspect.Parameter("allow_code_", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_AllowCode)
-    verb.__signature__ = signature.replace(parameters=[*signature.parameters.values(), permission])  # type: ignore[attr-defined]
+    further = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in (("quiet_", _Quiet), ("allow_code_", _AllowCode))
+    ]
+    verb.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *further])  # type: ignore[attr-defined]
     verb.__annotations__ = {each.name: each.annotation for each in verb.__signature__.parameters.values()}  # type: ignore[attr-defined]
     return verb
 
@@ -97,6 +110,7 @@ for module in (
     predict,
     export,
     adapt,
+    report,
     analyze,
     compare,
     check,

@@ -1,28 +1,28 @@
-"""The way of a run while it goes: a bar and a line for each round, the same for the command line and for Python."""
+"""The way of a run while it goes: live lines, and a line for each round; the command line and Python have the same."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from fedsa.callbacks import Callback
 from fedsa.texts.escapes import for_terminal
-from fedsa.texts.words import counted
+from fedsa.texts.words import counted, cut
 from fedsa.types import FRACTIONS
 
 if TYPE_CHECKING:
     from fedsa.cost.pace import Pace
     from fedsa.recipe import Recipe
 
-__all__ = ["ProgressDisplay", "print_notes", "score"]
+__all__ = ["LiveLines", "ProgressDisplay", "print_notes", "score"]
 
 
 def score(value: float, metric: str, unit: str = " %") -> str:
@@ -40,8 +40,24 @@ def print_notes(notes: Sequence[str], console: Console) -> None:
         console.print(f"note: {for_terminal(note)}", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
+class LiveLines(Progress):
+    """Lines that change while a run goes on: a bar for the run and its round, and a text on the client that was last.
+
+    Attributes:
+        last: that text.
+    """
+
+    last = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Give the bar, and the text below it."""
+        yield from super().get_renderables()
+        if self.last:
+            yield Text(self.last, "dim", no_wrap=True, overflow="ellipsis")
+
+
 class ProgressDisplay(Callback):
-    """A line for each round and, in a terminal, a bar: the round, what is done in it, the time that is left.
+    """A line for each round and, in a terminal, live lines: the round, the client that was last, rates, the time left.
 
     Args:
         console: where to.
@@ -50,7 +66,7 @@ class ProgressDisplay(Callback):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._pace: Pace | None = None
-        self._bar: Progress | None = None
+        self._bar: LiveLines | None = None
         self._round, self._doing, self._done, self._all = 0, "", 0, 0
         self._round_started = time.perf_counter()
 
@@ -87,7 +103,7 @@ class ProgressDisplay(Callback):
 
     def _show(self, pace: Pace) -> None:
         width = len(f"round {self._recipe.rounds}/{self._recipe.rounds}  evaluating 00/00    0:00:00  left 0:00:00")
-        self._bar = Progress(
+        self._bar = LiveLines(
             TextColumn("{task.description}", markup=False),
             BarColumn(max(4, min(40, self._console.width - width - 2))),
             TimeElapsedColumn(),
@@ -111,6 +127,13 @@ class ProgressDisplay(Callback):
         if self._bar is not None and self._pace is not None:
             self._bar.update(self._bar.task_ids[0], description=self._told(), completed=self._pace.part)
 
+    def _tell_of(self, client: str, figures: Sequence[str], kind: Literal["training", "evaluation"]) -> None:
+        """Say in the live lines what a client has come to, and how fast rows go."""
+        if self._bar is not None and self._pace is not None:
+            rate = self._pace.rows_per_second(kind)
+            told = [*figures, *([] if rate is None else [_rate(rate)])]
+            self._bar.last = f"{for_terminal(cut(client, 40))}  {', '.join(told)}"
+
     def on_round_begin(self, round: int, clients: Sequence[str]) -> None:
         """Name the round that begins."""
         self._round, self._round_started = round, time.perf_counter()
@@ -125,6 +148,10 @@ class ProgressDisplay(Callback):
         if self._pace is None:
             return
         self._pace.trained(client)
+        figures = [f"train loss {metrics['loss']:.3f}"] if "loss" in metrics else []
+        if "steps" in metrics and "seconds" in metrics:
+            figures.append(f"{counted(int(metrics['steps']), 'step')} in {metrics['seconds']:.1f} s")
+        self._tell_of(client, figures, "training")
         if self._done == self._all:
             self._now("evaluating" if self._pace.evaluates else "", self._evaluated)
         self._advance()
@@ -135,6 +162,10 @@ class ProgressDisplay(Callback):
         if self._pace is not None:
             self._pace.evaluated(client, split, round)
             self._all = self._pace.tests if split == "test" else self._all
+            figures = (
+                [f"{self._metric} {score(metrics[self._metric], self._metric)}"] if self._metric in metrics else []
+            )
+            self._tell_of(client, [*figures, f"on {split}"], "evaluation")
         self._advance()
 
     def on_round_end(
@@ -152,7 +183,8 @@ class ProgressDisplay(Callback):
                 f"worst {score(validation['worst'], self._metric)} "
                 f"({for_terminal(validation['worst_client'])})"
             )
-        parts.append(f"{seconds:.1f} s")
+        rate = self._pace.rows_per_second("training") if losses and self._pace is not None else None
+        parts.append(f"{seconds:.1f} s" + ("" if rate is None else f", {_rate(rate)}"))
         self._console.print("  ".join(parts))
         if round == self._recipe.rounds and self._pace is not None:
             self._now("testing", self._pace.tests)
@@ -163,6 +195,15 @@ class ProgressDisplay(Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _rate(rows: float) -> str:
+    """Return a rate of rows as text.
+
+    >>> _rate(0.25), _rate(1234.5)
+    ('0.25 rows/s', '1,234 rows/s')
+    """
+    return f"{rows:,.0f} rows/s" if rows >= 10 else f"{rows:.2g} rows/s"
 
 
 @final

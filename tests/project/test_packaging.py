@@ -43,8 +43,9 @@ def test_wheel_carries_recipes_and_template(tmp_path: Path) -> None:
     for name in (
         "recipes/quickstart.toml",
         "runs/report/report.html.jinja",
-        "runs/report/compare.html.jinja",
-        "runs/report/style.css.jinja",
+        "runs/compare/compare.html.jinja",
+        "runs/pages/style.css.jinja",
+        "runs/pages/sort.js",
         "runs/export/card.md.jinja",
         "py.typed",
         "algorithms/fedsa.py",

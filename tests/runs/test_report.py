@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import base64
+import hashlib
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,109 +17,15 @@ import pytest
 from fedsa.errors import RunFolderError, UserError
 from fedsa.runs.report import write_report
 from fedsa.store import Progress, RunFolder
+from support.browser import CHROMIUM, Browser
+from support.made_runs import PLAN, make_run, metrics_of, summary_of
 from support.run_folders import resealed, rewrite_recipe
 
 pytestmark = pytest.mark.run
 
-RECIPE = """
-algorithm = "fedsa"
-rounds = 3
-[model]
-path = "part:all-minilm-l6-v2"
-[adapter]
-r = 8
-[data]
-path = "/home/someone/secret-ward/patients.csv"
-"""
-PLAN = [
-    {"factor": "A", "tensors": 12, "parameters": 1000, "trained": True, "sent": True, "received": True},
-    {"factor": "B", "tensors": 12, "parameters": 2000, "trained": True, "sent": False, "received": False},
-    {"factor": "head", "tensors": 2, "parameters": 500, "trained": True, "sent": False, "received": False},
-]
 EVIL = '<script>alert("x")</script>'
 CELLS = {"td", "th", "dt", "dd"}
 VOID = {"meta", "br", "link", "img", "input", "hr"}
-
-
-def summary_of(clients: list[str], metric: str = "accuracy") -> dict:
-    test = {"weighted_mean": 0.8613, "mean": 0.85, "std": 0.0312, "worst": 0.78, "worst_client": clients[-1]}
-    return {
-        "algorithm": "fedsa",
-        "source": "arXiv:2410.01463",
-        "variant": "lora",
-        "rounds": 3,
-        "clients": len(clients),
-        "seed": 7,
-        "recipe": "quickstart",
-        "metric": metric,
-        "evaluated_after": "aggregate",
-        "chosen_round": 2,
-        "chosen_by": "weighted mean of validation accuracy",
-        "test": {"round": 2, **test},
-        "test_final": {"round": 3, **test, "weighted_mean": 0.8401},
-        "trained_parameters": 3500,
-        "upload_parameters": 1000,
-        "upload_bytes": 4000,
-        "download_bytes": 4000,
-        "total_upload_bytes": 4000 * 3 * len(clients),
-        "total_download_bytes": 4000 * 3 * len(clients),
-        "train_seconds": 40.1,
-        "evaluation_seconds": 8.0,
-        "wall_seconds": 200.0,
-        "peak_rss_bytes": 900_000_000,
-        "interruptions": 1,
-        "sharing_plan": PLAN,
-        "per_client": {
-            client: {
-                "train_examples": 300,
-                "validation_examples": 70,
-                "test_examples": 100,
-                "labels": {"negative": 180, "positive": 290},
-                "majority": 0.61,
-                "before": 0.5,
-                "test": {metric: 0.86 if number else 0.6, "loss": 0.3},
-                "test_final": {metric: 0.84, "loss": 0.3},
-            }
-            for number, client in enumerate(clients)
-        },
-    }
-
-
-def metrics_of(clients: list[str], metric: str = "accuracy") -> list[dict]:
-    return [
-        {
-            "round": number,
-            "client": client,
-            "train": {"loss": 0.7 - 0.1 * number, "steps": 10, "seconds": 1.2} if number else None,
-            "upload_bytes": 4000 if number else 0,
-            "download_bytes": 4000 if number else 0,
-            "validation": {"examples": 10 + place, metric: 0.5 + 0.1 * number + 0.001 * place, "loss": 0.4},
-        }
-        for number in range(4)
-        for place, client in enumerate(clients)
-    ]
-
-
-def make_run(
-    folder: Path,
-    clients: list[str],
-    summary: dict | None = None,
-    metrics: list[dict] | None = None,
-    recipe: str = RECIPE,
-) -> Path:
-    metrics = metrics_of(clients) if metrics is None else metrics
-    made = RunFolder.create(folder, recipe)
-    with made.locked():
-        made.write_json("environment.json", {"python": "3.12.8", "torch": "2.6.0"})
-        made.register_clients({client: {} for client in clients})
-        made.save_initial({})
-        lines = "".join(json.dumps(record) + "\n" for record in metrics).encode()
-        (folder / "metrics.jsonl").write_bytes(lines)
-        progress = Progress(round=0, metrics_bytes=len(lines))
-        made.roll_back(progress)
-        made.write_text("summary.json", json.dumps(summary or summary_of(clients)))
-        made._commit(progress)
-    return folder
 
 
 class Page(HTMLParser):
@@ -145,7 +51,7 @@ class Page(HTMLParser):
         self.text += " " if tag in CELLS else ""
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
 
 
@@ -154,6 +60,10 @@ def read(report: Path) -> Page:
     assert page.open == []
     page.text = re.sub(r"\s+", " ", page.text)
     return page
+
+
+def scripts(html: str) -> list[str]:
+    return re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
 
 
 def svgs(html: str) -> list[str]:
@@ -205,10 +115,18 @@ def test_the_same_run_folder_gives_the_same_bytes(run: Path) -> None:
     assert write_report(run).read_bytes() == first
 
 
-def test_nothing_is_fetched_and_nothing_is_run(run: Path) -> None:
+def test_nothing_is_fetched_and_no_script_is_run_but_the_one_that_sorts(run: Path) -> None:
     report = write_report(run)
     page = read(report)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed"}
+    assert not {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object", "embed"}
+    (script,) = scripts(report.read_text(encoding="utf-8"))
+    (policy,) = [
+        attributes["content"] for _, attributes in page.tags if "Policy" in (attributes.get("http-equiv") or "")
+    ]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert "sortable" in script
+    assert "fetch" not in script
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") or name in ("src", "xmlns") for name in attributes), tag
         assert (attributes.get("href") or "#").startswith("#")
@@ -229,7 +147,7 @@ def test_no_path_of_the_machine_is_shown(run: Path) -> None:
 def test_commands_to_go_on_are_quoted_for_the_shell(run: Path) -> None:
     text = read(write_report(run)).text
     assert "fedsa export 'my run' --all --to adapters" in text
-    assert "fedsa resume 'my run'" in text
+    assert "fedsa analyze 'my run'" in text
     assert "fedsa run 'my run/recipe.toml'" in text
 
 
@@ -237,7 +155,7 @@ def test_commands_to_go_on_are_quoted_for_the_shell(run: Path) -> None:
 def test_any_client_name_is_only_text(tmp_path: Path, client: str) -> None:
     report = write_report(make_run(tmp_path / "run", ["amazon-1", client]))
     page = read(report)
-    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert len(scripts(report.read_text(encoding="utf-8"))) == 1  # ours
     assert re.sub(r"\s+", " ", client) in page.text
     for svg in svgs(report.read_text(encoding="utf-8")):
         ElementTree.fromstring(svg)  # noqa: S314  our own text
@@ -245,8 +163,8 @@ def test_any_client_name_is_only_text(tmp_path: Path, client: str) -> None:
 
 def test_a_hostile_name_is_escaped_inside_the_figures_too(tmp_path: Path) -> None:
     drawn = svgs(write_report(make_run(tmp_path / "run", ["amazon-1", EVIL])).read_text(encoding="utf-8"))
-    assert len(drawn) == 2
-    for svg in drawn:
+    assert len(drawn) == 4
+    for svg in drawn[:2]:
         assert "&lt;script&gt;alert" in svg
         assert "<script" not in svg
 
@@ -274,14 +192,26 @@ def test_every_colour_of_a_figure_is_named_in_the_style_sheet(run: Path) -> None
 def test_tables_and_figures_can_be_read_aloud(run: Path) -> None:
     tags = read(write_report(run)).tags
     assert all(attributes.get("scope") in ("col", "row") for tag, attributes in tags if tag == "th")
-    assert sum(attributes.get("role") == "img" and bool(attributes.get("aria-label")) for _, attributes in tags) == 2
+    told = [
+        (attributes.get("aria-label") or "").replace("\u00a0", " ")
+        for _, attributes in tags
+        if attributes.get("role") == "img"
+    ]
+    assert len(told) == 4
+    assert told[0].endswith(
+        "The mean is 50.1 % in round 0 and 80.1 % in round 3; in round 2, which was chosen, it is 70.1 %."
+    )
+    assert told[2].endswith(
+        "Sent to the server: 12.0 kB in each of 3 rounds. Received from it: 12.0 kB in each of 3 rounds."
+    )
+    assert told[3].endswith("3.6 s in each of 3 rounds.")
 
 
 def test_few_clients_are_drawn_one_by_one_and_many_as_bands(tmp_path: Path) -> None:
     few = [f"few-{number}" for number in range(12)]
     many = [f"many-{number}" for number in range(200)]
     html = write_report(make_run(tmp_path / "few", few)).read_text(encoding="utf-8")
-    assert all(client in svg for client in few for svg in svgs(html))
+    assert all(client in svg for client in few for svg in svgs(html)[:2])
     html = write_report(make_run(tmp_path / "many", many)).read_text(encoding="utf-8")
     assert not any("many-" in svg for svg in svgs(html))
     assert "Bands: half of the clients" in html
@@ -481,8 +411,13 @@ def kinds_of_runs() -> dict[str, tuple[list[str], dict, list[dict]]]:
 
 @pytest.fixture(params=list(kinds_of_runs()))
 def any_report(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    clients, summary, metrics = kinds_of_runs()[request.param]
-    run = make_run(tmp_path / "run", clients, summary, metrics)
+    return any_kind(request.param, tmp_path / "run")
+
+
+def any_kind(kind: str, folder: Path) -> Path:
+    """Write the report of one of the kinds of runs, with long samples in it."""
+    clients, summary, metrics = kinds_of_runs()[kind]
+    run = make_run(folder, clients, summary, metrics)
     long = "what " * 60 + "x" * 300
     sample = {"client": clients[0], "prompt": long, "written": EVIL, "right": [long, "b"]}
     resealed(run, lambda folder, _: folder.write_json("samples.json", [sample]))
@@ -517,32 +452,28 @@ def test_every_cell_of_a_table_that_becomes_cards_names_its_column(any_report: P
             assert row.count("<td") == len(names)
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on PATH to look at the report with")
-@pytest.mark.parametrize("width", [PHONE, 1280])
-def test_a_browser_finds_nothing_off_the_edge(any_report: Path, tmp_path: Path, width: int) -> None:
-    """Chromium's own window is never narrower than 500 pixels: the report is in a frame of the width."""
-    page = tmp_path / "frame.html"
-    page.write_text(
-        f'<body><iframe id="f" src="{any_report.as_uri()}" style="border:0;width:{width}px;height:9999px"></iframe>'
-        """<pre id="o"></pre><script>
-        document.getElementById("f").onload = event => {
-          const page = event.target.contentDocument, wide = [page.scrollingElement.scrollWidth];
-          for (const box of page.querySelectorAll(".scroll, pre, td, th, dd, blockquote, svg"))
-            if (box.getBoundingClientRect().right > WIDTH || box.scrollWidth > box.clientWidth + 1)
-              if (getComputedStyle(box).overflow != "hidden") wide.push(box.className || box.tagName);
-          document.getElementById("o").textContent = "found" + JSON.stringify(wide) + "found";
-        }</script>""".replace("WIDTH", str(width))
-    )
-    flags = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-    flags += ["disable-component-update", "disable-sync", "allow-file-access-from-files", "virtual-time-budget=5000"]
-    command = ["chromium", "--headless", *(f"--{flag}" for flag in flags), f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
-    found = re.findall(r"found(\[.*?\])found", done.stdout)
-    assert found, done.stderr[-2000:]
-    scroll_width, *wide = json.loads(found[0])
-    assert scroll_width <= width
-    if width == PHONE:
-        assert wide == []
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH to look at the report with")
+def test_a_browser_finds_nothing_off_the_edge(tmp_path: Path) -> None:
+    """On a telephone and on a desk, with scripts and without."""
+    reports = [any_kind(kind, tmp_path / f"run {number}") for number, kind in enumerate(kinds_of_runs())]
+    with Browser(tmp_path) as browser:
+        for width, scripts in ((PHONE, True), (PHONE, False), (1280, True)):
+            browser.look(width, scripts=scripts)
+            for report in reports:
+                browser.open(report.as_uri())
+                scroll_width, *wide = browser.value(
+                    """(() => {
+                      const wide = [document.scrollingElement.scrollWidth];
+                      for (const box of document.querySelectorAll(".scroll, pre, td, th, dd, blockquote, svg, select"))
+                        if (box.getBoundingClientRect().right > WIDTH || box.scrollWidth > box.clientWidth + 1)
+                          if (getComputedStyle(box).overflow != "hidden") wide.push(box.className || box.tagName);
+                      return wide;
+                    })()""".replace("WIDTH", str(width))
+                )
+                assert scroll_width <= width
+                if width == PHONE:
+                    assert wide == []
+        assert browser.console == []
 
 
 def test_an_accuracy_stands_with_its_interval(tmp_path: Path) -> None:
@@ -563,7 +494,7 @@ def test_nothing_is_said_twice_where_the_chosen_round_is_the_last(tmp_path: Path
     assert "Chosen and final round (round 3) 84.0 %" in text
     for words in ("Final round", "Chosen round", "(round 2)"):
         assert words not in text
-    result = text[text.index("Result:") : text.index("Who shares what")]
+    result = text[text.index("Result:") : text.index("Over the rounds")]
     assert result.count("84.0 %") == 1
 
 
@@ -585,7 +516,8 @@ def test_written_texts_are_shown_as_text(tmp_path: Path) -> None:
     ]
     resealed(run, lambda folder, _: folder.write_json("samples.json", samples))
     page = read(write_report(run))
-    assert not [tag for tag, _ in page.tags if tag in ("script", "b")]
+    assert not [tag for tag, _ in page.tags if tag == "b"]
+    assert len(scripts(write_report(run).read_text(encoding="utf-8"))) == 1  # ours
     assert f"Prompt, as the model got it 2 + 2? <b> Written {EVIL} Right answers 4 four" in page.text
     assert "Written (nothing) Right answer 2" in page.text
     rewrite_recipe(run, "[data]", '[task]\nkind = "language_modeling"\n[data]')

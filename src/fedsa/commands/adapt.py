@@ -48,7 +48,7 @@ def command(
     from dataclasses import asdict
     from typing import Any, cast
 
-    from fedsa.commands.shared.display import print_json, status
+    from fedsa.commands.shared.display import is_quiet, print_json, status
     from fedsa.system.paths import refuse_unwritable
 
     if to:
@@ -72,6 +72,8 @@ def command(
     if json:
         told = asdict(result)
         print_json({**told, "run": str(result.run), "path": None if result.path is None else str(result.path)})
+    elif is_quiet() and result.path is not None:
+        say(str(result.path))
     else:
         _show(result, compare=compare)
 

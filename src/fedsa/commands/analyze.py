@@ -39,7 +39,7 @@ def command(
     folder = to or run / "analysis"
     if to or run.is_dir():
         refuse_unwritable(folder, "--to")
-    from fedsa.commands.shared.display import print_json, print_table
+    from fedsa.commands.shared.display import is_quiet, print_json, print_table
     from fedsa.runs.analysis import MEASURES, analyze
 
     found = analyze(run, round)
@@ -47,6 +47,9 @@ def command(
     means = list(found.means())
     if json:
         print_json({"clients": list(found.clients), "means": means, "files": [str(file) for file in files]})
+        return
+    if is_quiet():
+        say(str(folder))
         return
     last = found.rounds[-1]
     print_table(

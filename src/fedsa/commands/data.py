@@ -22,7 +22,7 @@ def command(
     """Show how a recipe's rows are dealt to clients and splits, and what the model would not see of them."""
     from rich.console import Console
 
-    from fedsa.commands.shared.display import print_json, print_notes, print_table, status
+    from fedsa.commands.shared.display import is_quiet, print_json, print_notes, print_table, status
     from fedsa.commands.shared.recipe import recipe_of_command
     from fedsa.data.partition import label_counts, label_totals, save_partition
     from fedsa.data.rows import deal_rows
@@ -50,7 +50,7 @@ def command(
         except (OSError, ValueError) as error:
             raise UserError(f"--plot {plot}: {error}") from None
     if json:
-        print_notes(notes, Console(stderr=True))  # standard output has the counts alone
+        print_notes(notes, Console(stderr=True, quiet=is_quiet()))  # standard output has the counts alone
         print_json(
             {
                 client: {

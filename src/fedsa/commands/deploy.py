@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from fedsa.commands.shared.parties import init, join, leave, renew, request
+from fedsa.commands.shared.quiet import is_quiet
+from fedsa.texts.escapes import say
 
 __all__ = ["COMMANDS", "HELP", "local", "sent", "server", "site", "status"]
 
@@ -53,6 +55,9 @@ def local(
         )
     if json:
         print_json(summary)
+        return
+    if is_quiet():
+        say(str(place))
         return
     show_summary(console, summary)
     for line in (
@@ -101,6 +106,8 @@ def server(
         )
     if json:
         print_json(summary)
+    elif is_quiet():
+        say(str(out))
     else:
         show_summary(console, summary)
 
@@ -127,8 +134,12 @@ def site(
     from fedsa.deploy.waiting import wait_for_messages
     from fedsa.recipe import apply_overrides
 
-    with take_part(folder, data, apply_overrides({}, set_ or []), column=column, socket=socket, tell=print):
-        wait_for_messages(folder, print)
+    def tell(line: str) -> None:
+        if not is_quiet():
+            print(line)
+
+    with take_part(folder, data, apply_overrides({}, set_ or []), column=column, socket=socket, tell=tell):
+        wait_for_messages(folder, tell)
 
 
 def status(

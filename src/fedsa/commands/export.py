@@ -28,14 +28,20 @@ def command(
             help="Write a copy of the base model where transformers needs one to load the adapters with their classes.",
         ),
     ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
     """Write a client's adapter (or merged model) in the format that PEFT and transformers load."""
     from fedsa.errors import UserError
 
     if all_ == (client is not None):
         raise UserError("give --client ID, or --all")
+    from fedsa.commands.shared.display import print_json
     from fedsa.runs.export import export
 
     clients = None if client is None else [client]
-    for folder in export(run, to, clients=clients, round=round, merge=merge, with_base=with_base):
+    folders = export(run, to, clients=clients, round=round, merge=merge, with_base=with_base)
+    if json:
+        print_json({"run": str(run), "round": round, "merged": merge, "folders": [str(folder) for folder in folders]})
+        return
+    for folder in folders:
         say(str(folder))

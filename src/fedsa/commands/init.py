@@ -19,7 +19,7 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Look at rows, and write a recipe for them that runs: columns, task, clients, model."""
-    from fedsa.commands.shared.display import print_json, status
+    from fedsa.commands.shared.display import is_quiet, print_json, status
     from fedsa.errors import UserError
     from fedsa.store import write_atomically
     from fedsa.texts.escapes import say
@@ -45,6 +45,9 @@ def command(
                 "found": list(draft.found),
             }
         )
+        return
+    if is_quiet():
+        say(str(file))
         return
     for sentence in draft.found:
         say(f"- {sentence}")

@@ -37,10 +37,10 @@ def command(
     """Tell what clients' adapters say of new rows; a line of standard input is a text, or a JSON object of columns."""
     import sys
 
-    from fedsa.commands.shared.display import status
+    from fedsa.commands.shared.display import is_quiet, status
     from fedsa.errors import UserError
     from fedsa.system.paths import refuse_unwritable
-    from fedsa.texts.escapes import for_terminal
+    from fedsa.texts.escapes import for_terminal, say
     from fedsa.texts.words import counted
 
     if to is not None:
@@ -51,7 +51,8 @@ def command(
             raise UserError(f"--to {to} is the file of the rows: give another one")
 
     def note(text: str) -> None:
-        print(for_terminal(text), file=sys.stderr, flush=True)
+        if not is_quiet():
+            print(for_terminal(text), file=sys.stderr, flush=True)
 
     with status("loading libraries") as tell:
         tell("loading libraries")
@@ -71,6 +72,8 @@ def command(
             said = iter(list(said))
     if to is not None:
         _write(to, said)
+        if is_quiet():
+            say(str(to))
         note(f"{counted(len(asked.table), 'row')}, {counted(len(clients), 'client')}: {to}")
     elif json:
         for each in said:

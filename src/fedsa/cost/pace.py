@@ -182,6 +182,11 @@ class Pace:
             now, later = later, 0.0
         return max(0.0, now - (self._clock() - self._since)) + then + later
 
+    def rows_per_second(self, kind: Kind) -> float | None:
+        """How many rows are trained, or evaluated, in a second; None: none were yet."""
+        seconds = self._measured[kind].seconds
+        return 1 / seconds if seconds else None
+
     @property
     def part(self) -> float:
         """Which part of the run's time is over, from 0 to 1."""

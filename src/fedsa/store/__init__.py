@@ -23,6 +23,7 @@ What is read is what was written: files of tensors carry their hash and whose th
 and ``state.json`` has the hashes of all other files, and its own. Nothing is written, cut or deleted through a link.
 """
 
+from fedsa.store.begun import BegunRun
 from fedsa.store.cleaning import clean, size_of, unneeded_bytes
 from fedsa.store.client_states import ClientStateFiles, open_states_of_site
 from fedsa.store.files import file_hash, write_atomically, write_error
@@ -33,6 +34,7 @@ from fedsa.store.run_folder import RunFolder, numbers_of, recipe_of, replace_cli
 from fedsa.store.states import ClientState, Progress
 
 __all__ = [
+    "BegunRun",
     "ClientState",
     "ClientStateFiles",
     "FinishedRun",

@@ -8,72 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
-
 from fedsa.errors import RunFolderError
 from fedsa.recipe import OBJECTS, Recipe
+from fedsa.store.forms import CLIENTS_FORM, ENVIRONMENT_FORM, SAMPLES_FORM, SUMMARY_FORM, check_form, lines_of
 from fedsa.store.run_folder import RunFolder, recipe_of
-from fedsa.texts.json_text import parsed_json
 
 __all__ = ["FinishedRun", "check_base", "label_names_of"]
-
-
-class _Sent(BaseModel):
-    """What must stand in a row of the summary's ``sharing_plan``."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    factor: str
-    trained: bool
-    sent: bool
-
-
-class _Summary(BaseModel):
-    """What must stand in ``summary.json``."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    algorithm: str
-    rounds: NonNegativeInt
-    metric: str = "accuracy"
-    chosen_round: NonNegativeInt = 0
-    test: dict[str, Any]
-    test_final: dict[str, Any]
-    per_client: dict[str, dict[str, Any]]
-    clients: NonNegativeInt = 0
-    source: str = ""
-    variant: str = ""
-    evaluated_after: str = "aggregate"
-    sharing_plan: list[_Sent] = []
-
-
-class _Client(BaseModel):
-    """What must stand in an entry of ``clients.json``."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    folder: str
-    train_examples: NonNegativeInt = 0
-    validation_examples: NonNegativeInt = 0
-    test_examples: NonNegativeInt = 0
-    labels: dict[str, NonNegativeInt] = {}
-    held_out: bool = False
-
-
-class _Line(BaseModel):
-    """What must stand in a line of ``metrics.jsonl``."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    round: NonNegativeInt
-    client: str
-    train: dict[str, Any] | None = None
-
-
-class _Sample(BaseModel):
-    """What must stand in an entry of ``samples.json``."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    client: str
-    prompt: str
-    written: str
-    right: list[str]
 
 
 @dataclass(frozen=True)
@@ -101,9 +41,9 @@ class FinishedRun:
         if not folder.is_measured:
             raise RunFolderError(f"{path} is not finished: `fedsa resume {path}` takes it to the end")
         summary = folder.read_json("summary.json")
-        _check(folder, "summary.json", _Summary, summary)
+        check_form(folder, "summary.json", SUMMARY_FORM, summary)
         clients = folder.read_json("clients.json")
-        _check(folder, "clients.json", dict[str, _Client], clients)
+        check_form(folder, "clients.json", CLIENTS_FORM, clients)
         return cls(folder, summary, clients)
 
     @cached_property
@@ -134,7 +74,7 @@ class FinishedRun:
             RunFolderError: it is damaged.
         """
         environment: dict[str, Any] = self.folder.read_json("environment.json")
-        _check(self.folder, "environment.json", dict[str, Any], environment)
+        check_form(self.folder, "environment.json", ENVIRONMENT_FORM, environment)
         return environment
 
     def samples(self) -> list[dict[str, Any]]:
@@ -146,7 +86,7 @@ class FinishedRun:
         if not self.folder.has("samples.json"):
             return []
         samples: list[dict[str, Any]] = self.folder.read_json("samples.json")
-        _check(self.folder, "samples.json", list[_Sample], samples)
+        check_form(self.folder, "samples.json", SAMPLES_FORM, samples)
         return samples
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -155,14 +95,7 @@ class FinishedRun:
         Raises:
             RunFolderError: it is damaged.
         """
-        for number, text in enumerate(self.folder.read_metrics().splitlines(), start=1):
-            name = f"metrics.jsonl, line {number}"
-            try:
-                line = parsed_json(text)
-            except ValueError as error:
-                raise _unreadable(self.folder, name, error) from None
-            _check(self.folder, name, _Line, line)
-            yield line
+        yield from lines_of(self.folder, self.folder.read_metrics())
 
     def check_base(self, fingerprint: str, which: Literal["base_as_loaded", "base_model"] = "base_as_loaded") -> None:
         """Refuse another base model than the run's.
@@ -208,23 +141,3 @@ def check_base(
             f"{folder.path}: the base model's weights{named} are not those that the run was trained on, so "
             "its adapters do not fit them: put the model back as it was, or give it as it was before the run"
         )
-
-
-def _check(folder: RunFolder, name: str, form: Any, data: Any) -> None:
-    """Refuse a file whose content has not the form that this version of fedsa writes."""
-    try:
-        TypeAdapter(form).validate_python(data)
-    except (ValidationError, RecursionError) as error:
-        raise _unreadable(folder, name, error) from None
-
-
-def _unreadable(folder: RunFolder, name: str, error: Exception) -> RunFolderError:
-    if isinstance(error, ValidationError):
-        first, *_ = error.errors(include_url=False, include_input=False)
-        what = f"{'.'.join(str(part)[:40] for part in first['loc'])}: {first['msg']}"
-    else:
-        what = str(error)
-    return RunFolderError(
-        f"{folder.path / name} has not the form that this version of fedsa writes ({what:.300}): use the version that "
-        f"{folder.path / 'environment.json'} names, or start the run again"
-    )

@@ -324,7 +324,7 @@ def _folders_and_rounds(entries: Mapping[str, Mapping[str, Any]]) -> tuple[dict[
     return {client: entry["folder"] for client, entry in entries.items()}, joined
 
 
-def recipe_of(folder: RunFolder) -> Recipe:
+def recipe_of(folder: SmallFiles) -> Recipe:
     """Return the recipe of a run.
 
     Raises:

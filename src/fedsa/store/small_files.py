@@ -35,6 +35,10 @@ class SmallFiles:
         self.path = path
         self._files: dict[str, str] = {}  # the hash of each small file of the run; two while one is being replaced
 
+    def take(self, files: Mapping[str, str]) -> None:
+        """Take up which small files belong to the run, and the hash of each, as a commit point names them."""
+        self._files = dict(files)
+
     def has(self, name: str) -> bool:
         """Whether a small file belongs to the run."""
         return name in self._files

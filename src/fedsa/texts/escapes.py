@@ -7,6 +7,7 @@ r"""Names of strangers (clients, labels, columns, files), made safe where they a
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "for_markdown_code",
     "for_terminal",
     "say",
+    "say_aside",
 ]
 
 _TURNS_TEXT_AROUND = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -96,6 +98,11 @@ def for_json(text: str) -> str:
 def say(text: str = "") -> None:
     """Print a message: names in it cannot command the terminal."""
     print(for_terminal(text, lines=True))
+
+
+def say_aside(text: str) -> None:
+    """Print a message on standard error: what a program that reads standard output must not meet."""
+    print(for_terminal(text, lines=True), file=sys.stderr, flush=True)
 
 
 def for_markdown(text: str) -> str:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsa.commands.shared.quiet import is_quiet
 from fedsa.progress import ProgressDisplay, print_notes, score
-from fedsa.texts.escapes import for_json, for_terminal
+from fedsa.texts.escapes import for_json, for_terminal, say
 from fedsa.texts.words import counted, some
 from fedsa.types import FRACTIONS
 
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
     from fedsa.recipe import Recipe
     from fedsa.store import RunFolder
 
-__all__ = ["live_progress", "print_json", "print_notes", "print_table", "score", "show_run", "show_summary", "status"]
+__all__ = [
+    "is_quiet",
+    "live_progress",
+    "print_json",
+    "print_notes",
+    "print_table",
+    "progress_console",
+    "score",
+    "show_run",
+    "show_summary",
+    "status",
+]
 
 
 def print_json(data: Any) -> None:
@@ -64,12 +76,24 @@ def print_table(
 @contextmanager
 def status(text: str) -> Iterator[Callable[[str], None]]:
     """Show what is being done while it lasts; gives a function that changes the text. Goes to standard error."""
+    if is_quiet():
+        yield lambda line: None
+        return
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield lambda line: print(f"{line} ...", file=sys.stderr, flush=True)
         return
     with console.status(f"{text} ...") as spinner:
         yield lambda line: spinner.update(f"{line} ...")
+
+
+def progress_console(*, stderr: bool) -> Console:
+    """Return where a command tells on the way what it does: nowhere, where it is asked to be quiet."""
+    if is_quiet():
+        return Console(quiet=True, force_terminal=False)
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console.soft_wrap = not console.is_terminal  # in a terminal, lines are broken between words
+    return console
 
 
 @contextmanager
@@ -83,13 +107,14 @@ def live_progress(after_interruption: Callable[[], str], *, json: bool) -> Itera
     Raises:
         KeyboardInterrupt: after saying how to go on.
     """
-    console = Console(stderr=json, highlight=False, markup=False, emoji=False)
-    console.soft_wrap = not console.is_terminal  # in a terminal, lines are broken between words
+    console = progress_console(stderr=json)
     live = ProgressDisplay(console)
     try:
         yield console, live
     except KeyboardInterrupt:
         live.close()
+        if is_quiet():
+            console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         console.print(f"\ninterrupted: {after_interruption()}", soft_wrap=True)
         raise
     finally:
@@ -131,6 +156,9 @@ def show_run(folder: RunFolder, recipe: Recipe, *, json: bool) -> None:
 def _show(console: Console, path: Path, summary: Mapping[str, Any], report: Path, *, json: bool) -> None:
     if json:
         print_json(summary)
+        return
+    if is_quiet():
+        say(str(path))
         return
     show_summary(console, summary)
     lines = [f"\nreport    {report}", f"numbers   {path / 'summary.json'}, {path / 'metrics.jsonl'}"]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from fedsa.commands.shared.quiet import is_quiet
+from fedsa.texts.escapes import say
+
 __all__ = ["init", "join", "leave", "renew", "request"]
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one object.")]
 
 _Requests = Annotated[
     list[Path] | None,
@@ -46,6 +52,7 @@ def init(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set training.batch_size=8."),
     ] = None,
+    json: _Json = False,
 ) -> None:
     """Begin a federation: agree, make certificates, write a folder for each party, and say what each must do."""
     from fedsa.commands.shared.display import status as shown
@@ -67,6 +74,10 @@ def init(
             listen=listen,
             tell=tell,
         )
+    if _is_told(
+        {"federation": str(to), "folders": {name: str(place) for name, place in places.items()}}, to, json=json
+    ):
+        return
     print(
         f"Give each party its own folder only. {to / 'authority'} has the keys that make certificates: keep it closed."
         f"\n\nOn the server's machine, which sites must be able to reach as {host}, port {port}"
@@ -82,11 +93,15 @@ def init(
 def request(
     name: Annotated[str, typer.Argument(help="The name that the site has in the federation.")],
     to: Annotated[Path | None, typer.Option(help="A folder for the key and the request; default: NAME.")] = None,
+    json: _Json = False,
 ) -> None:
     """At a site: make its private key, which never leaves it, and the request for a certificate."""
     from fedsa.deploy.certificates import make_request
 
     path = make_request(to or Path(name), name)
+    told = {"site": name, "folder": str(path.parent), "request": str(path), "key": str(path.with_suffix(".key"))}
+    if _is_told(told, path, json=json):
+        return
     print(
         f"Send {path} to whoever begins the federation; it is no secret.\n"
         f"{path.with_suffix('.key')} is one: it stays here.\n"
@@ -102,6 +117,7 @@ def join(
     ] = "",
     only_measured: Annotated[bool, typer.Option("--only-measured", help="It is measured and never trains.")] = False,
     request: _Requests = None,
+    json: _Json = False,
 ) -> None:
     """Add a site to a federation, also while the server runs: write its folder, and put it on the server's roster."""
     from fedsa.commands.shared.display import status as shown
@@ -111,6 +127,8 @@ def join(
         place = join_project(
             folder, name, clients=_names(clients), trains=not only_measured, requests=request or [], tell=tell
         )
+    if _is_told({"site": name, "folder": str(place)}, place, json=json):
+        return
     print(f"Give the site its own folder only. At the site:\n  fedsa deploy site {place} --data ROWS")
     _say_where_keys_are(request)
     _say_what_rows_are([name] if len(_names(clients)) > 1 else [])
@@ -120,11 +138,14 @@ def join(
 def leave(
     folder: Annotated[Path, typer.Argument(help="The folder of the federation, or that of its server.")],
     name: Annotated[str, typer.Argument(help="The name of the site that leaves.")],
+    json: _Json = False,
 ) -> None:
     """Take a site out of a federation for good: it is asked nothing any more, and its certificate is shut out."""
     from fedsa.deploy.project import leave_project
 
     leave_project(folder, name)
+    if _is_told({"site": name, "federation": str(folder)}, folder, json=json):
+        return
     print(f"{name} has left the federation, and its name stays taken.")
     _say_where_the_roster_is(
         folder, "before its next round the server leaves the site out, and refuses it from then on"
@@ -136,12 +157,15 @@ def renew(
     parties: Annotated[
         list[str] | None, typer.Argument(help="`server` and names of sites; default: all that have not left.")
     ] = None,
+    json: _Json = False,
 ) -> None:
     """Make new certificates, also where the old ones have expired; keys stay what they are, and where they are."""
     from fedsa.deploy.authority import Authority
     from fedsa.engines.roster import Roster
 
     files = Authority.read(folder).renew(Roster.read(folder), parties or [])
+    if _is_told({"files": {party: str(path) for party, path in files.items()}}, *files.values(), json=json):
+        return
     print("Send each party its file; there is nothing secret in it:")
     for party, path in files.items():
         print(f"  {party}: {path}")
@@ -149,6 +173,24 @@ def renew(
         "Each party puts its file into its own folder (beside `kit`), stops, and starts again with the same command.\n"
         "Parties with old and with new certificates understand each other until the old ones end."
     )
+
+
+def _is_told(found: Mapping[str, Any], *places: Path, json: bool) -> bool:
+    """Print what a command came to as JSON, or only where it is; False: neither is asked for, so it is to be explained.
+
+    Args:
+        found: for JSON.
+        places: files or folders.
+        json: as the command was given it.
+    """
+    from fedsa.commands.shared.display import print_json
+
+    if json:
+        print_json(found)
+    elif is_quiet():
+        for place in places:
+            say(str(place))
+    return json or is_quiet()
 
 
 def _say_where_keys_are(requests: list[Path] | None) -> None:

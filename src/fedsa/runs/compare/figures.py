@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedsa.runs.compare.comparison import Beside, Comparison
 from fedsa.runs.compare.groups import Group, Point
-from fedsa.runs.report.drawing import CYCLE, INK, MUTED, clipped, colour, drawing, name_lines, svg
+from fedsa.runs.pages.drawing import CYCLE, INK, MUTED, clipped, colour, drawing, name_lines, svg
 from fedsa.texts.escapes import for_terminal
 from fedsa.texts.words import sized
 from fedsa.types import FRACTIONS
@@ -70,7 +70,7 @@ def _curves(found: Comparison, groups: list[Group], over: str, place: Callable[[
         lines[group.name] = points
     axes.margins(x=0.02)
     axes.grid(axis="y")
-    axes.set_title(f"{found.metric.replace('_', ' ')} on validation{unit}", loc="left", fontsize=10, pad=10)
+    axes.set_title(f"{found.metric.replace('_', ' ')} on validation{unit}", loc="left", fontsize=11, pad=10)
     axes.set_xlabel(_ABOUT[over])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=over == "rounds"))
     if over == "bytes":
@@ -107,7 +107,7 @@ def _differences(found: Comparison, beside: Beside, shade: str) -> Figure:
     height = 1.1 + 0.23 * len(pairs) if named else 4.2
     figure = Figure(figsize=(5.6, height))
     bottom, top = 0.55 / height, 0.35 / height
-    axes = figure.add_axes((0.27 if named else 0.08, bottom, 0.7 if named else 0.88, 1 - bottom - top))
+    axes = figure.add_axes((0.3 if named else 0.08, bottom, 0.67 if named else 0.88, 1 - bottom - top))
     values, places = [scale * pair.difference for pair in pairs], list(range(len(pairs)))
     axes.axvline(0, color=INK, linewidth=0.9)
     difference = beside.difference
@@ -122,7 +122,7 @@ def _differences(found: Comparison, beside: Beside, shade: str) -> Figure:
     _wide_enough(axes, values)
     axes.grid(axis="x")
     title = f"{clipped(beside.group.name)} less {clipped(found.reference.name)}"
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(f"difference of {found.metric.replace('_', ' ')} on test{unit}")
     return figure
 

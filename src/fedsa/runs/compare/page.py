@@ -8,8 +8,7 @@ from fedsa.runs.compare.comparison import Comparison
 from fedsa.runs.compare.figures import MOST_GROUPS, draw_curves, draw_differences
 from fedsa.runs.compare.groups import setting
 from fedsa.runs.compare.results import in_words, table_of
-from fedsa.runs.report.engine import page_engine, score, short
-from fedsa.types import FRACTIONS
+from fedsa.runs.pages.engine import page_engine, short
 
 __all__ = ["as_html"]
 
@@ -17,12 +16,11 @@ __all__ = ["as_html"]
 def as_html(found: Comparison) -> str:
     """Return the page of a comparison. The same runs give the same text."""
     engine = page_engine(found.metric)
-    engine.filters["signed"] = lambda value: _signed(value, found.metric)
     engine.filters["setting"] = _setting
     table = table_of(found)
     others = [each.group.name for each in found.beside]
     curves = draw_curves(found)
-    return engine.get_template("compare.html.jinja").render(
+    return engine.get_template("compare/compare.html.jinja").render(
         title=f"{', '.join(others)} against {found.reference.name}" if others else found.reference.name,
         in_words=in_words(found),
         table=table,
@@ -47,16 +45,6 @@ def _clients(found: Comparison) -> dict[str, dict[str, tuple[float, float, float
         for pair in each.clients:
             table.setdefault(pair.client, {})[each.group.name] = (pair.own, pair.against, pair.difference)
     return dict(sorted(table.items()))
-
-
-def _signed(value: float, metric: str) -> str:
-    r"""Return a difference as text, in percentage points where the metric is a part of one.
-
-    >>> _signed(-0.0213, "accuracy"), _signed(0.5, "log_likelihood"), _signed(0.0, "f1")
-    ('−2.1', '+0.5', '0.0')
-    """
-    shown = f"{100 * value:+.1f}" if metric in FRACTIONS else f"{value:+.4g}"
-    return shown.replace("-", "−") if float(shown) else score(0.0, "accuracy").removesuffix("\u00a0%")
 
 
 def _setting(value: object) -> str:

@@ -1,5 +1,5 @@
-"""The report of a run."""
+"""The report of a run: one page, written when it is finished, or served while it goes on."""
 
-from fedsa.runs.report.page import write_report
+from fedsa.runs.report.page import report_html, write_report
 
-__all__ = ["write_report"]
+__all__ = ["report_html", "write_report"]

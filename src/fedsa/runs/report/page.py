@@ -1,7 +1,7 @@
 """The page of a run: one HTML file, made from the run folder alone.
 
-It opens offline, needs no script and fetches nothing, so it can be mailed and archived. The same run folder
-gives the same bytes. The curves are SVG; their colours are named in the style sheet, hence light and dark.
+It opens offline, is complete without scripts and fetches nothing, so it can be mailed and archived. The same files
+give the same bytes. The curves are SVG; their colours are named in the style sheet, hence light and dark.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ from typing import Any
 from jinja2 import TemplateError
 
 from fedsa.errors import RunFolderError
-from fedsa.runs.report.engine import page_engine, score, short
+from fedsa.runs.pages.engine import page_engine, score, short
+from fedsa.runs.report.against import against as compare_with
+from fedsa.runs.report.asymmetry import asymmetry_of
 from fedsa.runs.report.figures import MOST_LABELS, Table, draw_figures
+from fedsa.runs.report.rounds import rounds_of
+from fedsa.runs.report.words import in_words
 from fedsa.statistics import interval
 from fedsa.store import FinishedRun, write_atomically
-from fedsa.texts.words import counted
 
-__all__ = ["write_report"]
+__all__ = ["MOMENTS", "REPORT", "about_recipe", "report_html", "write_report"]
+
+REPORT = "report.html"
+"""The name of the file in a run's folder."""
 
 _COLUMNS = [
     ("before", "Before training"),
@@ -34,42 +40,65 @@ _COLUMNS = [
     ("test_after_aggregate", "Chosen, after the aggregate"),
     ("test_final_after_aggregate", "Final, after the aggregate"),
 ]
-_MOMENTS = {
+MOMENTS = {
     "aggregate": "after it received the aggregate: with the model it would use next",
     "training": "right after its local training",
 }
+"""In words: when clients were evaluated."""
 
 
-def write_report(run: Path) -> Path:
-    """Return the path of ``report.html``, newly written from the files of a finished run.
+def write_report(run: Path, *, against: Path | None = None, to: Path | None = None) -> Path:
+    """Return the path of the report, newly written from the files of a finished run.
 
     Args:
         run: a finished run's folder.
+        against: another finished run, which each client's result is compared with.
+        to: the file; None: ``report.html`` in the run's folder.
 
     Raises:
         RunFolderError: one of its files is missing, damaged or of another run.
-        UserError: the report cannot be written.
+        UserError: the report cannot be written, or the other run is no other.
+    """
+    html = report_html(run, against=against)
+    report = run / REPORT if to is None else to
+    write_atomically(report, html.encode(errors="replace"))
+    return report
+
+
+def report_html(run: Path, *, against: Path | None = None, version: str | None = None) -> str:
+    """Return the page of a finished run. The same files give the same text.
+
+    Args:
+        run: its folder.
+        against: another finished run, which each client's result is compared with.
+        version: of a page that is served, which one it is.
+
+    Raises:
+        RunFolderError: one of its files is missing, damaged or of another run.
+        UserError: the other run is no other.
     """
     finished = FinishedRun.open(run)
+    beside = None if against is None else compare_with(run, against)
+    asymmetry = asymmetry_of(run)
     recipe_text = finished.folder.recipe_text()
     try:
-        html = _render(
+        return _render(
             run.resolve().name,
             tomllib.loads(recipe_text),
             recipe_text,
             finished.environment(),
             finished.summary,
             list(finished.lines()),
-            finished.samples(),
+            samples=finished.samples(),
+            against=beside,
+            asymmetry=asymmetry,
+            version=version,
         )
     except (AttributeError, KeyError, TypeError, ValueError, TemplateError) as error:
         raise RunFolderError(
             f"the files in {run} do not have the form that this version of fedsa writes ({error}); "
             "make the report with the version that is named in environment.json, or repeat the run with `fedsa run`"
         ) from error
-    report = run / "report.html"
-    write_atomically(report, html.encode(errors="replace"))
-    return report
 
 
 def _render(
@@ -79,7 +108,7 @@ def _render(
     environment: Table,
     summary: Table,
     records: Sequence[Table],
-    samples: Sequence[Table],
+    **given: Any,
 ) -> str:
     metric = str(summary.get("metric", "accuracy"))
     has_classes = any("majority" in entry for entry in summary["per_client"].values())
@@ -97,14 +126,11 @@ def _render(
         "spread": lambda value: score(value, metric).replace("\u00a0%", " points"),
     }
     clients = list(summary["per_client"].values())
-    shown_recipe = _without_folders(recipe, recipe_text)
-    return engine.get_template("report.html.jinja").render(
-        name=name,
-        recipe=recipe,
-        recipe_text=shown_recipe,
-        shortened=shown_recipe != recipe_text,
-        model=short(recipe.get("model", {}).get("path", "–")).removeprefix("part:"),
-        data=short(recipe.get("data", {}).get("path", "–")).removeprefix("part:"),
+    rounds = rounds_of(records, metric)
+    return engine.get_template("report/report.html.jinja").render(
+        **given,
+        **about_recipe(name, recipe, recipe_text),
+        done=True,
         environment=environment,
         s=summary,
         metric=metric.replace("_", " "),
@@ -115,35 +141,39 @@ def _render(
         columns=[(key, title) for key, title in titles if any(key in client for client in clients)],
         rows_range=_range({metric: summary["test"].get("weighted_mean"), "examples": _test_rows(summary)}, metric),
         kinds=summary.get("sharing_by_round") or ([{**summary, "rounds": None}] if plan else []),
-        samples=samples,
         continues=recipe.get("task", {}).get("kind") == "language_modeling",
         has_ranges=any(_range(client.get("test"), metric) for client in clients),
         has_perplexity=any(_perplexity(client.get("test"), metric) for client in clients),
-        in_words=_in_words(summary, metric),
-        moment=_MOMENTS.get(summary.get("evaluated_after", ""), _MOMENTS["aggregate"]),
+        in_words=in_words(summary, metric),
+        moment=MOMENTS.get(summary.get("evaluated_after", ""), MOMENTS["aggregate"]),
         plan=plan,
         bytes_each=bytes_each,
         trained_bytes=trained_bytes,
         uploads=uploads,
-        figures=draw_figures(records, metric, summary.get("chosen_round")),
+        rounds=rounds,
+        chosen=summary.get("chosen_round"),
+        count=len(clients),
+        figures=draw_figures(records, rounds, metric, summary.get("chosen_round")),
     )
 
 
-def _in_words(summary: Table, metric: str) -> str:
-    """Return the result as sentences, for a reader who stops there."""
-    test, clients, chosen = summary["test"], summary["per_client"].values(), summary.get("chosen_round", "–")
-    text = (
-        f"After {counted(summary['rounds'], 'round')}, the model of round {chosen}, chosen on validation, "
-        f"reaches {score(test.get('weighted_mean'), metric)} {metric.replace('_', ' ')} on the clients’ own test rows "
-        f"(weighted mean) and {score(test.get('worst'), metric)} at the worst client"
-    )
-    text += f", {test['worst_client']}." if test.get("worst_client") else "."
-    both = [(c["test"][metric], c["majority"]) for c in clients if "majority" in c and metric in c.get("test", {})]
-    if both and metric == "accuracy":
-        better = sum(accuracy > majority for accuracy, majority in both)
-        guessing = f"{better} of {counted(len(both), 'client')}"
-        text += f" Better than always guessing the client’s most frequent label: {guessing}."
-    return text
+def about_recipe(name: str, recipe: Table, text: str) -> dict[str, Any]:
+    """Return what pages say of a run's recipe: folders of the machine are left out.
+
+    Args:
+        name: of the run folder.
+        recipe: its recipe.
+        text: the same as text.
+    """
+    shown = _without_folders(recipe, text)
+    return {
+        "name": name,
+        "recipe": recipe,
+        "recipe_text": shown,
+        "shortened": shown != text,
+        "model": short(recipe.get("model", {}).get("path", "–")).removeprefix("part:"),
+        "data": short(recipe.get("data", {}).get("path", "–")).removeprefix("part:"),
+    }
 
 
 def _titles(summary: Table) -> list[tuple[str, str]]:

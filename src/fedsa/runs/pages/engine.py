@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
 import math
 import shlex
 from collections.abc import Mapping
@@ -16,14 +19,17 @@ from fedsa.texts.escapes import for_html
 from fedsa.texts.words import counted, sized, some
 from fedsa.types import FRACTIONS
 
-__all__ = ["duration", "page_engine", "score", "short", "size"]
+__all__ = ["duration", "page_engine", "score", "short", "signed", "size", "sortable"]
 
 
 def page_engine(metric: str) -> Environment:
     """Return what renders the templates of pages: all that is put in is escaped.
 
+    A page runs no script but ours: its policy names their hashes. Beside the values that its template asks for, each
+    page is given ``version`` and ``done``: for a page that is served, which one it is, and whether it is the last.
+
     Args:
-        metric: what the filter ``score`` writes values of.
+        metric: what the filters ``score`` and ``signed`` write values of.
     """
     engine = Environment(
         autoescape=True,
@@ -31,20 +37,41 @@ def page_engine(metric: str) -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=FunctionLoader(
-            lambda name: resources.files("fedsa.runs.report").joinpath(name).read_text(encoding="utf-8")
-        ),
+        loader=FunctionLoader(_text),
     )
+    engine.globals |= {"version": None, "done": False}
     engine.filters |= {
         "score": lambda value: score(value, metric),
+        "signed": lambda value: signed(value, metric),
+        "sortable": lambda value: sortable(value, metric),
+        "script": lambda name: Markup(_script(name)),  # noqa: S704  our own files
+        "hashes": lambda names: Markup(" ".join(map(_hash_of, names))),  # noqa: S704
         "some": some,
         "counted": counted,
         "count": lambda value: "–" if value is None else f"{value:,}",
         "size": size,
         "duration": duration,
         "quoted": shlex.quote,
+        "capitalize_first": lambda text: f"{text[:1].upper()}{text[1:]}",
     }
     return engine
+
+
+def _text(name: str) -> str:
+    return resources.files("fedsa.runs").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _script(name: str) -> str:
+    """Return the text of a script, without the comments above it."""
+    lines = _text(f"pages/{name}").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("//"))
+
+
+def _hash_of(name: str) -> str:
+    """Return how a page's policy names a script that may run."""
+    digest = base64.b64encode(hashlib.sha256(_script(name).encode()).digest()).decode()
+    return f"'sha256-{digest}'"
 
 
 def _safe(value: Any) -> Any:
@@ -63,6 +90,29 @@ def score(value: Any, metric: str) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{100 * value:.1f}\u00a0%" if metric in FRACTIONS else f"{value:.4g}"
+
+
+def signed(value: float | None, metric: str) -> str:
+    r"""Return a difference as text, in percentage points where the metric is a part of one.
+
+    >>> signed(-0.0213, "accuracy"), signed(0.5, "log_likelihood"), signed(0.0, "f1"), signed(None, "f1")
+    ('−2.1', '+0.5', '0.0', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    shown = f"{100 * value:+.1f}" if metric in FRACTIONS else f"{value:+.4g}"
+    return shown.replace("-", "−") if float(shown) else "0.0"
+
+
+def sortable(value: Any, metric: str = "") -> str:
+    """Return a number as scripts read it, of a table of metrics that of ``metric``; empty where there is none.
+
+    >>> sortable(0.25), sortable({"f1": 1}, "f1"), sortable(None)
+    ('0.25', '1', '')
+    """
+    if isinstance(value, Mapping):
+        value = value.get(metric)
+    return "" if value is None or not math.isfinite(value) else repr(value)
 
 
 def size(value: float | None) -> str:

@@ -30,7 +30,7 @@ _DRAWING: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fedsa",
     "text.parse_math": False,  # a client may be called $\x$
-    "font.size": 10.0,
+    "font.size": 11.0,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -68,7 +68,7 @@ def name_lines(axes: Axes, series: Mapping[str, Points], colours: Sequence[int] 
     axes.set_xlim(right=right)
     ends = sorted((points[-1][1], number, name) for number, (name, points) in zip(numbers, series.items(), strict=True))
     for place, (value, number, name) in zip(
-        apart([(value - bottom) / (top - bottom) for value, _, _ in ends], 0.062), ends, strict=True
+        apart([(value - bottom) / (top - bottom) for value, _, _ in ends], 0.068), ends, strict=True
     ):
         axes.annotate(
             clipped(for_terminal(name)),
@@ -76,9 +76,8 @@ def name_lines(axes: Axes, series: Mapping[str, Points], colours: Sequence[int] 
             xytext=(1.03, place),
             textcoords="axes fraction",
             va="center",
-            color=colour(number),
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour(number), "lw": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": colour(number), "lw": 1.2, "relpos": (0, 0.5)},
         )
 
 

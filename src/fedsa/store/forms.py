@@ -1,0 +1,129 @@
+"""What must stand in the files of a run folder, so that what reads them need not fear anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+
+from fedsa.errors import RunFolderError
+from fedsa.store.small_files import SmallFiles
+from fedsa.texts.json_text import parsed_json
+
+__all__ = ["CLIENTS_FORM", "ENVIRONMENT_FORM", "SAMPLES_FORM", "SUMMARY_FORM", "check_form", "lines_of"]
+
+
+class _Sent(BaseModel):
+    """What must stand in a row of the summary's ``sharing_plan``."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    factor: str
+    trained: bool
+    sent: bool
+
+
+class _Summary(BaseModel):
+    """What must stand in ``summary.json``."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    algorithm: str
+    rounds: NonNegativeInt
+    metric: str = "accuracy"
+    chosen_round: NonNegativeInt = 0
+    test: dict[str, Any]
+    test_final: dict[str, Any]
+    per_client: dict[str, dict[str, Any]]
+    clients: NonNegativeInt = 0
+    source: str = ""
+    variant: str = ""
+    evaluated_after: str = "aggregate"
+    sharing_plan: list[_Sent] = []
+
+
+class _Client(BaseModel):
+    """What must stand in an entry of ``clients.json``."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    folder: str
+    train_examples: NonNegativeInt = 0
+    validation_examples: NonNegativeInt = 0
+    test_examples: NonNegativeInt = 0
+    labels: dict[str, NonNegativeInt] = {}
+    held_out: bool = False
+
+
+class _Line(BaseModel):
+    """What must stand in a line of ``metrics.jsonl``."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    round: NonNegativeInt
+    client: str
+    train: dict[str, Any] | None = None
+
+
+class _Sample(BaseModel):
+    """What must stand in an entry of ``samples.json``."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    client: str
+    prompt: str
+    written: str
+    right: list[str]
+
+
+SUMMARY_FORM = TypeAdapter(_Summary)
+CLIENTS_FORM = TypeAdapter(dict[str, _Client])
+ENVIRONMENT_FORM = TypeAdapter(dict[str, Any])
+SAMPLES_FORM = TypeAdapter(list[_Sample])
+_LINE_FORM = TypeAdapter(_Line)
+
+
+def lines_of(folder: SmallFiles, metrics: str) -> Iterator[dict[str, Any]]:
+    """Yield the lines of ``metrics.jsonl``.
+
+    Args:
+        folder: whose they are.
+        metrics: the file's text.
+
+    Raises:
+        RunFolderError: a line is damaged.
+    """
+    for number, text in enumerate(metrics.splitlines(), start=1):
+        name = f"metrics.jsonl, line {number}"
+        try:
+            line = parsed_json(text)
+        except ValueError as error:
+            raise _unreadable(folder, name, error) from None
+        check_form(folder, name, _LINE_FORM, line)
+        yield line
+
+
+def check_form(folder: SmallFiles, name: str, form: TypeAdapter[Any], data: Any) -> None:
+    """Refuse a file whose content has not the form that this version of fedsa writes.
+
+    Args:
+        folder: whose file it is.
+        name: of the file.
+        form: what must stand in it.
+        data: what stands in it.
+
+    Raises:
+        RunFolderError: the first thing that is not as it must be.
+    """
+    try:
+        form.validate_python(data)
+    except (ValidationError, RecursionError) as error:
+        raise _unreadable(folder, name, error) from None
+
+
+def _unreadable(folder: SmallFiles, name: str, error: Exception) -> RunFolderError:
+    if isinstance(error, ValidationError):
+        first, *_ = error.errors(include_url=False, include_input=False)
+        what = f"{'.'.join(str(part)[:40] for part in first['loc'])}: {first['msg']}"
+    else:
+        what = str(error)
+    return RunFolderError(
+        f"{folder.path / name} has not the form that this version of fedsa writes ({what:.300}): use the version that "
+        f"{folder.path / 'environment.json'} names, or start the run again"
+    )
