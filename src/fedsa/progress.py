@@ -197,13 +197,13 @@ class ProgressDisplay(Callback):
             self._bar = None
 
 
-def _rate(rows: float) -> str:
+def _rate(per_second: float) -> str:
     """Return a rate of rows as text.
 
     >>> _rate(0.25), _rate(1234.5)
     ('0.25 rows/s', '1,234 rows/s')
     """
-    return f"{rows:,.0f} rows/s" if rows >= 10 else f"{rows:.2g} rows/s"
+    return f"{per_second:,.0f} rows/s" if per_second >= 10 else f"{per_second:.2g} rows/s"
 
 
 @final

@@ -32,6 +32,7 @@ NO_COUNT = {  # what stands there is a name, a verb follows it, or it is two at 
     "name",
     "needed[-1]",
     "path",
+    "per_second",  # a rate
     "self._limit",  # tokens that a model takes
     "split",
     "type(model).__name__",

@@ -60,7 +60,7 @@ def test_without_another_run_there_is_no_change(pair: tuple[Path, Path], tmp_pat
 def test_a_run_that_is_no_other_is_refused(pair: tuple[Path, Path], tiny_run: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="is given twice"):
         write_report(pair[0], against=pair[0])
-    with pytest.raises(UserError, match=r"it has the recipe of .* with another seed, .* fedsa compare"):
+    with pytest.raises(UserError, match=r"has the recipe of .* with another seed, .* fedsa compare"):
         write_report(pair[0], against=tiny_run("seed=1").folder.path)
     with pytest.raises(RunFolderError, match="does not exist"):
         write_report(pair[0], against=pair[0].with_name("nowhere"))

@@ -191,14 +191,14 @@ def test_a_taken_port_is_named_or_passed_over(tmp_path: Path, monkeypatch: pytes
 
     with ReportServer(tmp_path, port=0) as first:
         taken = first.server_port
-        with pytest.raises(UserError, match=f"port {taken} is taken by another program.* --port 0"):
+        with pytest.raises(UserError, match=f"port {taken} is taken by another program.* port 0"):
             ReportServer(tmp_path, port=taken)
         with ReportServer(tmp_path, port=0) as second:
             free = second.server_port
         monkeypatch.setattr(serving, "PORTS", [taken, free])
         with ReportServer(tmp_path) as third:
             assert third.server_port == free
-    with pytest.raises(UserError, match="--host no such name: this machine knows no such name"):
+    with pytest.raises(UserError, match="no such name: this machine knows no such address"):
         ReportServer(tmp_path, host="no such name", port=0)
 
 

@@ -53,7 +53,7 @@ def against(run: Path, other: Path) -> Against:
     found = compare([other, run], other)
     if not found.beside:
         raise UserError(
-            f"--against {other}: it has the recipe of {run} with another seed, so there is nothing to compare client "
+            f"{other} has the recipe of {run} with another seed, so there is nothing to compare client "
             f"by client; for the spread over seeds: fedsa compare {shlex.join([str(run), str(other)])}"
         )
     (beside,) = found.beside

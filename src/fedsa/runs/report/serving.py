@@ -51,9 +51,7 @@ class ReportServer(ThreadingHTTPServer):
         try:
             self.address_family, _, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         except (OSError, UnicodeError):
-            raise UserError(
-                f"--host {host}: this machine knows no such name; 127.0.0.1 is this machine alone"
-            ) from None
+            raise UserError(f"{host}: this machine knows no such address; 127.0.0.1 is this machine alone") from None
         self.is_private = ipaddress.ip_address(str(address).partition("%")[0]).is_loopback
         for number in PORTS if port is None else [port]:
             try:
@@ -79,12 +77,12 @@ class ReportServer(ThreadingHTTPServer):
 def _refusal(error: OSError, host: str, port: int) -> UserError:
     if error.errno == errno.EADDRINUSE:
         return UserError(
-            f"port {port} is taken by another program, maybe another `fedsa report --serve`: give another one with "
-            "--port, or --port 0 for any that is free"
+            f"port {port} is taken by another program, maybe by another report that is served: give another one, or "
+            "port 0 for any that is free"
         )
     if error.errno == errno.EACCES:
-        return UserError(f"port {port} may not be used by this user: give one above 1023 with --port")
-    return UserError(f"--host {host}: cannot listen there ({error.strerror}); 127.0.0.1 is this machine alone")
+        return UserError(f"port {port} may not be used by this user: give one above 1023")
+    return UserError(f"{host}: cannot listen there ({error.strerror}); 127.0.0.1 is this machine alone")
 
 
 class _Page(BaseHTTPRequestHandler):
