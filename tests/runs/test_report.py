@@ -198,9 +198,7 @@ def test_tables_and_figures_can_be_read_aloud(run: Path) -> None:
         if attributes.get("role") == "img"
     ]
     assert len(told) == 4
-    assert told[0].endswith(
-        "The mean is 50.1 % in round 0 and 80.1 % in round 3; in round 2, which was chosen, it is 70.1 %."
-    )
+    assert told[0].endswith("The mean is 50.1 % in round 0 and 80.1 % in round 3; in round 2 (chosen) it is 70.1 %.")
     assert told[2].endswith(
         "Sent to the server: 12.0 kB in each of 3 rounds. Received from it: 12.0 kB in each of 3 rounds."
     )

@@ -72,7 +72,7 @@ def test_the_page_follows_a_run_from_before_its_beginning_to_its_report(
     with RunFolder.open(run, write=True).locked():
         clock.now += 10
         page = live.page()
-        assert re.search(r"Round 2 of 2 is under way\. About \d+\.\d s are left", words(page.html))
+        assert re.search(r"Round 2 of 2 is under way\. About \d+ s are left", words(page.html))
         seen.add(page.version)
     shutil.rmtree(run)
     shutil.copytree(finished, run)
@@ -98,7 +98,7 @@ def test_a_running_page_has_each_clients_last_figures(tmp_path: Path) -> None:
     assert "a – 2 0.5 50.0 % 70.0 % +20.0" in said
     assert "b – 2 0.5 50.1 % 70.1 % +20.0" in said
     assert '<noscript><meta http-equiv="refresh"' in html
-    assert "round 1: chosen" in said
+    assert "round 1: best so far" in said
 
 
 def test_a_damaged_run_is_told_on_the_page(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -44,7 +44,7 @@ class Drawn:
 
 
 def draw_figures(
-    records: Sequence[Table], rounds: Sequence[Round], metric: str, chosen: int | None
+    records: Sequence[Table], rounds: Sequence[Round], metric: str, chosen: int | None, named: str = "chosen"
 ) -> dict[str, Drawn]:
     """Return the figures that the data suffice for, by name.
 
@@ -53,6 +53,7 @@ def draw_figures(
         rounds: what they come to.
         metric: by which rounds are chosen.
         chosen: the round.
+        named: what it is called.
     """
     scale, unit = (100, " (%)") if metric in FRACTIONS else (1, "")
     validation, loss = _series(records, moment_of(records), metric, scale), _series(records, "train", "loss", 1)
@@ -61,12 +62,12 @@ def draw_figures(
         if validation:
             points = [(each.number, scale * each.validation) for each in rounds if each.validation is not None]
             title = f"{metric.replace('_', ' ')} on validation{unit}"
-            alt = _course(points, lambda value: score(value / scale, metric), chosen)
-            figures["validation"] = Drawn(svg(_curves(validation, points, title, chosen), "validation"), alt)
+            alt = _course(points, lambda value: score(value / scale, metric), chosen, named)
+            figures["validation"] = Drawn(svg(_curves(validation, points, title, chosen, named), "validation"), alt)
         if loss:
             points = [(each.number, each.loss) for each in rounds if each.loss is not None]
-            alt = _course(points, lambda value: f"{value:.3g}", None)
-            figures["loss"] = Drawn(svg(_curves(loss, points, "training loss", None), "loss"), alt)
+            alt = _course(points, lambda value: f"{value:.3g}")
+            figures["loss"] = Drawn(svg(_curves(loss, points, "training loss"), "loss"), alt)
         trained = [each for each in rounds if each.trained]
         if any(each.upload_bytes or each.download_bytes for each in trained):
             up, down = (
@@ -85,7 +86,7 @@ def _bytes(rounds: Sequence[Round]) -> tuple[list[int], list[int]]:
     return [each.upload_bytes for each in rounds], [each.download_bytes for each in rounds]
 
 
-def _course(points: Sequence[tuple[int, float]], told: Any, chosen: int | None) -> str:
+def _course(points: Sequence[tuple[int, float]], told: Any, chosen: int | None = None, named: str = "") -> str:
     """Say in words how a mean went."""
     if not points:
         return ""
@@ -94,13 +95,15 @@ def _course(points: Sequence[tuple[int, float]], told: Any, chosen: int | None) 
     if last != first:
         text += f" and {told(end)} in round {last}"
     if chosen in dict(points):
-        text += f"; in round {chosen}, which was chosen, it is {told(dict(points)[chosen])}"
+        text += f"; in round {chosen} ({named}) it is {told(dict(points)[chosen])}"
     return f"{text}."
 
 
 def _reach(points: Sequence[tuple[int, float]], told: Any) -> str:
     """Say in words between which values bars are."""
     values = [value for _, value in points]
+    if len(values) == 1:
+        return f"{told(values[0])} in round {points[0][0]}"
     if min(values) == max(values):
         return f"{told(values[0])} in each of {counted(len(values), 'round')}"
     return f"between {told(min(values))} and {told(max(values))} in {counted(len(values), 'round')}"
@@ -123,7 +126,13 @@ def _by_round(series: Mapping[str, Points]) -> dict[int, list[float]]:
     return {number: sorted(values) for number, values in sorted(rounds.items())}
 
 
-def _curves(series: Mapping[str, Points], mean: Sequence[tuple[int, float]], title: str, chosen: int | None) -> Figure:
+def _curves(
+    series: Mapping[str, Points],
+    mean: Sequence[tuple[int, float]],
+    title: str,
+    chosen: int | None = None,
+    named: str = "",
+) -> Figure:
     many = len(series) > _MOST_LINES
     figure = Figure(figsize=(5.6, 3.5))  # so small that its texts can be read on a telephone
     axes = figure.add_axes((0.1, 0.14, 0.88 if many else 0.6, 0.73))
@@ -141,13 +150,13 @@ def _curves(series: Mapping[str, Points], mean: Sequence[tuple[int, float]], tit
     axes.margins(x=0.02)
     axes.grid(axis="y")
     axes.set_title(title, loc="left", fontsize=11, pad=17)
-    _count_rounds(axes)
+    _count_rounds(axes, {number for points in series.values() for number, _ in points})
     value = dict(mean).get(chosen) if chosen is not None else None
     if chosen is not None and value is not None:
         axes.axvline(chosen, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.plot([chosen], [value], color=MEAN, marker="o", markersize=8)
         side = "right" if chosen > mean[-1][0] / 2 else "left"
-        axes.text(chosen, 1.02, f"round {chosen}: chosen", transform=axes.get_xaxis_transform(), ha=side)
+        axes.text(chosen, 1.02, f"round {chosen}: {named}", transform=axes.get_xaxis_transform(), ha=side)
     if not many:
         name_lines(axes, series)
     return figure
@@ -172,13 +181,16 @@ def _bars(series: Sequence[Sequence[tuple[int, float]]], title: str, told: Any) 
     axes.set_title(title, loc="left", fontsize=11, pad=8)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told(value).replace(".0 ", " ")))
-    _count_rounds(axes)
+    _count_rounds(axes, {number for points in series for number, _ in points})
     return figure
 
 
-def _count_rounds(axes: Axes) -> None:
+def _count_rounds(axes: Axes, rounds: Set[int]) -> None:
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(rounds) == 1:
+        axes.set_xlim(min(rounds) - 1, min(rounds) + 1)
+        axes.set_xticks([*rounds])
 
 
 def _quantile(ordered: Sequence[float], fraction: float) -> float:

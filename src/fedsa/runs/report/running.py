@@ -71,7 +71,7 @@ def running_html(run: BegunRun, *, is_in_use: bool, version: str) -> str:
         moment=MOMENTS.get(after, MOMENTS["aggregate"]),
         rounds=rounds,
         chosen=chosen,
-        figures=draw_figures(lines, rounds, metric, chosen) if rounds else {},
+        figures=draw_figures(lines, rounds, metric, chosen, "best so far") if rounds else {},
         clients=_clients(everyone, lines, metric),
         environment=run.environment,
     )
@@ -107,8 +107,17 @@ def _state(run: BegunRun, *, is_in_use: bool) -> str:
     left = ""
     if done and progress.wall_seconds:
         each = progress.wall_seconds / (done + 0.5)  # the evaluation before training is among them
-        left = f" About {duration(each * (rounds - done))} are left, and the test at the end."
+        left = f" About {_about(each * (rounds - done))} are left, and the test at the end."
     return f"Round {done + 1} of {rounds} is under way.{left}"
+
+
+def _about(seconds: float) -> str:
+    r"""Return a time that is only estimated.
+
+    >>> _about(42.3), _about(200)
+    ('42 s', '3\xa0min\xa020\xa0s')
+    """
+    return f"{seconds:.0f} s" if seconds < 100 else duration(seconds)
 
 
 def _in_words(run: BegunRun, metric: str) -> list[str]:
