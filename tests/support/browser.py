@@ -102,9 +102,9 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def picture(self, file: Path) -> None:
-        """Write the whole page as a PNG file."""
-        taken = self._ask("Page.captureScreenshot", {"captureBeyondViewport": True, "fromSurface": True})
+    def picture(self, file: Path, *, whole: bool = True) -> None:
+        """Write the whole page, or what is seen of it, as a PNG file."""
+        taken = self._ask("Page.captureScreenshot", {"captureBeyondViewport": whole, "fromSurface": True})
         file.write_bytes(base64.b64decode(taken["data"]))
 
     def _ask(
