@@ -12,7 +12,7 @@ import pytest
 
 from fedsa.data.asked import asked_of_lines, asked_of_objects, read_asked
 from fedsa.data.conversations import common_beginning, turns_of
-from fedsa.data.rows import DealtRows, deal_rows, deal_tables
+from fedsa.data.rows import DealtRows, deal_client, deal_rows, deal_tables
 from fedsa.errors import DataError
 from fedsa.recipe import Recipe, parse_recipe, task_settings
 
@@ -271,3 +271,33 @@ def test_a_beginning_in_common_leaves_the_last_turns() -> None:
     assert common_beginning(one, one) == one[:1]
     assert common_beginning(one, turns((USER, "c"), (MODEL, "b"))) == []
     assert turns_of('[1, "a list in a text"]', role=USER) == turns((USER, '[1, "a list in a text"]'))
+
+
+def test_a_client_of_its_own_may_have_another_shape_than_the_federation(tmp_path: Path) -> None:
+    """As a site of a deployment has its rows, and as a client that joins later."""
+    federation = recipe(tmp_path, {"kind": "chat"}, "files")
+    file = write(tmp_path / "new.jsonl", numbered(CONVERSATIONS["Alpaca"][0]))
+    dealt, _ = deal_client("new", str(file), federation, ["none"], newcomer=False)
+    assert set(dealt.partition.clients) == {"new"}
+    assert read(dealt, "messages") == [EXCHANGE]
+
+
+def test_a_folder_of_clients_may_stand_in_fedsa_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for client in ("north", "south"):
+        write(tmp_path / "data" / "my_talks" / f"{client}.jsonl", numbered(CONVERSATIONS["messages"][0]))
+    monkeypatch.setenv("FEDSA_DATA", str(tmp_path / "data"))
+    dealt = deal_rows(recipe("my-talks", {"kind": "chat"}, "files"))
+    assert set(dealt.partition.clients) == {"north", "south"}
+
+
+@pytest.mark.parametrize("name", ["messages", "ShareGPT"])
+def test_equal_conversations_may_be_kept_in_one_split(tmp_path: Path, name: str) -> None:
+    rows = numbered(CONVERSATIONS[name][0], 20) * 2
+    given = recipe(write(tmp_path / "rows.jsonl", rows), {"kind": "chat"}).model_dump()
+    notes = deal_rows(parse_recipe(given)).notes
+    assert any("data.partition.group = 'messages'" in note for note in notes)
+    given["data"]["partition"]["group"] = "messages"
+    dealt = deal_rows(parse_recipe(given))
+    for parts in dealt.partition.clients.values():
+        train, test = ({dealt.table[int(row)]["messages"] for row in part} for part in (parts.train, parts.test))
+        assert not train & test

@@ -117,7 +117,10 @@ TASKS: dict[str, dict[str, Any]] = {
         "kind": "multiple_choice", "prompt": "{text}", "answer": "label", "labels": ["class 0", "class 1", "class 2"]
     },
     "language_modeling": {"kind": "language_modeling", "text_columns": ["text"]},
+    "conversation": {"kind": "chat"},
+    "preference": {"kind": "dpo", "prompt": "text", "chosen": "label", "rejected": "second"},
 }  # fmt: skip
+SHOWN = dict.fromkeys(("conversation", "preference"), "A conversation in the tokenizer's chat template")
 ON = [
     *[("encoder", task) for task in list(TASKS)[:5]],
     *[("decoder", task) for task in TASKS if task not in ("token_classification", "question_answering")],
@@ -135,6 +138,8 @@ def table_for_all_tasks(words: list[str]) -> datasets.Dataset:
             "words": [text.split() for text in table["text"]],
             "tags": [["B-X", *["I-X"] * (len(text.split()) - 1)] for text in table["text"]],
             "answers": [{"text": [text.split()[0]], "answer_start": [0]} for text in table["text"]],
+            "question": table["text"],
+            "answer": table["label"],
         }
     )
 
@@ -211,7 +216,7 @@ def test_the_code_of_a_card_works_as_printed(
             text.index(f"`{column}`") for column in columns
         )
     else:
-        assert TASKS[task].get("prompt", "`text`") in text
+        assert SHOWN.get(task, TASKS[task].get("prompt", "`text`")) in text
     assert f"{made.recipe.task.max_length} tokens" in text
     if task in ("classification", "pair"):
         assert said[0].count("class ") == 2  # two texts at once

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedsa.errors import DataError
 from fedsa.tasks.chat import has_plain_template, with_template
@@ -141,6 +142,34 @@ def test_a_tokenizer_without_a_template_gets_a_plain_one() -> None:
     assert words(front, 1)[0] == ["User:", "what", "Assistant:"]
     own = decoder_words(MARKS, TEMPLATES["chatml"][0])
     assert with_template(own).chat_template == TEMPLATES["chatml"][0]
+
+
+def test_a_conversation_may_begin_with_the_assistant() -> None:
+    bare = f"{LOOP}{{{{ m['content'] }}}} <end> {{% endfor %}}"
+    for template, expected in ((TEMPLATES["chatml"][0], ["good", "film", "<end>"]), (bare, ["film", "<end>"])):
+        whole, learned = words(encode(decoder_words(MARKS, template), talk("what", "good film")[1:]))
+        assert learned == expected  # the first token of all has nothing in front that it could be predicted from
+        assert whole[-len(learned) :] == learned
+
+
+def test_a_blank_in_front_of_an_answer_is_the_templates() -> None:
+    """The tokenizer makes one token of it and the answer's first word; a model that writes has it in front."""
+    inner = Tokenizer(models.BPE(unk_token=None))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], show_progress=False)
+    inner.train_from_iterator(["user: so what model: good film now"] * 20, trainer)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<s>", "unk_token": "<s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'user: ' if m['role'] == 'user' else 'model: ' }}{{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}model: {% endif %}"
+    )
+    encoded = encode(tokenizer, talk("so what", "good film"))
+    assert encoded.asked_tokens is not None
+    parts = [encoded.tokens[chosen].tolist() for chosen in (~encoded.asked_tokens, encoded.asked_tokens)]
+    assert [tokenizer.decode(part) for part in parts] == ["user: so what</s>model: ", "good film</s>"]
+    front = tokenizer.apply_chat_template(talk("so what"), tokenize=False, add_generation_prompt=True)
+    assert parts[0] == tokenizer(front, add_special_tokens=False)["input_ids"]
 
 
 def test_what_is_cut_is_counted() -> None:

@@ -156,8 +156,10 @@ def wanted_columns(task: TaskSettings, partition: PartitionSettings) -> Wanted:
     columns = {*partition_columns(partition)}
     roles = {*columns, task.label_column, partition.label_column}
     texts = {*roles, *task.plain_columns} if task.plain_columns else (roles - {*task.columns}) | columns
-    shape, kept = shape_of(task, _names(roles)), {*roles} if task.shape else {*roles, *task.columns}
-    return Wanted(_names(kept), _names(texts), _names(task.number_columns - texts), shape=shape)
+    shape = shape_of(task, _names(roles))
+    if shape is not None:  # its columns are made of others
+        return Wanted(_names(roles - {*shape.columns}), _names(texts - {*shape.columns}), shape=shape)
+    return Wanted(_names({*roles, *task.columns}), _names(texts), _names(task.number_columns - texts))
 
 
 def _names(columns: Iterable[str | None]) -> frozenset[str]:

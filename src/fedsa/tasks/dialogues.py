@@ -214,20 +214,23 @@ class Dialogues:
     ) -> tuple[list[int], list[bool]]:
         """Return a conversation's tokens, and of each whether it is to be learned."""
         begins = [start for start, _ in spans]
-        if any(start < begin < stop for start, stop in places for begin in begins):
+        # A place may be told without the blank in front of a word.
+        if any(start < begin < stop for start, stop in places for begin in begins) or any(
+            text[begin - 1 : begin] == " " for begin in begins
+        ):
             # An answer's first letters are one token with what stands in front. A model that writes begins anew.
-            parts = [text[start:stop] for start, stop in zip([0, *begins], [*begins, len(text)], strict=True)]
             ids, places = [], []
-            for part, shift in zip(parts, [0, *begins], strict=True):
-                found = tokens_with_places(self._tokenizer, [part], add_special_tokens=False, verbose=False)
+            for shift, upto in zip([0, *begins], [*begins, len(text)], strict=True):
+                found = tokens_with_places(self._tokenizer, [text[shift:upto]], add_special_tokens=False, verbose=False)
                 ids += found["input_ids"][0]
-                places = [*places, *((start + shift, stop + shift) for start, stop in found["offset_mapping"][0])]
+                places = [*places, *((min(start + shift, upto - 1), upto) for start, _ in found["offset_mapping"][0])]
             if self._tokenizer.decode(ids) != self._tokenizer.decode(self._ids(text)):
                 raise DataError(
                     f"row {row}: the tokenizer cannot tell an answer from the chat template's text in front of it: "
                     "take a model with another template"
                 )
         asked = [any(begin <= start < end for begin, end in spans) for start, _ in places]
+        asked[:1] = [False]  # nothing stands in front of it that it could be predicted from
         if not any(asked):
             raise DataError(f"row {row}: the assistant's turns have no token to learn: leave the row out")
         last = len(asked) - asked[::-1].index(True)
