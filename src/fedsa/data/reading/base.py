@@ -87,6 +87,7 @@ class Wanted:
         separator: of CSV and TSV; None: found by looking.
         encoding: of text files; None: found by looking.
         shape: what the rows of a file are made into when they are read; None: they stay as they are.
+        turns: columns whose lists may be turns; without a shape, those of JSON files are read as texts of JSON.
     """
 
     columns: frozenset[str] | None = None
@@ -95,11 +96,16 @@ class Wanted:
     separator: str | None = None
     encoding: str | None = None
     shape: Shape | None = None
+    turns: frozenset[str] = frozenset()
 
     def __contains__(self, column: str) -> bool:
         return (
             self.columns is None or column in self.columns or (self.shape is not None and column in self.shape.sources)
         )
+
+    def is_turns(self, column: str) -> bool:
+        """Whether lists in a column of a JSON file are read as they are written."""
+        return column in (self.turns if self.shape is None else self.shape.sources)
 
     @property
     def needed(self) -> frozenset[str]:

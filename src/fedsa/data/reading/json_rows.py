@@ -125,7 +125,7 @@ def _columns(
                 if cell is not None:
                     kinds.setdefault(name, {}).setdefault(kind_of(cell), place)
             columns[name] = pa.array(list(_texts(path, name, cells, places, unit)), pa.string())
-        elif wanted.shape is not None and name in wanted.shape.sources:  # turns need not all have the same keys
+        elif wanted.is_turns(name):  # they need not all have the same keys
             columns[name] = pa.array([as_json(cell) for cell in cells], pa.string())
         else:
             columns[name] = cells
