@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from scipy.stats import rankdata
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import fedsa
@@ -23,47 +24,9 @@ from fedsa.tasks.base import Prediction
 from fedsa.tasks.classification import Classification
 from fedsa.tasks.tagging import entities
 from fedsa.tasks.text_metrics import best_of, squad_exact_match, squad_f1
-from support.every_task import ANSWERS, ON, TASKS, every_federation
-from support.tiny_decoder import write_decoder
-from support.tiny_vision import write_vit
+from support.every_task import TASKS, every_federation, own_rows, without_answers
 
 pytestmark = pytest.mark.run
-
-
-@pytest.fixture(scope="session")
-def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny model of each sort, without a head."""
-    folder = tmp_path_factory.mktemp("models")
-    AutoModel.from_pretrained(tiny_model).save_pretrained(folder / "encoder")
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / "encoder")
-    return {
-        "encoder": folder / "encoder",
-        "decoder": write_decoder(folder / "decoder"),
-        "vision": write_vit(folder / "vision"),
-    }
-
-
-@pytest.fixture(scope="session")
-def run_of(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], fedsa.RunResult]:
-    """A finished run of a kind of task; change nothing in it."""
-    made: dict[str, fedsa.RunResult] = {}
-
-    def make(name: str) -> fedsa.RunResult:
-        if name not in made:
-            path = tmp_path_factory.mktemp("runs") / name
-            made[name] = fedsa.run(every_federation(name, models[ON[name]]), path, progress=False)
-        return made[name]
-
-    return make
-
-
-def own_rows(result: fedsa.RunResult, client: str) -> Dataset:
-    rows = result._federation.rows
-    return rows.table.select(rows.partition.clients[client].test)
-
-
-def without_answers(table: Dataset) -> Dataset:
-    return table.remove_columns([name for name in table.column_names if name in ANSWERS | {"__class__"}])
 
 
 def figures(name: str, table: Dataset, said: list[Predicted], labels: list[str]) -> dict[str, float]:
@@ -80,11 +43,24 @@ def figures(name: str, table: Dataset, said: list[Predicted], labels: list[str])
         }
     if kind == "regression":
         wanted = np.array(table["number"][:])
-        return {"loss": np.mean((wanted - values) ** 2), "pearson": np.corrcoef(wanted, values)[0, 1]}
+        ranks = [rankdata(each) for each in (wanted, values)]
+        return {
+            "loss": np.mean((wanted - values) ** 2),
+            "pearson": np.corrcoef(wanted, values)[0, 1],
+            "spearman": np.corrcoef(*ranks)[0, 1],
+        }
     if kind == "token_classification":
         pairs = [(entities(right), entities(own)) for right, own in zip(table["tags"][:], values, strict=True)]
-        common = sum(len(right & own) for right, own in pairs)
-        return {"f1": 2 * common / max(1, sum(len(right) + len(own) for right, own in pairs))}
+        right, given, common = (sum(map(len, part)) for part in zip(*((a, b, a & b) for a, b in pairs), strict=True))
+        same = [
+            a == b for row, own in zip(table["tags"][:], values, strict=True) for a, b in zip(row, own, strict=True)
+        ]
+        return {
+            "f1": 2 * common / max(1, right + given),
+            "precision": common / max(1, given),
+            "recall": common / max(1, right),
+            "accuracy": np.mean(same),
+        }
     if kind == "question_answering":
         right = [each["text"] for each in table["answers"][:]]
         assert [
@@ -93,13 +69,21 @@ def figures(name: str, table: Dataset, said: list[Predicted], labels: list[str])
         ] == values
         return {"f1": best_of(squad_f1, values, right), "exact_match": best_of(squad_exact_match, values, right)}
     if name == "generation":
-        return {"exact_match": best_of(squad_exact_match, values, [[text] for text in table["said"][:]])}
+        right = [[text] for text in table["said"][:]]
+        return {"f1": best_of(squad_f1, values, right), "exact_match": best_of(squad_exact_match, values, right)}
     if kind == "multiple_choice":
         right = [choices[place] for choices, place in zip(table["choices"][:], table["choice"][:], strict=True)]
         assert [each.about["choice"] for each in said] == [
             row.index(own) for row, own in zip(table["choices"][:], values, strict=True)
         ]
-        return {"accuracy": np.mean([a == b for a, b in zip(values, right, strict=True)])}
+        by_byte = [
+            max(zip(row, each.about["log_likelihoods"], strict=True), key=lambda pair: pair[1] / len(pair[0].encode()))
+            for row, each in zip(table["choices"][:], said, strict=True)
+        ]
+        return {
+            "accuracy": np.mean([a == b for a, b in zip(values, right, strict=True)]),
+            "accuracy_norm": np.mean([a == b for (a, _), b in zip(by_byte, right, strict=True)]),
+        }
     if kind == "dpo":
         margins = [each.about["margin"] for each in said]
         assert values == ["chosen" if margin > 0 else "rejected" for margin in margins]
@@ -110,7 +94,12 @@ def figures(name: str, table: Dataset, said: list[Predicted], labels: list[str])
             "loss": -np.mean(np.log(chances)),
         }
     nats = sum(each.about["log_likelihood"] * each.about["tokens"] for each in said)
-    return {"log_likelihood": nats / sum(each.about["tokens"] for each in said)}
+    loss = -nats / sum(each.about["tokens"] for each in said)
+    return {"log_likelihood": -loss, "loss": loss, "perplexity": np.exp(loss)}
+
+
+NOT_SAID = {"examples", "loss"}
+"""What no prediction tells."""
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in ("generation_by_likelihood", "chat")])
@@ -125,7 +114,9 @@ def test_predictions_give_the_figures_of_the_run(run_of: Callable[[str], fedsa.R
         assert [(each.client, each.row) for each in said] == [(client, row) for row in range(len(table))]
         measured = result.summary["per_client"][client]["test"]
         got = figures(name, table, said, labels)
-        assert got == pytest.approx({key: measured[key] for key in got}, abs=1e-5)
+        assert got == pytest.approx({key: measured[key] for key in got}, rel=1e-5, abs=1e-5)
+        missing = {*measured} - {*got} - NOT_SAID
+        assert not missing or (name == "generation" and missing == {"log_likelihood", "perplexity"})
         best = max(best, abs(next(iter(got.values()))))
         for each in said:
             json.dumps(each.as_dict())

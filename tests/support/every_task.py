@@ -11,10 +11,11 @@ from peft import LoraConfig
 
 import fedsa
 from fedsa.federation import Federation
+from fedsa.types import CLASS_NUMBER
 from support.tiny_rows import FILLER, WORDS
 from support.tiny_vision import CLASSES, picture
 
-__all__ = ["ANSWERS", "ON", "TASKS", "every_federation", "table_of"]
+__all__ = ["ON", "TASKS", "every_federation", "own_rows", "table_of", "without_answers"]
 
 COLOURS = ["red", "green", "blue"]
 _PROMPT = {"prompt": "what is {text} ?", "answer": "{said}", "max_new_tokens": 3}
@@ -44,7 +45,7 @@ ON = {
     "image_classification": "vision",
 }
 """The tiny model that each goes with."""
-ANSWERS = {"label", "number", "tags", "answers", "said", "choice", "shape"}
+_ANSWERS = {"label", "number", "tags", "answers", "said", "choice", "shape"}
 """The columns of answers."""
 _LAYERS = {"encoder": ["query", "value"], "decoder": ["q_proj", "v_proj"], "vision": ["q_proj", "v_proj"]}
 
@@ -110,3 +111,14 @@ def every_federation(name: str, model: Path, **settings: Any) -> Federation:
             **settings,
         },
     )
+
+
+def own_rows(result: fedsa.RunResult, client: str) -> datasets.Dataset:
+    """Return a client's test rows of a run."""
+    rows = result._federation.rows
+    return rows.table.select(rows.partition.clients[client].test)
+
+
+def without_answers(table: datasets.Dataset) -> datasets.Dataset:
+    """Return rows as they are asked: without what is to be said of them."""
+    return table.remove_columns([name for name in table.column_names if name in _ANSWERS | {CLASS_NUMBER}])

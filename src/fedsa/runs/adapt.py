@@ -27,6 +27,7 @@ from fedsa.runs.export import (
 from fedsa.runs.onboarding import Onboarding
 from fedsa.runs.personal import PersonalStates
 from fedsa.store import FinishedRun, require_clients
+from fedsa.tasks.writer import begin_of
 from fedsa.texts.words import counted, cut
 
 if TYPE_CHECKING:
@@ -267,7 +268,8 @@ def _write(
     model, tokenizer = federation.model, federation.tokenizer
     copied = None if with_base else False
     base = base_of(recipe.model, recipe.compute, model, federation.task, tokenizer, target, copy=copied)
-    card = card_of(recipe, summary, result.client, about, base, target, history=history, score=score)
+    begin = begin_of(tokenizer) if recipe.task.kind == "language_modeling" else ""
+    card = card_of(recipe, summary, result.client, about, base, target, history=history, score=score, begin=begin)
     told = about_of(
         recipe,
         label_names,

@@ -21,7 +21,7 @@ from fedsa.texts.words import counted
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Fitted", "Writer", "fixed_ends", "without_middle"]
+__all__ = ["Fitted", "Writer", "begin_of", "fixed_ends", "without_middle"]
 
 
 class Fitted(NamedTuple):
@@ -279,6 +279,16 @@ class Writer:
             notes=self.notes(columns),
             around=("", "") if self._turns is None else self._turns.around,
         )
+
+
+def begin_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the token in front of a text that is continued, as it is spelt; empty where the tokenizer itself puts it.
+
+    The first token of such a text is predicted from something, too.
+    """
+    if tokenizer("", verbose=False)["input_ids"]:
+        return ""
+    return str(tokenizer.eos_token if tokenizer.bos_token_id is None else tokenizer.bos_token)
 
 
 class _Anything(dict[str, Any]):

@@ -80,6 +80,7 @@ def card_of(
     score: str,
     merged: bool = False,
     ends: Sequence[str] = (),
+    begin: str = "",
 ) -> ModelCard:
     """Return the card of a client's model.
 
@@ -94,6 +95,7 @@ def card_of(
         score: a list's line: what they are worth.
         merged: it is a whole model.
         ends: the tokens at which it stops to write, where its own settings do not name them all.
+        begin: the token in front of a text that it continues, where its tokenizer puts none there.
     """
     task = make_task(recipe.task, list(about["labels"]))
     options, settings = task.model_options(), recipe.task
@@ -126,6 +128,7 @@ def card_of(
         names=list(options.get("id2label", {}).values()),
         task=task,
         ends=[] if merged else list(ends),
+        begin=begin,
         t=settings,
         kind=settings.kind,
         fields=fields_of(getattr(settings, "prompt", None) or ""),

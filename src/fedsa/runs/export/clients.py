@@ -26,6 +26,7 @@ from fedsa.store import FinishedRun, RunFolder, require_clients
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.tasks.chat import own_stops, stops_of, with_template
+from fedsa.tasks.writer import begin_of
 from fedsa.texts.words import counted, cut
 from fedsa.types import State
 
@@ -144,7 +145,17 @@ def export(
         stops = _more_stops(model, recipe.task, tokenizer)
         ends = tokenizer.convert_ids_to_tokens(list(stops)) if stops else []  # one of images has no tokens
         card = card_of(
-            recipe, summary, client, about[client], known, target, history=history, score=score, merged=merge, ends=ends
+            recipe,
+            summary,
+            client,
+            about[client],
+            known,
+            target,
+            history=history,
+            score=score,
+            merged=merge,
+            ends=ends,
+            begin=begin_of(tokenizer) if recipe.task.kind == "language_modeling" else "",
         )
         if merge and stops:
             _stop_at(model, stops)
