@@ -21,16 +21,19 @@ if TYPE_CHECKING:
     from fedsa.federation import Federation
     from fedsa.runs.adapt import AdaptResult, adapt
     from fedsa.runs.export import export
+    from fedsa.runs.harness import HarnessFigure, evaluate
     from fedsa.runs.predict import Predicted, Predictor, predict
 
 __all__ = [
     "AdaptResult",
     "Callback",
     "Federation",
+    "HarnessFigure",
     "Predicted",
     "Predictor",
     "RunResult",
     "adapt",
+    "evaluate",
     "export",
     "predict",
     "resume",
@@ -41,10 +44,12 @@ _HOMES = {
     "AdaptResult": "fedsa.runs.adapt",
     "Callback": "fedsa.callbacks",
     "Federation": "fedsa.federation",
+    "HarnessFigure": "fedsa.runs.harness",
     "Predicted": "fedsa.runs.predict",
     "Predictor": "fedsa.runs.predict",
     "RunResult": "fedsa.api",
     "adapt": "fedsa.runs.adapt",
+    "evaluate": "fedsa.runs.harness",
     "export": "fedsa.runs.export",
     "predict": "fedsa.runs.predict",
     "resume": "fedsa.api",

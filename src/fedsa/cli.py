@@ -33,6 +33,7 @@ from fedsa.commands import (
     sent,
     sweep,
 )
+from fedsa.commands import eval as eval_
 from fedsa.commands.shared.quiet import quietly
 from fedsa.errors import FedsaError
 from fedsa.system.paths import is_about_files, local_path, told
@@ -108,6 +109,7 @@ for module in (
     resume,
     sweep,
     predict,
+    eval_,
     export,
     adapt,
     report,

@@ -38,8 +38,8 @@ class MultipleChoice(Task):
     """A decoder is trained to say the right choice, and measured by which choice it finds most likely.
 
     ``accuracy`` is of the choice with the highest summed log-likelihood, ``accuracy_norm`` of the highest per byte of
-    its text, as the language model evaluation harness has ``acc`` and ``acc_norm``; ``loss`` is of the right choice's
-    tokens. There each choice ends with the end token, as it is trained.
+    its text, as the language model evaluation harness has ``acc`` and ``acc_bytes``; ``loss`` is of the right choice's
+    tokens. Here each choice ends with the end token, as it is trained.
 
     Attributes:
         prompt: a template: ``{column}`` stands for a row's value.

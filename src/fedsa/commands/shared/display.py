@@ -75,13 +75,17 @@ def print_table(
 
 @contextmanager
 def status(text: str) -> Iterator[Callable[[str], None]]:
-    """Show what is being done while it lasts; gives a function that changes the text. Goes to standard error."""
+    """Show what is being done while it lasts; gives a function that changes the text. Goes to standard error.
+
+    It goes there also while a library's own messages are led elsewhere.
+    """
     if is_quiet():
         yield lambda line: None
         return
-    console = Console(stderr=True, highlight=False)
+    stream = sys.stderr
+    console = Console(file=stream, highlight=False)
     if not console.is_terminal:
-        yield lambda line: print(f"{line} ...", file=sys.stderr, flush=True)
+        yield lambda line: print(f"{line} ...", file=stream, flush=True)
         return
     with console.status(f"{text} ...") as spinner:
         yield lambda line: spinner.update(f"{line} ...")
