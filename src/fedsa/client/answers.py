@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from fedsa.adapters.algebra import fits
+from fedsa.client.masking import STAGES, Masking
 from fedsa.client.sent import SentAnswers
 from fedsa.client.site import Site
 from fedsa.errors import FedsaError, ProtocolError, TrainingError
@@ -35,6 +36,7 @@ class Answers:
         sent: keeps the answers, and lists them for the site's owner.
         trains: False: its clients are measured only, whatever the server asks for.
         on_finish: is called with the run's summary at its end, before the site says that it is done.
+        masking: secure aggregation: what was trained leaves the site only through this; None: as it is.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class Answers:
         *,
         trains: bool = True,
         on_finish: Callable[[Mapping[str, Any]], None] = lambda summary: None,
+        masking: Masking | None = None,
     ) -> None:
         self._site, self._run, self._fingerprint, self._sent = site, run, fingerprint, sent
-        self._trains, self._on_finish = trains, on_finish
+        self._trains, self._on_finish, self._masking = trains, on_finish, masking
 
     def handle(self, data: bytes) -> bytes:
         """The answer to a message; where it cannot be answered, a refusal that says why."""
@@ -92,6 +95,8 @@ class Answers:
             return Message("ready", self._run, message.round)
         if message.kind != "step":
             raise ProtocolError(f"a site does not answer a message of kind {message.kind!r}")
+        if self._masking is not None and message.about.get("do") in STAGES:
+            return self._masking.answer(message)
         unknown = sorted(set(message.states) - set(self._site.rows))
         if unknown:
             raise ProtocolError(f"this site has no client {unknown[0]!r}")
@@ -104,7 +109,7 @@ class Answers:
             if max(kept) >= message.round:
                 raise ProtocolError(f"round {message.round} is over for the server: it has finished round {max(kept)}")
             self._site.states.prune({*kept, message.round})  # a round that is asked for again stays too
-            return self._trained(payloads)
+            return self._trained(payloads, message.about)
         if message.about.get("do") == "evaluate":
             return self._measured(payloads, message.about)
         raise ProtocolError("a step that says neither train nor evaluate")
@@ -172,7 +177,7 @@ class Answers:
             states["initial"] = {key: value for key, value in initial.items() if key.factor.side is not Side.BASE}
         return Message("ready", self._run, 0, {"examples": examples}, states)
 
-    def _trained(self, payloads: Payloads) -> Message:
+    def _trained(self, payloads: Payloads, asked: Mapping[str, Any]) -> Message:
         updates = {update.client: update for update in self._site.train(payloads)}
         self._site.states.settle()  # an update must not be acknowledged before the state that it came of is safe
         about = {
@@ -184,6 +189,9 @@ class Answers:
             for client, update in updates.items()
         }
         states = {client: update.tensors for client, update in updates.items()}
+        if self._masking is not None:  # the tensors stay, and how much each client weighs
+            self._masking.keep(list(updates.values()), payloads.round, asked.get("bits"))
+            about, states = {client: _without_count(each) for client, each in about.items()}, {}
         return Message("update", self._run, payloads.round, {"updates": about}, states)
 
     def _measured(self, payloads: Payloads, about: Mapping[str, Any]) -> Message:
@@ -193,6 +201,10 @@ class Answers:
         metrics = dict(self._site.evaluate(payloads, split, moment))
         self._site.states.settle()
         return Message("update", self._run, payloads.round, {"metrics": metrics})
+
+
+def _without_count(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in about.items() if name != "num_examples"}
 
 
 def log(text: str) -> None:

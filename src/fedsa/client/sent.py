@@ -19,12 +19,14 @@ from fedsa.messages import Message
 from fedsa.store.files import read_file, remove, write_atomically, write_error
 from fedsa.texts.json_text import parsed_json
 
-__all__ = ["SENT_LIST", "SentAnswers", "sent_messages"]
+__all__ = ["KEPT_OF_SUMS", "SENT_LIST", "SentAnswers", "sent_messages"]
 
 SENT_LIST = "sent.jsonl"
 """The name of the list in a site's folder."""
 
-_KEPT = 4  # answers: to train and to measure, of this round and the last
+KEPT, KEPT_OF_SUMS = 4, 12
+"""Answers that stay: those of this round and the last, to train and to measure; with secure aggregation four more."""
+
 _DIGEST = hashlib.sha256(b"").digest_size
 
 
@@ -35,10 +37,11 @@ class SentAnswers:
     Args:
         folder: made if it does not exist.
         site: the site's name, for the list.
+        kept: how many answers stay.
     """
 
-    def __init__(self, folder: Path, site: str) -> None:
-        self._folder, self._site = folder, site
+    def __init__(self, folder: Path, site: str, kept: int = KEPT) -> None:
+        self._folder, self._site, self._kept = folder, site, kept
         self._answers = folder / "answers"
         try:
             self._answers.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,7 @@ class SentAnswers:
         self._note({**_entry(message), "bytes": len(answer), "request": path.name})  # first: no answer leaves unlisted
         write_atomically(path, hashlib.sha256(answer).digest() + answer)
         answers = sorted(self._answers.glob("[0-9a-f]*"), key=lambda found: found.stat().st_mtime_ns)
-        for old in answers[:-_KEPT]:
+        for old in answers[: -self._kept]:
             remove(old)
 
     def list_only(self, message: Message, answer: bytes) -> None:
@@ -114,7 +117,7 @@ def sent_messages(folder: Path) -> Iterator[dict[str, Any]]:
     Each has ``site``, ``kind``, ``bytes`` and ``request`` (the digest of the message that it answers; None: it was
     refused). An answer that was sent ``again`` says no more. The others have ``round``, ``about`` (every number and
     word beside the tensors) and ``tensors``: of each its ``client``, ``name``, ``shape``, ``dtype``, ``bytes`` and
-    ``norm`` (Euclidean; None: it is not finite).
+    ``norm`` (Euclidean; None: it is not finite, or the tensor is masked).
 
     Args:
         folder: the site's.
@@ -146,7 +149,7 @@ def _entry(message: Message) -> dict[str, Any]:
     tensors = []
     for client, state in message.states.items():
         for key, tensor in state.items():
-            norm = float(tensor.double().norm())
+            norm = float(tensor.double().norm()) if tensor.is_floating_point() else math.nan  # a masked one has none
             entry = {
                 "client": client,
                 "name": str(key),

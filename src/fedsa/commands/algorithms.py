@@ -46,7 +46,8 @@ def command(
         return
     print_table(*overview(entries))
     print(
-        f"\n{LEGEND}\nexact: the aggregate's update is the mean of the clients' updates. No client trains the base.\n"
+        f"\n{LEGEND}\nexact: the aggregate's update is the mean of the clients' updates. secure sum: the method can be "
+        "used with secure_aggregation. No client trains the base.\n"
     )
     print_table(*matrix(entries))
     print(

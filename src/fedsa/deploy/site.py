@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.client.answers import Answers, log, refusal
-from fedsa.client.sent import SentAnswers
+from fedsa.client.masking import Masking
+from fedsa.client.sent import KEPT_OF_SUMS, SentAnswers
 from fedsa.deploy.own_rows import NAMES, Names, own_rows, read_note
 from fedsa.deploy.worker import SOCKET, serve
 from fedsa.errors import DisagreementError, FedsaError, ProtocolError, RunFolderError
@@ -50,7 +51,7 @@ SETTINGS, ROWS = "settings.json", "rows"
 FINISHED_RUN, ADAPTERS = "run", "adapters"
 """Files and folders in a site's folder."""
 
-_RUN, _STATES = "run.json", "states"
+_RUN, _STATES, _SECURE = "run.json", "states", "secure"
 
 
 def name_of(folder: Path) -> str:
@@ -98,7 +99,8 @@ class SiteProgram:
 
     def __init__(self, folder: Path, agreement: Agreement, federation: Federation) -> None:
         self.folder, self.agreement, self.federation = folder, agreement, federation
-        self._sent = SentAnswers(folder, name_of(folder))
+        kept = {"kept": KEPT_OF_SUMS} if agreement.recipe.secure_aggregation else {}
+        self._sent = SentAnswers(folder, name_of(folder), **kept)
         self._answers: Answers | None = None
 
     def handle(self, data: bytes) -> bytes:
@@ -156,7 +158,11 @@ class SiteProgram:
             finish_site(self.folder, self.federation, states, about)
 
         trains = Names.read(self.folder).trains if (self.folder / NAMES).exists() else True
-        return Answers(site, run, self.agreement.fingerprint(), self._sent, trains=trains, on_finish=finish)
+        recipe, masking = self.agreement.recipe, None
+        if recipe.secure_aggregation:
+            masking = Masking(self.folder / _SECURE, name_of(self.folder), run, recipe.weighting)
+        fingerprint = self.agreement.fingerprint()
+        return Answers(site, run, fingerprint, self._sent, trains=trains, on_finish=finish, masking=masking)
 
 
 _OWN_LOG = "it cannot take part: its own log says why"  # the reason may have something of its rows or paths

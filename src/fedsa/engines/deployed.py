@@ -16,9 +16,12 @@ from fedsa.engines.overlapping import OverlappingFleet
 from fedsa.engines.remote import RemoteFleet
 from fedsa.engines.remote_runners import RemoteRunners
 from fedsa.engines.rounds import RoundSettings, run_rounds
+from fedsa.engines.secure_fleet import SecureFleet
 from fedsa.engines.summary import measure, summary_of
+from fedsa.engines.summed import about_sums, check_enough
 from fedsa.errors import ConfigError, Mistake, RunFolderError, UserError
 from fedsa.recipe import BufferedSettings, Recipe, dump_recipe
+from fedsa.secure import require_secure
 from fedsa.server import load_state, server_of
 from fedsa.store import MessagesUnderWay, Progress, RunFolder
 from fedsa.store.run_folder import CLIENTS
@@ -110,6 +113,9 @@ def serve(
     if finished is not None:
         return _told_again(folder, fleet, finished)
     folder.keeps_all_rounds = keeps_all_rounds
+    if recipe.secure_aggregation:
+        require_secure()
+        check_enough(len(fleet.sites), "site")
     initial = fleet.set_up(agreement)
     first = agreement.first_state(initial)
     gone = membership.roster.left if membership else ()
@@ -119,14 +125,21 @@ def serve(
     def has_changed() -> bool:
         return membership is not None and membership.follow(agreement, folder, fleet, progress)
 
-    driven = _with_overlap(agreement, folder, fleet)
+    secure = _secure(agreement, folder, fleet)
+    driven = secure or _with_overlap(agreement, folder, fleet)
     quorum = 1 if settings.overlaps else fleet.quorum  # where rounds overlap, one good update makes a round
     while True:  # once for each time that sites come or go
         state = load_state(folder.server_states, progress.round, first) if progress.round > 0 else first
         versions = folder.server_states.client_versions(progress.round)
         measured = membership.roster.only_measured if membership else ()
         server = server_of(
-            agreement, fleet.clients, state, client_versions=versions, only_measured=measured, quorum=quorum
+            agreement,
+            fleet.clients,
+            state,
+            client_versions=versions,
+            only_measured=measured,
+            quorum=quorum,
+            open_sum=secure.open_sum if secure else None,
         )
         fleet.check = server.check
         for callback in callbacks:
@@ -138,7 +151,7 @@ def serve(
     started = time.perf_counter()
     tests = measure(server, fleet, folder, progress, settings, first, callbacks)
     seconds = time.perf_counter() - started
-    more = {"engine": engine, "sites": len(fleet.sites), "notes": []}
+    more = {"engine": engine, "sites": len(fleet.sites), "notes": [], **(about_sums(secure.point) if secure else {})}
     tensors = agreement.adapter.empty()
     summary = summary_of(
         recipe, agreement.algorithm, tensors, folder, progress, settings, tests, seconds=seconds, more=more
@@ -149,6 +162,13 @@ def serve(
     for callback in callbacks:
         callback.on_run_end(summary)
     return summary
+
+
+def _secure(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet) -> SecureFleet | None:
+    """Return the fleet as a server sees it that sees sums only; None: it sees each update."""
+    if not agreement.recipe.secure_aggregation:
+        return None
+    return SecureFleet(fleet, MessagesUnderWay(folder.path), agreement.recipe.weighting)
 
 
 def _with_overlap(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet) -> Fleet:

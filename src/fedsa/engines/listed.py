@@ -76,6 +76,8 @@ def _line(update: Update, layout: int) -> dict[str, Any]:
 
 
 def _norm(tensor: torch.Tensor) -> float | None:
-    """The Euclidean norm, of six digits; None: it is not finite."""
+    """The Euclidean norm, of six digits; None: it is not finite, or the tensor is masked."""
+    if not tensor.is_floating_point():
+        return None
     norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
     return float(f"{float(norm):.6g}") if bool(norm.isfinite()) else None

@@ -64,7 +64,7 @@ class RemoteFleet(Sites):
         def take(site: str, answer: Message) -> None:
             updates.update(self.updates_in(site, answer, payloads, payloads.round))
 
-        self._step(payloads, {"do": "train"}, take, lambda: len(updates) >= needed)
+        self.step(payloads, {"do": "train"}, take, lambda: len(updates) >= needed)
         for client in payloads:
             if client in updates:
                 yield updates[client]
@@ -91,6 +91,26 @@ class RemoteFleet(Sites):
             self.check(update, round)
         return updates
 
+    def trained_in(self, site: str, answer: Message, asked: Collection[str]) -> dict[str, Update]:
+        """With secure aggregation: what a site's answer says of its clients' training. The tensors come in a sum.
+
+        Args:
+            site: its name.
+            answer: what it has answered.
+            asked: the clients that were asked, of whatever site.
+
+        Raises:
+            ProtocolError: a client is missing, was not asked, or its numbers cannot be used.
+        """
+        return {
+            client: _update(client, answer.round, self._counted(client, about), {})
+            for client, about in self._own(site, answer, "updates", asked)
+        }
+
+    def _counted(self, client: str, about: Any) -> Any:
+        """What an answer says of a client, with its number of rows as its site has said it in the beginning."""
+        return {**about, "num_examples": self._examples[client]["train"]} if isinstance(about, dict) else about
+
     def evaluate(self, payloads: Payloads, split: SplitName, moment: Moment) -> Iterator[tuple[str, dict[str, float]]]:
         """Have the sites measure their clients, and yield the metrics in the order of the clients' ids."""
         metrics: dict[str, dict[str, float]] = {}
@@ -108,7 +128,7 @@ class RemoteFleet(Sites):
         # A test is of everybody; validation is of whom there is, as long as that is enough.
         needed = len(payloads) if self.quorum is None or split == "test" else min(self.quorum, len(payloads))
         about = {"do": "evaluate", "split": split, "moment": moment}
-        self._step(payloads, about, take, lambda: len(metrics) >= needed)
+        self.step(payloads, about, take, lambda: len(metrics) >= needed)
         for client in payloads:
             if client in metrics:
                 yield client, metrics[client]
@@ -133,7 +153,7 @@ class RemoteFleet(Sites):
             own = {client: entry for client, entry in summary["per_client"].items() if self._homes[client] == site}
             about = {"summary": {**shared, "per_client": own}}
             requests[site] = encode(Message("finish", self.run, self.progress.round, about))
-        for site, _, why in self._ask(requests, "ready", self.progress.round):
+        for site, _, why in self.ask(requests, "ready", self.progress.round):
             if why:
                 self.tell(f"{site} could not write its adapters: {why}")
             else:
@@ -163,18 +183,28 @@ class RemoteFleet(Sites):
             requests[site] = encode(Message("step", self.run, payloads.round, said, states))
         return requests
 
-    def _step(
+    def step(
         self,
         payloads: Payloads,
         about: Mapping[str, Any],
         take: Callable[[str, Message], None],
         is_enough: Callable[[], bool],
     ) -> None:
-        """Send each site the payloads of its clients, and take the answers, until there are enough."""
+        """Send each site the payloads of its clients, and take the answers, until there are enough.
+
+        Args:
+            payloads: what clients are sent.
+            about: what they are to do.
+            take: takes a site's answer, or refuses it with a `ProtocolError`.
+            is_enough: whether the round can go on with what was taken.
+
+        Raises:
+            ProtocolError: too few are left.
+        """
         requests = self.requests(payloads, about)
         while requests:
             reasons: dict[str, str] = {}
-            for site, answer, why in self._ask(requests, "update", payloads.round):
+            for site, answer, why in self.ask(requests, "update", payloads.round):
                 if answer is not None:
                     try:
                         take(site, answer)

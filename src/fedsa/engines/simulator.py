@@ -21,12 +21,14 @@ from fedsa.engines.rounds import RoundSettings, run_rounds
 from fedsa.engines.samples import samples_of
 from fedsa.engines.simulated_clock import ClockedRunners
 from fedsa.engines.summary import measure, summary_of
+from fedsa.engines.summed import SummedFleet, about_sums, check_enough
 from fedsa.federation import Federation
 from fedsa.recipe import BufferedSettings
 from fedsa.runs.global_model import global_model
 from fedsa.runs.onboarding import Onboarding
 from fedsa.runs.personal import PersonalStates, trained_keys
-from fedsa.server import load_state
+from fedsa.secure import fixed_point_for
+from fedsa.server import load_state, updates_in_round
 from fedsa.statistics import summarize_clients
 from fedsa.store import MessagesUnderWay, Progress, RunFolder
 
@@ -53,10 +55,12 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
     settings = RoundSettings.of(federation.agreement)
     initial, fleet = federation.initial_state(), LocalFleet(federation.site(folder.client_states))
     state = load_state(folder.server_states, progress.round) if progress.round > 0 else initial
-    server = federation.server(state, folder.server_states.client_versions(progress.round))
+    summed = _summed(federation, fleet)
+    versions = folder.server_states.client_versions(progress.round)
+    server = federation.server(state, versions, summed.open_sum if summed else None)
     for callback in callbacks:
         callback.on_run_begin(folder.path, recipe, federation.clients, max(progress.round, 0))
-    driven = ListedFleet(_with_overlap(federation, folder, fleet, progress), folder, progress)
+    driven = ListedFleet(summed or _with_overlap(federation, folder, fleet, progress), folder, progress)
     run_rounds(server, driven, folder, progress, settings, callbacks)
     MessagesUnderWay(folder.path).only(())
     started = time.perf_counter()
@@ -78,6 +82,7 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
             "data": recipe.data.path,
             "notes": list(federation.notes),
             **further,
+            **(about_sums(summed.point) if summed else {}),
         },
     )
     folder.settle()  # a finished run is not tidied up by anybody who comes later
@@ -94,6 +99,20 @@ def _with_overlap(federation: Federation, folder: RunFolder, fleet: LocalFleet, 
         return fleet
     runners = ClockedRunners(fleet.site, MessagesUnderWay(folder.path), folder.run, recipe.overlap, progress)
     return OverlappingFleet(fleet, runners, recipe.overlap, recipe.rounds, progress)
+
+
+def _summed(federation: Federation, fleet: LocalFleet) -> SummedFleet | None:
+    """Return the fleet as a server sees it that sees sums only; None: it sees each update.
+
+    Raises:
+        UserError: clients are too few, or have too many rows.
+    """
+    recipe, rows = federation.recipe, fleet.site.rows
+    if not recipe.secure_aggregation:
+        return None
+    check_enough(updates_in_round(recipe, len(federation.clients)), "client")
+    weights = {c: len(rows[c].train) if recipe.weighting == "num_examples" else 1 for c in federation.clients}
+    return SummedFleet(fleet, fixed_point_for(sum(weights.values())), weights)
 
 
 def _go_on(federation: Federation, folder: RunFolder) -> Progress | None:

@@ -100,7 +100,7 @@ class Sites:
         }
         answers: dict[str, Message] = {}
         while requests:
-            for site, answer, why in self._ask(requests, "ready", 0):
+            for site, answer, why in self.ask(requests, "ready", 0):
                 if answer is None:
                     raise ProtocolError(f"site {site!r} cannot take part: {why}")
                 answers[site] = answer
@@ -127,7 +127,7 @@ class Sites:
         """
         about = {"fingerprint": agreement.fingerprint(), "initial": False}
         request = encode(Message("setup", self.run, 0, about))
-        for _, answer, why in self._ask({site: request}, "ready", 0, seconds):
+        for _, answer, why in self.ask({site: request}, "ready", 0, seconds):
             try:
                 if answer is None:
                     raise ProtocolError(why)
@@ -145,6 +145,10 @@ class Sites:
         gone = [client for client, home in self._homes.items() if home == site]
         for client in gone:
             del self._homes[client], self._examples[client]
+
+    def weights(self, weighting: str) -> Mapping[str, int]:
+        """How much each client counts in a mean, by its number of training rows or as one."""
+        return {c: count["train"] if weighting == "num_examples" else 1 for c, count in self._examples.items()}
 
     def home_of(self, client: str) -> str:
         """The name of a client's site."""
@@ -172,10 +176,17 @@ class Sites:
         self._homes |= dict.fromkeys(said, site)
         self._examples |= said
 
-    def _ask(
+    def ask(
         self, requests: Mapping[str, bytes], kind: str, round: int, seconds: float | None = None
     ) -> Iterator[tuple[str, Message | None, str]]:
-        """Yield each site that answers, its answer (None: it cannot be used), and why not."""
+        """Send sites their messages, and yield each that answers, its answer (None: it cannot be used), and why not.
+
+        Args:
+            requests: site to message.
+            kind: of the answers.
+            round: that the messages belong to.
+            seconds: that sites have; None: the fleet's deadline.
+        """
         for site, data in self.exchange(dict(requests), self.deadline if seconds is None else seconds):
             yield site, *answer_in(data, self.run, kind, round)
 

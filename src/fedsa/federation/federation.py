@@ -21,7 +21,7 @@ from fedsa.federation.objects import fitted_base, numbered, recipe_of_objects
 from fedsa.federation.resolving import for_newcomer, with_measured
 from fedsa.models import AdaptedModel, read_peft_config, with_drawn_layers
 from fedsa.recipe import ModelSettings, Recipe, TaskSettings, refuse_objects
-from fedsa.server import Server, server_of
+from fedsa.server import OpenSum, Server, server_of
 from fedsa.steps import make_chain
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, Task
@@ -270,9 +270,15 @@ class Federation:
             reconstruction=recipe.reconstruction if recipe.personal_state == "reconstruct" else None,
         )
 
-    def server(self, state: ServerState, client_versions: Mapping[str, int]) -> Server:
-        """The server, with its state after the last finished round and the newest version that each client holds."""
-        return server_of(self.agreement, self.clients, state, client_versions=client_versions)
+    def server(self, state: ServerState, client_versions: Mapping[str, int], open_sum: OpenSum | None = None) -> Server:
+        """The server, with its state after the last finished round and the newest version that each client holds.
+
+        Args:
+            state: the state.
+            client_versions: the versions.
+            open_sum: as for `fedsa.server.Server`.
+        """
+        return server_of(self.agreement, self.clients, state, client_versions=client_versions, open_sum=open_sum)
 
     @cached_property
     def agreement(self) -> Agreement:

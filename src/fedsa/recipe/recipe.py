@@ -54,6 +54,11 @@ class Recipe(Settings):
         description="data type of tensors that are sent, in both directions; bf16 halves the bytes; tensors that stay "
         "are fp32",
     )
+    secure_aggregation: Agreed[bool] = Field(
+        False,
+        description="the server learns the sum of what sites send, and nothing else of it; not for methods or steps "
+        "that need single updates",
+    )
     seed: Agreed[int] = Field(0, ge=0, lt=2**32, description="seed of all random numbers")
     keep_rounds: Note[Literal["needed", "all"]] = Field(
         "needed",
@@ -79,7 +84,7 @@ class Recipe(Settings):
     @property
     def steps(self) -> StepSettings:
         """What happens to an update between client and server."""
-        return StepSettings(self.wire_dtype, self.server, self.robust, self.overlap)
+        return StepSettings(self.wire_dtype, self.server, self.robust, self.overlap, self.secure_aggregation)
 
     @model_validator(mode="after")
     def _personal_tensors(self) -> Recipe:

@@ -21,9 +21,11 @@ class StepSettings(NamedTuple):
         server: ``[server]``.
         robust: ``[robust]``.
         overlap: ``[overlap]``.
+        secure_aggregation: whether the server sees sums only.
     """
 
     wire_dtype: WireDtype = "fp32"
     server: ServerSettings = MeanSettings()
     robust: RobustSettings = NotRobustSettings()
     overlap: OverlapSettings = NoOverlapSettings()
+    secure_aggregation: bool = False

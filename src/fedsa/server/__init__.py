@@ -1,12 +1,13 @@
 """What the server does: it has neither rows nor a model."""
 
 from fedsa.server.sampling import held_out, sample_clients, sample_size, updates_in_round
-from fedsa.server.server import Server, received_by
+from fedsa.server.server import OpenSum, Server, received_by
 from fedsa.server.sharing import first_round
 from fedsa.server.starting import server_of
 from fedsa.server.state import ServerStore, load_state, save_state
 
 __all__ = [
+    "OpenSum",
     "Server",
     "ServerStore",
     "first_round",

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, final
+from typing import Literal, TypeAlias, final
 
 from fedsa.adapters.algebra import fits, ranked
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.errors import ConfigError, Mistake, ProtocolError
+from fedsa.secure.fixed_point import added
 from fedsa.seeds import derive_seed
 from fedsa.server.bases import base_of, with_bases
 from fedsa.server.sampling import sample_clients
-from fedsa.steps import PLAIN, Chain, Staleness
+from fedsa.steps import PLAIN, Chain, SecureSum, Staleness
 from fedsa.steps.base import Form
 from fedsa.texts.words import counted
 from fedsa.types import Key, Payload, Payloads, RoundRecord, State, Update, total_bytes
 
-__all__ = ["Server", "received_by"]
+__all__ = ["OpenSum", "Server", "received_by"]
+
+OpenSum: TypeAlias = "Callable[[int, Collection[str], State], State]"
+"""From a round, the clients that are in its sum, and the sum of all that was sent: the weighted mean, in float64."""
 
 
 def received_by(
@@ -62,6 +66,7 @@ class Server:
         only_measured: ids of clients that are measured as the others, and never train.
         quorum: an update that does not fit is left out, named in the round's record, as long as so many good ones come;
             None: it ends the round, as a simulation wants it, where it can only be a fault of the program.
+        open_sum: with secure aggregation: makes the mean of the sum of what was sent.
 
     Raises:
         ConfigError: a step cannot be used with the method; the method would ignore it silently.
@@ -82,6 +87,7 @@ class Server:
         stateless: bool = False,
         only_measured: Collection[str] = (),
         quorum: int | None = None,
+        open_sum: OpenSum | None = None,
     ) -> None:
         for step in steps.steps:
             reason = step.refusal(algorithm, mixed_ranks=bool(ranks))
@@ -95,6 +101,7 @@ class Server:
         self._ranks, self._stateless, self._quorum = dict(ranks or {}), stateless, quorum
         self._seed, self._fraction, self._weighting, self._steps = seed, fraction_train, weighting, steps
         self._late = next((step for step in steps.steps if isinstance(step, Staleness)), None)
+        self._sums_only, self._open_sum = any(isinstance(step, SecureSum) for step in steps.steps), open_sum
         self._open: dict[str, int] = {}  # clients that were asked in this round, each with the bytes it was sent
         self._asked: dict[str, int] = {}  # these, and those that still train, each with the round it was asked in
 
@@ -195,15 +202,17 @@ class Server:
                 base_versions[update.client] = update.round - 1 if base is None else base
                 yield taken, weight
 
+        def check_quorum() -> None:
+            if len(upload_bytes) < (self._quorum or 0):
+                reasons = "; ".join(rejected.values()) or "the others did not come"
+                good = counted(len(upload_bytes), "good update")
+                raise ProtocolError(f"round {round}: {good}, the quorum is {self._quorum} ({reasons})")
+
         arrivals = arriving()
-        state = self._aggregated(arrivals, round)
+        state = self._aggregated(arrivals, round, check_quorum)
         for _ in arrivals:  # a method may not look at every update, but all clients must train
             pass
-        if len(upload_bytes) < (self._quorum or 0):
-            reasons = "; ".join(rejected.values()) or "the others did not come"
-            raise ProtocolError(
-                f"round {round}: {counted(len(upload_bytes), 'good update')}, the quorum is {self._quorum} ({reasons})"
-            )
+        check_quorum()
         _refuse_unknown(state, self.algorithm, round)
         if self._late is not None:
             come = {*upload_bytes, *rejected}
@@ -243,11 +252,34 @@ class Server:
         """The server's values of the tensors that are sent in a round."""
         return {key: tensor for key, tensor in self.state.tensors.items() if self.algorithm.plan(key, round).sent}
 
-    def _aggregated(self, updates: Iterable[tuple[Update, int]], round: int) -> ServerState:
+    def _aggregated(
+        self, updates: Iterable[tuple[Update, int]], round: int, check_quorum: Callable[[], None]
+    ) -> ServerState:
         """The state after a round: steps compute the mean, unless the method needs each single update."""
+        if self._sums_only:
+            return self._summed(updates, round, check_quorum)
         if not self.algorithm.is_additive():
             return self.algorithm.aggregate(self.state, updates, round)
         mean, slots = self._steps.mean(updates, self.state, round, self._seed)
+        return self.algorithm.combine(replace(self.state, slots=slots), mean, round)
+
+    def _summed(
+        self, updates: Iterable[tuple[Update, int]], round: int, check_quorum: Callable[[], None]
+    ) -> ServerState:
+        """The state after a round, where the server sees sums only: steps and method get the mean."""
+        if self._open_sum is None:
+            raise ValueError("a server that sees sums only needs what opens them")
+        weights: dict[str, int] = {}
+
+        def arriving() -> Iterator[State]:
+            for update, weight in updates:
+                weights[update.client] = weight
+                yield update.tensors
+
+        sums = added(arriving())
+        check_quorum()  # a sum that is opened cannot be closed again
+        mean = self._open_sum(round, tuple(weights), sums) if sums else {}
+        mean, slots = self._steps.mean_of_sum(mean, tuple(weights.values()), self.state, round, self._seed)
         return self.algorithm.combine(replace(self.state, slots=slots), mean, round)
 
     def _taken(self, update: Update, round: int, planned: State) -> tuple[Update, int]:
@@ -264,6 +296,8 @@ class Server:
             received = self._steps.on_payload(base) if update.round > 1 else base  # the first ones were never sent
             update = replace(update, staleness=late, base=received)
         weight = update.num_examples if self._weighting == "num_examples" else 1
+        if self._sums_only:
+            return update, weight
         taken, weight = self._steps.on_server(update, weight, planned)
         _check_finite(taken)
         return taken, weight
@@ -288,6 +322,8 @@ class Server:
             raise ProtocolError(f"{whose}: came after that of {last!r}; bring updates in the order of client ids")
         if update.num_examples < 1:
             raise ProtocolError(f"{whose}: num_examples is {update.num_examples}, must be at least 1")
+        if self._sums_only and not update.tensors:
+            return  # its site has added it to another client's
         _check_tensors(update, self._steps.forms(ranked(planned, self._ranks.get(update.client))))
 
 

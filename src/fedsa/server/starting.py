@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from fedsa.agreement import Agreement
 from fedsa.algorithms.base import ServerState
-from fedsa.server.server import Server
+from fedsa.server.server import OpenSum, Server
 
 __all__ = ["server_of"]
 
@@ -19,6 +19,7 @@ def server_of(
     client_versions: Mapping[str, int] | None = None,
     only_measured: Collection[str] = (),
     quorum: int | None = None,
+    open_sum: OpenSum | None = None,
 ) -> Server:
     """The server of a federation.
 
@@ -29,6 +30,7 @@ def server_of(
         client_versions: client id to the newest version that it holds; a missing client holds the initial state.
         only_measured: as for `Server`.
         quorum: as for `Server`.
+        open_sum: as for `Server`.
     """
     recipe = agreement.recipe
     return Server(
@@ -44,4 +46,5 @@ def server_of(
         stateless=recipe.personal_state == "reconstruct",
         only_measured=only_measured,
         quorum=quorum,
+        open_sum=open_sum,
     )

@@ -2,6 +2,7 @@
 
 from fedsa.steps.base import Chain
 from fedsa.steps.from_recipe import CHECKS, PLAIN, check_steps, make_chain
+from fedsa.steps.secure_sum import SecureSum
 from fedsa.steps.staleness import Staleness
 
-__all__ = ["CHECKS", "PLAIN", "Chain", "Staleness", "check_steps", "make_chain"]
+__all__ = ["CHECKS", "PLAIN", "Chain", "SecureSum", "Staleness", "check_steps", "make_chain"]

@@ -12,7 +12,7 @@ state.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias, final
 
@@ -29,6 +29,9 @@ __all__ = ["Chain", "ClientContext", "Form", "MeanContext", "MeanStep", "Reducti
 
 Slots: TypeAlias = "Mapping[str, Tensor]"
 """Tensors that steps keep from round to round, by name. Each step's names begin with a word of its own."""
+
+Mean: TypeAlias = "tuple[State, Slots]"
+"""The mean of a round's updates, as the method gets it, and the slots that the server keeps."""
 
 
 class Form(NamedTuple):
@@ -259,9 +262,7 @@ class Chain:
             update, weight = step.on_server(update, weight, before)
         return update, weight
 
-    def mean(
-        self, updates: Iterable[tuple[Update, int]], state: ServerState, round: int, seed: int
-    ) -> tuple[State, Slots]:
+    def mean(self, updates: Iterable[tuple[Update, int]], state: ServerState, round: int, seed: int) -> Mean:
         """The mean of a round's updates, as the method gets it, and the slots that the server keeps.
 
         Args:
@@ -279,11 +280,28 @@ class Chain:
 
         reduction = next((step for step in self.steps if isinstance(step, Reduction)), None)
         reduce = weighted_mean if reduction is None else reduction.reduce
-        mean, slots = reduce(arriving(), state.tensors), dict(state.slots)
+        mean = reduce(arriving(), state.tensors)
+        return self._on_mean(mean, tuple(weights), state, round, seed)
+
+    def mean_of_sum(self, mean: State, weights: Sequence[int], state: ServerState, round: int, seed: int) -> Mean:
+        """As `mean`, where the server knows the mean of what travelled, and no single update.
+
+        Args:
+            mean: of what was sent, in float64.
+            weights: of the updates, in the order of client ids.
+            state: the server's before the round.
+            round: the round that ends.
+            seed: the run's.
+        """
+        taken, _ = self.on_server(Update("", round, 1, mean), 1, state.tensors)  # an additive half may take the mean
+        return self._on_mean(taken.tensors, tuple(weights), state, round, seed)
+
+    def _on_mean(self, mean: State, weights: tuple[int, ...], state: ServerState, round: int, seed: int) -> Mean:
+        slots = dict(state.slots)
         for step in reversed(self.steps):
             if isinstance(step, MeanStep) and mean:
                 random = _generator(seed, step.name, round)
-                mean, own = step.on_mean(mean, slots, MeanContext(round, state.tensors, tuple(weights), random))
+                mean, own = step.on_mean(mean, slots, MeanContext(round, state.tensors, weights, random))
                 slots |= own
         return mean, slots
 

@@ -29,6 +29,7 @@ from fedsa.steps.base import Chain, Step
 from fedsa.steps.cast import Cast
 from fedsa.steps.median import Median
 from fedsa.steps.norm_bound import NormBound
+from fedsa.steps.secure_sum import SecureSum
 from fedsa.steps.server_optimizer import ServerOptimizer
 from fedsa.steps.staleness import Staleness
 from fedsa.steps.trimmed_mean import TrimmedMean
@@ -44,7 +45,7 @@ def make_chain(settings: StepSettings = StepSettings()) -> Chain:  # noqa: B008 
     """
     late = _late(settings.overlap)  # the server takes an update off the wire, makes up for its age, and bounds it then
     steps = [*_on_the_mean(settings.server), *_robust(settings.robust), *late, Cast(settings.wire_dtype)]
-    return Chain(tuple(steps))
+    return Chain((*steps, *([SecureSum()] if settings.secure_aggregation else [])))
 
 
 def _on_the_mean(server: ServerSettings) -> list[Step]:
@@ -88,11 +89,15 @@ def check_steps(data: Mapping[str, Any]) -> list[Mistake]:
     if algorithm is None or not isinstance(adapter, Mapping):
         return []
     name, mixed_ranks = data.get("algorithm", "fedsa"), bool(adapter.get("ranks"))
-    steps = make_chain(StepSettings(server=server, robust=robust, overlap=overlap)).steps
-    reasons = [(step, step.refusal(algorithm, mixed_ranks=mixed_ranks)) for step in steps]
+    secure = data.get("secure_aggregation") is True
+    settings = StepSettings(server=server, robust=robust, overlap=overlap, secure_aggregation=secure)
+    steps = make_chain(settings).steps
+    reasons = [(step, name, step.refusal(algorithm, mixed_ranks=mixed_ranks)) for step in steps]
+    for sums in (step for step in steps if isinstance(step, SecureSum)):
+        reasons += [(sums, f"{step.setting} = {step.name!r}", sums.conflict(step)) for step in steps]
     return [
-        Mistake(step.setting, f"{step.name} does not go with {name}: {reason}")
-        for step, reason in reasons
+        Mistake(step.setting, f"{step.name} does not go with {other}: {reason}")
+        for step, other, reason in reasons
         if reason is not None
     ]
 

@@ -58,6 +58,10 @@ class MessagesUnderWay:
                 f"{path} cannot be read ({error.strerror or error}): put it back from a copy, or start the run again"
             ) from None
 
+    def find(self, whose: str, round: int) -> bytes | None:
+        """Return a message if it was kept."""
+        return self.read(whose, round) if self._place(whose, round).exists() else None
+
     def only(self, needed: Collection[tuple[str, int]]) -> None:
         """Remove all messages but those of some clients or sites and rounds, and what half a write left.
 

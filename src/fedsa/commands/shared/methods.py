@@ -15,7 +15,7 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.commands.shared.settings import type_name
 from fedsa.errors import UserError
 from fedsa.plugins import raised
-from fedsa.steps import Staleness
+from fedsa.steps import SecureSum, Staleness
 from fedsa.steps.median import Median
 from fedsa.types import Factor, Key, Side
 
@@ -64,6 +64,7 @@ def describe(name: str) -> dict[str, Any]:
             "server_optimizer": _answer(algorithm.optimizer_refusal()),
             "robust_mean": _answer(Median().refusal(algorithm)),
             "overlap": _answer(Staleness(0.5, 0).refusal(algorithm)),
+            "secure_aggregation": _answer(SecureSum().refusal(algorithm)),
             "head": _head(cls),
             "options": _options(cls, algorithm),
             "variants": {variant: _variant(algorithm, variant) for variant in VARIANTS},

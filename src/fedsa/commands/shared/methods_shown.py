@@ -22,7 +22,7 @@ LEGEND = (
 
 def overview(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     """A table with a line per method, and its header: with LoRA, or the first variant that the method accepts."""
-    header = ["method", "a client sends", "and keeps", "exact", "export", "paper"]
+    header = ["method", "a client sends", "and keeps", "exact", "secure sum", "export", "paper"]
     rows = []
     for entry in entries:
         if "broken" not in entry:
@@ -34,6 +34,7 @@ def overview(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
                     sent,
                     kept,
                     exact,
+                    "yes" if entry["secure_aggregation"]["ok"] else "-",
                     entry["export"],
                     entry["source"].removeprefix("arXiv:").removeprefix("openreview:"),
                 ]
@@ -131,6 +132,7 @@ def _refused(entry: Entry) -> list[tuple[str, str]]:
 def _facts(entry: Entry) -> list[tuple[str, str]]:
     """The properties of a method, in words."""
     head, optimizer, robust, overlap = (entry[name] for name in ("head", "server_optimizer", "robust_mean", "overlap"))
+    secure = entry["secure_aggregation"]
     if head["sent"]:
         about_head = "leaves the client" + (" unless share_head = false" if head["optional"] else "")
     else:
@@ -149,6 +151,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
         ("server optimiser", "yes" if optimizer["ok"] else f"no: {optimizer['reason']}"),
         ("median or trimmed mean", "yes" if robust["ok"] else f"no: {robust['reason']}"),
         ("rounds may overlap", "yes" if overlap["ok"] else f"no: {overlap['reason']}"),
+        ("secure aggregation", "yes" if secure["ok"] else f"no: {secure['reason']}"),
     ]
     if len(entry["adapters"]) > 1:
         facts.append(("adapters", ", ".join(entry["adapters"])))
@@ -208,6 +211,7 @@ def as_markdown(entries: Sequence[Entry]) -> str:
         "",
         "**What leaves the client**, with LoRA and the default options. No client trains the base model.",
         "*Exact* means that the aggregate's update of the weights is the mean of the clients' updates.",
+        "*Secure sum* means that the method can be used with [secure aggregation](secure-aggregation.md).",
         "",
         *_markdown_table(*overview(entries), code=0),
         "",
