@@ -181,12 +181,20 @@ def test_a_party_makes_its_masks_for_one_set_of_others() -> None:
         parties["a"].mask(np.zeros(3, dtype=np.uint64), {name: good[name] for name in "bcd"})
 
 
+def test_a_party_masks_one_row_of_values() -> None:
+    """Other values behind the same masks would show the difference of the two."""
+    parties, inbox, _ = prepared(NAMES)
+    sent(parties, inbox, NAMES)
+    with pytest.raises(ProtocolError, match="other values than those that this site has masked before"):
+        parties["a"].mask(np.ones(3, dtype=np.uint64), inbox["a"])
+
+
 def test_a_party_goes_on_from_what_it_wrote_down() -> None:
     parties, inbox, _opening = prepared(NAMES)
     sent(parties, inbox, NAMES)
     again = Party.parse(json.loads(parties["a"].text()))
-    ones = np.ones(3, dtype=np.uint64)
-    assert np.array_equal(again.mask(ones, inbox["a"]), parties["a"].mask(ones, inbox["a"]))
+    none = np.zeros(3, dtype=np.uint64)
+    assert np.array_equal(again.mask(none, inbox["a"]), parties["a"].mask(none, inbox["a"]))
     assert again.help_open(NAMES) == parties["a"].help_open(NAMES)
     with pytest.raises(ProtocolError, match="another sum"):
         Party.parse(json.loads(again.text())).help_open(["a", "b", "c"])

@@ -46,7 +46,7 @@ def command(
         return
     print_table(*overview(entries))
     print(
-        f"\n{LEGEND}\nexact: the aggregate's update is the mean of the clients' updates. secure sum: the method can be "
+        f"\n{LEGEND}\nexact: the aggregate's update is the mean of the clients' updates. secure: the method can be "
         "used with secure_aggregation. No client trains the base.\n"
     )
     print_table(*matrix(entries))

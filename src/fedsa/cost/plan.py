@@ -65,6 +65,11 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
     model = shapes_of(recipe, task, algorithm, on_progress=tell)
     check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
     tensors: State = {key: parameter.detach() for key, parameter in model.parameters.items()}
+    if recipe.secure_aggregation:
+        notes.append(
+            "secure_aggregation: an update has 8 bytes a number; between sites, keys and shares come on top, about 0.5 kB "
+            "for each other site, round and site; a site sends one update for all its clients"
+        )
     tell("counting")
     upload, download = count_traffic(algorithm, tensors, recipe, number or 1, _ranks(recipe, number, notes, everyone))
     return {

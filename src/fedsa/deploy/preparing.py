@@ -38,7 +38,7 @@ def prepare(recipe: Recipe, folder: Path, sites: Sequence[str]) -> None:
     Raises:
         UserError: the recipe cannot be deployed, or there are more sites than clients.
     """
-    check_deployable(recipe)
+    check_deployable(recipe, len(sites))
     if not recipe.compute.threads:
         threads = max(1, (os.cpu_count() or 1) // len(sites))
         recipe = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"threads": threads})})

@@ -68,7 +68,7 @@ def begin_project(
     roster = Roster.begun("", sites, clients or {}, only_measured)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: give a new folder")
-    check_deployable(recipe)
+    check_deployable(recipe, len({*sites} - {*only_measured}))
     everyone = [client for own in roster.clients.values() for client in own]
     agreement = agree(recipe, everyone, only_measured=roster.only_measured, on_progress=tell)
     if only_measured:

@@ -31,12 +31,19 @@ from fedsa.types import State
 __all__ = ["check_deployable", "open_server_folder", "run_id_of", "serve"]
 
 
-def check_deployable(recipe: Recipe) -> None:
+def check_deployable(recipe: Recipe, sites: int) -> None:
     """Refuse settings that need what does not leave a site.
+
+    Args:
+        recipe: the recipe.
+        sites: the number of sites that train.
 
     Raises:
         ConfigError: with every mistake.
+        UserError: the sites are too few for secure aggregation.
     """
+    if recipe.secure_aggregation:
+        check_enough(sites, "site")
     mistakes = []
     if recipe.holdout_clients:
         mistakes.append(
@@ -115,7 +122,6 @@ def serve(
     folder.keeps_all_rounds = keeps_all_rounds
     if recipe.secure_aggregation:
         require_secure()
-        check_enough(len(fleet.sites), "site")
     initial = fleet.set_up(agreement)
     first = agreement.first_state(initial)
     gone = membership.roster.left if membership else ()

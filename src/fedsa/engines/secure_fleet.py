@@ -175,7 +175,7 @@ class SecureFleet:
             ProtocolError: it is none, or does not fit the round.
         """
         client, weight = answer.about.get("client"), answer.about.get("weight")
-        if client not in trained or type(weight) is not int or not 0 <= weight < 2**64:
+        if not isinstance(client, str) or client not in trained or type(weight) is not int or not 0 <= weight < 2**64:
             raise ProtocolError(f"site {site!r} has sent a sum that says no client or no weight")
         updates = {**trained, client: replace(trained[client], tensors=answer.states.get(client, {}))}
         if not updates[client].tensors:

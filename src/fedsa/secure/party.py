@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -64,6 +65,7 @@ class Party:
         roster: every party's public keys (``channel``, ``pair``), by name; empty before they are known.
         sealed: for every other party its shares, encrypted.
         received: for every party whose shares have come, its shares of `SELF` and `PAIR`.
+        masked: a hash of the values that it has masked: other values behind the same masks would show the difference.
         opened: the parties whose sum it has helped to open; empty before.
     """
 
@@ -74,6 +76,7 @@ class Party:
     roster: dict[str, dict[str, str]] = field(default_factory=dict)
     sealed: dict[str, str] = field(default_factory=dict)
     received: dict[str, dict[str, str]] = field(default_factory=dict)
+    masked: str = ""
     opened: list[str] = field(default_factory=list)
 
     @classmethod
@@ -132,8 +135,11 @@ class Party:
             sealed: the shares that each other party has encrypted for this one.
 
         Raises:
-            ProtocolError: too few shares have come, or one is not for this party.
+            ProtocolError: too few shares have come, one is not for this party, or it has masked other values before.
         """
+        digest = hashlib.sha256(values.tobytes()).hexdigest()
+        if self.masked and self.masked != digest:
+            raise ProtocolError("other values than those that this site has masked before")
         if not self.roster:
             raise ProtocolError("this site has not shared its secrets yet")
         others = {name for name in self.received if name != self.name}
@@ -151,6 +157,7 @@ class Party:
                 raise ProtocolError("shares that are none")
             received[name] = {SELF: as_text(content[:SECRET_BYTES]), PAIR: as_text(content[SECRET_BYTES:])}
         self.received |= received
+        self.masked = digest
         masked = values + stream(derived(as_bytes(self.secrets[SELF]), f"{self.context}|{SELF}"), len(values))
         for name in sealed:
             masked += pair_mask(self._pair_key, self.roster[name], self.context, self.name, name, len(values))

@@ -22,7 +22,7 @@ LEGEND = (
 
 def overview(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     """A table with a line per method, and its header: with LoRA, or the first variant that the method accepts."""
-    header = ["method", "a client sends", "and keeps", "exact", "secure sum", "export", "paper"]
+    header = ["method", "a client sends", "and keeps", "exact", "secure", "export", "paper"]
     rows = []
     for entry in entries:
         if "broken" not in entry:
@@ -211,7 +211,7 @@ def as_markdown(entries: Sequence[Entry]) -> str:
         "",
         "**What leaves the client**, with LoRA and the default options. No client trains the base model.",
         "*Exact* means that the aggregate's update of the weights is the mean of the clients' updates.",
-        "*Secure sum* means that the method can be used with [secure aggregation](secure-aggregation.md).",
+        "*Secure* means that the method can be used with [secure aggregation](secure-aggregation.md).",
         "",
         *_markdown_table(*overview(entries), code=0),
         "",
