@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_BYTES", "Kind", "Message", "decode", "digest_of", "encode"]
 
 Kind: TypeAlias = Literal["setup", "ready", "step", "update", "refuse", "finish"]
-"""setup and ready: before the first round; step: train or measure; update: the answer to a step; refuse: why a
+"""setup and ready: before the first round; step: train, measure or add up; update: the answer to a step; refuse: why a
 message cannot be answered, or, from the server, why an answer was not taken; finish: the run is over."""
 
 MOST_BYTES = 2**31

@@ -67,8 +67,8 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
     tensors: State = {key: parameter.detach() for key, parameter in model.parameters.items()}
     if recipe.secure_aggregation:
         notes.append(
-            "secure_aggregation: an update has 8 bytes a number; between sites, keys and shares come on top, about 0.5 kB "
-            "for each other site, round and site; a site sends one update for all its clients"
+            "secure_aggregation: an update has 8 bytes a number. Across machines a site sends one for all its clients, "
+            "and keys and shares come on top: about 0.5 kB for each other site and round at each site"
         )
     tell("counting")
     upload, download = count_traffic(algorithm, tensors, recipe, number or 1, _ranks(recipe, number, notes, everyone))
