@@ -126,7 +126,7 @@ def test_below_the_threshold_the_server_learns_nothing() -> None:
     parties, inbox, opening = prepared(NAMES)
     sent(parties, inbox, NAMES)
     answers = {name: parties[name].help_open(NAMES) for name in "ab"}
-    with pytest.raises(ProtocolError, match="2 sites have helped to open the sum, and 3 of 5 are needed"):
+    with pytest.raises(ProtocolError, match="the sum has the help of 2 sites, and 3 of 5 are needed"):
         opening.masks(NAMES, answers, 3)
 
 

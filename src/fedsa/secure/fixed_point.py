@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, final
 import torch
 
 from fedsa.errors import TrainingError, UserError
+from fedsa.texts.words import counted
 from fedsa.types import Key, State
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ def fixed_point_for(weight: int) -> FixedPoint:
     bits = _SUM_BITS - _RANGE_BITS - weight.bit_length()
     if bits < _FEWEST_BITS:
         raise UserError(
-            f"secure_aggregation: clients with {weight:,} rows in all leave {max(bits, 0)} bits for what comes after "
-            f"the point of a number, and {_FEWEST_BITS} are needed: set weighting = 'uniform'"
+            f"secure_aggregation: clients with {counted(weight, 'row')} in all leave "
+            f"{counted(max(bits, 0), 'bit')} for what comes after the point of a number, and {_FEWEST_BITS} are "
+            "needed: set weighting = 'uniform'"
         )
     return FixedPoint(bits)
 

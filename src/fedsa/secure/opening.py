@@ -11,6 +11,7 @@ import numpy as np
 from fedsa.errors import ProtocolError
 from fedsa.secure.party import PAIR, SELF, as_bytes, as_text, mask_key, pair_mask, threshold
 from fedsa.secure.primitives import SECRET_BYTES, combine, derived, public_key, stream
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,13 +54,14 @@ class Opening:
         """
         if len(answers) < self.needed:
             raise ProtocolError(
-                f"{len(answers)} sites have helped to open the sum, and {self.needed} of {len(self.roster)} are needed"
+                f"the sum has the help of {counted(len(answers), 'site')}, and {self.needed} of {len(self.roster)} "
+                "are needed"
             )
         places = {name: place for place, name in enumerate(sorted(self.roster))}
         helpers = sorted(answers)[: self.needed]
 
         def recovered(kind: str, whose: str) -> bytes:
-            return combine({places[helper]: share_in(answers[helper], kind, whose) for helper in helpers})
+            return combine({places[helper]: _share_in(answers[helper], kind, whose) for helper in helpers})
 
         total = np.zeros(count, dtype=np.uint64)
         for name in survivors:
@@ -73,7 +75,7 @@ class Opening:
         return total
 
 
-def share_in(answer: Mapping[str, Any], kind: str, whose: str) -> bytes:
+def _share_in(answer: Mapping[str, Any], kind: str, whose: str) -> bytes:
     """A share that a party gave.
 
     Raises:

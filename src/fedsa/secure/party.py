@@ -23,11 +23,12 @@ from fedsa.secure.primitives import (
     split,
     stream,
 )
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FEWEST", "PAIR", "SELF", "Party", "as_bytes", "as_text", "mask_key", "threshold"]
+__all__ = ["FEWEST", "PAIR", "SELF", "Party", "as_bytes", "as_text", "mask_key", "pair_mask", "threshold"]
 
 FEWEST = 3
 """Sites in a sum. Of a sum of two, each of them knows the other's part."""
@@ -108,7 +109,7 @@ class Party:
         if self.roster and self.roster != roster:
             raise ProtocolError("other keys than those that this site has shared its secrets for")
         if len(roster) < FEWEST:
-            raise ProtocolError(f"a sum of {len(roster)} sites would show single ones: {FEWEST} are needed")
+            raise ProtocolError(f"a sum of {counted(len(roster), 'site')} would show single ones: {FEWEST} are needed")
         if roster.get(self.name) != self.public:
             raise ProtocolError("the keys of all sites do not have this site's own")
         if len({keys.get("pair") for keys in roster.values()}) < len(roster):
@@ -148,7 +149,7 @@ class Party:
         if not {*sealed} < {*self.roster} or self.name in sealed:
             raise ProtocolError("shares of a site whose keys are not known")
         if len(sealed) + 1 < max(threshold(len(self.roster)), FEWEST):
-            raise ProtocolError(f"shares of {len(sealed)} other sites are too few for a sum")
+            raise ProtocolError(f"shares of {counted(len(sealed), 'other site')} are too few for a sum")
         received = {}
         for name, text in sealed.items():
             key = self._channel_key(self.roster[name], name, self.name)
@@ -183,7 +184,7 @@ class Party:
         needed = max(threshold(len(self.roster)), FEWEST)
         if len(chosen) < needed:
             raise ProtocolError(
-                f"a sum of {len(chosen)} of {len(self.roster)} sites is not opened: {needed} are needed"
+                f"a sum of {len(chosen)} of {counted(len(self.roster), 'site')} is not opened: {needed} are needed"
             )
         self.opened = chosen
         return {
