@@ -1,4 +1,4 @@
-"""What secure aggregation costs: seconds at a site and at the server, and bytes, in one round without training.
+"""What secure aggregation costs in one round, training left out: processor seconds at a site and the server, and bytes.
 
 Sites with their own folders answer the server's real messages, in one process: no network, one site after the other.
 Two lines a number of sites: with all of them, and with a part that is lost after its keys are shared out.
@@ -37,13 +37,13 @@ class Cost:
     """What one round costs.
 
     Attributes:
-        site_seconds: of all sites together.
+        site_seconds: of the processor, for all sites together.
         up: bytes from all sites, training left out.
         down: bytes to all sites, training left out.
         sent: the sites that have sent something to the sum.
         error: the largest difference between the mean and that of the values.
         bound: what is promised of it.
-        server_seconds: of the server.
+        server_seconds: of the processor, for the server.
     """
 
     site_seconds: float = 0.0
@@ -80,11 +80,11 @@ def one_round(names: Collection[str], lost: Collection[str], size: int, place: P
 
     def exchange(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
         for site, data in requests.items():
-            began, message = time.perf_counter(), decode(data)
+            began, message = time.process_time(), decode(data)
             if site in lost and message.about.get("do") in ("mask", "open"):
                 continue
             said = encode(answer(site, message))
-            cost.site_seconds += time.perf_counter() - began
+            cost.site_seconds += time.process_time() - began
             if message.about.get("do") in STAGES:
                 cost.up, cost.down = cost.up + len(said), cost.down + len(data)
                 cost.sent |= {site} if message.about["do"] == "mask" else set()
@@ -99,9 +99,9 @@ def one_round(names: Collection[str], lost: Collection[str], size: int, place: P
     first = FedIT().init({KEY: torch.zeros(size // 4)})
     steps = make_chain(StepSettings(secure_aggregation=True))
     server = Server(FedIT(), first, remote.clients, seed=0, steps=steps, open_sum=fleet.open_sum)
-    cost.site_seconds, began = 0.0, time.perf_counter()
+    cost.site_seconds, began = 0.0, time.process_time()
     server.end_round(1, fleet.train(server.begin_round(1)))
-    cost.server_seconds = time.perf_counter() - began - cost.site_seconds
+    cost.server_seconds = time.process_time() - began - cost.site_seconds
     there = [name for name in names if name not in lost]
     exact = torch.stack([values[name].double() for name in there]).mean(0)
     cost.error = float((server.state.tensors[KEY].double() - exact).abs().max())

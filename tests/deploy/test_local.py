@@ -13,7 +13,7 @@ import torch
 
 from fedsa.recipe import Recipe
 from fedsa.store import FinishedRun, RunFolder
-from support.extras import NEEDS_NVFLARE
+from support.extras import NEEDS_NVFLARE, NEEDS_SECURE
 
 pytestmark = [pytest.mark.run, NEEDS_NVFLARE]
 
@@ -53,6 +53,26 @@ def test_three_processes_come_to_the_simulators_bytes_and_leave_nothing_running(
     left = [process.pid for process in psutil.process_iter() if _is_of(process, tmp_path)]
     assert not left
     assert any("generation 1" in line for line in told)
+
+
+@pytest.mark.slow
+@NEEDS_SECURE
+def test_with_secure_aggregation_it_is_the_simulators_bytes_too(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    from fedsa.deploy.local import deploy_local
+    from fedsa.deploy.status import sent_of
+
+    settings = (*SETTINGS, "secure_aggregation=true")
+    summary = deploy_local(tiny_recipe(*settings), tmp_path / "run", ["east", "north", "south"])
+    simulated = tiny_run(*settings)
+    for name in ("test", "test_final", "secure_aggregation", "total_upload_bytes"):
+        assert summary[name] == simulated.summary[name], name
+    here, there = (run.server_states.load_server(2)[0] for run in (RunFolder.open(tmp_path / "run"), simulated.folder))
+    assert here
+    assert all(there[key].numpy().tobytes() == value.numpy().tobytes() for key, value in here.items())
+    dtypes = {tensor["dtype"] for entry in sent_of(tmp_path / "run") for tensor in entry.get("tensors", [])}
+    assert dtypes == {"int64"}
 
 
 @pytest.mark.slow
