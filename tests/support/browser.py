@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import shutil
@@ -41,6 +40,8 @@ class Browser:
     """
 
     def __init__(self, folder: Path) -> None:
+        import fcntl  # there is none on Windows
+
         assert CHROMIUM is not None
         self.requests: list[str] = []
         self.console: list[str] = []

@@ -50,6 +50,7 @@ class SweepDisplay:
         )
         self._all = self._bar.add_task("all runs", total=1, told="")
         self._rows: dict[Cell, TaskID] = {}
+        self._rounds: dict[Cell, int] = {}
 
     def show(self, results: Mapping[Cell, Result], children: Sequence[Child], waiting: Sequence[Cell]) -> None:
         """Show where the sweep is."""
@@ -84,10 +85,11 @@ class SweepDisplay:
         for cell in [cell for cell in self._rows if cell not in running]:
             self._bar.remove_task(self._rows.pop(cell))
         for cell, child in running.items():
-            rounds = self._grid.recipe(cell).rounds
+            if cell not in self._rounds:
+                self._rounds[cell] = self._grid.recipe(cell).rounds
             if cell not in self._rows:
-                self._rows[cell] = self._bar.add_task(str(cell), total=rounds, told="")
-            done, told = pace_of(child.folder, rounds)
+                self._rows[cell] = self._bar.add_task(str(cell), total=self._rounds[cell], told="")
+            done, told = pace_of(child.folder, self._rounds[cell])
             self._bar.update(self._rows[cell], completed=done, told=told)
 
     def close(self) -> None:

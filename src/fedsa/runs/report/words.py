@@ -63,7 +63,7 @@ def _sent(summary: Table) -> str:
     """Say what has left a client."""
     plan: Sequence[Table] = summary.get("sharing_plan", [])
     total = summary.get("total_upload_bytes")
-    if not plan or total is None:
+    if not plan or total is None or not summary["rounds"]:
         return ""
     if not total:
         return "Nothing was sent to the server: every client trained alone."
