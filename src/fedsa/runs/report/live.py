@@ -53,6 +53,7 @@ class LiveReport:
         self._making = threading.Lock()
         self._page = LivePage("", "")
         self._in_use, self._known_until = False, -1.0
+        self._stamps: list[tuple[int, int] | None] = []
 
     def page(self) -> LivePage:
         """Return the page as of now."""
@@ -63,11 +64,12 @@ class LiveReport:
             return self._page
 
     def _version(self) -> str:
-        if self._clock() >= self._known_until:
+        stamps = [_stamp(self._run / name) for name in _WATCHED]
+        if stamps != self._stamps or self._clock() >= self._known_until:  # who writes works on it
             self._in_use = is_in_use(self._run)
             self._known_until = self._clock() + _LOCK_SECONDS
-        seen = [self._in_use, *(_stamp(self._run / name) for name in _WATCHED)]
-        return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+            self._stamps = stamps
+        return hashlib.sha256(repr([self._in_use, *stamps]).encode()).hexdigest()[:16]
 
     def _html(self, version: str) -> str:
         name = self._run.resolve().name
