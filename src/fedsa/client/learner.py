@@ -11,7 +11,7 @@ from typing import final
 import torch
 
 from fedsa.client.evaluation import Mixing, Personal, Sampling, evaluate
-from fedsa.client.training import cohort, head_warmup, sequential
+from fedsa.client.training import cohort, head_warmup, private, sequential
 from fedsa.client.training.job import Job, TrainingResult, check_start, highest_rate
 from fedsa.errors import TrainingError
 from fedsa.models import AdaptedModel
@@ -35,6 +35,7 @@ class Learner:
         training: how clients train.
         batch_size: rows of one forward pass in evaluation.
         mixing: how clients' adapters are weighed for each row in evaluation; None: they are added as in training.
+        privacy: how rows are protected in training; None: they are not.
     """
 
     model: AdaptedModel
@@ -43,6 +44,7 @@ class Learner:
     training: TrainingSettings
     batch_size: int
     mixing: Mixing | None = None
+    privacy: private.Privacy | None = None
 
     @property
     def together(self) -> int:
@@ -61,6 +63,15 @@ class Learner:
             check_start(job, self.training)
         jobs = self._items(jobs)
         with _explaining_out_of_memory(jobs, self.model):
+            if self.privacy is not None:
+                return private.train(
+                    jobs,
+                    self.privacy,
+                    model=self.model,
+                    task=self.task,
+                    encoded=self.encoded,
+                    settings=self.training,
+                )
             if self.training.trainer == "cohort":
                 return cohort.train(
                     jobs,

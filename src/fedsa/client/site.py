@@ -24,7 +24,7 @@ from fedsa.types import Key, Moment, Payload, Payloads, Side, SplitName, State, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ClientStates", "Site"]
+__all__ = ["ClientStates", "Site", "with_secret"]
 
 
 class ClientStates(Protocol):
@@ -246,6 +246,13 @@ class Site:
 
     def _plans(self, round: int) -> dict[Key, Plan]:
         return {key: self.algorithm.plan(key, round) for key in self.learner.model.keys}
+
+
+def with_secret(site: Site, secret: bytes) -> Site:
+    """Return a site that makes noise from a secret in place of the run's seed, which the server knows too."""
+    privacy = site.learner.privacy and replace(site.learner.privacy, secret=secret)
+    learner, steps = replace(site.learner, privacy=privacy), replace(site.steps, secret=secret)
+    return replace(site, learner=learner, steps=steps)
 
 
 def _with_metrics(result: TrainingResult, begun: TrainingResult, name: str) -> TrainingResult:

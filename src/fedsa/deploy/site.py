@@ -23,12 +23,14 @@ from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.client.answers import Answers, log, refusal
 from fedsa.client.masking import Masking
 from fedsa.client.sent import KEPT_OF_SUMS, SentAnswers
+from fedsa.client.site import with_secret
 from fedsa.deploy.own_rows import NAMES, Names, own_rows, read_note
 from fedsa.deploy.worker import SOCKET, serve
 from fedsa.errors import DisagreementError, FedsaError, ProtocolError, RunFolderError
 from fedsa.messages import Message, decode
 from fedsa.store.client_states import open_states_of_site
 from fedsa.store.files import write_atomically
+from fedsa.store.secret import secret_in
 
 if TYPE_CHECKING:
     from fedsa.data.rows import DealtRows
@@ -151,6 +153,8 @@ class SiteProgram:
             raise RunFolderError(f"{self.folder}: the rows are not those that the run began with: put them back")
         self.states = states = open_states_of_site(self.folder / _STATES, run, self.federation.clients)
         site = replace(self.federation.site(states), keeps_tested=True)
+        if self.agreement.recipe.privacy.kind != "none":
+            site = with_secret(site, secret_in(self.folder))
 
         def finish(about: Mapping[str, Any]) -> None:
             from fedsa.deploy.finishing import finish_site

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsa.accounting import require_accountant
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.callbacks import Callback
 from fedsa.engines.fleet import Fleet
@@ -25,6 +26,7 @@ from fedsa.secure import require_secure
 from fedsa.server import load_state, server_of
 from fedsa.store import MessagesUnderWay, Progress, RunFolder
 from fedsa.store.run_folder import CLIENTS
+from fedsa.store.secret import forget_secret, secret_in
 from fedsa.system.environment import environment
 from fedsa.types import State
 
@@ -120,6 +122,7 @@ def serve(
     if finished is not None:
         return _told_again(folder, fleet, finished)
     folder.keeps_all_rounds = keeps_all_rounds
+    secret = _secret_of(folder, recipe)
     if recipe.secure_aggregation:
         require_secure()
     initial = fleet.set_up(agreement)
@@ -146,6 +149,7 @@ def serve(
             only_measured=measured,
             quorum=quorum,
             open_sum=secure.open_sum if secure else None,
+            secret=secret,
         )
         fleet.check = server.check
         for callback in callbacks:
@@ -165,9 +169,23 @@ def serve(
     summary["sites_without_adapters"] = list(fleet.finish(summary, fleet.sites))
     folder.settle()
     folder.finish(progress, summary)
+    forget_secret(folder.path)
     for callback in callbacks:
         callback.on_run_end(summary)
     return summary
+
+
+def _secret_of(folder: RunFolder, recipe: Recipe) -> bytes | None:
+    """Return what the server makes noise from, until the run has ended; None where it makes none that protects.
+
+    Raises:
+        MissingExtraError: the library that accounts for privacy is not installed.
+        UserError: the disk is full or the folder cannot be written.
+    """
+    if recipe.privacy.kind == "none":
+        return None
+    require_accountant()
+    return secret_in(folder.path)
 
 
 def _secure(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet) -> SecureFleet | None:

@@ -219,6 +219,8 @@ def _lines(
             "upload_bytes": record.upload_bytes.get(client, 0) if record else 0,
             "download_bytes": record.download_bytes.get(client, 0) if record else 0,
         }
+        if metrics is None and client in asked and not settings.overlaps:
+            line["lost"] = True  # it was asked, and no update of it counts
         if settings.overlaps:
             line |= {"staleness": record.staleness.get(client) if record else None, "clock": clock}
         for moment, by_client in results.items():

@@ -10,6 +10,7 @@ from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.callbacks import Callback
 from fedsa.engines.fleet import Fleet
 from fedsa.engines.rounds import RoundSettings, told
+from fedsa.engines.spent import privacy_of
 from fedsa.recipe import Recipe
 from fedsa.server import Server, first_round, load_state
 from fedsa.statistics import summarize_clients
@@ -146,7 +147,8 @@ def summary_of(
         more: further entries, which only one kind of run has.
     """
     metric = settings.metric
-    clients = _per_client(tests, metric, folder.read_json("clients.json"))
+    about = folder.read_json("clients.json")
+    clients = _per_client(tests, metric, about)
     return {
         "algorithm": recipe.algorithm,
         "source": algorithm.source,
@@ -162,6 +164,7 @@ def summary_of(
         "overlap": recipe.overlap.kind,
         "metric": metric,
         "evaluated_after": settings.moments[0],
+        **privacy_of(recipe, folder.read_metrics().splitlines(), about),
         "chosen_round": progress.chosen_round or 0,
         "chosen_score": progress.chosen_score,
         "chosen_by": f"weighted mean of validation {metric}",

@@ -15,11 +15,12 @@ from fedsa.federation.checks import (
     check_head_warmup,
     check_layers,
     check_personal,
+    check_single_items,
     check_steady,
     check_weighable,
 )
 from fedsa.federation.encoding import encode_rows
-from fedsa.federation.resolving import client_ranks, with_choices, written_out
+from fedsa.federation.resolving import client_ranks, with_choices, with_noise, written_out
 from fedsa.models import (
     AdaptedModel,
     EmptyModel,
@@ -85,13 +86,11 @@ def build(
     task, processor, encoded, limit = encode_rows(
         task, base, processor, rows, image_size=recipe.task.image_side, tell=tell
     )
-    resolved = adapted.resolved(recipe, limit)
+    inside = [client for client in everyone if client not in outside]
+    resolved = with_noise(adapted.resolved(recipe, limit), inside)
     notes = (*rows.notes, *getattr(encoded, "notes", ()), *of_model)  # a task of one's own need not have any
-    trained = [
-        task.training_items(encoded, rows.partition.clients[client].train)
-        for client in everyone
-        if client not in outside
-    ]
+    trained = [task.training_items(encoded, rows.partition.clients[client].train) for client in inside]
+    check_single_items(recipe, trained, [rows.partition.clients[client].train for client in inside])
     check_steady(model, task, encoded, trained[0][:2])
     chosen, measured = with_choices(resolved, model, task, encoded, trained, tell)
     return make(chosen, algorithm, model, processor, task, encoded, rows, measured, ranks, outside, notes, adapted.base)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from torch import nn
 
+from fedsa.accounting import require_accountant
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.callbacks import check_callbacks
@@ -36,6 +37,7 @@ __all__ = [
     "check_head_warmup",
     "check_layers",
     "check_personal",
+    "check_single_items",
     "check_steady",
     "check_tokens",
     "check_weighable",
@@ -47,12 +49,14 @@ def check_early(recipe: Recipe) -> None:
 
     Raises:
         ConfigError: there is no such callback, or it needs an extra that is not installed.
-        MissingExtraError: the model or the task needs one.
+        MissingExtraError: the model, the task or the accounting of privacy needs one.
         ModelError: the adapter names layers that the model does not have.
     """
     mistakes = check_callbacks({"callbacks": recipe.callbacks, "report_to": recipe.report_to})
     if mistakes:
         raise ConfigError(mistakes)
+    if recipe.privacy.kind != "none":
+        require_accountant()
     if recipe.task.is_own:  # it may need the names of the classes, which the rows tell
         check_model_extras(recipe.model, takes_images=False)
         return
@@ -124,6 +128,22 @@ def check_layers(
             f"{who} B·A of each layer as matrices, and {first}{more} is {kind}, whose update is no such product: "
             f"take it out of the adapter's layers, or {mend}"
         )
+
+
+def check_single_items(recipe: Recipe, items: Sequence[IntArray], rows: Sequence[IntArray]) -> None:
+    """Refuse a task that makes several items of a row, where rows are protected: each item is clipped by itself.
+
+    Args:
+        recipe: any.
+        items: what each client trains.
+        rows: what they are made of.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if recipe.privacy.kind == "example" and any(len(some) != len(own) for some, own in zip(items, rows, strict=True)):
+        what = f"{recipe.task.kind!r} trains several items of a row, which are not clipped together: use another task"
+        raise ConfigError([Mistake("task.kind", f"does not go with privacy.kind = 'example': {what}")])
 
 
 def check_tokens(model: PreTrainedModel, tokenizer: Any, encoded: Encoded) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 from fedsa.agreement import Agreement
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.client import ClientStates, Learner, Mixing, Site
+from fedsa.client.training.private import Privacy
 from fedsa.data.rows import ClientTable, DealtRows, deal_rows, deal_tables
 from fedsa.errors import ConfigError, DataError, Mistake
 from fedsa.federation.agreeing import agreement_of, refuse_differences
@@ -20,7 +21,7 @@ from fedsa.federation.checks import check_early
 from fedsa.federation.objects import fitted_base, numbered, recipe_of_objects
 from fedsa.federation.resolving import for_newcomer, with_measured
 from fedsa.models import AdaptedModel, read_peft_config, with_drawn_layers
-from fedsa.recipe import ModelSettings, Recipe, TaskSettings, refuse_objects
+from fedsa.recipe import ExamplePrivacySettings, ModelSettings, Recipe, TaskSettings, refuse_objects
 from fedsa.server import OpenSum, Server, server_of
 from fedsa.steps import make_chain
 from fedsa.tasks import make_task
@@ -252,7 +253,9 @@ class Federation:
     def learner(self) -> Learner:
         """What trains and measures the clients."""
         recipe = self.recipe
-        return Learner(self.model, self.task, self.encoded, recipe.training, recipe.evaluation.batch_size, self.mixing)
+        batch_size, own = recipe.evaluation.batch_size, recipe.privacy
+        privacy = Privacy(own) if isinstance(own, ExamplePrivacySettings) else None
+        return Learner(self.model, self.task, self.encoded, recipe.training, batch_size, self.mixing, privacy)
 
     def site(self, states: ClientStates) -> Site:
         """The one site of a simulation, where all clients are; their states are kept in ``states``."""

@@ -9,19 +9,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fedsa.accounting import noise_multiplier_for, require_accountant
 from fedsa.client.training.autotune import choose_attention, choose_training, compile_model
 from fedsa.errors import DataError, ModelError, near
 from fedsa.models import AdaptedModel, checkpoint_activations, resolve_compute
 from fedsa.packages.parts import PREFIX
-from fedsa.recipe import DEFAULT_LOCAL_STEPS, OBJECTS, AdapterSettings, ComputeSettings, Recipe, with_absolute_paths
-from fedsa.server import sample_size
+from fedsa.recipe import (
+    DEFAULT_LOCAL_STEPS,
+    OBJECTS,
+    AdapterSettings,
+    ClientPrivacySettings,
+    ComputeSettings,
+    NoPrivacySettings,
+    Recipe,
+    with_absolute_paths,
+)
+from fedsa.server import most_rounds, sample_size
 from fedsa.system.process import give_back
 from fedsa.tasks.base import Encoded, IntArray, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["client_ranks", "for_newcomer", "on_this_machine", "with_choices", "with_measured", "written_out"]
+__all__ = [
+    "client_ranks",
+    "for_newcomer",
+    "on_this_machine",
+    "with_choices",
+    "with_measured",
+    "with_noise",
+    "written_out",
+]
 
 _KERNELS = ("eager", "sdpa", "flash_attention_2")
 """The attention kernels that a recipe can name."""
@@ -88,6 +106,26 @@ def written_out(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int |
     )
 
 
+def with_noise(recipe: Recipe, clients: Sequence[str]) -> Recipe:
+    """The recipe with the noise that client-level privacy needs for its ``target_epsilon``, if that is left open.
+
+    Args:
+        recipe: any.
+        clients: that train.
+
+    Raises:
+        MissingExtraError: the library that accounts for privacy is not installed.
+    """
+    privacy = recipe.privacy
+    if privacy.kind != "none":
+        require_accountant()
+    if not isinstance(privacy, ClientPrivacySettings) or privacy.noise_multiplier is not None:
+        return recipe
+    epsilon, rounds = privacy.target_epsilon or 0.0, most_rounds(recipe, clients)
+    noise = noise_multiplier_for(epsilon, privacy.target_delta, rounds)
+    return recipe.model_copy(update={"privacy": privacy.model_copy(update={"noise_multiplier": noise})})
+
+
 def with_choices(
     recipe: Recipe,
     model: AdaptedModel,
@@ -122,6 +160,8 @@ def with_choices(
         encoded=encoded,
         rows=trained,
         clients=sample_size(recipe.fraction_train, len(trained)),
+        row_by_row=recipe.privacy.kind == "example",
+        tell=tell,
     )
     if recipe.compute.compile:
         tell("compiling")
@@ -163,5 +203,6 @@ def for_newcomer(recipe: Recipe) -> Recipe:
     """Return a run's recipe as it is for one client that was not in the run, on this machine."""
     training = recipe.training.model_copy(update={"trainer": "sequential", "cohort_size": 0, "packing": None})
     adapter = recipe.adapter.model_copy(update={"ranks": None})
-    update = {"training": training, "adapter": adapter, "holdout_clients": 0.0}
+    # What a newcomer trains stays with it, so it needs no noise.
+    update = {"training": training, "adapter": adapter, "holdout_clients": 0.0, "privacy": NoPrivacySettings()}
     return on_this_machine(recipe).model_copy(update=update)

@@ -10,7 +10,7 @@ from fedsa.federation.agreeing import agreement_of
 from fedsa.federation.base_models import load_named_base, load_processor
 from fedsa.federation.building import adapt_base, config_of
 from fedsa.federation.checks import check_early
-from fedsa.federation.resolving import client_ranks
+from fedsa.federation.resolving import client_ranks, with_noise
 from fedsa.models import (
     fit_padding,
     position_limit,
@@ -61,4 +61,6 @@ def agree(
         fit_padding(base, tokenizer)
         task, limit = task.fitted(base, tokenizer), position_limit(base, tokenizer)
     ranks = client_ranks(recipe.adapter, sorted(clients))
-    return agreement_of(adapted.resolved(recipe, limit), adapted.model, task, labels, ranks, adapted.base)
+    train = [client for client in clients if client not in only_measured]
+    resolved = with_noise(adapted.resolved(recipe, limit), train)
+    return agreement_of(resolved, adapted.model, task, labels, ranks, adapted.base)

@@ -36,12 +36,14 @@ class Place:
         index: shape (elements,): the position of each element; None: element i is at position i.
         counts: elements of each client.
         device: where its tensors are.
+        single_rows: the number of clients with a row, where each has one of its own and rows are equally long; else 0.
     """
 
     positions: int
     index: Tensor | None
     counts: tuple[int, ...]
     device: torch.device
+    single_rows: int = 0
     _made: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -61,6 +63,16 @@ class Place:
         where = torch.arange(self.positions, device=self.device) if self.index is None else self.index
         made[where, self.owners] = 1
         return made.view(self.positions, -1)
+
+    def own(self, values: Tensor) -> Tensor:
+        """Return each position's client's values, shape (positions, width), of values of shape (clients, width).
+
+        At a position of nobody's they are 0, or those of somebody else.
+        """
+        if self.single_rows:
+            lengths = (self.single_rows, self.positions // self.single_rows, values.shape[1])
+            return values[: self.single_rows, None].expand(lengths).reshape(self.positions, -1)
+        return self.selector(1, values.dtype) @ values
 
     def scatter(self, elements: Tensor) -> Tensor:
         """Return values of elements, shape (elements, ...), at their positions; zero where no element is."""
@@ -135,9 +147,10 @@ class Layout:
         starts = ends - np.asarray(counts)
         tokens = tuple(int(lengths[start:end].sum()) for start, end in zip(starts, ends, strict=True))
         index = torch.from_numpy(np.flatnonzero(real.ravel())).to(device)
-        self.rows = Place(self.shape[0], None, tuple(counts), device)
+        single = self.shape[0] if _are_single(counts, self.shape[0]) else 0
+        self.rows = Place(self.shape[0], None, tuple(counts), device, single)
         everywhere = len(index) == real.size
-        self.tokens = Place(real.size, None if everywhere else index, tokens, device)
+        self.tokens = Place(real.size, None if everywhere else index, tokens, device, single)
         self.token_index = index
         packed, slots = _pack(lengths, device) if pack and not everywhere else (None, index)
         self.packed = packed if packed is not None and math.prod(packed.shape) < real.size else None
@@ -177,6 +190,11 @@ class Layout:
                 )
             numbers = numbers.repeat_interleave(torch.from_numpy(self._lengths).to(values.device))
         return place.scatter(numbers).view(*values.shape[:-1], 1)
+
+
+def _are_single(counts: Sequence[int], rows: int) -> bool:
+    """Whether each of the first clients has one row, and the others have none."""
+    return len(counts) > 1 and all(count == (place < rows) for place, count in enumerate(counts))
 
 
 def _pack(lengths: Ints, device: torch.device) -> tuple[Packed, Tensor]:

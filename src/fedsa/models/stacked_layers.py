@@ -102,6 +102,8 @@ class StackedLora(StackedAdapter):
 
     def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
         """The result plus s·B·A of the values."""
+        if place.single_rows:
+            return result + _product_of_rows(values, self._a, self._b, place).to(result.dtype) * self._scaling
         clients, rank, width = self._a.shape
         down = F.linear(values.to(self._a.dtype), self._a.reshape(clients * rank, width))
         own = down * (place.selector(rank, down.dtype) * self._scaling) if clients > 1 else down * self._scaling
@@ -140,10 +142,9 @@ class StackedVera(StackedAdapter):
 
     def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
         """The result plus Λ_b·B·Λ_d·A of the values."""
-        own = place.selector(1, self._d.dtype)
         down = F.linear(values.to(self._d.dtype), self._down[:, : self._in].to(values.device, self._d.dtype))
-        up = F.linear(down * (own @ self._d), self._up[: self._out].to(values.device, self._d.dtype))
-        return result + (up * (own @ self._b)).to(result.dtype)
+        up = F.linear(down * place.own(self._d), self._up[: self._out].to(values.device, self._d.dtype))
+        return result + (up * place.own(self._b)).to(result.dtype)
 
 
 @final
@@ -158,9 +159,12 @@ class StackedDora(StackedAdapter):
     def adapted(self, result: Tensor, values: Tensor, place: Place) -> Tensor:
         """The result with each row of W + s·B·A at its length."""
         clients, rank, width = self._a.shape
-        down = F.linear(values.to(self._a.dtype), self._a.reshape(clients * rank, width))
-        own = down * (place.selector(rank, down.dtype) * self._scaling)
-        update = own @ self._b.transpose(1, 2).reshape(clients * rank, -1)
+        if place.single_rows:
+            update = _product_of_rows(values, self._a, self._b, place) * self._scaling
+        else:
+            down = F.linear(values.to(self._a.dtype), self._a.reshape(clients * rank, width))
+            own = down * (place.selector(rank, down.dtype) * self._scaling)
+            update = own @ self._b.transpose(1, 2).reshape(clients * rank, -1)
         base: Any = self.base_layer
         dropout: Any = self.dropout
         weight, bias = self._weight, base.bias
@@ -169,8 +173,7 @@ class StackedDora(StackedAdapter):
         else:
             plain = result if bias is None else result - bias
         factors = self._magnitude / self._lengths(weight)
-        chosen = place.selector(1, factors.dtype)
-        changed = (chosen @ (factors - 1)) * plain + (chosen @ factors) * update
+        changed = place.own(factors - 1) * plain + place.own(factors) * update
         return result + changed.to(result.dtype)
 
     @property
@@ -274,6 +277,22 @@ class StackedWhole(StackedLayer):
                 for client, part in enumerate(parts)
             ]
         )
+
+
+def _product_of_rows(values: Tensor, a: Tensor, b: Tensor, place: Place) -> Tensor:
+    """Return B·A of each position's client, shape (positions, out), where each client has one row of its own.
+
+    In the backward pass that is two small products for each row, whatever the number of rows.
+
+    Args:
+        values: shape (positions, in).
+        a: shape (clients, rank, in).
+        b: shape (clients, out, rank).
+        place: where the rows are.
+    """
+    rows = place.single_rows
+    down = values.to(a.dtype).view(rows, -1, values.shape[1]) @ a[:rows].transpose(1, 2)
+    return (down @ b[:rows].transpose(1, 2)).flatten(0, 1)
 
 
 def _linear(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -20,6 +20,13 @@ from fedsa.recipe.overlap import BufferedSettings, NoOverlapSettings, OverlapSet
 from fedsa.recipe.parsing import Check, dump_recipe, parse_recipe
 from fedsa.recipe.partition import PartitionSettings
 from fedsa.recipe.paths import OBJECTS, refuse_objects, with_absolute_paths
+from fedsa.recipe.privacy import (
+    ClientPrivacySettings,
+    ExamplePrivacySettings,
+    NoPrivacySettings,
+    PrivacySettings,
+    privacy_settings,
+)
 from fedsa.recipe.reading import apply_overrides, find_toml, parse_toml, read_recipe, read_toml, recipe_names
 from fedsa.recipe.recipe import Recipe, agreed_settings
 from fedsa.recipe.robust import (
@@ -58,10 +65,12 @@ __all__ = [
     "ChatSettings",
     "Check",
     "ClassificationSettings",
+    "ClientPrivacySettings",
     "ComputeSettings",
     "DataSettings",
     "DpoSettings",
     "EvaluationSettings",
+    "ExamplePrivacySettings",
     "FedAdamSettings",
     "FedAvgMSettings",
     "GenerationSettings",
@@ -72,11 +81,13 @@ __all__ = [
     "ModelSettings",
     "MultipleChoiceSettings",
     "NoOverlapSettings",
+    "NoPrivacySettings",
     "NormBoundSettings",
     "NotRobustSettings",
     "OverlapSettings",
     "OwnTaskSettings",
     "PartitionSettings",
+    "PrivacySettings",
     "QuestionAnsweringSettings",
     "Recipe",
     "ReconstructionSettings",
@@ -101,6 +112,7 @@ __all__ = [
     "overlap_settings",
     "parse_recipe",
     "parse_toml",
+    "privacy_settings",
     "read_recipe",
     "read_toml",
     "recipe_names",

@@ -14,6 +14,8 @@ from fedsa.recipe.data import DataSettings
 from fedsa.recipe.evaluation import AdaptationSettings, EvaluationSettings, ReconstructionSettings
 from fedsa.recipe.model import ModelSettings
 from fedsa.recipe.overlap import NoOverlapSettings, OverlapSettings
+from fedsa.recipe.privacy import NoPrivacySettings, PrivacySettings
+from fedsa.recipe.privacy_rules import contradictions_of_privacy
 from fedsa.recipe.robust import NotRobustSettings, RobustSettings
 from fedsa.recipe.server import MeanSettings, ServerSettings
 from fedsa.recipe.steps import StepSettings, WireDtype
@@ -76,6 +78,7 @@ class Recipe(Settings):
     server: ServerSettings = MeanSettings()
     robust: RobustSettings = NotRobustSettings()
     overlap: OverlapSettings = NoOverlapSettings()
+    privacy: PrivacySettings = NoPrivacySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     reconstruction: ReconstructionSettings = ReconstructionSettings()
     adaptation: AdaptationSettings = AdaptationSettings()
@@ -84,7 +87,9 @@ class Recipe(Settings):
     @property
     def steps(self) -> StepSettings:
         """What happens to an update between client and server."""
-        return StepSettings(self.wire_dtype, self.server, self.robust, self.overlap, self.secure_aggregation)
+        return StepSettings(
+            self.wire_dtype, self.server, self.robust, self.overlap, self.secure_aggregation, self.privacy
+        )
 
     @model_validator(mode="after")
     def _personal_tensors(self) -> Recipe:
@@ -147,4 +152,4 @@ def contradictions(recipe: Recipe) -> list[Mistake]:
                 "lora, rslora or dora, or remove it",
             )
         )
-    return mistakes
+    return mistakes + contradictions_of_privacy(recipe)

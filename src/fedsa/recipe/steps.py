@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, TypeAlias
 
 from fedsa.recipe.overlap import NoOverlapSettings, OverlapSettings
+from fedsa.recipe.privacy import NoPrivacySettings, PrivacySettings
 from fedsa.recipe.robust import NotRobustSettings, RobustSettings
 from fedsa.recipe.server import MeanSettings, ServerSettings
 
@@ -22,6 +23,7 @@ class StepSettings(NamedTuple):
         robust: ``[robust]``.
         overlap: ``[overlap]``.
         secure_aggregation: whether the server sees sums only.
+        privacy: ``[privacy]``.
     """
 
     wire_dtype: WireDtype = "fp32"
@@ -29,3 +31,4 @@ class StepSettings(NamedTuple):
     robust: RobustSettings = NotRobustSettings()
     overlap: OverlapSettings = NoOverlapSettings()
     secure_aggregation: bool = False
+    privacy: PrivacySettings = NoPrivacySettings()

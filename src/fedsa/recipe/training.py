@@ -47,7 +47,10 @@ class TrainingSettings(Settings):
     )
     warmup_fraction: Agreed[float] = Field(0.0, ge=0, lt=1, description="part of the whole run with a rising rate")
     max_grad_norm: Agreed[float | None] = Field(
-        1.0, gt=0, description="clip the global gradient norm; 'none' in a recipe: off"
+        1.0,
+        gt=0,
+        description="clip the global gradient norm; 'none' in a recipe: off; with privacy.kind = 'example' rows are "
+        "clipped in its place",
     )
     proximal_mu: Agreed[float] = Field(
         0.0, ge=0, description="FedProx: add μ/2·‖w − w_received‖² to the loss, for received tensors"

@@ -1,6 +1,6 @@
 """What the server does: it has neither rows nor a model."""
 
-from fedsa.server.sampling import held_out, sample_clients, sample_size, updates_in_round
+from fedsa.server.sampling import held_out, most_rounds, sample_clients, sample_size, updates_in_round
 from fedsa.server.server import OpenSum, Server, received_by
 from fedsa.server.sharing import first_round
 from fedsa.server.starting import server_of
@@ -13,6 +13,7 @@ __all__ = [
     "first_round",
     "held_out",
     "load_state",
+    "most_rounds",
     "received_by",
     "sample_clients",
     "sample_size",

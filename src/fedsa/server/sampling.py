@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from fedsa.recipe import BufferedSettings, Recipe
 from fedsa.seeds import derive_seed
 from fedsa.texts.words import counted
 
-__all__ = ["held_out", "sample_clients", "sample_size", "updates_in_round"]
+__all__ = ["held_out", "most_rounds", "sample_clients", "sample_size", "updates_in_round"]
 
 
 def sample_clients(clients: Sequence[str], fraction: float, seed: int) -> tuple[str, ...]:
@@ -53,6 +54,23 @@ def sample_size(fraction: float, clients: int) -> int:
     [1, 1, 2, 3]
     """
     return max(1, math.floor(fraction * clients + 0.5))
+
+
+def most_rounds(recipe: Recipe, clients: Sequence[str]) -> int:
+    """The number of rounds that the client trains in which trains most often, as the run's seed has it.
+
+    Args:
+        recipe: tells the rounds, the seed and the part that trains.
+        clients: ids of those that train at all.
+    """
+    if recipe.fraction_train >= 1:
+        return recipe.rounds
+    drawn = Counter(
+        client
+        for round in range(1, recipe.rounds + 1)
+        for client in sample_clients(sorted(clients), recipe.fraction_train, derive_seed(recipe.seed, "clients", round))
+    )
+    return max(drawn.values())
 
 
 def updates_in_round(recipe: Recipe, clients: int) -> int:

@@ -260,7 +260,7 @@ class Server:
             return self._summed(updates, round, check_quorum)
         if not self.algorithm.is_additive():
             return self.algorithm.aggregate(self.state, updates, round)
-        mean, slots = self._steps.mean(updates, self.state, round, self._seed)
+        mean, slots = self._steps.mean(updates, self.state, round, self._seed, len(self._asked))
         return self.algorithm.combine(replace(self.state, slots=slots), mean, round)
 
     def _summed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from fedsa.agreement import Agreement
 from fedsa.algorithms.base import ServerState
@@ -20,6 +21,7 @@ def server_of(
     only_measured: Collection[str] = (),
     quorum: int | None = None,
     open_sum: OpenSum | None = None,
+    secret: bytes | None = None,
 ) -> Server:
     """The server of a federation.
 
@@ -31,6 +33,7 @@ def server_of(
         only_measured: as for `Server`.
         quorum: as for `Server`.
         open_sum: as for `Server`.
+        secret: what the server makes noise from that protects; None: the run's seed, as in a simulation.
     """
     recipe = agreement.recipe
     return Server(
@@ -40,7 +43,7 @@ def server_of(
         seed=recipe.seed,
         fraction_train=recipe.fraction_train,
         weighting=recipe.weighting,
-        steps=agreement.steps,
+        steps=replace(agreement.steps, secret=secret),
         client_versions=client_versions,
         ranks=agreement.ranks,
         stateless=recipe.personal_state == "reconstruct",

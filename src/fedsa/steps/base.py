@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias, final
 
 import torch
 
 from fedsa.algorithms.base import Algorithm, ServerState, weighted_mean
 from fedsa.seeds import derive_seed
+from fedsa.steps.noise import Noise
 from fedsa.types import Key, State, Update
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ class ClientContext:
         round: the round, counted from 1.
         before: the client's value of each sent tensor before its training in this round.
         random: a generator; its numbers depend only on the run's seed, the step, the client and the round.
+        noise: the same from the client's secret, where it has one: for noise that protects.
     """
 
     client: str
     round: int
     before: State
     random: torch.Generator
+    noise: Noise
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,16 @@ class MeanContext:
         before: the server's tensors before the round.
         weights: the weights of the averaged updates, in the order of client ids.
         random: a generator; its numbers depend only on the run's seed, the step and the round.
+        noise: the same from the server's secret, where it has one: for noise that protects.
+        asked: clients that were asked to train, whoever's update came; None: those whose updates came.
     """
 
     round: int
     before: State
     weights: tuple[int, ...]
     random: torch.Generator
+    noise: Noise
+    asked: int | None = None
 
 
 @dataclass(frozen=True)
@@ -191,9 +198,11 @@ class Chain:
 
     Attributes:
         steps: in the order in which a client takes them; the server takes them the other way round.
+        secret: of this machine: what noise that protects is made from; None: the run's seed, as in a simulation.
     """
 
     steps: tuple[Step, ...] = ()
+    secret: bytes | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         reductions = [step.name for step in self.steps if isinstance(step, Reduction)]
@@ -231,8 +240,9 @@ class Chain:
         """
         kept: dict[str, Tensor] = {}
         for step in self.steps:
-            random = _generator(seed, step.name, client, round)
-            tensors, own = step.on_client(tensors, slots, ClientContext(client, round, before, random))
+            purpose = ("step", step.name, client, round)
+            random, noise = _generator(seed, *purpose), Noise(seed, self.secret, "noise", *purpose)
+            tensors, own = step.on_client(tensors, slots, ClientContext(client, round, before, random, noise))
             kept |= own
         return tensors, kept
 
@@ -262,7 +272,14 @@ class Chain:
             update, weight = step.on_server(update, weight, before)
         return update, weight
 
-    def mean(self, updates: Iterable[tuple[Update, int]], state: ServerState, round: int, seed: int) -> Mean:
+    def mean(
+        self,
+        updates: Iterable[tuple[Update, int]],
+        state: ServerState,
+        round: int,
+        seed: int,
+        asked: int | None = None,
+    ) -> Mean:
         """The mean of a round's updates, as the method gets it, and the slots that the server keeps.
 
         Args:
@@ -270,6 +287,7 @@ class Chain:
             state: the server's before the round.
             round: the round that ends.
             seed: the run's.
+            asked: clients that were asked to train; None: those whose updates came.
         """
         weights: list[int] = []
 
@@ -281,7 +299,7 @@ class Chain:
         reduction = next((step for step in self.steps if isinstance(step, Reduction)), None)
         reduce = weighted_mean if reduction is None else reduction.reduce
         mean = reduce(arriving(), state.tensors)
-        return self._on_mean(mean, tuple(weights), state, round, seed)
+        return self._on_mean(mean, tuple(weights), state, round, seed, asked)
 
     def mean_of_sum(self, mean: State, weights: Sequence[int], state: ServerState, round: int, seed: int) -> Mean:
         """As `mean`, where the server knows the mean of what travelled, and no single update.
@@ -296,15 +314,25 @@ class Chain:
         taken, _ = self.on_server(Update("", round, 1, mean), 1, state.tensors)  # an additive half may take the mean
         return self._on_mean(taken.tensors, tuple(weights), state, round, seed)
 
-    def _on_mean(self, mean: State, weights: tuple[int, ...], state: ServerState, round: int, seed: int) -> Mean:
+    def _on_mean(
+        self,
+        mean: State,
+        weights: tuple[int, ...],
+        state: ServerState,
+        round: int,
+        seed: int,
+        asked: int | None = None,
+    ) -> Mean:
         slots = dict(state.slots)
         for step in reversed(self.steps):
             if isinstance(step, MeanStep) and mean:
-                random = _generator(seed, step.name, round)
-                mean, own = step.on_mean(mean, slots, MeanContext(round, state.tensors, weights, random))
+                purpose = ("step", step.name, round)
+                random, noise = _generator(seed, *purpose), Noise(seed, self.secret, "noise", *purpose)
+                context = MeanContext(round, state.tensors, weights, random, noise, asked)
+                mean, own = step.on_mean(mean, slots, context)
                 slots |= own
         return mean, slots
 
 
 def _generator(seed: int, *purpose: str | int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "step", *purpose))
+    return torch.Generator().manual_seed(derive_seed(seed, *purpose))

@@ -12,21 +12,25 @@ from fedsa.errors import Mistake, UserError
 from fedsa.recipe import (
     BufferedSettings,
     Check,
+    ClientPrivacySettings,
     MeanSettings,
     MedianSettings,
     NormBoundSettings,
     NotRobustSettings,
     OverlapSettings,
+    PrivacySettings,
     RobustSettings,
     ServerSettings,
     StepSettings,
     TrimmedMeanSettings,
     overlap_settings,
+    privacy_settings,
     robust_settings,
     server_settings,
 )
 from fedsa.steps.base import Chain, Step
 from fedsa.steps.cast import Cast
+from fedsa.steps.client_privacy import NoisyMean, NoisyUpdate
 from fedsa.steps.median import Median
 from fedsa.steps.norm_bound import NormBound
 from fedsa.steps.secure_sum import SecureSum
@@ -44,7 +48,8 @@ def make_chain(settings: StepSettings = StepSettings()) -> Chain:  # noqa: B008 
         settings: the recipe's `steps`; by default those of a recipe that asks for none.
     """
     late = _late(settings.overlap)  # the server takes an update off the wire, makes up for its age, and bounds it then
-    steps = [*_on_the_mean(settings.server), *_robust(settings.robust), *late, Cast(settings.wire_dtype)]
+    steps = [*_on_the_mean(settings.server), *_robust(settings.robust), *_private(settings.privacy), *late]
+    steps.append(Cast(settings.wire_dtype))
     return Chain((*steps, *([SecureSum()] if settings.secure_aggregation else [])))
 
 
@@ -62,6 +67,13 @@ def _robust(robust: RobustSettings) -> list[Step]:
             return [NormBound(norm)]
         case NotRobustSettings():
             return []
+
+
+def _private(privacy: PrivacySettings) -> list[Step]:
+    if not isinstance(privacy, ClientPrivacySettings):
+        return []  # rows are protected where they are trained on
+    noisy = NoisyMean if privacy.noise_at == "server" else NoisyUpdate
+    return [noisy(privacy.clipping_norm, privacy.noise_multiplier or 0.0)]
 
 
 def _late(overlap: OverlapSettings) -> list[Step]:
@@ -84,13 +96,14 @@ def check_steps(data: Mapping[str, Any]) -> list[Mistake]:
         server = server_settings(data.get("server", {}))
         robust = robust_settings(data.get("robust", {}))
         overlap = overlap_settings(data.get("overlap", {}))
+        privacy = privacy_settings(data.get("privacy", {}))
     except (UserError, ValidationError):
         return []  # for `check_algorithm` and the recipe itself to report
     if algorithm is None or not isinstance(adapter, Mapping):
         return []
     name, mixed_ranks = data.get("algorithm", "fedsa"), bool(adapter.get("ranks"))
     secure = data.get("secure_aggregation") is True
-    settings = StepSettings(server=server, robust=robust, overlap=overlap, secure_aggregation=secure)
+    settings = StepSettings("fp32", server, robust, overlap, secure, privacy)
     steps = make_chain(settings).steps
     reasons = [(step, name, step.refusal(algorithm, mixed_ranks=mixed_ranks)) for step in steps]
     for sums in (step for step in steps if isinstance(step, SecureSum)):

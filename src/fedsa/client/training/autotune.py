@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from fedsa.client.training import row_gradients
 from fedsa.errors import ModelError
 from fedsa.models import AdaptedModel, compile_blocks
 from fedsa.models.dropout import FastDropout
@@ -58,6 +59,8 @@ def choose_training(
     encoded: Encoded,
     rows: Sequence[IntArray],
     clients: int,
+    row_by_row: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> TrainingSettings:
     """Return the settings with trainer, packing and cohort size chosen.
 
@@ -69,17 +72,25 @@ def choose_training(
         encoded: every row, as tokens.
         rows: each client's training rows.
         clients: that train in one round.
+        row_by_row: the gradient of each row by itself is wanted, as example-level privacy does.
+        tell: told why rows or clients do not go through the model together.
 
     Raises:
         ModelError: the recipe asks for a cohort or for packing, and the model does not allow it.
     """
     every = np.concatenate(rows)
     obstacle = None if settings.trainer == "sequential" else stacking_obstacle(model, task, encoded, every)
+    if row_by_row and settings.trainer != "sequential" and obstacle is None:
+        keys = [key for key in model.keys if key.factor.side is not Side.BASE]
+        sample, agree = _spread(encoded, every, min(len(every), 4)), _AGREE[model.precision]
+        obstacle = row_gradients.obstacle(model, task, encoded, sample, agree=agree, keys=keys)
     if obstacle:
         refuse_cohort(settings, obstacle)
+        if row_by_row:
+            tell(f"each row goes through the model alone, which is slow: {obstacle}")
     if settings.trainer == "sequential" or obstacle:
         return settings.model_copy(update={"trainer": "sequential", "cohort_size": 0, "packing": False})
-    packing = settings.packing
+    packing = False if row_by_row else settings.packing
     if packing is not False:
         obstacle = packing_obstacle(model, task, encoded, every)
         if packing and obstacle:
@@ -87,7 +98,8 @@ def choose_training(
         packing = obstacle is None
     size = settings.cohort_size
     if not size:
-        size = _cohort_size(settings, compute, model, task, encoded, every, clients, packing)
+        copies = settings.batch_size if row_by_row else 0
+        size = _cohort_size(settings, compute, model, task, encoded, every, clients, packing, copies)
     return settings.model_copy(update={"trainer": "cohort", "cohort_size": size, "packing": packing})
 
 
@@ -117,12 +129,14 @@ def _cohort_size(
     rows: IntArray,
     clients: int,
     packing: bool,
+    copies: int,
 ) -> int:
     tokens = float(encoded.lengths[rows].mean()) * settings.batch_size  # of one client's batch
     sample = _spread(encoded, rows, min(len(rows), settings.batch_size))
     by_token = activation_bytes(model, task, encoded, sample, packing) / encoded.lengths[sample].sum()
     own = sum(tensor.numel() for key, tensor in model.initial.items() if key.factor.side is not Side.BASE)
-    client = own * bytes_of_a_parameter(settings, model.dtype) + by_token * tokens
+    by_row = 3 * copies * own * model.dtype.itemsize  # each row's values, and its gradient twice
+    client = own * bytes_of_a_parameter(settings, model.dtype) + by_token * tokens + by_row
     by_memory = int(_budget(compute, model.device) / client)
     return max(1, min(clients, clients_until_saturated(tokens, model.device), by_memory))
 

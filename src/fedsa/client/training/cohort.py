@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import Key, Side
 
-__all__ = ["Optimizers", "train"]
+__all__ = ["Optimizers", "history_of", "train"]
 
 Steps = Sequence[Sequence[IntArray]]
 """Of each optimiser step its batches, of each batch its row numbers."""
@@ -68,12 +68,12 @@ def train(
     started = time.perf_counter()
     given = [(number, job, local_batches(job, settings, encoded.lengths)) for number, job in enumerate(jobs)]
     # Clients whose optimisers step alike stand side by side: one tensor serves them all.
-    ordered = sorted(given, key=lambda each: (len(each[2]), _history(each[1])))
+    ordered = sorted(given, key=lambda each: (len(each[2]), history_of(each[1])))
     clients, steps = [job for _, job, _ in ordered], [steps for _, _, steps in ordered]
     with model.stack(len(clients), clients[0].keys) as stack, model.training():
         for number, job in enumerate(clients):
             stack.load(number, job.tensors)
-        optimizers = Optimizers(stack, clients, steps, settings)
+        optimizers = Optimizers(stack, clients, [len(own) for own in steps], settings)
         torch.manual_seed(derive_seed(clients[0].seed, "base dropout", clients[0].round, *[job.client for job in jobs]))
         losses = _train_steps(clients, steps, optimizers, stack, model, task, encoded, settings, pack)
         states = optimizers.states() if settings.optimizer_state == "keep" else [{} for _ in clients]
@@ -142,11 +142,20 @@ def _passes(now: Sequence[Sequence[IntArray]]) -> Iterator[list[IntArray]]:
         yield [batches[part] if part < len(batches) else np.empty(0, dtype=np.int64) for batches in now]
 
 
-def _history(job: Job) -> tuple[int, ...]:
+def history_of(job: Job) -> tuple[int, ...]:
     """Return the steps that a client's kept optimiser state has seen, for each trained key; -1: it has none."""
     known = {name.partition("|")[2] for name in job.optimizer_state}
     steps = {key: job.optimizer_state.get(f"step|{key}") for key in job.keys}
     return tuple(-1 if str(key) not in known else 0 if step is None else int(step) for key, step in steps.items())
+
+
+class HasValues(Protocol):
+    """What optimisers change: tensors of several clients side by side. A `Stack` is one."""
+
+    @property
+    def values(self) -> Mapping[Key, Tensor]:
+        """By key, of shape (clients, *shape of the key's tensor)."""
+        ...
 
 
 @final
@@ -182,12 +191,12 @@ class Optimizers:
     Args:
         stack: whose values are trained.
         clients: ordered so that clients whose optimisers step alike are adjacent.
-        steps: of each client.
+        steps: their number, of each client.
         settings: of the training.
     """
 
     def __init__(
-        self, stack: Stack, clients: Sequence[Job], steps: Sequence[Steps], settings: TrainingSettings
+        self, stack: HasValues, clients: Sequence[Job], steps: Sequence[int], settings: TrainingSettings
     ) -> None:
         self._stack, self._settings = stack, settings
         self._clients, self._keys = clients, clients[0].keys
@@ -195,7 +204,7 @@ class Optimizers:
         self._blocks: list[list[_Block]] = []  # by group of clients
         self._fresh = True
         places = range(len(clients))
-        for (length, seen), group in groupby(places, key=lambda place: (len(steps[place]), _history(clients[place]))):
+        for (length, seen), group in groupby(places, key=lambda place: (steps[place], history_of(clients[place]))):
             together = list(group)
             kinds: dict[tuple[bool, float, int], list[Key]] = {}
             for key, count in zip(self._keys, seen, strict=True):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsa.accounting import privacy_in_words
 from fedsa.commands.shared.quiet import is_quiet
 from fedsa.progress import ProgressDisplay, print_notes, score
 from fedsa.texts.escapes import for_json, for_terminal, say
@@ -203,6 +204,8 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         + f". Round {summary['chosen_round']} was chosen by the {summary['chosen_by']}"
         + ("; majority: always guessing the client's most frequent class." if has_classes else ".")
     )
+    if "privacy" in summary:
+        console.print(privacy_in_words(summary["privacy"]))
     for name, which in (
         ("chosen round" if len(rounds) > 1 else "chosen and final round", "test"),
         ("final round", "test_final"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedsa.accounting import privacy_in_words
 from fedsa.runs.pages.engine import score, signed, size
 from fedsa.texts.words import counted
 from fedsa.types import FRACTIONS
@@ -21,7 +22,7 @@ def in_words(summary: Table, metric: str) -> list[str]:
         summary: of the run.
         metric: by which rounds are chosen.
     """
-    return [_result(summary, metric), *filter(None, [_gain(summary, metric), _sent(summary)])]
+    return [_result(summary, metric), *filter(None, [_gain(summary, metric), _sent(summary), _privacy(summary)])]
 
 
 def _result(summary: Table, metric: str) -> str:
@@ -38,6 +39,10 @@ def _result(summary: Table, metric: str) -> str:
         guessing = f"{better} of {counted(len(both), 'client')}"
         text += f" Better than always guessing the client’s most frequent label: {guessing}."
     return text
+
+
+def _privacy(summary: Table) -> str:
+    return privacy_in_words(summary["privacy"]) if "privacy" in summary else ""
 
 
 def _gain(summary: Table, metric: str) -> str:

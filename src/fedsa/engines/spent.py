@@ -1,0 +1,92 @@
+"""What a run has spent of its privacy, client by client, from the rounds as they were."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from fedsa.accounting import epsilon_of, noise_of, sampling_of, steps_of
+from fedsa.recipe import ClientPrivacySettings, ExamplePrivacySettings, Recipe
+
+__all__ = ["privacy_of"]
+
+
+def privacy_of(recipe: Recipe, metrics: Iterable[str], about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What ``summary.json`` says of a run's privacy: an entry ``privacy``, or nothing where it has none.
+
+    Args:
+        recipe: the run's.
+        metrics: the lines of ``metrics.jsonl``.
+        about: what ``clients.json`` says of each client.
+    """
+    privacy = recipe.privacy
+    if not isinstance(privacy, ClientPrivacySettings | ExamplePrivacySettings):
+        return {}
+    took_part = _rounds(metrics)
+    inside = {client: entry for client, entry in about.items() if "held_out" not in entry}
+    if isinstance(privacy, ClientPrivacySettings):
+        each = {client: _of_client(privacy, took_part[client]) for client in sorted(inside)}
+        more: dict[str, Any] = {"noise_at": privacy.noise_at}
+    else:
+        each = {
+            client: _of_rows(privacy, recipe, int(entry["train_examples"]), took_part[client])
+            for client, entry in sorted(inside.items())
+        }
+        more = {}
+    return {
+        "privacy": {
+            "kind": privacy.kind,
+            "epsilon": _largest(entry["epsilon"] for entry in each.values()),
+            "delta": privacy.target_delta,
+            "noise_multiplier": max(entry["noise_multiplier"] for entry in each.values()),
+            "clipping_norm": privacy.clipping_norm,
+            **more,
+            "target_epsilon": privacy.target_epsilon,
+            "accountant": f"dp-accounting {version('dp-accounting')}",
+            "per_client": each,
+        }
+    }
+
+
+def _rounds(metrics: Iterable[str]) -> Counter[str]:
+    """The rounds that each client has trained in: also those whose update has not come to the server."""
+    found: Counter[str] = Counter()
+    for line in map(json.loads, metrics):
+        if line["train"] is not None or line.get("lost"):
+            found[line["client"]] += 1
+    return found
+
+
+def _of_client(privacy: ClientPrivacySettings, rounds: int) -> dict[str, Any]:
+    noise = privacy.noise_multiplier or 0.0
+    return {
+        "epsilon": _finite(epsilon_of(noise, rounds, privacy.target_delta)),
+        "noise_multiplier": noise,
+        "rounds": rounds,
+    }
+
+
+def _of_rows(privacy: ExamplePrivacySettings, recipe: Recipe, rows: int, rounds: int) -> dict[str, Any]:
+    noise = noise_of(privacy, recipe.training, rows, recipe.rounds)
+    steps, sampling = rounds * steps_of(recipe.training, rows), sampling_of(recipe.training, rows)
+    return {
+        "epsilon": _finite(epsilon_of(noise, steps, privacy.target_delta, sampling)),
+        "noise_multiplier": noise,
+        "rounds": rounds,
+        "steps": steps,
+        "sampling": sampling,
+    }
+
+
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
+
+
+def _largest(epsilons: Iterable[float | None]) -> float | None:
+    """The largest ε; None if one is infinite."""
+    known = [math.inf if epsilon is None else epsilon for epsilon in epsilons]
+    return _finite(max(known))

@@ -1,0 +1,96 @@
+"""The section ``[privacy]``: differential privacy of whole clients, or of single rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from fedsa.recipe.base import Agreed, Resolved, Settings
+from fedsa.recipe.kinds import ByKind
+
+__all__ = [
+    "ClientPrivacySettings",
+    "ExamplePrivacySettings",
+    "NoPrivacySettings",
+    "PrivacySettings",
+    "privacy_settings",
+]
+
+
+class NoPrivacySettings(Settings):
+    """Nothing is clipped, and no noise is added."""
+
+    kind: Agreed[Literal["none"]] = Field("none", description="no differential privacy")
+
+
+class _Budget(Settings):
+    """What both levels are given."""
+
+    target_epsilon: Agreed[float | None] = Field(
+        None, gt=0, description="the ε to spend at most; noise_multiplier follows from it"
+    )
+    target_delta: Agreed[float] = Field(
+        1e-5, gt=0, lt=1, description="the δ of the guarantee; less than 1 divided by the number of what is protected"
+    )
+
+    @model_validator(mode="after")
+    def _says_how_much(self) -> _Budget:
+        if self.target_epsilon is None and getattr(self, "noise_multiplier", None) is None:
+            raise ValueError("give target_epsilon, or noise_multiplier: one of them says how much noise there is")
+        return self
+
+
+class ClientPrivacySettings(_Budget):
+    """All rows of one client are protected: what it sends is clipped, and noise is added."""
+
+    kind: Agreed[Literal["client"]] = Field(
+        "client", description="protects all rows of a client together, in what leaves it; B and head train as ever"
+    )
+    noise_multiplier: Agreed[Resolved[float | None]] = Field(
+        None, ge=0, description="σ: the noise's standard deviation is σ · clipping_norm; 0: clipping without noise"
+    )
+    clipping_norm: Agreed[float] = Field(
+        gt=0, description="the largest change that a client may send, over all its numbers together"
+    )
+    noise_at: Agreed[Literal["server", "client"]] = Field(
+        "server",
+        description="server: once in a round, to the sum of the changes, by a server that is trusted; client: by each "
+        "client, before it sends, which takes far more noise in all",
+    )
+
+
+class ExamplePrivacySettings(_Budget):
+    """Each single row is protected: gradients are clipped row by row, and noise is added at each step."""
+
+    kind: Agreed[Literal["example"]] = Field(
+        "example", description="protects each single training row, in all that is trained: A, B and head (DP-SGD)"
+    )
+    noise_multiplier: Agreed[float | None] = Field(
+        None, ge=0, description="σ: the noise's standard deviation is σ · clipping_norm; 0: clipping without noise"
+    )
+    clipping_norm: Agreed[float] = Field(
+        1.0, gt=0, description="the largest gradient of one row, over all its numbers together"
+    )
+
+
+PrivacySettings = Annotated[
+    NoPrivacySettings | ClientPrivacySettings | ExamplePrivacySettings,
+    ByKind(
+        "kind",
+        default="none",
+        about="Differential privacy: a bound on what anybody can learn about one client, or one row, from what leaves "
+        "the clients ([how to choose](privacy.md)).",
+    ),
+]
+
+_ANY: TypeAdapter[PrivacySettings] = TypeAdapter(PrivacySettings)
+
+
+def privacy_settings(data: Any) -> PrivacySettings:
+    """The section that raw data describes: of the kind that ``kind`` names, or of none.
+
+    Raises:
+        ValidationError: a setting is missing, out of its range, or of another kind.
+    """
+    return _ANY.validate_python(data)

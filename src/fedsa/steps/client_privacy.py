@@ -1,0 +1,150 @@
+"""Client-level differential privacy: what a client sends is clipped, and noise is added, there or at the server.
+
+Protected is what the server's values tell about all rows of one client together (noise at the server), or what the
+client's own update tells (noise at the client). Neighbours: the client takes part, or it sends no change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from fedsa.adapters.factors import VARIANTS
+from fedsa.algorithms.base import Algorithm
+from fedsa.steps.base import ClientContext, MeanContext, MeanStep, Slots, Step
+from fedsa.types import Key, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["NoisyMean", "NoisyUpdate", "clipped"]
+
+_NAME = "client-level privacy"
+
+
+@final
+@dataclass(frozen=True)
+class NoisyMean(MeanStep):
+    """Each client clips the change of what it sends, Δ ← Δ · min(1, C / ‖Δ‖); the server adds N(0, σ²C²) to the sum.
+
+    The new value is θ + (Σ Δ + noise) / n with n the number of clients that were asked, whoever's update came: a
+    divisor that depended on who came would tell more than the noise covers.
+
+    Source: McMahan et al., arXiv:1710.06963, with equal weights and a fixed divisor.
+
+    Attributes:
+        clipping_norm: C, over all tensors of an update together.
+        noise_multiplier: σ.
+    """
+
+    clipping_norm: float
+    noise_multiplier: float
+
+    setting: ClassVar[str] = "privacy.kind"
+    needs_values: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return _NAME
+
+    def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
+        """Why the step cannot be used with a method."""
+        if mixed_ranks:
+            return (
+                "with clients of different ranks some numbers are means over few clients, where one client changes "
+                "more: leave adapter.ranks out, or set privacy.noise_at = 'client'"
+            )
+        return _refusal(algorithm) or algorithm.mean_refusal()
+
+    def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
+        """The update with its change clipped."""
+        return clipped(tensors, context.before, self.clipping_norm), {}
+
+    def on_mean(self, mean: State, slots: Slots, context: MeanContext) -> tuple[State, Slots]:
+        """The sum of the changes with noise, over the number of clients that were asked."""
+        most = max(context.weights)  # all alike, as the recipe's rules have it
+        asked = max(context.asked or 0, len(context.weights)) * most
+        deviation = self.clipping_norm * self.noise_multiplier * most
+        noisy: dict[Key, Tensor] = {}
+        for key in sorted(mean):
+            before = context.before[key].double()
+            total = (mean[key] - before) * sum(context.weights) + deviation * context.noise.normal(before.shape)
+            noisy[key] = before + total / asked
+        return {key: noisy[key] for key in mean}, {}
+
+
+@final
+@dataclass(frozen=True)
+class NoisyUpdate(Step):
+    """Each client clips the change of what it sends, and adds N(0, σ²C²) to it itself: the server need not be trusted.
+
+    What the server does with the updates is then free: nothing that is made of them tells more.
+
+    Attributes:
+        clipping_norm: C, over all tensors of an update together.
+        noise_multiplier: σ.
+    """
+
+    clipping_norm: float
+    noise_multiplier: float
+
+    setting: ClassVar[str] = "privacy.kind"
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return _NAME
+
+    def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
+        """Why the step cannot be used with a method."""
+        return _refusal(algorithm)
+
+    def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
+        """The update with its change clipped, and with noise."""
+        sent = clipped(tensors, context.before, self.clipping_norm)
+        deviation = self.clipping_norm * self.noise_multiplier
+        noisy = {
+            key: (sent[key].double() + deviation * context.noise.normal(sent[key].shape)).to(sent[key].dtype)
+            for key in sorted(sent)
+        }
+        return {key: noisy[key] for key in tensors}, {}
+
+
+def clipped(tensors: State, before: State, bound: float) -> dict[Key, Tensor]:
+    """Tensors whose change is not larger than a bound, over all tensors together and after rounding to their types.
+
+    Args:
+        tensors: after the training.
+        before: before it.
+        bound: the largest norm of the change.
+    """
+    starts = {key: before[key].double() for key in tensors}
+    changes = {key: tensor.double() - starts[key] for key, tensor in tensors.items()}
+    norm = _norm(changes)
+    made = dict(tensors)
+    factor = 1.0 if norm <= bound else bound / norm
+    while norm > bound:
+        made = {key: (starts[key] + factor * changes[key]).to(tensors[key].dtype) for key in tensors}
+        norm = _norm({key: made[key].double() - starts[key] for key in made})
+        factor *= 1 - 1e-6  # rounding may have made it larger again
+    return made
+
+
+def _norm(changes: State) -> float:
+    """The norm over all tensors; in one order: tensors of a message have another than those of a simulation."""
+    return float(sum(float(changes[key].square().sum()) for key in sorted(changes)) ** 0.5)
+
+
+def _refusal(algorithm: Algorithm) -> str | None:
+    """Why what a client has before its training may not be known to all, so that clipping the change is not enough."""
+    if not algorithm.sends():
+        return "it sends nothing"
+    if algorithm.restarts or algorithm.folds:
+        return "its clients do not begin with the server's values of what they send, so a change cannot be clipped"
+    factors = {factor for about in VARIANTS.values() for factor in about.factors}
+    for key in (Key("layer", factor, adapter) for factor in factors for adapter in algorithm.adapters):
+        plans = [algorithm.plan(key, round) for round in (1, 2)]
+        if any(plan.sent and not plan.received for plan in plans):
+            return "its clients do not begin with the server's values of what they send, so a change cannot be clipped"
+    return None

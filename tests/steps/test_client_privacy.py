@@ -1,0 +1,294 @@
+"""Client-level differential privacy: what is clipped, how much noise there is, and what does not go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from fedsa.algorithms import make_algorithm
+from fedsa.algorithms.base import ServerState
+from fedsa.errors import ConfigError
+from fedsa.recipe import StepSettings, apply_overrides, parse_recipe, privacy_settings
+from fedsa.server import Server, most_rounds
+from fedsa.steps import CHECKS, make_chain
+from fedsa.steps.base import Chain
+from fedsa.steps.cast import Cast
+from fedsa.steps.client_privacy import NoisyMean, NoisyUpdate, clipped
+from fedsa.steps.noise import Noise
+from fedsa.testing import check_step
+from fedsa.types import Factor, Key, State, Update
+from support.extras import NEEDS_PRIVACY
+
+A, B = Key("layer", Factor.A), Key("layer", Factor.B)
+
+
+@pytest.mark.parametrize("step", [NoisyMean(1.0, 0.5), NoisyUpdate(1.0, 0.5), NoisyMean(0.1, 0.0)])
+def test_the_steps_obey_the_laws(step: NoisyMean | NoisyUpdate) -> None:
+    check_step(step)
+
+
+def test_a_recipe_gets_the_step_that_it_asks_for() -> None:
+    given = privacy_settings({"kind": "client", "noise_multiplier": 2, "clipping_norm": 3})
+    assert list(make_chain(StepSettings(privacy=given)).steps) == [NoisyMean(3.0, 2.0), Cast("fp32")]
+    given = privacy_settings({"kind": "client", "noise_multiplier": 2, "clipping_norm": 3, "noise_at": "client"})
+    assert list(make_chain(StepSettings(privacy=given)).steps) == [NoisyUpdate(3.0, 2.0), Cast("fp32")]
+    rows = privacy_settings({"kind": "example", "noise_multiplier": 2})
+    assert list(make_chain(StepSettings(privacy=rows)).steps) == [Cast("fp32")]
+
+
+@given(
+    values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4),
+    before=st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4),
+    bound=st.floats(1e-2, 1e3),
+)
+@settings(deadline=None)
+def test_no_change_is_larger_than_the_bound_also_after_rounding(
+    values: list[float], before: list[float], bound: float
+) -> None:
+    start = {A: torch.tensor(before[:2]), B: torch.tensor(before[2:])}
+    tensors = {A: torch.tensor(values[:2]), B: torch.tensor(values[2:])}
+    made = clipped(tensors, start, bound)
+
+    def norm(state: State) -> float:
+        return sum(float((state[key].double() - start[key].double()).square().sum()) for key in (A, B)) ** 0.5
+
+    assert norm(made) <= bound
+    if norm(tensors) <= bound:
+        assert all(torch.equal(made[key], tensors[key]) for key in tensors)
+
+
+def sent(step: NoisyMean | NoisyUpdate, value: float, size: int, client: str = "c", seed: int = 0) -> State:
+    """Return what a client sends that has come from zeros to ``value`` everywhere."""
+    before = {A: torch.zeros(size)}
+    tensors, _ = Chain((step,)).on_client(
+        {A: torch.full((size,), value)}, {}, client=client, round=1, before=before, seed=seed
+    )
+    return tensors
+
+
+def test_noise_at_the_client_has_the_size_that_the_recipe_says() -> None:
+    size = 40_000
+    (noisy,) = sent(NoisyUpdate(clipping_norm=2.0, noise_multiplier=3.0), 1.0, size).values()
+    noise = noisy.double() - 2.0 / size**0.5  # the change has a norm of 200, and is clipped to 2
+    assert float(noise.std()) == pytest.approx(6.0, rel=0.02)
+    assert stats.kstest(noise.numpy() / 6.0, "norm").pvalue > 0.001
+
+
+def mean_of(step: NoisyMean, values: list[float], size: int, *, asked: int | None = None, seed: int = 0) -> np.ndarray:
+    """Return the mean that a server makes of clients' updates, each from zeros to a value everywhere."""
+    state = ServerState({A: torch.zeros(size)}, {A: 0})
+    updates = [
+        (Update(f"c{number}", 1, 1, sent(step, value, size, f"c{number}")), 1) for number, value in enumerate(values)
+    ]
+    mean, _ = Chain((step,)).mean(iter(updates), state, 1, seed, asked)
+    return mean[A].numpy()
+
+
+def test_noise_at_the_server_is_that_of_the_sum_over_a_fixed_number() -> None:
+    size, step = 40_000, NoisyMean(clipping_norm=2.0, noise_multiplier=3.0)
+    each = 2.0 / size**0.5
+    all_came = mean_of(step, [1.0, 1.0, -1.0, 1.0], size)
+    assert all_came.mean() == pytest.approx(2 * each / 4, abs=4 * 1.5 / size**0.5)
+    assert all_came.std() == pytest.approx(2.0 * 3.0 / 4, rel=0.02)
+    one_is_lost = mean_of(step, [1.0, 1.0, -1.0], size, asked=4)
+    assert one_is_lost.std() == pytest.approx(2.0 * 3.0 / 4, rel=0.02), "who comes does not change the noise"
+
+
+def test_the_divisor_is_the_number_of_clients_that_were_asked() -> None:
+    step = NoisyMean(clipping_norm=100.0, noise_multiplier=0.0)
+    assert mean_of(step, [4.0, 8.0], 1).tolist() == [6.0]
+    assert mean_of(step, [4.0, 8.0], 1, asked=4).tolist() == [3.0]
+
+
+def test_one_client_changes_the_sum_by_no_more_than_the_bound() -> None:
+    step, size, others = NoisyMean(clipping_norm=0.5, noise_multiplier=0.0), 9, [0.3, -2.0, 0.01]
+    without = mean_of(step, others, size, asked=4) * 4
+    for value in (0.1, -50.0, 1e6):
+        with_it = mean_of(step, [*others, value], size, asked=4) * 4
+        assert np.linalg.norm(with_it - without) <= 0.5 * (1 + 1e-6)
+
+
+def test_the_server_asks_the_step_for_the_number_of_clients_that_it_asked() -> None:
+    algorithm = make_algorithm("fedit", {})
+    server = Server(
+        algorithm,
+        algorithm.init({A: torch.zeros(1)}),
+        ["a", "b", "c", "d"],
+        seed=0,
+        weighting="uniform",
+        steps=Chain((NoisyMean(100.0, 0.0),)),
+    )
+    server.begin_round(1)
+    server.end_round(1, [Update("a", 1, 7, {A: torch.tensor([4.0])}), Update("c", 1, 1, {A: torch.tensor([8.0])})])
+    assert server.state.tensors[A].tolist() == [3.0]
+
+
+# -- where noise comes from ------------------------------------------------------------------------------------------
+
+
+def test_a_secret_gives_other_noise_than_the_seed_and_the_same_again() -> None:
+    seeded, secret, other = (Noise(0, key, "noise", 1).normal((500,)) for key in (None, b"x" * 32, b"y" * 32))
+    assert not torch.equal(seeded, secret)
+    assert not torch.equal(other, secret)
+    assert torch.equal(Noise(0, b"x" * 32, "noise", 1).normal((500,)), secret)
+    assert torch.equal(Noise(7, b"x" * 32, "noise", 1).normal((500,)), secret), "the shared seed plays no part"
+    assert not torch.equal(Noise(0, b"x" * 32, "noise", 2).normal((500,)), secret)
+
+
+@pytest.mark.parametrize("secret", [None, b"s" * 32])
+def test_noise_is_normal_and_each_draw_is_a_new_one(secret: bytes | None) -> None:
+    noise = Noise(3, secret, "a purpose")
+    one, two = noise.normal((200, 100)), noise.normal((20_000,))
+    assert one.shape == (200, 100)
+    assert one.dtype == torch.float64
+    for drawn in (one.flatten(), two):
+        assert stats.kstest(drawn.numpy(), "norm").pvalue > 0.001
+    assert abs(float(torch.corrcoef(torch.stack([one.flatten(), two]))[0, 1])) < 0.03
+    shares = noise.uniform(20_000)
+    assert stats.kstest(shares.numpy(), "uniform").pvalue > 0.001
+
+
+def test_a_chain_with_a_secret_does_not_show_it_and_is_the_same_chain() -> None:
+    plain = Chain((NoisyUpdate(1.0, 1.0),))
+    with_secret = Chain(plain.steps, secret=b"s" * 32)
+    assert with_secret == plain
+    assert "secret" not in repr(with_secret)
+    before = {A: torch.zeros(8)}
+    one, two = (
+        chain.on_client(before, {}, client="c", round=1, before=before, seed=0)[0][A] for chain in (plain, with_secret)
+    )
+    assert not torch.equal(one, two)
+
+
+# -- what does not go with it ------------------------------------------------------------------------------------------
+
+
+def mistakes(tiny_data: dict[str, Any], *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(apply_overrides(tiny_data, overrides), checks=CHECKS)
+    return str(caught.value)
+
+
+CLIENT = "privacy={kind='client', noise_multiplier=1, clipping_norm=1}"
+AT_CLIENT = "privacy={kind='client', noise_multiplier=1, clipping_norm=1, noise_at='client'}"
+EXAMPLE = "privacy={kind='example', noise_multiplier=1}"
+
+
+def test_all_that_breaks_the_guarantee_is_refused_at_once(tiny_data: dict[str, Any]) -> None:
+    told = mistakes(
+        tiny_data,
+        CLIENT,
+        "wire_dtype=bf16",
+        "robust.kind=median",
+        "overlap={kind='buffered', buffer=2}",
+        "adaptation.share_personal=true",
+        "adapter.ranks=[1, 2]",
+        "algorithm=hetlora",
+    )
+    settings = ("weighting", "wire_dtype", "robust.kind", "overlap.kind", "adaptation.share_personal", "privacy.kind")
+    for setting in settings:
+        assert setting in told, told
+
+
+def test_a_change_from_values_of_a_clients_own_cannot_be_clipped(tiny_data: dict[str, Any]) -> None:
+    for privacy in (CLIENT, AT_CLIENT):
+        assert "adapter.own_initial_a" in mistakes(
+            tiny_data, privacy, "weighting=uniform", "adapter.own_initial_a=true"
+        )
+
+
+def test_noise_at_the_client_leaves_the_server_free(tiny_data: dict[str, Any]) -> None:
+    data = apply_overrides(tiny_data, [AT_CLIENT, "wire_dtype=bf16", "robust.kind=median"])
+    parse_recipe(data, checks=CHECKS)
+    parse_recipe(apply_overrides(tiny_data, [AT_CLIENT, "overlap={kind='buffered', buffer=2}"]), checks=CHECKS)
+
+
+@pytest.mark.parametrize("server", ["server.optimizer=fedadam", "robust={kind='norm_bound', clipping_norm=1}"])
+def test_what_is_made_of_the_noisy_mean_goes_with_it(tiny_data: dict[str, Any], server: str) -> None:
+    parse_recipe(apply_overrides(tiny_data, [CLIENT, "weighting=uniform", server]), checks=CHECKS)
+
+
+@pytest.mark.parametrize("algorithm", ["flora", "fedex", "local", "frlora"])
+def test_methods_whose_clients_do_not_begin_with_what_the_server_has_are_refused(
+    tiny_data: dict[str, Any], algorithm: str
+) -> None:
+    for privacy in (CLIENT, AT_CLIENT):
+        told = mistakes(tiny_data, privacy, "weighting=uniform", f"algorithm={algorithm}")
+        assert f"client-level privacy does not go with {algorithm}" in told
+
+
+@pytest.mark.parametrize("algorithm", ["fedsa", "fedit", "ffa", "rolora"])
+def test_methods_that_average_in_place_go_with_it(tiny_data: dict[str, Any], algorithm: str) -> None:
+    for privacy in (CLIENT, AT_CLIENT):
+        parse_recipe(
+            apply_overrides(tiny_data, [privacy, "weighting=uniform", f"algorithm={algorithm}"]), checks=CHECKS
+        )
+
+
+def test_all_that_trains_without_noise_is_refused_where_rows_are_protected(tiny_data: dict[str, Any]) -> None:
+    told = mistakes(
+        tiny_data,
+        EXAMPLE,
+        "training.head_warmup_epochs=1",
+        "personal_state=reconstruct",
+        "holdout_clients=0.3",
+        "training.group_by_length=true",
+        "training.packing=true",
+    )
+    settings = ("head_warmup_epochs", "personal_state", "holdout_clients", "group_by_length", "training.packing")
+    for setting in settings:
+        assert setting in told, told
+
+
+def test_a_recipe_says_how_much_noise_there_is(tiny_data: dict[str, Any]) -> None:
+    told = mistakes(tiny_data, "privacy={kind='client', clipping_norm=1}", "weighting=uniform")
+    assert "give target_epsilon, or noise_multiplier" in told
+
+
+def test_the_most_rounds_of_a_client_are_those_that_the_server_draws(tiny_recipe: Callable[..., Any]) -> None:
+    recipe = tiny_recipe("rounds=12", "fraction_train=0.3")
+    clients = [f"c{number}" for number in range(10)]
+    algorithm = make_algorithm("fedit", {})
+    server = Server(algorithm, algorithm.init({}), clients, seed=recipe.seed, fraction_train=0.3)
+    drawn = [client for round in range(1, 13) for client in server.sample(round)]
+    assert most_rounds(recipe, clients) == max(map(drawn.count, clients)) < 12
+    assert most_rounds(tiny_recipe("rounds=12"), clients) == 12
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+@NEEDS_PRIVACY
+@pytest.mark.run
+def test_a_run_spends_what_it_was_told_to(tiny_run: Callable[..., Any]) -> None:
+    wanted = "privacy={kind='client', target_epsilon=4.0, clipping_norm=0.5}"
+    run = tiny_run(wanted, "weighting=uniform", "keep_rounds=all")
+    told = run.summary["privacy"]
+    assert told["kind"] == "client"
+    assert 3.9 < told["epsilon"] <= 4.0
+    assert (told["delta"], told["clipping_norm"]) == (1e-5, 0.5)
+    assert told["noise_multiplier"] == run.federation.recipe.privacy.noise_multiplier > 1
+    assert {entry["rounds"] for entry in told["per_client"].values()} == {2}
+    states = [run.folder.server_states.load_server(round)[0] for round in (1, 2)]
+    keys = [key for key in states[0] if run.federation.algorithm.plan(key, 1).sent]
+    noise = torch.cat([(states[1][key] - states[0][key]).flatten() for key in keys])
+    assert float(noise.std()) == pytest.approx(told["noise_multiplier"] * 0.5 / 3, rel=0.35)
+
+
+@NEEDS_PRIVACY
+@pytest.mark.run
+def test_a_client_that_is_asked_less_often_spends_less(tiny_run: Callable[..., Any]) -> None:
+    settings = ("rounds=2", "fraction_train=0.67", "weighting=uniform")
+    run = tiny_run("privacy={kind='client', target_epsilon=4.0, clipping_norm=0.5, noise_at='client'}", *settings)
+    told = run.summary["privacy"]["per_client"]
+    rounds = {client: entry["rounds"] for client, entry in told.items()}
+    assert sum(rounds.values()) == 4, "of three clients, so not all alike"
+    by_rounds = sorted((entry["rounds"], entry["epsilon"]) for entry in told.values())
+    assert by_rounds[0][1] < by_rounds[-1][1] <= 4.0
