@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedsa.errors import RunFolderError
 from fedsa.store.files import read_file, remove, write_error
+from fedsa.texts.words import counted
 
 __all__ = ["forget_secret", "secret_in"]
 
@@ -42,7 +43,7 @@ def secret_in(folder: Path) -> bytes:
     content = read_file(path)
     if len(content) != _BYTES:
         raise RunFolderError(
-            f"{path} is damaged ({len(content)} bytes, {_BYTES} were written): put it back from a copy"
+            f"{path} is damaged ({counted(len(content), 'byte')}, {_BYTES} were written): put it back from a copy"
         )
     return content
 

@@ -32,7 +32,7 @@ from fedsa.seeds import derive_seed
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import Key, Side
 
-__all__ = ["Optimizers", "history_of", "train"]
+__all__ = ["HasValues", "Optimizers", "history_of", "train"]
 
 Steps = Sequence[Sequence[IntArray]]
 """Of each optimiser step its batches, of each batch its row numbers."""

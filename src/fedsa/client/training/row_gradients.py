@@ -20,7 +20,7 @@ from fedsa.models.stacked import Stack
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import Factor, Key, State
 
-__all__ = ["OneByOne", "RowGradients", "RowsTogether", "Values", "obstacle"]
+__all__ = ["OneByOne", "RowGradients", "RowsTogether", "Values", "largest_difference", "obstacle"]
 
 
 class Values(NamedTuple):
