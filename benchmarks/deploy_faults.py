@@ -12,7 +12,8 @@ checked:
 - each round's A is the mean of the updates that counted, computed again here from what was seen to leave the sites: so
   no update counts twice, in another round, or not at all;
 - each update that counted is in its site's list of what has left;
-- with a deadline, no round takes longer than its two deadlines and a few seconds;
+- with a deadline, no round takes longer than its two deadlines and a few seconds, unless the quorum is missing and the
+  server has said for whom it waits;
 - where nobody was left out, all states of the server, the last of each site, and the adapters are, byte for byte, those
   of a run that nothing happened to.
 

@@ -310,9 +310,10 @@ class Federation:
             digest = hashlib.sha256(answer).hexdigest()
             self.updates.setdefault((site, message.round), {})[digest] = answer
 
-    def longest_round(self) -> float:
-        """The longest time between two finished rounds."""
-        return max((two - one for (one, _), (two, _) in zip(self.commits, self.commits[1:], strict=False)), default=0.0)
+    def round_seconds(self) -> dict[int, float]:
+        """Round to the seconds between the one before and its own end, of all that were seen to end by themselves."""
+        pairs = zip(self.commits, self.commits[1:], strict=False)
+        return {round: moment - before for (before, last), (moment, round) in pairs if round == last + 1}
 
     def counted(self) -> dict[int, set[str]]:
         """Round to the clients whose updates were taken, as the server's metrics say."""
