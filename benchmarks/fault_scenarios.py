@@ -236,7 +236,9 @@ def network(suite: Suite) -> list[Row]:
 def certificates(suite: Suite) -> list[Row]:
     """A party is started with certificates that are wrong; and somebody connects who is none."""
     with suite.run("certificates") as run:
+        stranger, worker = Stranger(run.template), run.sites["east"].find("worker")
         for number in run.moments(suite.times, suite.draw):
+            worker.suspend()  # so that the server is there as long as the commands take
             for kind, (line, at_server) in REFUSED.items():
                 folder = spoil_kit(kind, run, run.folder / f"spoiled-{number}")
                 whose = "server" if at_server else "site"
@@ -245,10 +247,10 @@ def certificates(suite: Suite) -> list[Row]:
                 if status != 2 or line not in said or "Traceback" in said:
                     run.say(f"{kind}: exit code {status}, and not {line!r}: {said[-300:]}")
                 shutil.rmtree(run.folder / f"spoiled-{number}")
-        stranger = Stranger(run.template)
-        stranger.knock()
-        if not run.wait_for_line("somebody was refused: the certificate is not of this federation", seconds=10):
-            run.say("the server does not say that it has refused somebody")
+            stranger.knock()
+            if not run.wait_for_line("somebody was refused: the certificate is not of this federation", seconds=30):
+                run.say("the server does not say that it has refused somebody")
+            worker.resume()
         stranger.close()
         ended = suite.close(run, equal=True)
         return [Row(kind, suite.times, f"refused in one line; the run {ended}") for kind in REFUSED]
