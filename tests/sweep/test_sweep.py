@@ -190,6 +190,7 @@ def test_the_whole_reason_of_a_failure_is_told(
     assert all(line.strip() in told for line in reason.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_background_sweep_that_is_stopped_takes_its_runs_along(
     tmp_path: Path, recipe_file: Callable[..., Path]
