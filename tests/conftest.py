@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 from fedsa.recipe import Recipe, parse_recipe
 from fedsa.system.permissions import VARIABLE
@@ -28,6 +30,14 @@ if TYPE_CHECKING:
 
 # Fixtures that make a run.
 RUNS = {"tiny_run", "finished_run", "finished", "trained", "stopped", "federation_of", "run_scripted", "watched_run"}
+
+
+def pytest_configure() -> None:
+    """Let tests' processes hear Ctrl-C, which what a shell runs in the background ignores; time no tried case."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+    settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)

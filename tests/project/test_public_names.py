@@ -9,6 +9,7 @@ import pytest
 
 import fedsa
 from support.extras import NEEDS_FLOWER
+from support.repository import ROOT
 
 MODULES = [
     pytest.param(module.name, marks=NEEDS_FLOWER if module.name == "fedsa.deploy.flower" else ())
@@ -32,3 +33,9 @@ def test_module_lists_its_public_names(name: str) -> None:
     assert offered is not None
     assert all(hasattr(module, key) for key in offered)
     assert own <= set(offered), f"not in __all__: {own - set(offered)}"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their names alone; the second one would not be run."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted({*names})

@@ -256,7 +256,7 @@ def waiting_sweep(tmp_path: Path, recipe_file: Callable[..., Path], monkeypatch:
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and signals")
 @pytest.mark.parametrize(
-    "when", ["before the run folder is there", pytest.param("after round 1", marks=pytest.mark.slow)]
+    "when", [pytest.param(when, marks=pytest.mark.slow) for when in ("before the run folder is there", "after round 1")]
 )
 def test_a_sweep_that_was_killed_is_gone_on_with_while_its_run_works(
     tmp_path: Path,

@@ -71,7 +71,6 @@ def test_commands_end_with_a_process_that_is_killed(how: signal.Signals, deep: l
         import signal, sys
         from pathlib import Path
         from fedsa.system.children import Child
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell runs in the background ignore it
         child = Child(sys.argv[2:], Path(sys.argv[1]), grace=0.1)
         signal.pause()
         """

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -199,6 +199,7 @@ SAID = st.lists(
 )
 
 
+@settings(max_examples=25)
 @given(st.lists(SAID, min_size=1, max_size=4), st.integers(9, 64), st.sampled_from(sorted(TEMPLATES)))
 def test_something_is_learned_of_every_conversation_and_no_more_than_is_said(
     said: list[list[list[str]]], most: int, family: str
