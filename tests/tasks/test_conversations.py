@@ -40,8 +40,10 @@ def table(*conversations: Turns) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, *conversations: Turns, most: int = 64, **how: Any) -> SequenceRows:
-    return Chat(most, 4).encode(table(*conversations), np.arange(len(conversations)), tokenizer, limit=64, **how)
+def encode(
+    tokenizer: PreTrainedTokenizerBase, *conversations: Turns, most: int = 64, limit: int = 64, **how: Any
+) -> SequenceRows:
+    return Chat(most, 4).encode(table(*conversations), np.arange(len(conversations)), tokenizer, limit=limit, **how)
 
 
 def words(encoded: SequenceRows, item: int = 0) -> tuple[list[str], list[str]]:
@@ -206,7 +208,8 @@ def test_something_is_learned_of_every_conversation_and_no_more_than_is_said(
 ) -> None:
     tokenizer = decoder_words(MARKS, TEMPLATES[family][0])
     conversations = [talk(*(" ".join(words) for words in each[: len(each) // 2 * 2])) for each in said]
-    encoded, whole = encode(tokenizer, *conversations, most=most), encode(tokenizer, *conversations, most=10_000)
+    encoded = encode(tokenizer, *conversations, most=most)
+    whole = encode(tokenizer, *conversations, most=10_000, limit=10_000)
     assert (encoded.lengths <= most).all()
     assert (encoded.terms > 0).all()
     assert (encoded.terms <= whole.terms).all()
