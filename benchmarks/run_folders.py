@@ -24,7 +24,7 @@ from fedsa.types import Factor, Key
 def measure(clients: int, trained: int, rounds: int) -> None:
     """Print a line on a run folder of so many clients."""
     tensors = {Key(f"layer.{number}", Factor.A): torch.randn(8, 384) for number in range(24)}
-    state, names = ClientState(tensors, {}, held=0), [f"client {number:06d}" for number in range(clients)]
+    state, names = ClientState(tensors, {}, version=0), [f"client {number:06d}" for number in range(clients)]
     seconds, held = [], {}
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "run"
