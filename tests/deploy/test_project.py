@@ -19,7 +19,7 @@ from fedsa.messages import Message, encode
 from fedsa.recipe import Recipe
 from fedsa.store import FinishedRun, RunFolder
 from fedsa.types import SPLITS
-from support.extras import NEEDS_NVFLARE
+from support.extras import NEEDS_NVFLARE, NEEDS_SECURE
 from support.sites import opened, serve_sites
 from support.tiny_rows import WORDS, write_clients, write_rows
 
@@ -44,6 +44,19 @@ def test_the_classes_must_be_named_and_the_folder_new(
     (tmp_path / "old" / "file").touch()
     with pytest.raises(UserError, match="is not empty: give a new folder"):
         begin_project(recipe, ["a", "b"], tmp_path / "old", host="localhost", port=1)
+
+
+@NEEDS_SECURE
+def test_rounds_of_too_few_clients_for_a_sum_are_refused_before_anything_is_written(
+    tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    from fedsa.deploy.project import begin_project
+
+    few = tiny_recipe(*SETTINGS, f"task.labels={json.dumps(sorted(WORDS))}", "algorithm=fedit")
+    few = few.model_copy(update={"secure_aggregation": True, "fraction_train": 0.5})
+    with pytest.raises(UserError, match=r"a round has 2 clients\. A sum of fewer than 3 would show single ones"):
+        begin_project(few, ["a", "b", "c", "d"], tmp_path / "new", host="localhost", port=1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_several_clients_at_a_site_come_to_the_simulators_bytes(

@@ -83,8 +83,8 @@ def test_a_worker_answers_where_nvflare_will_look_for_it(place: Path) -> None:
 
 def test_a_path_that_no_socket_can_have_is_told(place: Path) -> None:
     with (
-        pytest.raises(UserError, match=r"is too long for a socket: a path of at most 100 characters"),
-        wait_for_jobs(place / ("x" * 100), ["north"], tell=print),
+        pytest.raises(UserError, match=r"is too long for a socket: a path of at most 100 bytes"),
+        wait_for_jobs(place / ("病" * 40), ["north"], tell=print),
     ):
         pass
     with (

@@ -19,6 +19,7 @@ from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, encode
 from fedsa.recipe import StepSettings
 from fedsa.secure import fixed_point_for
+from fedsa.secure.fixed_point import added
 from fedsa.server import Server
 from fedsa.steps import make_chain
 from fedsa.store import MessagesUnderWay
@@ -43,7 +44,9 @@ AGREEMENT = Agreement(
     ranks={},
 )
 CLIENTS = {"east": ["e1", "e2"], "north": ["n1"], "south": ["s1"], "west": ["w1"], "zenith": ["z1", "z2"]}
-ROWS = {client: 10 + 7 * place for place, client in enumerate(sorted(chain(*CLIENTS.values())))}
+SIX = {**CLIENTS, "abroad": ["a1"]}
+OURS = sorted(chain(*CLIENTS.values()))
+ROWS = {client: 10 + 7 * place for place, client in enumerate(OURS)} | {"a1": 50}
 
 
 def trained(client: str) -> State:
@@ -61,7 +64,14 @@ class Federation:
         trainings: how often sites have trained.
     """
 
-    def __init__(self, place: Path, lost: Mapping[str, str] | None = None, quorum: int | None = None) -> None:
+    def __init__(
+        self,
+        place: Path,
+        lost: Mapping[str, str] | None = None,
+        quorum: int | None = None,
+        clients: Mapping[str, list[str]] = CLIENTS,
+    ) -> None:
+        self.clients = clients
         self.place, self.lost, self.refusing = place, dict(lost or {}), dict[str, str]()
         self.asked: list[tuple[str, str]] = []
         self.told: list[str] = []
@@ -71,7 +81,9 @@ class Federation:
 
     def start(self, quorum: int | None = None) -> None:
         """Begin the server anew."""
-        self.remote = RemoteFleet(self._exchange, CLIENTS, "a-run", quorum=quorum, deadline=1, tell=self.told.append)
+        self.remote = RemoteFleet(
+            self._exchange, self.clients, "a-run", quorum=quorum, deadline=1, tell=self.told.append
+        )
         self.remote.set_up(AGREEMENT)
         self.fleet = SecureFleet(self.remote, MessagesUnderWay(self.place), "num_examples")
         steps = make_chain(StepSettings(secure_aggregation=True))
@@ -104,7 +116,7 @@ class Federation:
     def _answer(self, site: str, message: Message) -> bytes:
         masking = Masking(self.place / site, site, "a-run", "num_examples")  # as if it was restarted each time
         if message.kind == "setup":
-            examples = {client: dict.fromkeys(SPLITS, ROWS[client]) for client in CLIENTS[site]}
+            examples = {client: dict.fromkeys(SPLITS, ROWS[client]) for client in self.clients[site]}
             return encode(Message("ready", "a-run", 0, {"examples": examples}))
         if message.kind == "refuse":
             return encode(Message("ready", "a-run", message.round))
@@ -122,7 +134,9 @@ class Federation:
 
 def plain(sites: Collection[str]) -> State:
     """The sum of the same integers, without masks."""
-    point, clients = fixed_point_for(sum(ROWS.values())), [c for site in sites for c in CLIENTS[site]]
+    here = SIX if "abroad" in sites else CLIENTS
+    point = fixed_point_for(sum(ROWS[client] for client in chain(*here.values())))
+    clients = [client for site in sites for client in here[site]]
     sums = {key: torch.zeros(shape, dtype=torch.int64) for key, shape in SHAPES.items()}
     for client in clients:
         for key, value in point.encode(trained(client), ROWS[client], client).items():
@@ -160,7 +174,9 @@ def test_the_mean_is_the_plain_one_within_the_bound(tmp_path: Path) -> None:
     federation = Federation(tmp_path)
     mean = federation.round()
     for key in SHAPES:
-        exact = sum(trained(client)[key].double() * rows for client, rows in ROWS.items()) / sum(ROWS.values())
+        exact = sum(trained(client)[key].double() * ROWS[client] for client in OURS) / sum(
+            ROWS[client] for client in OURS
+        )
         rounding = 2.0**-24 * float(exact.abs().max())  # the server keeps 24 bits
         assert float((mean[key].double() - exact).abs().max()) <= federation.fleet.point.largest_error + rounding
 
@@ -168,12 +184,26 @@ def test_the_mean_is_the_plain_one_within_the_bound(tmp_path: Path) -> None:
 def test_what_a_site_sends_shows_nothing_of_a_client(tmp_path: Path) -> None:
     federation = Federation(tmp_path)
     federation.round()
-    point = fixed_point_for(sum(ROWS.values()))
+    point, seen = federation.fleet.point, 0
     for (site, _), data in federation.answers.items():
         message = decode(data)
         assert "num_examples" not in str(message.about)
-        for client, state in message.states.items():
-            assert site in ("east", "zenith") or not equal(state, point.encode(trained(client), ROWS[client], client))
+        plainly = added(point.encode(trained(client), ROWS[client], client) for client in CLIENTS[site])
+        for state in message.states.values():
+            seen += 1
+            assert not any(bool((state[key] == plainly[key]).any()) for key in SHAPES), site
+    assert seen == len(CLIENTS)
+
+
+def test_a_sum_that_sites_would_not_open_is_not_begun(tmp_path: Path) -> None:
+    """Of six sites four must be in a sum, whatever the quorum is: else it could never be opened, and none after it."""
+    federation = Federation(tmp_path, quorum=3, clients=SIX)
+    federation.refusing = dict.fromkeys(("abroad", "north", "south"), "mask")
+    with pytest.raises(ProtocolError, match=r"too few sites are left for secure aggregation \(mask\)"):
+        federation.round()
+    federation.refusing = {}
+    federation.start(quorum=3)
+    assert equal(federation.round(), plain(sorted(SIX)))
 
 
 @pytest.mark.parametrize("stage", ["share", "mask"])
@@ -207,6 +237,25 @@ def test_a_sum_that_sites_have_begun_to_open_outlives_the_server(tmp_path: Path)
     assert equal(federation.round(), plain(["east", "north", "south", "zenith"]))
     assert {stage for _, stage in federation.asked} == {"open"}, "nothing is collected again"
     assert equal(federation.round(2), plain(["east", "south", "west", "zenith"])), "the next round has a new sum"
+
+
+def test_a_site_that_leaves_while_its_sum_is_opened_does_not_stop_the_run(tmp_path: Path) -> None:
+    """What it sent cannot be taken out of the sum, and sites open no other one of the round."""
+    federation = Federation(tmp_path, quorum=3)
+    opened = federation.fleet.open_sum
+
+    def crash(*args: Any) -> Any:
+        opened(*args)
+        raise KeyboardInterrupt
+
+    federation.server._open_sum = crash
+    with pytest.raises(KeyboardInterrupt):
+        federation.round()
+    federation.clients = {site: clients for site, clients in CLIENTS.items() if site != "west"}
+    federation.start(quorum=3)
+    assert equal(federation.round(), plain(CLIENTS))
+    assert "w1" not in federation.record.finished
+    assert any("a sum with w1 in it, who is not asked any more" in line for line in federation.told)
 
 
 def test_a_site_that_has_helped_sends_nothing_to_a_second_sum_of_the_round(tmp_path: Path) -> None:

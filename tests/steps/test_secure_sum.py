@@ -120,7 +120,7 @@ def test_a_server_of_sums_takes_integers_alone() -> None:
 
 
 def test_a_server_optimiser_goes_on_from_the_mean_of_the_sum() -> None:
-    """Steps on the mean act after the sum is opened, as noise at the server does."""
+    """Steps on the mean act after the sum is opened, as a server optimiser does."""
     settings = server_settings({"optimizer": "fedavgm", "learning_rate": 0.5, "momentum": 0.0})
     server = server_of_sums(lambda *_: {KEY: torch.tensor([1.0, 2.0], dtype=torch.float64)}, server=settings)
     server.begin_round(1)

@@ -16,7 +16,7 @@ from pathlib import Path
 from fedsa.agreement import AGREEMENT
 from fedsa.data.portions import portion_of, write_portion
 from fedsa.deploy.site import ROWS, SETTINGS
-from fedsa.engines.deployed import check_deployable
+from fedsa.engines.deployed import check_deployable, check_drawn
 from fedsa.errors import FedsaError, UserError
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe, Scope, parse_recipe, read_toml
@@ -48,6 +48,7 @@ def prepare(recipe: Recipe, folder: Path, sites: Sequence[str]) -> None:
         raise UserError(
             f"{counted(len(sites), 'site')} for {counted(len(clients), 'client')}: each needs one; give fewer sites"
         )
+    check_drawn(recipe, len(clients))
     own = json.dumps(federation.recipe.of_scope(Scope.MACHINE), indent=2, ensure_ascii=False)
     for number, site in enumerate(sites):
         place = folder / site

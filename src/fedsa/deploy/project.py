@@ -20,7 +20,7 @@ from fedsa.deploy.preflight import KIT, Kit, PreflightError, read_kit, warning_o
 from fedsa.deploy.provision import ADMINISTRATOR
 from fedsa.deploy.site import SETTINGS
 from fedsa.deploy.submitted_jobs import run_worker, wait_for_jobs
-from fedsa.engines.deployed import check_deployable, open_server_folder, run_id_of, serve
+from fedsa.engines.deployed import check_deployable, check_drawn, open_server_folder, run_id_of, serve
 from fedsa.engines.membership import Membership, check_only_measured, check_same_scale
 from fedsa.engines.remote import RemoteFleet
 from fedsa.engines.roster import ROSTER, Member, Roster
@@ -68,8 +68,9 @@ def begin_project(
     roster = Roster.begun("", sites, clients or {}, only_measured)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: give a new folder")
-    check_deployable(recipe, len({*sites} - {*only_measured}))
     everyone = [client for own in roster.clients.values() for client in own]
+    check_deployable(recipe, len({*sites} - {*only_measured}))
+    check_drawn(recipe, len({*everyone} - {*roster.only_measured}))
     agreement = agree(recipe, everyone, only_measured=roster.only_measured, on_progress=tell)
     if only_measured:
         check_only_measured(agreement)

@@ -6,6 +6,7 @@ answers at a socket whose path NVFlare's processes find in their environment.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from fedsa.deploy.carrier import Carrier
 from fedsa.deploy.nvflare import write_job
 from fedsa.deploy.parties import kept_programs
 from fedsa.errors import UserError
+from fedsa.texts.words import counted
 
 __all__ = ["SubmittedJobs", "run_worker", "wait_for_jobs"]
 
-_LONGEST = 100  # characters of a socket's path
+_LONGEST = 100  # bytes of a socket's path
 
 
 @final
@@ -109,6 +111,6 @@ def _socket_path(path: Path) -> Path:
     Raises:
         UserError: it is too long.
     """
-    if len(str(path)) > _LONGEST:
-        raise UserError(f"{path} is too long for a socket: a path of at most {_LONGEST} characters is needed")
+    if len(os.fsencode(path)) > _LONGEST:
+        raise UserError(f"{path} is too long for a socket: a path of at most {counted(_LONGEST, 'byte')} is needed")
     return path

@@ -22,15 +22,29 @@ from fedsa.engines.summary import measure, summary_of
 from fedsa.engines.summed import about_sums, check_enough
 from fedsa.errors import ConfigError, Mistake, RunFolderError, UserError
 from fedsa.recipe import BufferedSettings, Recipe, dump_recipe
-from fedsa.secure import require_secure
-from fedsa.server import load_state, server_of
+from fedsa.secure import fixed_point_for, require_secure
+from fedsa.server import load_state, server_of, updates_in_round
 from fedsa.store import MessagesUnderWay, Progress, RunFolder
 from fedsa.store.run_folder import CLIENTS
 from fedsa.store.secret import forget_secret, secret_in
 from fedsa.system.environment import environment
 from fedsa.types import State
 
-__all__ = ["check_deployable", "open_server_folder", "run_id_of", "serve"]
+__all__ = ["check_deployable", "check_drawn", "open_server_folder", "run_id_of", "serve"]
+
+
+def check_drawn(recipe: Recipe, clients: int) -> None:
+    """Refuse rounds of so few clients that secure aggregation would show single ones.
+
+    Args:
+        recipe: the recipe.
+        clients: the number of clients that train.
+
+    Raises:
+        UserError: they are too few.
+    """
+    if recipe.secure_aggregation:
+        check_enough(updates_in_round(recipe, clients), "client")
 
 
 def check_deployable(recipe: Recipe, sites: int) -> None:
@@ -161,7 +175,7 @@ def serve(
     started = time.perf_counter()
     tests = measure(server, fleet, folder, progress, settings, first, callbacks)
     seconds = time.perf_counter() - started
-    more = {"engine": engine, "sites": len(fleet.sites), "notes": [], **(about_sums(secure.point) if secure else {})}
+    more = {"engine": engine, "sites": len(fleet.sites), "notes": [], **_about_sums(folder, recipe)}
     tensors = agreement.adapter.empty()
     summary = summary_of(
         recipe, agreement.algorithm, tensors, folder, progress, settings, tests, seconds=seconds, more=more
@@ -173,6 +187,15 @@ def serve(
     for callback in callbacks:
         callback.on_run_end(summary)
     return summary
+
+
+def _about_sums(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """What the summary says of secure aggregation: the bound that holds in all rounds, whoever has come and gone."""
+    if not recipe.secure_aggregation:
+        return {}
+    everyone = folder.read_json(CLIENTS).values()
+    rows = recipe.weighting == "num_examples"
+    return about_sums(fixed_point_for(sum(about["train_examples"] if rows else 1 for about in everyone)))
 
 
 def _secret_of(folder: RunFolder, recipe: Recipe) -> bytes | None:

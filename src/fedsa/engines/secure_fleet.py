@@ -15,7 +15,8 @@ from typing import Any, final
 from fedsa.engines.remote import RemoteFleet
 from fedsa.errors import ProtocolError
 from fedsa.messages import Message, decode, encode
-from fedsa.secure import FEWEST, FixedPoint, Opening, fixed_point_for
+from fedsa.secure import FEWEST, FixedPoint, Opening, fixed_point_for, threshold
+from fedsa.secure.fixed_point import added
 from fedsa.secure.vectors import as_state, as_vector
 from fedsa.store import MessagesUnderWay
 from fedsa.texts.escapes import for_terminal
@@ -59,6 +60,7 @@ class SecureFleet:
     def __init__(self, fleet: RemoteFleet, messages: MessagesUnderWay, weighting: str) -> None:
         self._fleet, self._messages, self._weighting = fleet, messages, weighting
         self._sum: _Sum | None = None
+        self._gone: list[str] = []  # clients that are in it, and are not asked in this round any more
 
     @property
     def point(self) -> FixedPoint:
@@ -73,6 +75,12 @@ class SecureFleet:
         """
         kept = self._messages.find(_KEPT, payloads.round)
         self._sum = self._collected(payloads) if kept is None else _read(decode(kept, run=self._fleet.run))
+        self._gone = sorted({*self._sum.updates} - {*payloads})
+        if self._gone:
+            self._fleet.tell(
+                f"round {payloads.round}: sites had begun to open a sum with {', '.join(self._gone)} in it, who is not "
+                "asked any more: that part stays in the mean, since a site opens one sum of a round only"
+            )
         for client in payloads:
             if client in self._sum.updates:
                 yield self._sum.updates[client]
@@ -95,9 +103,10 @@ class SecureFleet:
         if self._sum is None:
             raise ValueError("nothing was collected")
         own, fleet = self._sum, self._fleet
-        if {*clients} != {*own.updates}:
-            lost = sorted({*own.updates} - {*clients})
-            raise ProtocolError(f"round {round}: the sum has {lost}, which cannot be taken out of it")
+        lost = sorted({*own.updates} - {*clients} - {*self._gone})
+        if lost:
+            raise ProtocolError(f"round {round}: the sum has {', '.join(lost)}, which cannot be taken out of it")
+        sums = added([sums, *(own.updates[client].tensors for client in self._gone)])
         self._messages.keep(_KEPT, round, encode(_written(own, fleet.run, round)))
         survivors, answers = sorted(own.weights), dict[str, Mapping[str, Any]]()
 
@@ -110,8 +119,10 @@ class SecureFleet:
         vector = as_vector(sums, sum(own.weights.values()) % 2**64)
         vector -= own.opening.masks(survivors, answers, len(vector))
         tensors, weight = as_state(vector, {key: tuple(tensor.shape) for key, tensor in sums.items()})
-        known = fleet.weights(self._weighting)
-        if weight != sum(known[client] for client in clients) or any(
+        rows = self._weighting == "num_examples"
+        told = {client: own.updates[client].num_examples if rows else 1 for client in self._gone}
+        told |= fleet.weights(self._weighting)
+        if weight != sum(told[client] for client in own.updates) or any(
             not bool((tensor.abs() < _MOST).all()) for tensor in tensors.values()
         ):
             raise ProtocolError(
@@ -137,7 +148,8 @@ class SecureFleet:
         fleet.step(payloads, about, take_trained, lambda: len(trained) >= needed)
 
         def are_enough(sites: Collection[str]) -> bool:
-            return len(sites) >= FEWEST and sum(fleet.home_of(client) in sites for client in trained) >= needed
+            least = max(FEWEST, threshold(len(roster)))  # sites open no sum of fewer
+            return len(sites) >= least and sum(fleet.home_of(client) in sites for client in trained) >= needed
 
         context = f"{fleet.run}|{round}|{secrets.token_hex(16)}"
         roster: dict[str, dict[str, str]] = {}
