@@ -10,7 +10,7 @@ from fedsa.accounting import epsilon_of, noise_multiplier_for, noise_of, samplin
 from fedsa.recipe import ExamplePrivacySettings, TrainingSettings
 from support.extras import NEEDS_PRIVACY
 
-pytestmark = NEEDS_PRIVACY
+pytestmark = [pytest.mark.run, NEEDS_PRIVACY]
 
 
 def renyi(noise: float, steps: int, sampling: float, delta: float) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from fedsa.errors import ConfigError, ProtocolError, RunFolderError, UserError
 from fedsa.messages import Message, decode, encode
 from fedsa.recipe import Recipe
 from fedsa.store import FinishedRun, RunFolder
-from fedsa.types import Key
+from fedsa.types import Factor, Key
+from support.extras import NEEDS_PRIVACY
 
 pytestmark = pytest.mark.run
 
@@ -361,6 +363,54 @@ def test_a_server_cannot_put_a_b_in_the_place_of_a_clients_own(deployed: Deploye
         assert text in answer.about["why"]
     after = north.states.load_client(client, 3)
     assert all(torch.equal(after.tensors[key], value) for key, value in before.tensors.items())
+
+
+def asked_to_train(program: SiteProgram, round: int, kept: int, state: Mapping[Key, torch.Tensor]) -> Message:
+    """Ask a site to train its first client; return its answer."""
+    client = program.federation.clients[0]
+    about = {"do": "train", "versions": {client: round - 1}, "held": {client: 0}, "keep": [kept]}
+    message = Message("step", run_id_of(program.agreement, SITES), round, about, {client: state})
+    return decode(program.handle(encode(message)))
+
+
+def test_no_client_trains_after_the_last_round(deployed: Deployed) -> None:
+    """There is no such round, and what privacy costs was counted without it."""
+    answer = asked_to_train(deployed.programs["north"], 4, 3, {})
+    assert "round 4 is none to train in: the run has 3 rounds" in answer.about["why"]
+
+
+@NEEDS_PRIVACY
+@pytest.mark.parametrize("noise_at", ["client", pytest.param("server", marks=pytest.mark.slow)])
+def test_a_private_run_has_its_secrets_where_noise_is_made_and_trains_each_round_once(
+    tiny_recipe: Callable[..., Recipe], tmp_path: Path, noise_at: str
+) -> None:
+    privacy = f"privacy={{kind='client', target_epsilon=8.0, clipping_norm=0.5, noise_at='{noise_at}'}}"
+    seen: list[bool] = []
+    prepare(tiny_recipe(*SETTINGS, "rounds=2", "weighting=uniform", privacy), tmp_path / "sites", SITES)
+    programs = {site: open_site(tmp_path / "sites" / site) for site in SITES}
+
+    def exchange(requests: Mapping[str, bytes], deadline: float | None) -> Iterator[tuple[str, bytes]]:
+        seen.append((tmp_path / "out" / "privacy.secret").exists())
+        yield from exchange_with(programs)(requests, deadline)
+
+    summary = run_over(tmp_path / "sites", tmp_path / "out", exchange)
+    assert 7.9 < summary["privacy"]["epsilon"] <= 8.0
+    assert set(seen) == {noise_at == "server"}, "the server has a secret where it makes noise, and only there"
+    assert not (tmp_path / "out" / "privacy.secret").exists()
+    for site, program in programs.items():
+        assert stat.S_IMODE((tmp_path / "sites" / site / "privacy.secret").stat().st_mode) == 0o600
+        keys = [key for key in program.federation.model.keys if key.factor is Factor.A]
+        other = {key: torch.ones_like(program.federation.model.initial[key]) for key in keys}
+        before = program.states.load_client(program.federation.clients[0], 2)
+        answer = asked_to_train(program, 2, 1, other)
+        assert "a second training of round 2 would spend its privacy twice" in answer.about["why"]
+        after = program.states.load_client(program.federation.clients[0], 2)
+        assert all(torch.equal(after.tensors[key], value) for key, value in before.tensors.items())
+    (tmp_path / "out" / "privacy.secret").write_bytes(b"s" * 32)  # a crash came before it was removed
+    assert run_over(tmp_path / "sites", tmp_path / "out", exchange) == summary
+    assert not (tmp_path / "out" / "privacy.secret").exists()
+    for program in programs.values():
+        program.close()
 
 
 def test_what_a_site_does_at_the_end_can_be_done_again(deployed: Deployed) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedsa.accounting import noise_multiplier_for
+from fedsa.adapters.algebra import norm_of
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import ServerState
+from fedsa.engines.spent import privacy_of
 from fedsa.errors import ConfigError
+from fedsa.federation.resolving import with_noise
+from fedsa.federation.without_rows import agree
 from fedsa.recipe import StepSettings, apply_overrides, parse_recipe, privacy_settings
 from fedsa.server import Server, most_rounds
-from fedsa.steps import CHECKS, make_chain
+from fedsa.steps import CHECKS, client_privacy, make_chain
 from fedsa.steps.base import Chain
 from fedsa.steps.cast import Cast
 from fedsa.steps.client_privacy import NoisyMean, NoisyUpdate, clipped
@@ -43,6 +49,7 @@ def test_a_recipe_gets_the_step_that_it_asks_for() -> None:
     assert list(make_chain(StepSettings(privacy=rows)).steps) == [Cast("fp32")]
 
 
+@pytest.mark.run
 @given(
     values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4),
     before=st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4),
@@ -62,6 +69,21 @@ def test_no_change_is_larger_than_the_bound_also_after_rounding(
     assert norm(made) <= bound
     if norm(tensors) <= bound:
         assert all(torch.equal(made[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("distance", [1.0, 1 + 1e-12, 0.999, 1e-3, 3.0])
+def test_clipping_ends_where_a_bound_is_less_than_what_rounding_moves(
+    distance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Around 10⁴ fp32 values are about 10⁻³ apart: a bound just below that lets no value move."""
+    start = {A: torch.tensor([1e4, 1.0])}
+    near = {A: torch.nextafter(start[A], torch.tensor(2e4))}
+    step = float((near[A].double() - start[A].double()).norm())
+    tries: list[float] = []
+    monkeypatch.setattr(client_privacy, "norm_of", lambda tensors: tries.append(norm_of(tensors)) or tries[-1])
+    made = clipped(near, start, distance * step * (1 - 1e-9))
+    assert norm_of({A: made[A].double() - start[A].double()}) <= distance * step * (1 - 1e-9)
+    assert len(tries) < 60
 
 
 def sent(step: NoisyMean | NoisyUpdate, value: float, size: int, client: str = "c", seed: int = 0) -> State:
@@ -140,6 +162,37 @@ def test_a_secret_gives_other_noise_than_the_seed_and_the_same_again() -> None:
     assert torch.equal(Noise(0, b"x" * 32, "noise", 1).normal((500,)), secret)
     assert torch.equal(Noise(7, b"x" * 32, "noise", 1).normal((500,)), secret), "the shared seed plays no part"
     assert not torch.equal(Noise(0, b"x" * 32, "noise", 2).normal((500,)), secret)
+
+
+def noise_of(chain: Chain, value: float, before: float = 0.0) -> torch.Tensor:
+    """Return what a client's step adds to a change of nothing but this value."""
+    start, after = {A: torch.full((64,), before)}, {A: torch.full((64,), before + value)}
+    tensors, _ = chain.on_client(after, {}, client="c", round=1, before=start, seed=0)
+    return tensors[A] - after[A]
+
+
+def test_two_inputs_of_one_round_never_have_the_same_noise_from_a_secret() -> None:
+    """Otherwise the difference of two messages would be the exact difference of what was trained."""
+    step = NoisyUpdate(100.0, 1.0)
+    secret, seeded = Chain((step,), secret=b"s" * 32), Chain((step,))
+    assert torch.equal(noise_of(secret, 1.0), noise_of(secret, 1.0)), "the same again is no second draw"
+    for other in (noise_of(secret, 2.0), noise_of(secret, 1.0, before=8.0)):
+        assert not torch.allclose(noise_of(secret, 1.0), other, atol=1.0)
+    assert torch.allclose(noise_of(seeded, 1.0), noise_of(seeded, 2.0), atol=1e-3), "a simulation is as it was"
+
+
+def test_a_server_with_a_secret_has_other_noise_for_other_sums() -> None:
+    state = ServerState({A: torch.zeros(64)}, {A: 0})
+
+    def noise(secret: bytes | None, value: float) -> torch.Tensor:
+        mean, _ = Chain((NoisyMean(100.0, 1.0),), secret).mean(
+            iter([(Update("c", 1, 1, {A: torch.full((64,), value)}), 1)]), state, 1, 0
+        )
+        return mean[A] - value
+
+    assert torch.equal(noise(b"s" * 32, 1.0), noise(b"s" * 32, 1.0))
+    assert not torch.allclose(noise(b"s" * 32, 1.0), noise(b"s" * 32, 2.0), atol=1.0)
+    assert torch.allclose(noise(None, 1.0), noise(None, 2.0), atol=1e-6)
 
 
 @pytest.mark.parametrize("secret", [None, b"s" * 32])
@@ -250,6 +303,57 @@ def test_all_that_trains_without_noise_is_refused_where_rows_are_protected(tiny_
 def test_a_recipe_says_how_much_noise_there_is(tiny_data: dict[str, Any]) -> None:
     told = mistakes(tiny_data, "privacy={kind='client', clipping_norm=1}", "weighting=uniform")
     assert "give target_epsilon, or noise_multiplier" in told
+
+
+def test_two_ways_to_say_how_much_noise_there_is_must_agree(tiny_data: dict[str, Any]) -> None:
+    told = mistakes(tiny_data, "privacy={kind='example', noise_multiplier=1, target_epsilon=8}")
+    assert "target_epsilon and noise_multiplier both say how much noise there is" in told
+
+
+@NEEDS_PRIVACY
+def test_noise_that_spends_more_than_the_target_is_refused(tiny_recipe: Callable[..., Any]) -> None:
+    both = "privacy={kind='client', noise_multiplier=1, target_epsilon=8, clipping_norm=1, noise_at='client'}"
+    with pytest.raises(ConfigError, match=r"with 1 a client spends ε = .* in 9 rounds, and target_epsilon is 8"):
+        with_noise(tiny_recipe(both), 9)
+    wanted = tiny_recipe("privacy={kind='client', target_epsilon=8, clipping_norm=1, noise_at='client'}")
+    written = with_noise(wanted, 9)
+    assert written.privacy.noise_multiplier == noise_multiplier_for(8.0, 1e-5, 9)
+    assert with_noise(written, 9) == written, "a run's own recipe has both"
+
+
+@NEEDS_PRIVACY
+@pytest.mark.run
+def test_across_machines_noise_is_enough_for_every_round(tiny_recipe: Callable[..., Any]) -> None:
+    """Sites come and go, so that nobody knows how often a client will be drawn."""
+    settings = ("rounds=9", "fraction_train=0.4", "weighting=uniform", 'task.labels=["bad","good"]')
+    recipe = tiny_recipe(*settings, "privacy={kind='client', target_epsilon=8, clipping_norm=1}")
+    clients = ["a", "b", "c", "d", "e"]
+    assert most_rounds(recipe, clients) < 9
+    agreed = agree(recipe, clients).recipe.privacy
+    assert agreed.noise_multiplier == noise_multiplier_for(8.0, 1e-5, 9)
+
+
+def lines(*asked: tuple[int, str, bool, bool]) -> list[str]:
+    """Return lines of the metrics of overlapping rounds: round, client, whether it was asked, whether it came."""
+    made = [
+        {"round": round, "client": client, "train": {} if came else None, "asked": was}
+        for round, client, was, came in asked
+    ]
+    return [json.dumps(line) for line in made]
+
+
+@NEEDS_PRIVACY
+def test_where_rounds_overlap_a_client_has_spent_when_it_was_asked(tiny_recipe: Callable[..., Any]) -> None:
+    """Its update comes in a later round, or too late to count."""
+    at_client = "privacy={kind='client', noise_multiplier=4, clipping_norm=1, noise_at='client'}"
+    about = {client: {"folder": client} for client in ("a", "b", "c")}
+    text = lines((1, "a", True, True), (1, "b", True, False), (2, "a", True, True), (3, "b", False, True))
+    told = privacy_of(tiny_recipe(at_client), text, about)["privacy"]["per_client"]
+    assert {client: entry["rounds"] for client, entry in told.items()} == {"a": 2, "b": 1, "c": 0}
+    before = [json.dumps({"round": 1, "client": c, "train": t, **m}) for c, t, m in (("a", {}, {}), ("b", None, {}))]
+    lost = json.dumps({"round": 1, "client": "c", "train": None, "lost": True})
+    told = privacy_of(tiny_recipe(at_client), [*before, lost], about)["privacy"]["per_client"]
+    assert {client: entry["rounds"] for client, entry in told.items()} == {"a": 1, "b": 0, "c": 1}
 
 
 def test_the_most_rounds_of_a_client_are_those_that_the_server_draws(tiny_recipe: Callable[..., Any]) -> None:

@@ -13,7 +13,7 @@ from fedsa.types import Factor, Key, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["RANK_DIMENSION", "cropped", "fits", "low_rank", "padded", "pairs", "rank_of", "ranked"]
+__all__ = ["RANK_DIMENSION", "cropped", "fits", "low_rank", "norm_of", "padded", "pairs", "rank_of", "ranked"]
 
 RANK_DIMENSION = {Factor.A: 0, Factor.B: 1}
 """The dimension of a tensor that is as long as the rank."""
@@ -46,6 +46,14 @@ def ranked(tensors: State, rank: int | None) -> State:
         else tensor
         for key, tensor in tensors.items()
     }
+
+
+def norm_of(tensors: State) -> float:
+    """The Euclidean norm over all tensors together, in float64.
+
+    They are added up in the order of their keys: those of a message come in another order than those of a simulation.
+    """
+    return float(sum(float(tensors[key].double().square().sum()) for key in sorted(tensors)) ** 0.5)
 
 
 def fits(key: Key, shape: Sequence[int], whole: Sequence[int]) -> bool:

@@ -11,6 +11,7 @@ from fedsa.adapters.algebra import fits
 from fedsa.client.masking import STAGES, Masking
 from fedsa.client.sent import SentAnswers
 from fedsa.client.site import Site
+from fedsa.client.trained_once import TrainedOnce
 from fedsa.errors import FedsaError, ProtocolError, TrainingError
 from fedsa.messages import Message, decode, encode
 from fedsa.texts.escapes import for_terminal
@@ -37,6 +38,7 @@ class Answers:
         trains: False: its clients are measured only, whatever the server asks for.
         on_finish: is called with the run's summary at its end, before the site says that it is done.
         masking: secure aggregation: what was trained leaves the site only through this; None: as it is.
+        trained_once: with differential privacy: refuses to train a round again from other tensors; None: it may.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class Answers:
         trains: bool = True,
         on_finish: Callable[[Mapping[str, Any]], None] = lambda summary: None,
         masking: Masking | None = None,
+        trained_once: TrainedOnce | None = None,
     ) -> None:
         self._site, self._run, self._fingerprint, self._sent = site, run, fingerprint, sent
         self._trains, self._on_finish, self._masking = trains, on_finish, masking
+        self._trained_once = trained_once
 
     def handle(self, data: bytes) -> bytes:
         """The answer to a message; where it cannot be answered, a refusal that says why."""
@@ -106,8 +110,14 @@ class Answers:
         if message.about.get("do") == "train":
             if not self._trains:
                 raise ProtocolError("this site is only measured: it does not train")
+            if message.round > self._site.rounds:
+                raise ProtocolError(
+                    f"round {message.round} is none to train in: the run has {counted(self._site.rounds, 'round')}"
+                )
             if max(kept) >= message.round:
                 raise ProtocolError(f"round {message.round} is over for the server: it has finished round {max(kept)}")
+            if self._trained_once is not None:
+                self._trained_once.begin(payloads)
             self._site.states.prune({*kept, message.round})  # a round that is asked for again stays too
             return self._trained(payloads, message.about)
         if message.about.get("do") == "evaluate":

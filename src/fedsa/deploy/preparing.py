@@ -19,6 +19,7 @@ from fedsa.deploy.site import ROWS, SETTINGS
 from fedsa.engines.deployed import check_deployable, check_drawn
 from fedsa.errors import FedsaError, UserError
 from fedsa.federation import Federation
+from fedsa.federation.resolving import with_noise
 from fedsa.recipe import Recipe, Scope, parse_recipe, read_toml
 from fedsa.steps import CHECKS
 from fedsa.store.files import write_atomically
@@ -42,6 +43,7 @@ def prepare(recipe: Recipe, folder: Path, sites: Sequence[str]) -> None:
     if not recipe.compute.threads:
         threads = max(1, (os.cpu_count() or 1) // len(sites))
         recipe = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"threads": threads})})
+    recipe = with_noise(recipe, recipe.rounds)  # as sites of their own agree upon it: enough for every round
     federation = Federation.from_recipe(recipe, on_progress=lambda text: print(f"{text} ...", file=sys.stderr))
     clients = federation.clients
     if len(sites) > len(clients):

@@ -24,6 +24,7 @@ from fedsa.client.answers import Answers, log, refusal
 from fedsa.client.masking import Masking
 from fedsa.client.sent import KEPT_OF_SUMS, SentAnswers
 from fedsa.client.site import with_secret
+from fedsa.client.trained_once import TrainedOnce
 from fedsa.deploy.own_rows import NAMES, Names, own_rows, read_note
 from fedsa.deploy.worker import SOCKET, serve
 from fedsa.errors import DisagreementError, FedsaError, ProtocolError, RunFolderError
@@ -152,9 +153,9 @@ class SiteProgram:
         elif known["rows"] != rows:
             raise RunFolderError(f"{self.folder}: the rows are not those that the run began with: put them back")
         self.states = states = open_states_of_site(self.folder / _STATES, run, self.federation.clients)
-        site = replace(self.federation.site(states), keeps_tested=True)
+        site, trained_once = replace(self.federation.site(states), keeps_tested=True), None
         if self.agreement.recipe.privacy.kind != "none":
-            site = with_secret(site, secret_in(self.folder))
+            site, trained_once = with_secret(site, secret_in(self.folder)), TrainedOnce(self.folder)
 
         def finish(about: Mapping[str, Any]) -> None:
             from fedsa.deploy.finishing import finish_site
@@ -166,7 +167,16 @@ class SiteProgram:
         if recipe.secure_aggregation:
             masking = Masking(self.folder / _SECURE, name_of(self.folder), run, recipe.weighting)
         fingerprint = self.agreement.fingerprint()
-        return Answers(site, run, fingerprint, self._sent, trains=trains, on_finish=finish, masking=masking)
+        return Answers(
+            site,
+            run,
+            fingerprint,
+            self._sent,
+            trains=trains,
+            on_finish=finish,
+            masking=masking,
+            trained_once=trained_once,
+        )
 
 
 _OWN_LOG = "it cannot take part: its own log says why"  # the reason may have something of its rows or paths

@@ -21,7 +21,7 @@ from fedsa.engines.secure_fleet import SecureFleet
 from fedsa.engines.summary import measure, summary_of
 from fedsa.engines.summed import about_sums, check_enough
 from fedsa.errors import ConfigError, Mistake, RunFolderError, UserError
-from fedsa.recipe import BufferedSettings, Recipe, dump_recipe
+from fedsa.recipe import BufferedSettings, ClientPrivacySettings, Recipe, dump_recipe
 from fedsa.secure import fixed_point_for, require_secure
 from fedsa.server import load_state, server_of, updates_in_round
 from fedsa.store import MessagesUnderWay, Progress, RunFolder
@@ -134,6 +134,7 @@ def serve(
     _check_agreement(folder, agreement)
     finished = folder.finished(recipe.rounds)
     if finished is not None:
+        forget_secret(folder.path)  # a crash may have come between the end of the run and this
         return _told_again(folder, fleet, finished)
     folder.keeps_all_rounds = keeps_all_rounds
     secret = _secret_of(folder, recipe)
@@ -199,16 +200,16 @@ def _about_sums(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
 
 
 def _secret_of(folder: RunFolder, recipe: Recipe) -> bytes | None:
-    """Return what the server makes noise from, until the run has ended; None where it makes none that protects.
+    """Return what the server makes noise from, until the run has ended; None where the server makes none.
 
     Raises:
         MissingExtraError: the library that accounts for privacy is not installed.
         UserError: the disk is full or the folder cannot be written.
     """
-    if recipe.privacy.kind == "none":
-        return None
-    require_accountant()
-    return secret_in(folder.path)
+    if recipe.privacy.kind != "none":
+        require_accountant()
+    is_here = isinstance(recipe.privacy, ClientPrivacySettings) and recipe.privacy.noise_at == "server"
+    return secret_in(folder.path) if is_here else None
 
 
 def _secure(agreement: Agreement, folder: RunFolder, fleet: RemoteFleet) -> SecureFleet | None:

@@ -223,6 +223,7 @@ def _lines(
             line["lost"] = True  # it was asked, and no update of it counts
         if settings.overlaps:
             line |= {"staleness": record.staleness.get(client) if record else None, "clock": clock}
+            line["asked"] = record is not None and client in record.clients  # its update may come in another round
         for moment, by_client in results.items():
             if client in by_client:
                 line[settings.named("validation", moment)] = {"after": moment, **by_client[client]}

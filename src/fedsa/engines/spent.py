@@ -26,14 +26,14 @@ def privacy_of(recipe: Recipe, metrics: Iterable[str], about: Mapping[str, Mappi
     privacy = recipe.privacy
     if not isinstance(privacy, ClientPrivacySettings | ExamplePrivacySettings):
         return {}
-    took_part = _rounds(metrics)
+    asked = _rounds(metrics)
     inside = {client: entry for client, entry in about.items() if "held_out" not in entry}
     if isinstance(privacy, ClientPrivacySettings):
-        each = {client: _of_client(privacy, took_part[client]) for client in sorted(inside)}
+        each = {client: _of_client(privacy, asked[client]) for client in sorted(inside)}
         more: dict[str, Any] = {"noise_at": privacy.noise_at}
     else:
         each = {
-            client: _of_rows(privacy, recipe, int(entry["train_examples"]), took_part[client])
+            client: _of_rows(privacy, recipe, int(entry["train_examples"]), asked[client])
             for client, entry in sorted(inside.items())
         }
         more = {}
@@ -53,10 +53,11 @@ def privacy_of(recipe: Recipe, metrics: Iterable[str], about: Mapping[str, Mappi
 
 
 def _rounds(metrics: Iterable[str]) -> Counter[str]:
-    """The rounds that each client has trained in: also those whose update has not come to the server."""
+    """The rounds that each client was asked to train in, whether or when its update has come to the server."""
     found: Counter[str] = Counter()
     for line in map(json.loads, metrics):
-        if line["train"] is not None or line.get("lost"):
+        # Where rounds do not overlap, a client that was asked has trained in that round, or is lost.
+        if line.get("asked", line["train"] is not None or line.get("lost", False)):
             found[line["client"]] += 1
     return found
 

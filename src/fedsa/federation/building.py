@@ -32,7 +32,7 @@ from fedsa.models import (
 )
 from fedsa.recipe import ComputeSettings, Recipe
 from fedsa.seeds import derive_seed
-from fedsa.server import held_out, updates_in_round
+from fedsa.server import held_out, most_rounds, updates_in_round
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 
@@ -87,7 +87,9 @@ def build(
         task, base, processor, rows, image_size=recipe.task.image_side, tell=tell
     )
     inside = [client for client in everyone if client not in outside]
-    resolved = with_noise(adapted.resolved(recipe, limit), inside)
+    # A part of a federation does not know how often its clients are drawn; what was agreed upon covers every round.
+    rounds = recipe.rounds if has_scale else most_rounds(recipe, inside)
+    resolved = with_noise(adapted.resolved(recipe, limit), rounds)
     notes = (*rows.notes, *getattr(encoded, "notes", ()), *of_model)  # a task of one's own need not have any
     trained = [task.training_items(encoded, rows.partition.clients[client].train) for client in inside]
     check_single_items(recipe, trained, [rows.partition.clients[client].train for client in inside])

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedsa.accounting import noise_multiplier_for, require_accountant
+from fedsa.accounting import epsilon_of, noise_multiplier_for, require_accountant
 from fedsa.client.training.autotune import choose_attention, choose_training, compile_model
-from fedsa.errors import DataError, ModelError, near
+from fedsa.errors import ConfigError, DataError, Mistake, ModelError, near
 from fedsa.models import AdaptedModel, checkpoint_activations, resolve_compute
 from fedsa.packages.parts import PREFIX
 from fedsa.recipe import (
@@ -24,9 +24,10 @@ from fedsa.recipe import (
     Recipe,
     with_absolute_paths,
 )
-from fedsa.server import most_rounds, sample_size
+from fedsa.server import sample_size
 from fedsa.system.process import give_back
 from fedsa.tasks.base import Encoded, IntArray, Task
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,24 +107,34 @@ def written_out(recipe: Recipe, base: PreTrainedModel, config: Any, limit: int |
     )
 
 
-def with_noise(recipe: Recipe, clients: Sequence[str]) -> Recipe:
+def with_noise(recipe: Recipe, rounds: int) -> Recipe:
     """The recipe with the noise that client-level privacy needs for its ``target_epsilon``, if that is left open.
 
     Args:
         recipe: any.
-        clients: that train.
+        rounds: the most that a client is asked to train in.
 
     Raises:
+        ConfigError: a ``noise_multiplier`` stands beside ``target_epsilon`` with which more is spent.
         MissingExtraError: the library that accounts for privacy is not installed.
     """
     privacy = recipe.privacy
     if privacy.kind != "none":
         require_accountant()
-    if not isinstance(privacy, ClientPrivacySettings) or privacy.noise_multiplier is not None:
+    if not isinstance(privacy, ClientPrivacySettings) or privacy.target_epsilon is None:
         return recipe
-    epsilon, rounds = privacy.target_epsilon or 0.0, most_rounds(recipe, clients)
-    noise = noise_multiplier_for(epsilon, privacy.target_delta, rounds)
-    return recipe.model_copy(update={"privacy": privacy.model_copy(update={"noise_multiplier": noise})})
+    target, delta, noise = privacy.target_epsilon, privacy.target_delta, privacy.noise_multiplier
+    if noise is None:
+        noise = noise_multiplier_for(target, delta, rounds)
+        return recipe.model_copy(update={"privacy": privacy.model_copy(update={"noise_multiplier": noise})})
+    spent = epsilon_of(noise, rounds, delta)
+    if spent > target:
+        why = (
+            f"with {noise:g} a client spends ε = {spent:.3g} in {counted(rounds, 'round')}, and target_epsilon is "
+            f"{target:g}: give one of the two, and leave the other out"
+        )
+        raise ConfigError([Mistake("privacy.noise_multiplier", why)])
+    return recipe
 
 
 def with_choices(

@@ -61,6 +61,6 @@ def agree(
         fit_padding(base, tokenizer)
         task, limit = task.fitted(base, tokenizer), position_limit(base, tokenizer)
     ranks = client_ranks(recipe.adapter, sorted(clients))
-    train = [client for client in clients if client not in only_measured]
-    resolved = with_noise(adapted.resolved(recipe, limit), train)
+    # Sites come and go, so how often a client will be drawn is not known: as if it trained in every round.
+    resolved = with_noise(adapted.resolved(recipe, limit), recipe.rounds)
     return agreement_of(resolved, adapted.model, task, labels, ranks, adapted.base)

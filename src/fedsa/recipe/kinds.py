@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from fedsa.recipe.base import Settings
 
-__all__ = ["OWN", "ByKind", "by_kind"]
+__all__ = ["OWN", "ByKind", "by_kind", "reader"]
 
 OWN = "package.module:Class"
 """The kind of a section for what a class of the user's own makes."""
@@ -81,3 +81,14 @@ class ByKind:
 def by_kind(field: FieldInfo) -> ByKind | None:
     """What tells the kind of a field's section; None where it does not come in kinds."""
     return next((each for each in field.metadata if isinstance(each, ByKind)), None)
+
+
+def reader(union: Any) -> Callable[[Any], Any]:
+    """What makes a section of raw data: of the kind that it names, or of the default one.
+
+    The function raises pydantic's ``ValidationError`` where a setting is missing, out of its range, or of another kind.
+
+    Args:
+        union: the annotated union of the section's kinds.
+    """
+    return TypeAdapter(union).validate_python

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from fedsa.recipe.base import Agreed, Settings
-from fedsa.recipe.kinds import ByKind
+from fedsa.recipe.kinds import ByKind, reader
 
 __all__ = ["BufferedSettings", "NoOverlapSettings", "OverlapSettings", "overlap_settings"]
 
@@ -55,13 +56,5 @@ OverlapSettings = Annotated[
     ),
 ]
 
-_ANY: TypeAdapter[OverlapSettings] = TypeAdapter(OverlapSettings)
-
-
-def overlap_settings(data: Any) -> OverlapSettings:
-    """The section that raw data describes: of the kind that ``kind`` names, or of none.
-
-    Raises:
-        ValidationError: a setting is missing, out of its range, or of another kind.
-    """
-    return _ANY.validate_python(data)
+overlap_settings: Callable[[Any], OverlapSettings] = reader(OverlapSettings)
+"""The section that raw data describes: of the kind that ``kind`` names, or of none."""

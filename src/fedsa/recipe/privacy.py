@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, model_validator
 
 from fedsa.recipe.base import Agreed, Resolved, Settings
-from fedsa.recipe.kinds import ByKind
+from fedsa.recipe.kinds import ByKind, reader
 
 __all__ = [
     "ClientPrivacySettings",
@@ -73,6 +74,15 @@ class ExamplePrivacySettings(_Budget):
         1.0, gt=0, description="the largest gradient of one row, over all its numbers together"
     )
 
+    @model_validator(mode="after")
+    def _says_it_once(self) -> ExamplePrivacySettings:
+        if self.target_epsilon is not None and self.noise_multiplier is not None:
+            raise ValueError(
+                "target_epsilon and noise_multiplier both say how much noise there is: give one of the two, and leave "
+                "the other out"
+            )
+        return self
+
 
 PrivacySettings = Annotated[
     NoPrivacySettings | ClientPrivacySettings | ExamplePrivacySettings,
@@ -84,13 +94,5 @@ PrivacySettings = Annotated[
     ),
 ]
 
-_ANY: TypeAdapter[PrivacySettings] = TypeAdapter(PrivacySettings)
-
-
-def privacy_settings(data: Any) -> PrivacySettings:
-    """The section that raw data describes: of the kind that ``kind`` names, or of none.
-
-    Raises:
-        ValidationError: a setting is missing, out of its range, or of another kind.
-    """
-    return _ANY.validate_python(data)
+privacy_settings: Callable[[Any], PrivacySettings] = reader(PrivacySettings)
+"""The section that raw data describes: of the kind that ``kind`` names, or of none."""

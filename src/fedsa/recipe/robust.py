@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from fedsa.recipe.base import Agreed, Settings
-from fedsa.recipe.kinds import ByKind
+from fedsa.recipe.kinds import ByKind, reader
 
 __all__ = [
     "MedianSettings",
@@ -62,13 +63,5 @@ RobustSettings = Annotated[
     ),
 ]
 
-_ANY: TypeAdapter[RobustSettings] = TypeAdapter(RobustSettings)
-
-
-def robust_settings(data: Any) -> RobustSettings:
-    """The section that raw data describes: of the kind that ``kind`` names, or of none.
-
-    Raises:
-        ValidationError: a setting is missing, out of its range, or of another kind.
-    """
-    return _ANY.validate_python(data)
+robust_settings: Callable[[Any], RobustSettings] = reader(RobustSettings)
+"""The section that raw data describes: of the kind that ``kind`` names, or of none."""

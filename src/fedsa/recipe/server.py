@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from fedsa.recipe.base import Agreed, Settings
-from fedsa.recipe.kinds import ByKind
+from fedsa.recipe.kinds import ByKind, reader
 
 __all__ = ["FedAdamSettings", "FedAvgMSettings", "MeanSettings", "ServerSettings", "server_settings"]
 
@@ -45,13 +46,5 @@ ServerSettings = Annotated[
     ),
 ]
 
-_ANY: TypeAdapter[ServerSettings] = TypeAdapter(ServerSettings)
-
-
-def server_settings(data: Any) -> ServerSettings:
-    """The section that raw data describes: of the optimiser that ``optimizer`` names, or of none.
-
-    Raises:
-        ValidationError: a setting is missing, out of its range, or of another kind.
-    """
-    return _ANY.validate_python(data)
+server_settings: Callable[[Any], ServerSettings] = reader(ServerSettings)
+"""The section that raw data describes: of the optimiser that ``optimizer`` names, or of none."""

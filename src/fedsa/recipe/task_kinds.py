@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedsa.recipe.base import Agreed
-from fedsa.recipe.kinds import ByKind
+from fedsa.recipe.kinds import ByKind, reader
 from fedsa.recipe.task import Chat, Labels, Prompt, TaskSettings, Template, Texts, fields_of
 
 __all__ = [
@@ -388,13 +389,5 @@ AnyTaskSettings = Annotated[
     ),
 ]
 
-_ANY: TypeAdapter[AnyTaskSettings] = TypeAdapter(AnyTaskSettings)
-
-
-def task_settings(data: Any) -> AnyTaskSettings:
-    """The section that raw data describes: of the kind that ``kind`` names, or of a classification.
-
-    Raises:
-        ValidationError: a setting is missing, out of its range, or of another kind.
-    """
-    return _ANY.validate_python(data)
+task_settings: Callable[[Any], AnyTaskSettings] = reader(AnyTaskSettings)
+"""The section that raw data describes: of the kind that ``kind`` names, or of a classification."""

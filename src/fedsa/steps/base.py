@@ -20,7 +20,7 @@ import torch
 
 from fedsa.algorithms.base import Algorithm, ServerState, weighted_mean
 from fedsa.seeds import derive_seed
-from fedsa.steps.noise import Noise
+from fedsa.steps.noise import Noise, input_of
 from fedsa.types import Key, State, Update
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ClientContext:
         round: the round, counted from 1.
         before: the client's value of each sent tensor before its training in this round.
         random: a generator; its numbers depend only on the run's seed, the step, the client and the round.
-        noise: the same from the client's secret, where it has one: for noise that protects.
+        noise: for noise that protects: from the client's secret, where it has one, and what the step is given.
     """
 
     client: str
@@ -80,7 +80,7 @@ class MeanContext:
         before: the server's tensors before the round.
         weights: the weights of the averaged updates, in the order of client ids.
         random: a generator; its numbers depend only on the run's seed, the step and the round.
-        noise: the same from the server's secret, where it has one: for noise that protects.
+        noise: for noise that protects: from the server's secret, where it has one, and what the step is given.
         asked: clients that were asked to train, whoever's update came; None: those whose updates came.
     """
 
@@ -241,7 +241,8 @@ class Chain:
         kept: dict[str, Tensor] = {}
         for step in self.steps:
             purpose = ("step", step.name, client, round)
-            random, noise = _generator(seed, *purpose), Noise(seed, self.secret, "noise", *purpose)
+            random = _generator(seed, *purpose)
+            noise = Noise(seed, self.secret, "noise", *purpose, *input_of(self.secret, tensors, before, slots))
             tensors, own = step.on_client(tensors, slots, ClientContext(client, round, before, random, noise))
             kept |= own
         return tensors, kept
@@ -327,7 +328,9 @@ class Chain:
         for step in reversed(self.steps):
             if isinstance(step, MeanStep) and mean:
                 purpose = ("step", step.name, round)
-                random, noise = _generator(seed, *purpose), Noise(seed, self.secret, "noise", *purpose)
+                random = _generator(seed, *purpose)
+                of = input_of(self.secret, mean, {key: state.tensors[key] for key in mean})
+                noise = Noise(seed, self.secret, "noise", *purpose, *of)
                 context = MeanContext(round, state.tensors, weights, random, noise, asked)
                 mean, own = step.on_mean(mean, slots, context)
                 slots |= own

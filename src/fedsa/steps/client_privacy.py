@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from fedsa.adapters.algebra import norm_of
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import ClientContext, MeanContext, MeanStep, Slots, Step
@@ -121,19 +122,16 @@ def clipped(tensors: State, before: State, bound: float) -> dict[Key, Tensor]:
     """
     starts = {key: before[key].double() for key in tensors}
     changes = {key: tensor.double() - starts[key] for key, tensor in tensors.items()}
-    norm = _norm(changes)
+    norm = norm_of(changes)
     made = dict(tensors)
-    factor = 1.0 if norm <= bound else bound / norm
+    factor, less = min(bound / norm, 1.0) if norm else 1.0, 1e-6
     while norm > bound:
         made = {key: (starts[key] + factor * changes[key]).to(tensors[key].dtype) for key in tensors}
-        norm = _norm({key: made[key].double() - starts[key] for key in made})
-        factor *= 1 - 1e-6  # rounding may have made it larger again
+        norm = norm_of({key: made[key].double() - starts[key] for key in made})
+        # Rounding may have made it larger again: less and less is taken, so that it ends after some tens of times.
+        factor *= min(bound / max(norm, bound), 1 - less)
+        less = min(2 * less, 0.5)
     return made
-
-
-def _norm(changes: State) -> float:
-    """The norm over all tensors; in one order: tensors of a message have another than those of a simulation."""
-    return float(sum(float(changes[key].square().sum()) for key in sorted(changes)) ** 0.5)
 
 
 def _refusal(algorithm: Algorithm) -> str | None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import ndtri
 
+from fedsa.messages import digest_of
 from fedsa.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Noise"]
+__all__ = ["Noise", "input_of"]
 
 _BITS = 52
 """Of a random number between 0 and 1, both left out: half a step away from either end."""
@@ -33,7 +34,7 @@ class Noise:
     Args:
         seed: the run's.
         secret: of the machine that makes the noise; None: a simulation.
-        purpose: what it is for, e.g. ``("noise", client, round)``.
+        purpose: what it is for, e.g. ``("noise", client, round)``; with a secret also what it is added to (`input_of`).
     """
 
     def __init__(self, seed: int, secret: bytes | None, *purpose: str | int) -> None:
@@ -71,3 +72,19 @@ class Noise:
         block = hashlib.shake_256(self._key + self._taken.to_bytes(8, "big")).digest(8 * count)
         numbers = np.frombuffer(block, dtype="<u8") >> np.uint64(64 - _BITS)
         return (numbers.astype(np.float64) + 0.5) / 2.0**_BITS
+
+
+def input_of(secret: bytes | None, *tensors: Mapping[Any, Tensor]) -> tuple[str, ...]:
+    """A digest of what noise is added to, as the last part of its purpose; nothing in a simulation.
+
+    Two inputs with one noise would tell their exact difference. So with a secret other inputs have another noise, also
+    for the same client and round; the same input has the same noise again.
+
+    Args:
+        secret: of the machine that makes the noise; None: a simulation, whose noise depends on seed and purpose alone.
+        tensors: all that the result is computed from, by names.
+    """
+    if secret is None:
+        return ()
+    named = {f"{place}|{name}": each for place, state in enumerate(tensors) for name, each in state.items()}
+    return (digest_of("", named),)

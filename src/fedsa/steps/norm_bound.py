@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 import torch
 
-from fedsa.adapters.algebra import cropped
+from fedsa.adapters.algebra import cropped, norm_of
 from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import Step
 from fedsa.types import State, Update
@@ -49,8 +49,7 @@ class NormBound(Step):
         """The update within the bound, in fp32 at least."""
         starts = {key: cropped(before[key], tensor.shape).double() for key, tensor in update.tensors.items()}
         changes = {key: tensor.double() - starts[key] for key, tensor in update.tensors.items()}
-        # In one order: tensors that came in a message have another than those of a simulation.
-        norm = sum(float(changes[key].square().sum()) for key in sorted(changes)) ** 0.5
+        norm = norm_of(changes)
         if norm <= self.clipping_norm:
             return update, weight
         factor = self.clipping_norm / norm

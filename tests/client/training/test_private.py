@@ -183,6 +183,29 @@ def test_a_secret_decides_noise_and_rows_and_the_shared_seed_does_not() -> None:
     assert torch.equal(result(None, 0), result(None, 0))
 
 
+def test_with_a_secret_another_beginning_has_other_noise_and_other_rows() -> None:
+    """The same client, round and step: two answers would else differ by no more than what was trained."""
+    model = adapt()
+    (job,) = jobs_of(model, (400,))
+    other = replace(job, tensors={key: value + 1e-9 for key, value in job.tensors.items()})
+    settings = TrainingSettings(batch_size=200)
+
+    def drawn(job: Job, secret: bytes | None) -> tuple[list[int], Tensor]:
+        privacy = Privacy(ExamplePrivacySettings(noise_multiplier=1), secret)
+        rows = [row for _, row, _ in private._drawn([job], privacy, settings, 0)]
+        return rows, private._noise("gradients", job, privacy, 0).normal((8,))
+
+    def same(one: tuple[list[int], Tensor], two: tuple[list[int], Tensor]) -> list[bool]:
+        return [one[0] == two[0], torch.equal(one[1], two[1])]
+
+    secret = b"s" * 32
+    assert same(drawn(job, secret), drawn(replace(job), secret)) == [True, True]
+    assert same(drawn(job, secret), drawn(other, secret)) == [False, False]
+    state = {"step|x": torch.ones(1)}
+    assert same(drawn(job, secret), drawn(replace(job, optimizer_state=state), secret)) == [False, False]
+    assert same(drawn(job, None), drawn(other, None)) == [True, True], "a simulation is as it was"
+
+
 def test_what_gives_wrong_gradients_together_is_found_when_a_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapt()
     before = model.read(model.keys)

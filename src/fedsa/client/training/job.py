@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsa.adapters.algebra import cropped, padded
 from fedsa.errors import TrainingError
+from fedsa.messages import digest_of
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, TrainingSettings
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import IntArray
@@ -68,6 +71,14 @@ class Job:
     version: int = 0
     before: State = field(default_factory=dict)
     step_state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def beginning(self) -> str:
+        """A digest of what the training begins with: tensors, optimiser state, rows, and what is trained."""
+        tensors = {f"tensor|{key}": tensor for key, tensor in self.tensors.items()}
+        tensors |= {f"optimizer|{name}": tensor for name, tensor in self.optimizer_state.items()}
+        tensors["rows"] = torch.from_numpy(np.asarray(self.rows, dtype=np.int64))
+        return digest_of(" ".join(map(str, self.keys)), tensors)
 
 
 @dataclass(frozen=True)

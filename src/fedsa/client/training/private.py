@@ -145,11 +145,17 @@ def _drawn(
     for place, job in enumerate(now):
         if job is None:
             continue
-        random = Noise(job.seed, privacy.secret, "rows", job.client, job.round, step)
+        random = _noise("rows", job, privacy, step)
         drawn = (random.uniform(len(job.rows)) < sampling_of(settings, len(job.rows))).numpy()
         seed = derive_seed(job.seed, "dropout", job.client, job.round, step)
         for number in np.flatnonzero(drawn).tolist():
             yield place, int(job.rows[number]), (seed + number) % 2**63
+
+
+def _noise(what: str, job: Job, privacy: Privacy, step: int) -> Noise:
+    """The random numbers of a step: with a secret, those of what the training begins with and of nothing else."""
+    begun = () if privacy.secret is None else (job.beginning,)
+    return Noise(job.seed, privacy.secret, what, job.client, job.round, step, *begun)
 
 
 def _pieces(drawn: Iterator[tuple[int, int, int]], most: int) -> Iterator[_Piece]:
@@ -196,7 +202,7 @@ def _take(
             continue
         count = len(job.rows)
         deviation = privacy.settings.clipping_norm * noise_of(privacy.settings, settings, count, job.rounds)
-        noise = Noise(job.seed, privacy.secret, "gradients", job.client, job.round, step)
+        noise = _noise("gradients", job, privacy, step)
         for key in job.keys:
             own = padded(deviation * noise.normal(job.tensors[key].shape), sums[key].shape[1:])
             sums[key][place] += own.to(sums[key])

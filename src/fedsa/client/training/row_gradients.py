@@ -6,9 +6,10 @@ comes back for such a client is the gradient of its one row; for LoRA that is tw
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -33,9 +34,21 @@ class Values(NamedTuple):
     values: dict[Key, Tensor]
 
 
-class RowGradients(Protocol):
-    """What gives each row's gradient."""
+@dataclass(frozen=True)
+class RowGradients(ABC):
+    """What gives each row's gradient.
 
+    Attributes:
+        model: the base with its adapter.
+        task: gives losses.
+        encoded: every row.
+    """
+
+    model: AdaptedModel
+    task: Task
+    encoded: Encoded
+
+    @abstractmethod
     def __call__(
         self, clients: Values, keys: Sequence[Key], owners: Sequence[int], rows: IntArray, seeds: Sequence[int]
     ) -> tuple[Tensor, dict[Key, Tensor]]:
@@ -48,24 +61,17 @@ class RowGradients(Protocol):
             rows: their numbers.
             seeds: of the adapters' dropout, for each row.
         """
-        ...
 
 
 @final
 @dataclass(frozen=True)
-class RowsTogether:
+class RowsTogether(RowGradients):
     """Many rows in one pass.
 
     Attributes:
-        model: the base with its adapter.
-        task: gives losses.
-        encoded: every row.
         stack: of as many places as rows go through at once; it is in the model.
     """
 
-    model: AdaptedModel
-    task: Task
-    encoded: Encoded
     stack: Stack
 
     def __call__(
@@ -95,18 +101,8 @@ class RowsTogether:
 
 @final
 @dataclass(frozen=True)
-class OneByOne:
-    """One row after the other through the model's own layers: slow, and right for whatever adapter there is.
-
-    Attributes:
-        model: the base with its adapter.
-        task: gives losses.
-        encoded: every row.
-    """
-
-    model: AdaptedModel
-    task: Task
-    encoded: Encoded
+class OneByOne(RowGradients):
+    """One row after the other through the model's own layers: slow, and right for whatever adapter there is."""
 
     def __call__(
         self, clients: Values, keys: Sequence[Key], owners: Sequence[int], rows: IntArray, seeds: Sequence[int]
