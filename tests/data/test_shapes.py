@@ -192,6 +192,10 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "a role": ("chat", {"messages": turns(("boss", "do it"), (MODEL, "yes"))}, "line 3.*role 'boss', which is"),
     "no role": ("chat", {"messages": [{"content": "a"}, *turns((MODEL, "b"))]}, "line 3.*has a turn without a role"),
     "no answer": ("chat", {"messages": turns((USER, "a"))}, "line 3.*no turn of the assistant's.*leave the row out"),
+    "nothing to learn": (
+        "chat", {"messages": [*turns((USER, "a")), {"role": MODEL, "content": "b", "weight": 0}]},
+        "line 3.*column 'messages' has no turn of the assistant's that is to be learned",
+    ),
     "no content": ("chat", {"messages": [*turns((USER, "a")), {"role": MODEL}]}, "line 3.*a turn without content"),
     "a picture": (
         "chat", {"messages": [{"role": USER, "content": [{"type": "image"}]}, *turns((MODEL, "b"))]},
@@ -202,6 +206,23 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "line 3.*calls tools",
     ),
     "an empty cell": ("chat", {"messages": None}, "'messages' is empty in 1 row.*line 3"),
+    "an answer that is empty": (
+        "dpo", {"prompt": "a", "chosen": "b", "rejected": None}, "column 'rejected' is empty in 1 row.*line 3",
+    ),
+    "an answer that is empty, with the prompt": (
+        "dpo", {"chosen": turns((USER, "a"), (MODEL, "b")), "rejected": None}, "column 'rejected' is empty in 1 row",
+    ),
+    "a prompt that is empty": (
+        "dpo", {"prompt": None, "chosen": "b", "rejected": "c"}, "column 'prompt' is empty in 1 row.*line 3",
+    ),
+    "the other answer": (
+        "dpo", {"prompt": "a", "chosen": turns((MODEL, "b")), "rejected": [{"role": "boss", "content": "c"}]},
+        "line 3.*column 'rejected' has a turn of the role 'boss'",
+    ),
+    "nothing to learn of the other answer": (
+        "dpo", {"prompt": "a", "chosen": "b", "rejected": [{"role": MODEL, "content": "c", "train": False}]},
+        "line 3.*column 'rejected' has no turn of the assistant's that is to be learned",
+    ),
     "no prompt": ("dpo", {"chosen": "a", "rejected": "b"}, r"no column says what 'chosen' and 'rejected' answer"),
     "one answer": ("dpo", {"prompt": "a", "chosen": "b"}, "no column 'rejected'"),
     "nothing in common": (
@@ -215,6 +236,8 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_what_does_not_fit_is_told_with_its_place(tmp_path: Path, name: str) -> None:
     kind, row, message = BAD[name]
     good = {"chat": CONVERSATIONS["messages"][0], "dpo": PAIRS["whole conversations"][0]}[kind]
+    if kind == "dpo" and "prompt" in row:
+        good = {"prompt": "why N", "chosen": turns((MODEL, "so N")), "rejected": turns((MODEL, "no N"))}
     rows: list[Mapping[str, Any]] = numbered(good)
     if "no such" in name or name in ("no prompt", "one answer"):
         rows = [row] * 40

@@ -27,10 +27,10 @@ def look(tiny_data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable
 
     monkeypatch.setattr(fedsa.federation.base_models, "load_base", refuse)
 
-    def run(*settings: str, without: str = "") -> Examination:
+    def run(*settings: str, without: str = "", on_progress: Callable[[str], None] | None = None) -> Examination:
         data = apply_overrides(tiny_data, settings)
         data.pop(without, None)
-        return examine(data, "recipe tiny")
+        return examine(data, "recipe tiny", on_progress=on_progress)
 
     return run
 
@@ -47,8 +47,10 @@ def told(found: Examination) -> list[tuple[str, str]]:
 
 
 def test_nothing_is_found_where_nothing_is_wrong(look: Callable[..., Examination]) -> None:
-    found = look()
+    said: list[str] = []
+    found = look(on_progress=said.append)
     assert found.faults == []
+    assert said.count("loading the tokenizer") == 1
     assert (found.clients, found.rows, found.not_checked) == (3, 180, {})
 
 

@@ -58,6 +58,7 @@ def test_the_page_follows_a_run_from_before_its_beginning_to_its_report(
     with RunFolder.create(run, recipe).locked():
         page = live.page()  # at once: it was not in use a moment ago
         assert "The run has begun: rows and model are loaded." in words(page.html)
+        assert "round 0 of 2" in page.html
         seen.add(page.version)
     shutil.rmtree(run)
     shutil.copytree(finished, run)
@@ -183,6 +184,16 @@ def test_a_page_of_another_site_cannot_read_the_report_through_the_browser(tmp_p
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
         for host in ("localhost:9000", "127.0.0.1", "[::1]:8103"):
             assert ask(server, "/", Host=host)[0] == 200
+        assert ask(server, "/", Host="[")[0] == 421  # that is no host at all
+
+
+def test_the_address_that_is_printed_is_answered_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many systems give a machine's own name the address 127.0.1.1."""
+    known = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **named: known("127.0.0.1", *more, **named))
+    with served(make_run(tmp_path / "run", ["a", "b"]), host="My-Laptop") as server:
+        assert server.url == f"http://My-Laptop:{server.server_port}/"
+        assert ask(server, "/", Host=f"my-laptop:{server.server_port}")[0] == 200
 
 
 def test_a_taken_port_is_named_or_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from fedsa.errors import RunFolderError, UserError
 from fedsa.store import ClientState, ClientStateFiles, background, open_states_of_site
+from fedsa.store.locked_folder import LockedFolder
 from fedsa.types import Factor, Key
 
 A = Key("layer", Factor.A)
@@ -129,6 +131,17 @@ def test_a_crash_leaves_the_state_before(
             states.settle()
     assert value_of(opened(), "ward 1", 2) == 1
     assert not list((tmp_path / "site").rglob("*.partial"))
+
+
+def test_who_only_looks_whether_a_folder_is_in_use_does_not_stop_its_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking = FileLock(tmp_path / ".lock")
+    looking.acquire()
+    monkeypatch.setattr("filelock._api.time.sleep", lambda seconds: looking.release())
+    folder = LockedFolder(tmp_path)
+    folder.acquire()
+    folder.release()
 
 
 def test_one_process_of_one_run_writes_it(opened: Callable[..., ClientStateFiles], tmp_path: Path) -> None:

@@ -191,6 +191,15 @@ def test_what_is_cut_is_counted() -> None:
     assert "so that 3 of 6 answers are not read at all" in note
 
 
+def test_what_is_cut_for_the_answers_room_is_told() -> None:
+    tokenizer = decoder_words(MARKS, TEMPLATES["chatml"][0])
+    encoded = encode(tokenizer, talk("what"), talk("a b c d " * 3), limit=16, answered=False)  # 16 - 4 are left
+    assert len(words(encoded, 3)[0]) == 12
+    (note,) = encoded.notes
+    assert note.startswith("1 of 2 rows are longer than 12 tokens")
+    assert "the model takes 16, and task.max_new_tokens = 4 are for its answer" in note
+
+
 def test_a_template_that_leaves_no_room_is_refused() -> None:
     with pytest.raises(DataError, match=r"row 0: nothing of the assistant's turns is left.*task\.max_length = 4"):
         encode(decoder_words(MARKS, TEMPLATES["chatml"][0]), talk("what is", "good film"), most=4)

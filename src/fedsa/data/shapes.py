@@ -38,6 +38,13 @@ _NOTHING: tuple[Any, ...] = (None, "", [], "[]")
 _Row = Mapping[str, Any]
 
 
+class _MisfitError(ValueError):
+    """What is wrong with a cell, with the name of its column."""
+
+    def __init__(self, column: str, what: object) -> None:
+        super().__init__(f"column {column!r} {what}")
+
+
 class _Found(NamedTuple):
     """How the rows of a table are read: from which columns, what to say of it, and what is made of a row."""
 
@@ -145,24 +152,24 @@ class _Conversations:
         return _Found(
             sources,
             f"conversations are read from the {'columns' if before else 'column'} {told}{alpaca}",
-            lambda row: (self._cut(_of_pair(row, asked, more, answer, history, system)),),
+            lambda row: (self._cut(_of_pair(row, asked, more, answer, history, system), answer or asked),),
         )
 
     def _of_lists(self, name: str, system: str | None, what: str) -> _Found:
         def make(row: _Row) -> tuple[Turns, ...]:
-            return (self._cut(_with_system(turns_of(row[name], role="user"), row, system)),)
+            return (self._cut(_with_system(_turns(row, name, "user"), row, system), name),)
 
         return _Found((name, *((system,) if system else ())), what, make)
 
-    def _cut(self, turns: Turns) -> Turns:
+    def _cut(self, turns: Turns, column: str) -> Turns:
         """Return the turns as far as they are needed."""
         if not self.answered:
             while turns and turns[-1]["role"] == "assistant":
                 turns = turns[:-1]
             if not turns:
-                raise ValueError("has no turn of the user's")
-        elif turns and not any(turn["role"] == "assistant" for turn in turns):
-            raise ValueError("has no turn of the assistant's, so there is nothing to learn: leave the row out")
+                raise _MisfitError(column, "has no turn of the user's")
+        elif turns:
+            _require_learned(turns, column)
         return turns
 
 
@@ -207,16 +214,18 @@ class _Preferences:
         used = (system,) if whole else (asked, more, system)
 
         def make(row: _Row) -> tuple[Turns, ...]:
-            answers = [turns_of(row[name], role="assistant") for name in (better, worse)]
-            if any(each and each[0]["role"] != "assistant" for each in answers):
+            answers = [_turns(row, name, "assistant") for name in (better, worse)]
+            if not all(answers):  # an empty cell: refused or left out as any other
+                return max(answers, key=len), *answers
+            if any(each[0]["role"] != "assistant" for each in answers):
                 before = common_beginning(*answers)
                 if not before:
-                    raise ValueError("and the other answer's column have no beginning in common, and so no prompt")
+                    raise _MisfitError(better, f"and column {worse!r} have no beginning in common, and so no prompt")
                 answers = [each[len(before) :] for each in answers]
             else:
                 before = _of_pair(row, asked, more, None, None, None) if asked else []
-            if any(each and not any(turn["role"] == "assistant" for turn in each) for each in answers):
-                raise ValueError("or the other answer's column has no turn of the assistant's")
+            for name, each in zip((better, worse), answers, strict=True):
+                _require_learned(each, name)
             return _with_system(before, row, system), *answers
 
         return _Found(
@@ -252,8 +261,8 @@ def _shaped(
         given = dict(zip(columns, values, strict=True))
         try:
             made: Sequence[Turns] = [[] for _ in cells] if given[first] in _NOTHING else found.make(given)
-        except ValueError as error:
-            raise DataError(f"{place(row)}: column {first!r} {error}") from None
+        except _MisfitError as error:
+            raise DataError(f"{place(row)}: {error}") from None
         for column, turns in zip(cells, made, strict=True):
             column.append(written(turns))
     rest = [name for name in table.column_names if name in shape.kept and name not in shape.columns]
@@ -264,26 +273,61 @@ def _shaped(
     return Shaped(kept, tuple(unread), found.what)
 
 
+def _turns(row: _Row, column: str, role: str) -> Turns:
+    """Return the turns of a cell; none of an empty one.
+
+    Raises:
+        _MisfitError: it holds no turns.
+    """
+    if row[column] in _NOTHING:
+        return []
+    try:
+        return turns_of(row[column], role=role)
+    except ValueError as error:
+        raise _MisfitError(column, error) from None
+
+
+def _require_learned(turns: Turns, column: str) -> None:
+    """Refuse turns of which nothing is to be learned.
+
+    Raises:
+        _MisfitError: no turn is the assistant's, or none of these is to be learned.
+    """
+    own = [turn for turn in turns if turn["role"] == "assistant"]
+    if not own:
+        raise _MisfitError(column, "has no turn of the assistant's, so there is nothing to learn: leave the row out")
+    if all(turn.get("train") is False for turn in own):
+        raise _MisfitError(
+            column,
+            "has no turn of the assistant's that is to be learned (all have weight = 0 or train = false): leave the "
+            "row out",
+        )
+
+
 def _of_pair(
     row: _Row, asked: str, more: str | None, answer: str | None, history: str | None, system: str | None
 ) -> Turns:
     """Return the turns of a question with its answer, behind what was said before."""
     turns: Turns = []
     for exchange in _exchanges(row.get(history)) if history else ():
-        if isinstance(exchange, list) and len(exchange) == 2:
+        if not (isinstance(exchange, list) and len(exchange) == 2):
+            raise _MisfitError(history or _HISTORY, "is no list of questions with their answers")
+        try:
             turns += turns_of(exchange[0], role="user") + turns_of(exchange[1], role="assistant")
-        else:
-            raise ValueError("has a `history` that is no list of questions with their answers")
-    question = turns_of(row[asked], role="user")
+        except ValueError as error:
+            raise _MisfitError(history or _HISTORY, error) from None
+    question = _turns(row, asked, "user")
+    if not question:
+        return []
     added = row.get(more) if more else None
     if added not in (None, ""):
         question[-1] = {**question[-1], "content": f"{question[-1]['content']}\n\n{added}"}
     turns += question
     if answer is not None:
-        said = row.get(answer)
-        if said in _NOTHING:
+        said = _turns(row, answer, "assistant")
+        if not said:
             return []  # an empty cell: refused or left out as any other
-        turns += turns_of(said, role="assistant")
+        turns += said
     return _with_system(turns, row, system)
 
 
@@ -295,7 +339,7 @@ def _exchanges(cell: Any) -> Sequence[Any]:
 
 def _with_system(turns: Turns, row: _Row, system: str | None) -> Turns:
     said = row.get(system) if system else None
-    if not said or (turns and turns[0]["role"] == "system"):
+    if not said or not turns or turns[0]["role"] == "system":
         return turns
     return [{"role": "system", "content": str(said)}, *turns]
 

@@ -124,6 +124,7 @@ def notes_on_texts(
     task_settings: TaskSettings,
     rows: DealtRows,
     *,
+    tokenizer: Any = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> tuple[str, ...]:
     """Return sentences on rows of texts as a model's tokenizer reads them; no weights are loaded.
@@ -135,6 +136,7 @@ def notes_on_texts(
         model: the recipe's ``[model]``.
         task_settings: its ``[task]``.
         rows: its rows.
+        tokenizer: the model's; None: it is loaded.
         on_progress: told what takes time.
 
     Raises:
@@ -147,9 +149,10 @@ def notes_on_texts(
     if task.takes_images:
         return ()
     try:
-        tell("loading the tokenizer")
         base = empty_base(model, auto_model=task.auto_model, options=task.model_options(), on_progress=tell)
-        tokenizer = load_processor(model, task)
+        if tokenizer is None:
+            tell("loading the tokenizer")
+            tokenizer = load_processor(model, task)
         fit_padding(base, tokenizer)
     except (ModelError, FetchError) as error:
         why = textwrap.shorten(str(error), 300, placeholder=" ...")

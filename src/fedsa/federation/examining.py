@@ -246,10 +246,10 @@ def _look_at_model(
     with found.part("model"):
         task = make_task(recipe.task, _classes(recipe, rows))
         tell("loading the tokenizer")
-        load_processor(recipe.model, task, recipe.task.image_side)
+        processor = load_processor(recipe.model, task, recipe.task.image_side)
         if rows is not None:
             with found.part("data"):
-                found.notes += notes_on_texts(recipe.model, recipe.task, rows, on_progress=tell)
+                found.notes += notes_on_texts(recipe.model, recipe.task, rows, tokenizer=processor, on_progress=tell)
 
 
 def _check_adapted(

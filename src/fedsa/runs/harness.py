@@ -137,7 +137,7 @@ def evaluate(
         raise UserError(
             f"{source.path}: the harness asks models that write or score texts, and this one is for "
             f"{source.settings.kind} ({loaded.task.auto_model}): give a run or an adapter of a decoder "
-            "(generation, language_modeling or multiple_choice)"
+            "(chat, dpo, generation, language_modeling or multiple_choice)"
         )
     tell("loading the harness's tasks")
     with _of_harness(names, note):

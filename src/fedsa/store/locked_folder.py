@@ -12,6 +12,9 @@ from fedsa.store.files import write_error
 
 __all__ = ["LockedFolder", "entries_of", "is_in_use"]
 
+_LOOKED_AT = 0.5
+"""Seconds: longer than `is_in_use` ever has the lock."""
+
 
 @final
 class LockedFolder:
@@ -27,14 +30,14 @@ class LockedFolder:
         self._identity: tuple[int, int] | None = None  # device and inode of the folder that is written
 
     def acquire(self) -> None:
-        """Take the lock, without waiting for it.
+        """Take the lock. It waits for a moment only: whoever looks whether a run goes on has the lock as long as that.
 
         Raises:
             RunFolderError: another process has it.
             UserError: the folder cannot be written.
         """
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=_LOOKED_AT, poll_interval=_LOOKED_AT / 25)
             status = self.path.stat()
             self._identity = (status.st_dev, status.st_ino)
         except Timeout:

@@ -14,7 +14,10 @@ from fedsa.tasks.base import IntArray
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatTurns", "ends_of", "has_plain_template", "own_stops", "stops_of", "with_template"]
+__all__ = ["TEMPLATE_ERRORS", "ChatTurns", "ends_of", "has_plain_template", "own_stops", "stops_of", "with_template"]
+
+TEMPLATE_ERRORS = (TemplateError, TypeError, KeyError, ValueError)
+"""What a chat template raises for turns that it does not take."""
 
 _WORD = "qzq"
 """An answer that no template has in its own text."""
@@ -157,7 +160,7 @@ class ChatTurns:
             turns.append({"role": "assistant", "content": answer})
         try:
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None))
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
+        except TEMPLATE_ERRORS as error:
             raise DataError(
                 f"the tokenizer's chat template does not take a user's turn and an answer ({error}): {_MEND}"
             ) from error

@@ -18,7 +18,7 @@ from fedsa.errors import DataError
 from fedsa.tasks.base import IntArray
 from fedsa.tasks.cache import cached_arrays
 from fedsa.tasks.classes import ClassTask
-from fedsa.tasks.lengths import Reading, raise_length, told, unread_rows, whole_lengths
+from fedsa.tasks.lengths import Reading, kept_length, raise_length, told, unread_rows, whole_lengths
 from fedsa.tasks.padding import filled, width_of
 from fedsa.tasks.values import text_of
 from fedsa.texts.words import counted
@@ -165,7 +165,7 @@ class Classification(ClassTask):
         Raises:
             DataError: a cell is no text, a row has no token at all, or the tokenizer knows nothing of most rows.
         """
-        longest = min(self.max_length, limit or self.max_length)
+        longest = kept_length(self.max_length, limit)
         rows = np.unique(rows)  # ascending: the order of offsets
         ended = tokenizer.eos_token if self.finds_end else None
         make = partial(self._tokenize, table, rows, tokenizer, longest, ended)

@@ -14,7 +14,7 @@ from fedsa.tasks.beginnings import Beginnings
 from fedsa.tasks.chat import with_template
 from fedsa.tasks.decoding import Decoding, said_of
 from fedsa.tasks.dialogues import Cuts, Dialogues, Kept, answer_of
-from fedsa.tasks.lengths import Reading
+from fedsa.tasks.lengths import Reading, kept_length
 from fedsa.tasks.tokenizing import parts_of
 from fedsa.types import CLASS_NUMBER
 
@@ -80,7 +80,7 @@ class Chat(Decoding):
         """
         rows, count = np.unique(rows), len(table)
         dialogues, reading = Dialogues(tokenizer), Reading(tokenizer)
-        cuts = Cuts(min(self.max_length, limit or self.max_length), limit)
+        cuts = Cuts(kept_length(self.max_length, limit), limit)
         made: list[Kept] = []
         for part, cells in parts_of(table, rows):
             turns = [json.loads(cell["messages"]) for cell in cells]

@@ -9,11 +9,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, final
 
 import numpy as np
-from jinja2 import TemplateError
 
 from fedsa.errors import DataError
 from fedsa.tasks.base import IntArray
-from fedsa.tasks.chat import ChatTurns, ends_of, has_plain_template
+from fedsa.tasks.chat import TEMPLATE_ERRORS, ChatTurns, ends_of, has_plain_template
 from fedsa.tasks.lengths import raise_length, told
 from fedsa.tasks.sequences import SequenceRows
 from fedsa.tasks.tokenizing import tokens_with_places
@@ -176,7 +175,7 @@ class Dialogues:
         plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
         try:
             return str(self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=asks))
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
+        except TEMPLATE_ERRORS as error:
             roles = ", ".join(turn["role"] for turn in plain)
             raise DataError(
                 f"row {row}: the tokenizer's chat template does not take these turns ({roles}): {error}; change the "
@@ -260,11 +259,13 @@ class Cuts:
     Attributes:
         longest: tokens kept.
         limit: the most that the model takes.
+        room: of these, kept for what it writes.
     """
 
     longest: int
     limit: int | None
     whole: list[int] = field(default_factory=list)
+    room: int = 0
     ends: int = 0
     middles: int = 0
     answers: list[int] = field(default_factory=lambda: [0, 0])
@@ -321,7 +322,8 @@ class Cuts:
         Raises:
             DataError: there is no room.
         """
-        longest = self.longest if self.limit is None else min(self.longest, self.limit - room)
+        self.room = room
+        longest = self._longest
         self.whole.append(len(front))
         if len(front) <= longest:
             return front
@@ -337,7 +339,8 @@ class Cuts:
 
     def notes(self) -> Iterable[str]:
         """Return a sentence on what was cut, if anything was."""
-        cut = told(np.array(self.whole), self.longest)
+        longest = self._longest
+        cut = told(np.array(self.whole), longest)
         if cut:
             whole, kept = self.answers
             lost = [
@@ -351,7 +354,15 @@ class Cuts:
             gone = (
                 f", so that {whole - kept:,} of {counted(whole, 'answer')} are not read at all" if whole > kept else ""
             )
-            yield f"{cut}: {', '.join(lost)}{gone}; {raise_length(self.longest, self.limit)}."
+            mend = raise_length(self.longest, self.limit)
+            if longest < self.longest:
+                mend = f"the model takes {self.limit:,}, and task.max_new_tokens = {self.room:,} are for its answer"
+            yield f"{cut}: {', '.join(lost)}{gone}; {mend}."
+
+    @property
+    def _longest(self) -> int:
+        """Tokens kept, so that there is room for what the model writes."""
+        return self.longest if self.limit is None else min(self.longest, self.limit - self.room)
 
 
 def _runs(asked: Sequence[bool]) -> int:

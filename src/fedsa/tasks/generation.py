@@ -14,6 +14,7 @@ from fedsa.recipe import fields_of
 from fedsa.tasks.base import IntArray, Prediction, Sample
 from fedsa.tasks.beginnings import Beginnings
 from fedsa.tasks.decoding import Decoding, said_of
+from fedsa.tasks.lengths import kept_length
 from fedsa.tasks.sequences import SequenceRows
 from fedsa.tasks.text_metrics import METRICS, best_of, extract
 from fedsa.tasks.tokenizing import parts_of
@@ -93,7 +94,7 @@ class Generation(Decoding):
         """
         rows, count = np.unique(rows), len(table)
         references: list[tuple[str, ...]] = [()] * count
-        longest = min(self.max_length, limit or self.max_length)
+        longest = kept_length(self.max_length, limit)
         writer = Writer(tokenizer, longest, limit=limit, template=self.prompt, chat=self.chat)
         for part, cells in parts_of(table, rows) if answered else ():
             own = [self._answers(row, cell) for row, cell in zip(part.tolist(), cells, strict=True)]
@@ -220,7 +221,7 @@ class LanguageModeling(Decoding):
             DataError: a cell is no text, or the tokenizer knows nothing of most rows.
         """
         column = self.text_column
-        writer = Writer(tokenizer, min(self.max_length, limit or self.max_length), limit=limit, template=None)
+        writer = Writer(tokenizer, kept_length(self.max_length, limit), limit=limit, template=None)
         for part, cells in parts_of(table, np.unique(rows)):
             texts = [[text_of(cell[column], row, column)] for row, cell in zip(part.tolist(), cells, strict=True)]
             writer.put(part, chain.from_iterable(writer.fit(part, [""] * len(cells), texts)))

@@ -17,7 +17,7 @@ from fedsa.texts.words import counted
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Reading", "raise_length", "told", "unread_rows", "whole_lengths"]
+__all__ = ["Reading", "kept_length", "raise_length", "told", "unread_rows", "whole_lengths"]
 
 _KNOWN = 0.1  # of a row's tokens: with fewer that the tokenizer knows, nothing is left to learn from
 
@@ -136,6 +136,19 @@ def whole_lengths(
         whole = tokenizer(*texts, verbose=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
         lengths[full] = [len(row) for row in whole]
     return lengths
+
+
+def kept_length(max_length: int, limit: int | None) -> int:
+    """The most tokens that are kept of a row.
+
+    Args:
+        max_length: the task's.
+        limit: the most that the model takes; None: any number.
+
+    >>> kept_length(512, None), kept_length(512, 128)
+    (512, 128)
+    """
+    return max_length if limit is None else min(max_length, limit)
 
 
 def raise_length(longest: int, limit: int | None) -> str:

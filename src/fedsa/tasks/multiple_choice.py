@@ -14,6 +14,7 @@ from fedsa.errors import DataError
 from fedsa.recipe import fields_of
 from fedsa.tasks.answers import Question, right_places
 from fedsa.tasks.base import IntArray, Prediction, Task
+from fedsa.tasks.lengths import kept_length
 from fedsa.tasks.sequences import SequenceRows, answer_losses, sequence_example
 from fedsa.tasks.tokenizing import parts_of
 from fedsa.tasks.values import check_template, shown, text_of, texts_of
@@ -110,7 +111,7 @@ class MultipleChoice(Task):
         places, note = np.zeros(len(rows), dtype=np.int64), None
         if answered:
             places, note = right_places(questions, rows, self.answer, self.first_choice)
-        longest = min(self.max_length, limit or self.max_length)
+        longest = kept_length(self.max_length, limit)
         writer = Writer(tokenizer, longest, limit=limit, template=self.prompt, chat=self.chat)
         items: list[list[Fitted]] = []
         for part, cells in parts_of(table, rows):

@@ -16,7 +16,7 @@ from fedsa.tasks.adapter_off import adapter_off
 from fedsa.tasks.base import IntArray, Prediction, Task
 from fedsa.tasks.chat import with_template
 from fedsa.tasks.dialogues import Cuts, Dialogues, Kept, Spoken
-from fedsa.tasks.lengths import Reading
+from fedsa.tasks.lengths import Reading, kept_length
 from fedsa.tasks.sequences import SequenceRows, answer_losses, sequence_example
 from fedsa.tasks.tokenizing import parts_of
 from fedsa.texts.words import counted
@@ -121,7 +121,7 @@ class Dpo(Task):
         """
         rows, count = np.unique(rows), len(table)
         dialogues, reading = Dialogues(tokenizer), Reading(tokenizer)
-        cuts = Cuts(min(self.max_length, limit or self.max_length), limit)
+        cuts = Cuts(kept_length(self.max_length, limit), limit)
         made: list[Kept] = []
         alike = 0
         for part, cells in parts_of(table, rows):

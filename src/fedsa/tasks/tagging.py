@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fedsa.errors import DataError
 from fedsa.tasks.base import Encoded, IntArray, Prediction, Task
 from fedsa.tasks.classification import BesideTokens, TokenRows
-from fedsa.tasks.lengths import Reading, raise_length, told, whole_lengths
+from fedsa.tasks.lengths import Reading, kept_length, raise_length, told, whole_lengths
 from fedsa.tasks.padding import filled, of_tokens
 from fedsa.tasks.sequences import IGNORED
 from fedsa.tasks.tokenizing import parts_of, tokens_with_places
@@ -115,7 +115,7 @@ class TokenClassification(Task):
             DataError: a row has no words, not as many tags as words, or one that is unknown; or the tokenizer knows
                 nothing of most rows, or does not tell where in the text its tokens are.
         """
-        longest = min(self.max_length, limit or self.max_length)
+        longest = kept_length(self.max_length, limit)
         rows, reading, words_cut = np.unique(rows), Reading(tokenizer), 0
         tokens = [np.empty(0, dtype=np.int32)]
         tags, places_of_words = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]

@@ -12,14 +12,17 @@ from importlib import resources
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from fedsa.texts.escapes import for_html
 from fedsa.texts.words import counted, sized, some
 from fedsa.types import FRACTIONS
 
-__all__ = ["duration", "page_engine", "score", "short", "signed", "size", "sortable"]
+__all__ = ["OF_OTHER_FORM", "duration", "page_engine", "score", "short", "signed", "size", "sortable"]
+
+OF_OTHER_FORM = (AttributeError, KeyError, TypeError, ValueError, TemplateError)
+"""What making a page raises where a file does not have the form that this version of fedsa writes."""
 
 
 def page_engine(metric: str) -> Environment:

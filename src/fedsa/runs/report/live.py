@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from jinja2 import TemplateError
-
 from fedsa.errors import FedsaError
+from fedsa.runs.pages.engine import OF_OTHER_FORM
 from fedsa.runs.report.page import report_html
 from fedsa.runs.report.running import running_html, waiting_html
 from fedsa.store import BegunRun, is_in_use
@@ -87,7 +86,7 @@ class LiveReport:
             return running_html(run, is_in_use=self._in_use, version=version)
         except FedsaError as error:
             return waiting_html(f"{name} cannot be shown", [str(error)], version)
-        except (AttributeError, KeyError, TypeError, ValueError, TemplateError) as error:
+        except OF_OTHER_FORM as error:
             text = f"Its files do not have the form that this version of fedsa writes ({error})."
             return waiting_html(f"{name} cannot be shown", [text], version)
 

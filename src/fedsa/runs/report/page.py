@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from fedsa.errors import RunFolderError
-from fedsa.runs.pages.engine import page_engine, score, short
+from fedsa.runs.pages.engine import OF_OTHER_FORM, page_engine, score, short
 from fedsa.runs.report.against import against as compare_with
 from fedsa.runs.report.asymmetry import asymmetry_of
 from fedsa.runs.report.figures import MOST_LABELS, Table, draw_figures
@@ -94,7 +92,7 @@ def report_html(run: Path, *, against: Path | None = None, version: str | None =
             asymmetry=asymmetry,
             version=version,
         )
-    except (AttributeError, KeyError, TypeError, ValueError, TemplateError) as error:
+    except OF_OTHER_FORM as error:
         raise RunFolderError(
             f"the files in {run} do not have the form that this version of fedsa writes ({error}); "
             "make the report with the version that is named in environment.json, or repeat the run with `fedsa run`"

@@ -62,7 +62,7 @@ def running_html(run: BegunRun, *, is_in_use: bool, version: str) -> str:
     return engine.get_template("report/running.html.jinja").render(
         **about_recipe(run.path.resolve().name, tomllib.loads(run.recipe_text), run.recipe_text),
         version=version,
-        round=-1 if progress is None else progress.round,
+        round=0 if progress is None else max(0, progress.round),
         state=_state(run, is_in_use=is_in_use),
         in_words=_in_words(run, metric),
         progress=progress,

@@ -47,7 +47,7 @@ class ReportServer(ThreadingHTTPServer):
     def __init__(
         self, run: Path, host: str = "127.0.0.1", port: int | None = None, against: Path | None = None
     ) -> None:
-        self.report = LiveReport(run, against)
+        self.report, self.host = LiveReport(run, against), host.lower()
         try:
             self.address_family, _, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         except (OSError, UnicodeError):
@@ -112,8 +112,12 @@ class _Page(BaseHTTPRequestHandler):
 
     def _is_for_us(self) -> bool:
         """Whether the browser asks for this machine by one of its own names."""
-        name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        return not self.server.is_private or name in ("localhost", "127.0.0.1", "::1", self.server.server_name)
+        server = self.server
+        try:
+            name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:  # it is no host
+            return False
+        return not server.is_private or name in ("localhost", "127.0.0.1", "::1", server.server_name, server.host)
 
     def _send(self, status: HTTPStatus, kind: str = "", content: bytes = b"") -> None:
         self.send_response(status)
