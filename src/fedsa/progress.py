@@ -186,6 +186,9 @@ class ProgressDisplay(Callback):
         rate = self._pace.rows_per_second("training") if losses and self._pace is not None else None
         parts.append(f"{seconds:.1f} s" + ("" if rate is None else f", {_rate(rate)}"))
         self._console.print("  ".join(parts))
+        for line in lines:
+            if line.get("rejected"):
+                self._console.print(f"  {for_terminal(line['rejected'])}", markup=False, highlight=False)
         if round == self._recipe.rounds and self._pace is not None:
             self._now("testing", self._pace.tests)
             self._advance()

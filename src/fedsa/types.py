@@ -255,7 +255,8 @@ class RoundRecord:
         download_bytes: sent to each that was asked, as on the wire without framing.
         upload_bytes: received from each finished client.
         train_metrics: each finished client's own numbers.
-        rejected: ids whose update was not taken, each with the reason.
+        rejected: ids whose update was not taken, or came and does not count, each with the reason.
+        verdicts: where a step looks at all updates together, its numbers about each client's.
         staleness: where rounds overlap, the rounds by which each finished client's update came late.
     """
 
@@ -266,6 +267,7 @@ class RoundRecord:
     upload_bytes: Mapping[str, int]
     train_metrics: Mapping[str, Mapping[str, float]]
     rejected: Mapping[str, str] = field(default_factory=dict)
+    verdicts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     staleness: Mapping[str, int] = field(default_factory=dict)
 
 

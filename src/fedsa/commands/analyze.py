@@ -46,7 +46,12 @@ def command(
     files = _write(found, folder, kinds)
     means = list(found.means())
     if json:
-        print_json({"clients": list(found.clients), "means": means, "files": [str(file) for file in files]})
+        scores = [
+            {"round": round, "client": client, "score": each.score, "cosine": each.cosine, "norm_ratio": each.ratio}
+            for (round, client), each in found.scores.items()
+        ]
+        paths = [str(file) for file in files]
+        print_json({"clients": list(found.clients), "means": means, "poison": scores, "files": paths})
         return
     if is_quiet():
         say(str(folder))
@@ -63,6 +68,17 @@ def command(
     say(f"\nRound {last}, as the clients ended their training; over pairs of {counted(len(found.clients), 'client')}.")
     for name, text in MEASURES.items():
         say(f"  {name:7s} {text}")
+    last_scores = {client: each for (number, client), each in found.scores.items() if number == last}
+    if last_scores:
+        say()
+        print_table(
+            ["client", "poison score", "cosine with the median change", "norm over the median norm"],
+            [
+                [client, f"{each.score:.2f}", f"{each.cosine:.2f}", f"{each.ratio:.2f}"]
+                for client, each in sorted(last_scores.items(), key=lambda item: -item[1].score)
+            ],
+        )
+        say("\nHow far each client's change of A in that round is from the others'. Above 1: look at it.")
     say()
     for file in files:
         say(str(file))

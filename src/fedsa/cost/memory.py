@@ -79,12 +79,15 @@ def memory_of(
 
 
 def bytes_of_updates(recipe: Recipe, algorithm: Algorithm, model: EmptyModel, clients: int) -> int:
-    """The bytes of a round's updates, where the method or a step needs all of them at once; else 0."""
+    """The bytes of a round's updates, where the method or a step needs all of them at once; else 0.
+
+    They are as the server holds them: what travelled as whole numbers has become fp32.
+    """
     steps = make_chain(recipe.steps)
     if algorithm.is_additive() and not steps.holds_updates:
         return 0
     sent = {key: parameter.detach() for key, parameter in model.parameters.items() if algorithm.plan(key, 1).sent}
-    return clients * steps.upload_bytes(sent)
+    return clients * (total_bytes(sent) if recipe.compression.kind != "none" else steps.upload_bytes(sent))
 
 
 def frozen_tensors(model: EmptyModel) -> dict[str, Tensor]:

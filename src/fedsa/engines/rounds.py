@@ -209,7 +209,7 @@ def _lines(
     round: int, record: RoundRecord | None, results: Mapping[Moment, Results], settings: RoundSettings, clock: float
 ) -> Iterator[dict[str, Any]]:
     """Yield a round's lines of ``metrics.jsonl``: one for every client that was to train, has come or was evaluated."""
-    asked = {*record.clients, *record.finished} if record else set()
+    asked = {*record.clients, *record.train_metrics} if record else set()
     for client in sorted(asked.union(*results.values())):
         metrics = record.train_metrics.get(client) if record else None
         line: dict[str, Any] = {
@@ -221,6 +221,10 @@ def _lines(
         }
         if metrics is None and client in asked and not settings.overlaps:
             line["lost"] = True  # it was asked, and no update of it counts
+        if record and client in record.rejected:
+            line["rejected"] = record.rejected[client]
+        if record and client in record.verdicts:
+            line["poison"] = {**record.verdicts[client], "left_out": client in record.rejected}
         if settings.overlaps:
             line |= {"staleness": record.staleness.get(client) if record else None, "clock": clock}
             line["asked"] = record is not None and client in record.clients  # its update may come in another round

@@ -161,6 +161,7 @@ def summary_of(
         "wire_dtype": recipe.wire_dtype,
         "server_optimizer": recipe.server.optimizer,
         "robust": recipe.robust.kind,
+        "compression": recipe.compression.kind,
         "overlap": recipe.overlap.kind,
         "metric": metric,
         "evaluated_after": settings.moments[0],

@@ -21,7 +21,7 @@ from fedsa.federation.checks import check_early
 from fedsa.federation.objects import fitted_base, numbered, recipe_of_objects
 from fedsa.federation.resolving import for_newcomer, with_measured
 from fedsa.models import AdaptedModel, read_peft_config, with_drawn_layers
-from fedsa.recipe import ExamplePrivacySettings, ModelSettings, Recipe, TaskSettings, refuse_objects
+from fedsa.recipe import ExamplePrivacySettings, ModelSettings, NotRobustSettings, Recipe, TaskSettings, refuse_objects
 from fedsa.server import OpenSum, Server, server_of
 from fedsa.steps import make_chain
 from fedsa.tasks import make_task
@@ -281,7 +281,15 @@ class Federation:
             client_versions: the versions.
             open_sum: as for `fedsa.server.Server`.
         """
-        return server_of(self.agreement, self.clients, state, client_versions=client_versions, open_sum=open_sum)
+        bad_is_left_out = not isinstance(self.recipe.robust, NotRobustSettings)  # else it can only be a fault of fedsa
+        return server_of(
+            self.agreement,
+            self.clients,
+            state,
+            client_versions=client_versions,
+            quorum=1 if bad_is_left_out else None,
+            open_sum=open_sum,
+        )
 
     @cached_property
     def agreement(self) -> Agreement:

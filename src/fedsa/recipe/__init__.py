@@ -6,6 +6,7 @@ Every field has a type, a range and a default; a recipe with mistakes is refused
 
 from fedsa.recipe.adapter import AdapterSettings
 from fedsa.recipe.base import Scope, is_resolved, scope_of
+from fedsa.recipe.compression import CompressionSettings, Int8Settings, NoCompressionSettings, compression_settings
 from fedsa.recipe.compute import ComputeSettings
 from fedsa.recipe.data import DataSettings
 from fedsa.recipe.evaluation import (
@@ -33,6 +34,7 @@ from fedsa.recipe.robust import (
     MedianSettings,
     NormBoundSettings,
     NotRobustSettings,
+    PoisonScoreSettings,
     RobustSettings,
     TrimmedMeanSettings,
     robust_settings,
@@ -66,6 +68,7 @@ __all__ = [
     "Check",
     "ClassificationSettings",
     "ClientPrivacySettings",
+    "CompressionSettings",
     "ComputeSettings",
     "DataSettings",
     "DpoSettings",
@@ -75,11 +78,13 @@ __all__ = [
     "FedAvgMSettings",
     "GenerationSettings",
     "ImageClassificationSettings",
+    "Int8Settings",
     "LanguageModelingSettings",
     "MeanSettings",
     "MedianSettings",
     "ModelSettings",
     "MultipleChoiceSettings",
+    "NoCompressionSettings",
     "NoOverlapSettings",
     "NoPrivacySettings",
     "NormBoundSettings",
@@ -87,6 +92,7 @@ __all__ = [
     "OverlapSettings",
     "OwnTaskSettings",
     "PartitionSettings",
+    "PoisonScoreSettings",
     "PrivacySettings",
     "QuestionAnsweringSettings",
     "Recipe",
@@ -104,6 +110,7 @@ __all__ = [
     "WireDtype",
     "agreed_settings",
     "apply_overrides",
+    "compression_settings",
     "dump_recipe",
     "fields_of",
     "find_toml",

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fedsa.errors import Mistake
+from fedsa.recipe.compression import Int8Settings
 from fedsa.recipe.overlap import BufferedSettings
 from fedsa.recipe.privacy import ClientPrivacySettings, ExamplePrivacySettings
-from fedsa.recipe.robust import MedianSettings, TrimmedMeanSettings
+from fedsa.recipe.robust import MedianSettings, PoisonScoreSettings, TrimmedMeanSettings
 
 if TYPE_CHECKING:
     from fedsa.recipe.recipe import Recipe
@@ -56,6 +57,12 @@ def _of_the_sum(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "rounding after the clipping would move an update by more than clipping_norm: use fp32, or "
             "privacy.noise_at = 'client'",
         )
+    if isinstance(recipe.compression, Int8Settings):
+        yield (
+            "compression.kind",
+            "rounding after the clipping would move an update by more than clipping_norm: leave it out, or use "
+            "privacy.noise_at = 'client'",
+        )
     if recipe.secure_aggregation:
         yield (
             "secure_aggregation",
@@ -67,6 +74,12 @@ def _of_the_sum(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "robust.kind",
             f"noise for a sum does not cover what one client changes in a {recipe.robust.kind.replace('_', ' ')}: use "
             "norm_bound, or privacy.noise_at = 'client'",
+        )
+    if isinstance(recipe.robust, PoisonScoreSettings) and recipe.robust.leave_out:
+        yield (
+            "robust.kind",
+            "which updates count would depend on one client's update by more than the noise covers: set "
+            "robust.leave_out = false, use norm_bound, or privacy.noise_at = 'client'",
         )
     if isinstance(recipe.overlap, BufferedSettings):
         yield (

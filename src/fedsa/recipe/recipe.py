@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from fedsa.errors import Mistake
 from fedsa.recipe.adapter import AdapterSettings
 from fedsa.recipe.base import Agreed, Note, Resolved, Scope, Settings
+from fedsa.recipe.compression import CompressionSettings, Int8Settings, NoCompressionSettings
 from fedsa.recipe.compute import ComputeSettings
 from fedsa.recipe.data import DataSettings
 from fedsa.recipe.evaluation import AdaptationSettings, EvaluationSettings, ReconstructionSettings
@@ -78,6 +79,7 @@ class Recipe(Settings):
     server: ServerSettings = MeanSettings()
     robust: RobustSettings = NotRobustSettings()
     overlap: OverlapSettings = NoOverlapSettings()
+    compression: CompressionSettings = NoCompressionSettings()
     privacy: PrivacySettings = NoPrivacySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     reconstruction: ReconstructionSettings = ReconstructionSettings()
@@ -88,7 +90,13 @@ class Recipe(Settings):
     def steps(self) -> StepSettings:
         """What happens to an update between client and server."""
         return StepSettings(
-            self.wire_dtype, self.server, self.robust, self.overlap, self.secure_aggregation, self.privacy
+            self.wire_dtype,
+            self.server,
+            self.robust,
+            self.overlap,
+            self.secure_aggregation,
+            self.privacy,
+            self.compression,
         )
 
     @model_validator(mode="after")
@@ -102,6 +110,17 @@ class Recipe(Settings):
                 problems.append(
                     f"{name}: after a round a client has no tensors of its own to evaluate, so "
                     "evaluation.evaluate_after must be 'aggregate'"
+                )
+        if isinstance(self.compression, Int8Settings):
+            name = "compression.kind = 'int8'"
+            if self.personal_state == "reconstruct":
+                problems.append(
+                    f"{name}: a client must keep what its rounding has left, so personal_state must be 'store'"
+                )
+            if self.adapter.own_initial_a:
+                problems.append(
+                    f"{name}: clients do not begin with the server's values, so the server cannot add their changes to "
+                    "its own: set adapter.own_initial_a = false"
                 )
         if self.evaluation.global_model != "none" and not self.adaptation.share_personal:
             problems.append(

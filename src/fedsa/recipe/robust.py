@@ -14,6 +14,7 @@ __all__ = [
     "MedianSettings",
     "NormBoundSettings",
     "NotRobustSettings",
+    "PoisonScoreSettings",
     "RobustSettings",
     "TrimmedMeanSettings",
     "robust_settings",
@@ -54,8 +55,25 @@ class NormBoundSettings(Settings):
     clipping_norm: Agreed[float] = Field(gt=0, description="the largest distance of an update, over all its numbers")
 
 
+class PoisonScoreSettings(Settings):
+    """Each update gets a score: how far its change of A is from the changes of the others."""
+
+    kind: Agreed[Literal["poison_score"]] = Field(
+        "poison_score", description="each update gets a score: how far its change of A is from those of the others"
+    )
+    threshold: Agreed[float] = Field(
+        1.0,
+        gt=0,
+        description="a larger score flags an update; 1: its change points away from what the others have in common, or "
+        "it is three times as large as the median one",
+    )
+    leave_out: Agreed[bool] = Field(
+        True, description="flagged updates do not count; false: scores are recorded, and every update counts"
+    )
+
+
 RobustSettings = Annotated[
-    NotRobustSettings | MedianSettings | TrimmedMeanSettings | NormBoundSettings,
+    NotRobustSettings | MedianSettings | TrimmedMeanSettings | NormBoundSettings | PoisonScoreSettings,
     ByKind(
         "kind",
         default="none",

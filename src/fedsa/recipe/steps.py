@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypeAlias
 
+from fedsa.recipe.compression import CompressionSettings, NoCompressionSettings
 from fedsa.recipe.overlap import NoOverlapSettings, OverlapSettings
 from fedsa.recipe.privacy import NoPrivacySettings, PrivacySettings
 from fedsa.recipe.robust import NotRobustSettings, RobustSettings
@@ -24,6 +25,7 @@ class StepSettings(NamedTuple):
         overlap: ``[overlap]``.
         secure_aggregation: whether the server sees sums only.
         privacy: ``[privacy]``.
+        compression: ``[compression]``.
     """
 
     wire_dtype: WireDtype = "fp32"
@@ -32,3 +34,4 @@ class StepSettings(NamedTuple):
     overlap: OverlapSettings = NoOverlapSettings()
     secure_aggregation: bool = False
     privacy: PrivacySettings = NoPrivacySettings()
+    compression: CompressionSettings = NoCompressionSettings()

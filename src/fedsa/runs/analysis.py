@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -20,6 +20,7 @@ from fedsa.errors import UserError
 from fedsa.federation import client_ranks
 from fedsa.server import load_state, received_by
 from fedsa.steps import make_chain
+from fedsa.steps.poison_score import Scored, poison_scores
 from fedsa.store import FinishedRun, require_clients
 from fedsa.types import Factor, Key, Side, State
 
@@ -55,12 +56,15 @@ class Analysis:
         distances: (round, factor, module) to each client's distance from its own initial tensor over that one's norm
             (not divided where that is zero), shape (clients,).
         labels: the similarity of the clients' label counts, shape (clients, clients).
+        scores: (round, client) to how far its change of A was from those of the others; of rounds before which tensors
+            were kept, too.
     """
 
     clients: tuple[str, ...]
     matrices: Mapping[tuple[int, str, str, str], Matrix]
     distances: Mapping[tuple[int, str, str], Matrix]
     labels: Matrix
+    scores: Mapping[tuple[int, str], Scored] = field(default_factory=dict)
 
     @property
     def rounds(self) -> list[int]:
@@ -138,7 +142,9 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
         raise UserError(f"{run}: fewer than two clients trained in round {' and '.join(map(str, wanted))}")
     matrices: dict[tuple[int, str, str, str], Matrix] = {}
     distances: dict[tuple[int, str, str], Matrix] = {}
+    scores: dict[tuple[int, str], Scored] = {}
     for round, by_client in states.items():
+        scores |= {(round, client): scored for client, scored in _scores(finished, round, clients, by_client)}
         firsts, starts, ends = zip(*(by_client[client] for client in clients), strict=True)
         for key in _compared(ends):
             values = [end[key] for end in ends]
@@ -158,7 +164,27 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
                         continue
                     name = _named(Key(module, Factor.B, adapter))
                     matrices[round, "update", "BA", name] = _pairs([own[module] for own in factors], product_cosine)
-    return Analysis(tuple(clients), matrices, distances, label_similarity([about[client] for client in clients]))
+    labels = label_similarity([about[client] for client in clients])
+    return Analysis(tuple(clients), matrices, distances, labels, scores)
+
+
+def _scores(
+    run: FinishedRun,
+    round: int,
+    clients: Sequence[str],
+    by_client: Mapping[str, tuple[State, State | None, State]],
+) -> Iterator[tuple[str, Scored]]:
+    """Yield each client with the poison score of what it trained of A in a round; nothing where that is not known."""
+    algorithm = make_algorithm(run.recipe.algorithm, run.recipe.algorithm_options, run.recipe.share_head)
+    changes = []
+    for _, start, end in (by_client[client] for client in clients):
+        if start is None:
+            return
+        keys = [key for key in end if key.factor.side is Side.A and algorithm.plan(key, round).trained]
+        changes.append({key: end[key] - start[key] for key in keys})
+    shapes = [{key: tensor.shape for key, tensor in change.items()} for change in changes]
+    if shapes[0] and all(shape == shapes[0] for shape in shapes):
+        yield from zip(clients, poison_scores(changes), strict=False)  # there are none of two clients
 
 
 def label_similarity(about: Sequence[Mapping[str, Any]]) -> Matrix:

@@ -14,7 +14,7 @@ from fedsa.seeds import derive_seed
 from fedsa.server.bases import base_of, with_bases
 from fedsa.server.sampling import sample_clients
 from fedsa.steps import PLAIN, Chain, SecureSum, Staleness
-from fedsa.steps.base import Form
+from fedsa.steps.base import Form, Verdict
 from fedsa.texts.words import counted
 from fedsa.types import Key, Payload, Payloads, RoundRecord, State, Update, total_bytes
 
@@ -185,6 +185,7 @@ class Server:
         train_metrics: dict[str, Mapping[str, float]] = {}
         base_versions: dict[str, int] = {}
         rejected: dict[str, str] = {}
+        verdicts: dict[str, Mapping[str, float]] = {}
 
         def arriving() -> Iterator[tuple[Update, int]]:
             for update in updates:
@@ -203,12 +204,18 @@ class Server:
                 yield taken, weight
 
         def check_quorum() -> None:
-            if len(upload_bytes) < (self._quorum or 0):
+            count = len(upload_bytes.keys() - rejected.keys())
+            if count < (self._quorum or 0):
                 reasons = "; ".join(rejected.values()) or "the others did not come"
-                good = counted(len(upload_bytes), "good update")
+                good = counted(count, "good update")
                 raise ProtocolError(f"round {round}: {good}, the quorum is {self._quorum} ({reasons})")
 
-        arrivals = arriving()
+        def note(update: Update, verdict: Verdict) -> None:
+            verdicts[update.client] = verdict.values
+            if verdict.reason is not None:
+                rejected[update.client] = f"{_name(update)} does not count: {verdict.reason}"
+
+        arrivals = self._steps.screened(arriving(), self.state.tensors, note)
         state = self._aggregated(arrivals, round, check_quorum)
         for _ in arrivals:  # a method may not look at every update, but all clients must train
             pass
@@ -224,11 +231,12 @@ class Server:
         record = RoundRecord(
             round=round,
             clients=tuple(self._open),
-            finished=tuple(upload_bytes),
+            finished=tuple(client for client in upload_bytes if client not in rejected),
             download_bytes=self._open,
             upload_bytes=upload_bytes,
             train_metrics=train_metrics,
             rejected=rejected,
+            verdicts=verdicts,
             staleness={client: round - self._asked[client] for client in upload_bytes if self._late},
         )
         self._open, self._asked = {}, {}

@@ -12,7 +12,7 @@ state.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias, final
 
@@ -26,7 +26,18 @@ from fedsa.types import Key, State, Update
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Chain", "ClientContext", "Form", "MeanContext", "MeanStep", "Reduction", "Slots", "Step"]
+__all__ = [
+    "Chain",
+    "ClientContext",
+    "Form",
+    "MeanContext",
+    "MeanStep",
+    "Reduction",
+    "Screening",
+    "Slots",
+    "Step",
+    "Verdict",
+]
 
 Slots: TypeAlias = "Mapping[str, Tensor]"
 """Tensors that steps keep from round to round, by name. Each step's names begin with a word of its own."""
@@ -193,6 +204,36 @@ class Reduction(Step):
 
 @final
 @dataclass(frozen=True)
+class Verdict:
+    """What a screening has found of an update.
+
+    Attributes:
+        values: numbers about it, by name, for the record.
+        reason: why it is left out; None: it counts.
+    """
+
+    values: Mapping[str, float]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Screening(Step):
+    """A step that looks at all updates of a round together, before any of them counts. A chain has one at most."""
+
+    additive: ClassVar[bool] = False
+
+    def screen(self, updates: Sequence[Update], before: State) -> Mapping[str, Verdict]:
+        """By client, the verdict on its update; an update without one counts.
+
+        Args:
+            updates: as the other steps' halves at the server have left them, in the order of client ids.
+            before: the server's tensors before the round.
+        """
+        raise NotImplementedError
+
+
+@final
+@dataclass(frozen=True)
 class Chain:
     """Steps, one after the other.
 
@@ -217,7 +258,33 @@ class Chain:
     @property
     def holds_updates(self) -> bool:
         """The server holds all updates of a round at once."""
-        return any(isinstance(step, Reduction) for step in self.steps)
+        return any(isinstance(step, Reduction | Screening) for step in self.steps)
+
+    def screened(
+        self,
+        updates: Iterable[tuple[Update, int]],
+        before: State,
+        note: Callable[[Update, Verdict], None] = lambda update, verdict: None,
+    ) -> Iterator[tuple[Update, int]]:
+        """The updates that count: all of them as they come, unless a step looks at them together first.
+
+        Args:
+            updates: as `on_server` returned them, in the order of client ids.
+            before: the server's tensors before the round.
+            note: told of each update that was looked at, with the verdict.
+        """
+        screening = next((step for step in self.steps if isinstance(step, Screening)), None)
+        if screening is None:
+            yield from updates
+            return
+        waiting = list(updates)
+        verdicts = screening.screen([update for update, _ in waiting], before)
+        for update, weight in waiting:
+            verdict = verdicts.get(update.client)
+            if verdict is not None:
+                note(update, verdict)
+            if verdict is None or verdict.reason is None:
+                yield update, weight
 
     def on_payload(self, tensors: State) -> State:
         """Tensors as they travel to a client."""

@@ -22,7 +22,7 @@ _DTYPES: dict[WireDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bf
 @final
 @dataclass(frozen=True)
 class Cast(Step):
-    """Each value becomes the nearest one of the wire's dtype, where that is narrower.
+    """Each value becomes the nearest one of the wire's dtype, where that is narrower; whole numbers stay as they are.
 
     Attributes:
         wire_dtype: the recipe's.
@@ -34,7 +34,8 @@ class Cast(Step):
 
     def on_payload(self, tensors: State) -> State:
         """The tensors in the wire's dtype."""
-        return {key: tensor.to(_DTYPES[self.wire_dtype]) for key, tensor in tensors.items()}
+        dtype = _DTYPES[self.wire_dtype]
+        return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
         """The tensors in the wire's dtype."""
@@ -42,4 +43,4 @@ class Cast(Step):
 
     def form(self, form: Form) -> Form:
         """The form with the wire's dtype."""
-        return form._replace(dtype=_DTYPES[self.wire_dtype])
+        return form._replace(dtype=_DTYPES[self.wire_dtype]) if form.dtype.is_floating_point else form

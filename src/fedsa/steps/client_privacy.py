@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from fedsa.adapters.algebra import norm_of
-from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import ClientContext, MeanContext, MeanStep, Slots, Step
+from fedsa.steps.changes import change_refusal
 from fedsa.types import Key, State
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["NoisyMean", "NoisyUpdate", "clipped"]
 
 _NAME = "client-level privacy"
+_UNCLIPPED = "a change cannot be clipped"
 
 
 @final
@@ -56,7 +57,7 @@ class NoisyMean(MeanStep):
                 "with clients of different ranks some numbers are means over few clients, where one client changes "
                 "more: leave adapter.ranks out, or set privacy.noise_at = 'client'"
             )
-        return _refusal(algorithm) or algorithm.mean_refusal()
+        return change_refusal(algorithm, _UNCLIPPED) or algorithm.mean_refusal()
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
         """The update with its change clipped."""
@@ -99,7 +100,7 @@ class NoisyUpdate(Step):
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
         """Why the step cannot be used with a method."""
-        return _refusal(algorithm)
+        return change_refusal(algorithm, _UNCLIPPED)
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
         """The update with its change clipped, and with noise."""
@@ -132,17 +133,3 @@ def clipped(tensors: State, before: State, bound: float) -> dict[Key, Tensor]:
         factor *= min(bound / max(norm, bound), 1 - less)
         less = min(2 * less, 0.5)
     return made
-
-
-def _refusal(algorithm: Algorithm) -> str | None:
-    """Why what a client has before its training may not be known to all, so that clipping the change is not enough."""
-    if not algorithm.sends():
-        return "it sends nothing"
-    if algorithm.restarts or algorithm.folds:
-        return "its clients do not begin with the server's values of what they send, so a change cannot be clipped"
-    factors = {factor for about in VARIANTS.values() for factor in about.factors}
-    for key in (Key("layer", factor, adapter) for factor in factors for adapter in algorithm.adapters):
-        plans = [algorithm.plan(key, round) for round in (1, 2)]
-        if any(plan.sent and not plan.received for plan in plans):
-            return "its clients do not begin with the server's values of what they send, so a change cannot be clipped"
-    return None

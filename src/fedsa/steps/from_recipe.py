@@ -13,16 +13,20 @@ from fedsa.recipe import (
     BufferedSettings,
     Check,
     ClientPrivacySettings,
+    CompressionSettings,
+    Int8Settings,
     MeanSettings,
     MedianSettings,
     NormBoundSettings,
     NotRobustSettings,
     OverlapSettings,
+    PoisonScoreSettings,
     PrivacySettings,
     RobustSettings,
     ServerSettings,
     StepSettings,
     TrimmedMeanSettings,
+    compression_settings,
     overlap_settings,
     privacy_settings,
     robust_settings,
@@ -31,8 +35,10 @@ from fedsa.recipe import (
 from fedsa.steps.base import Chain, Step
 from fedsa.steps.cast import Cast
 from fedsa.steps.client_privacy import NoisyMean, NoisyUpdate
+from fedsa.steps.int8 import Int8
 from fedsa.steps.median import Median
 from fedsa.steps.norm_bound import NormBound
+from fedsa.steps.poison_score import PoisonScore
 from fedsa.steps.secure_sum import SecureSum
 from fedsa.steps.server_optimizer import ServerOptimizer
 from fedsa.steps.staleness import Staleness
@@ -49,7 +55,7 @@ def make_chain(settings: StepSettings = StepSettings()) -> Chain:  # noqa: B008 
     """
     late = _late(settings.overlap)  # the server takes an update off the wire, makes up for its age, and bounds it then
     steps = [*_on_the_mean(settings.server), *_robust(settings.robust), *_private(settings.privacy), *late]
-    steps.append(Cast(settings.wire_dtype))
+    steps += [*_compressed(settings.compression), Cast(settings.wire_dtype)]
     return Chain((*steps, *([SecureSum()] if settings.secure_aggregation else [])))
 
 
@@ -65,6 +71,8 @@ def _robust(robust: RobustSettings) -> list[Step]:
             return [TrimmedMean(fraction)]
         case NormBoundSettings(clipping_norm=norm):
             return [NormBound(norm)]
+        case PoisonScoreSettings(threshold=threshold, leave_out=leave_out):
+            return [PoisonScore(threshold, leave_out)]
         case NotRobustSettings():
             return []
 
@@ -84,6 +92,10 @@ def _late(overlap: OverlapSettings) -> list[Step]:
             return []
 
 
+def _compressed(compression: CompressionSettings) -> list[Step]:
+    return [Int8()] if isinstance(compression, Int8Settings) else []
+
+
 PLAIN = make_chain()
 """The steps of a recipe that asks for none: the mean of what clients send, in fp32."""
 
@@ -97,13 +109,14 @@ def check_steps(data: Mapping[str, Any]) -> list[Mistake]:
         robust = robust_settings(data.get("robust", {}))
         overlap = overlap_settings(data.get("overlap", {}))
         privacy = privacy_settings(data.get("privacy", {}))
+        compression = compression_settings(data.get("compression", {}))
     except (UserError, ValidationError):
         return []  # for `check_algorithm` and the recipe itself to report
     if algorithm is None or not isinstance(adapter, Mapping):
         return []
     name, mixed_ranks = data.get("algorithm", "fedsa"), bool(adapter.get("ranks"))
     secure = data.get("secure_aggregation") is True
-    settings = StepSettings("fp32", server, robust, overlap, secure, privacy)
+    settings = StepSettings("fp32", server, robust, overlap, secure, privacy, compression)
     steps = make_chain(settings).steps
     reasons = [(step, name, step.refusal(algorithm, mixed_ranks=mixed_ranks)) for step in steps]
     for sums in (step for step in steps if isinstance(step, SecureSum)):

@@ -9,6 +9,7 @@ import torch
 
 from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import Form, Step
+from fedsa.steps.int8 import Int8
 from fedsa.steps.staleness import Staleness
 
 __all__ = ["SecureSum"]
@@ -41,6 +42,8 @@ class SecureSum(Step):
         """Why another step cannot be used with this one; None if it can."""
         if isinstance(other, Staleness):
             return "rounds that overlap have updates of different ages, and a sum cannot tell them apart"
+        if isinstance(other, Int8):
+            return "each client's eight bits have a scale of their own, so they have no sum"
         return None if other.additive else "it needs single updates, and the server sees their sum only"
 
     def form(self, form: Form) -> Form:

@@ -67,7 +67,7 @@ def _mean(step: Step, seed: int, sent: Mapping[str, State], *, order: Sequence[s
         for client in order:
             yield chain.on_server(Update(client, 1, WEIGHTS[client], sent[client]), WEIGHTS[client], state.tensors)
 
-    return chain.mean(arriving(), state, 1, seed)[0]
+    return chain.mean(chain.screened(arriving(), state.tensors), state, 1, seed)[0]
 
 
 def _close(one: State, two: State) -> bool:

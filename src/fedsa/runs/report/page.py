@@ -20,6 +20,7 @@ from fedsa.runs.report.against import against as compare_with
 from fedsa.runs.report.asymmetry import asymmetry_of
 from fedsa.runs.report.figures import MOST_LABELS, Table, draw_figures
 from fedsa.runs.report.rounds import rounds_of
+from fedsa.runs.report.scored import scored_clients
 from fedsa.runs.report.words import in_words
 from fedsa.statistics import interval
 from fedsa.store import FinishedRun, write_atomically
@@ -149,6 +150,7 @@ def _render(
         trained_bytes=trained_bytes,
         uploads=uploads,
         rounds=rounds,
+        scores=scored_clients(records),
         chosen=summary.get("chosen_round"),
         count=len(clients),
         figures=draw_figures(records, rounds, metric, summary.get("chosen_round")),

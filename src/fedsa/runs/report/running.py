@@ -12,6 +12,7 @@ from fedsa.runs.pages.engine import duration, page_engine, score
 from fedsa.runs.report.figures import draw_figures
 from fedsa.runs.report.page import MOMENTS, about_recipe
 from fedsa.runs.report.rounds import metric_of, moment_of, rounds_of
+from fedsa.runs.report.scored import scored_clients
 from fedsa.store import BegunRun
 from fedsa.texts.words import counted
 
@@ -70,6 +71,7 @@ def running_html(run: BegunRun, *, is_in_use: bool, version: str) -> str:
         metric=metric.replace("_", " "),
         moment=MOMENTS.get(after, MOMENTS["aggregate"]),
         rounds=rounds,
+        scores=scored_clients(lines),
         chosen=chosen,
         figures=draw_figures(lines, rounds, metric, chosen, "best so far") if rounds else {},
         clients=_clients(everyone, lines, metric),

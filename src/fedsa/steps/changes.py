@@ -1,0 +1,29 @@
+"""Whether the change of an update can be told from what was sent before: for steps that work on changes."""
+
+from __future__ import annotations
+
+from fedsa.adapters.factors import VARIANTS
+from fedsa.algorithms.base import Algorithm
+from fedsa.types import Key
+
+__all__ = ["change_refusal"]
+
+
+def change_refusal(algorithm: Algorithm, so_that: str) -> str | None:
+    """Why a client's change is not that from a value which the server knows, so that a step cannot work on changes.
+
+    Args:
+        algorithm: the method.
+        so_that: what follows of it, to be put at the end of the reason.
+    """
+    if not algorithm.sends():
+        return "it sends nothing"
+    reason = f"its clients do not begin with the server's values of what they send, so {so_that}"
+    if algorithm.restarts or algorithm.folds:
+        return reason
+    factors = {factor for about in VARIANTS.values() for factor in about.factors}
+    for key in (Key("layer", factor, adapter) for factor in factors for adapter in algorithm.adapters):
+        plans = [algorithm.plan(key, round) for round in (1, 2)]
+        if any(plan.sent and not plan.received for plan in plans):
+            return reason
+    return None

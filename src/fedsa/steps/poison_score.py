@@ -1,0 +1,134 @@
+"""How far each update of a round is from the others, and which are left out for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
+
+import torch
+
+from fedsa.adapters.algebra import cropped
+from fedsa.algorithms.base import Algorithm
+from fedsa.steps.base import Screening, Verdict
+from fedsa.types import Key, Side, State, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["FEWEST", "LARGEST_RATIO", "PoisonScore", "Scored", "poison_scores"]
+
+LARGEST_RATIO = 3.0
+"""A change that is so many times as large as the median one has the score 1."""
+
+FEWEST = 3
+"""Updates of which one can be told from the others."""
+
+
+class Scored(NamedTuple):
+    """How far a change is from the others.
+
+    Attributes:
+        score: max(1 - cosine, ratio / `LARGEST_RATIO`); above 1 the change points away from what the others have in
+            common, or it is too large.
+        cosine: of the change and the median change.
+        ratio: of its norm to the median norm.
+    """
+
+    score: float
+    cosine: float
+    ratio: float
+
+
+def poison_scores(changes: Sequence[State]) -> list[Scored]:
+    """Return the score of each change against all of them; none, where they are fewer than `FEWEST`.
+
+    With m the median of each number over the changes, ρᵢ = ‖Δᵢ‖ / median ‖Δ‖ and R = `LARGEST_RATIO`, the score is
+
+        sᵢ = max(1 - cos(Δᵢ, m), ρᵢ / R)
+
+    Args:
+        changes: of the same tensors, in the same shapes.
+    """
+    if len(changes) < FEWEST:
+        return []
+    rows = torch.stack([torch.cat([change[key].double().flatten() for key in sorted(change)]) for change in changes])
+    half = (len(rows) - 1) // 2
+    middle = rows.sort(0).values[half : len(rows) - half].mean(0)
+    norms = rows.norm(dim=1)
+    cosines = rows @ middle / (norms * middle.norm()).clamp(min=1e-300)
+    ratios = norms / norms.quantile(0.5).clamp(min=1e-300)
+    ratios[norms == 0] = 0.0
+    return [
+        Scored(max(1 - cosine, ratio / LARGEST_RATIO), cosine, ratio)
+        for cosine, ratio in zip(cosines.tolist(), ratios.tolist(), strict=True)
+    ]
+
+
+@final
+@dataclass(frozen=True)
+class PoisonScore(Screening):
+    """Each update has a score: how far its change of A is from the changes of the others. Others' tensors do not count.
+
+    A is what clients have in common, and its changes differ less between honest clients than those of B (Zhang et al.,
+    arXiv:2508.03579). In a round in which no A is sent, all that is sent counts. Updates with a score above the
+    threshold are left out, but always fewer than half: the median is of the others only as long as these are more.
+
+    Cosine and norm as in Cao et al., arXiv:2012.13995 (FLTrust), with the median of the clients (Yin et al.,
+    arXiv:1803.01498) in the place of the server's own update, for which it would need rows.
+
+    Attributes:
+        threshold: the largest score of an update that counts.
+        leave_out: updates above it are left out; False: scores are only recorded.
+    """
+
+    threshold: float
+    leave_out: bool
+
+    setting: ClassVar[str] = "robust.kind"
+    needs_values: ClassVar[bool] = True
+    additive: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """What it is called in the recipe."""
+        return "poison_score"
+
+    def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
+        """Why the step cannot be used with a method: what it sends must be comparable."""
+        if not algorithm.sends():
+            return "it sends nothing"
+        if mixed_ranks:
+            return "clients of different ranks do not have the same numbers to compare: leave adapter.ranks out"
+        return None
+
+    def screen(self, updates: Sequence[Update], before: State) -> Mapping[str, Verdict]:
+        """The verdict on each update of a round; none on any, where they are too few or differ in their shapes."""
+        changes = [_change(update.tensors, before) for update in updates]
+        shapes = [{key: tensor.shape for key, tensor in change.items()} for change in changes]
+        if any(shape != shapes[0] for shape in shapes):
+            return {}
+        scores = poison_scores(changes)
+        worst = sorted(range(len(scores)), key=lambda place: -scores[place].score)[: (len(scores) - 1) // 2]
+        verdicts = {}
+        for place, (update, scored) in enumerate(zip(updates, scores, strict=bool(scores))):
+            values = {"score": scored.score, "cosine": scored.cosine, "norm_ratio": scored.ratio}
+            is_out = self.leave_out and place in worst and scored.score > self.threshold
+            verdicts[update.client] = Verdict(values, _reason(scored, self.threshold) if is_out else None)
+        return verdicts
+
+
+def _change(tensors: State, before: State) -> dict[Key, Tensor]:
+    """The change of A, or of all that was sent where no A was, in float64."""
+    of_a = {key: tensor for key, tensor in tensors.items() if key.factor.side is Side.A}
+    return {
+        key: tensor.double() - cropped(before[key], tensor.shape).double()
+        for key, tensor in (of_a or dict(tensors)).items()
+    }
+
+
+def _reason(scored: Scored, threshold: float) -> str:
+    return (
+        f"its poison score is {scored.score:.2f}, and {threshold:g} is the most: the cosine of its change with the "
+        f"median one is {scored.cosine:.2f}, and its norm is {scored.ratio:.2g} times the median"
+    )
