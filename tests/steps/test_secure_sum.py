@@ -11,11 +11,14 @@ import torch
 
 from fedsa.algorithms import built_in_names, find_algorithm
 from fedsa.algorithms.fedit import FedIT
+from fedsa.commands.shared.methods import STEPS_ON_SINGLE_UPDATES
+from fedsa.commands.shared.methods_shown import single_updates
 from fedsa.errors import ConfigError, ProtocolError
 from fedsa.recipe import StepSettings, parse_recipe, server_settings
 from fedsa.server import Server
 from fedsa.steps import CHECKS, Chain, SecureSum, make_chain
 from fedsa.steps.base import Step
+from fedsa.steps.staleness import Staleness
 from fedsa.types import Factor, Key, State, Update
 
 BASE: dict[str, Any] = {
@@ -144,3 +147,18 @@ def test_the_methods_that_can_be_used_are_the_additive_ones_that_send_something(
     good = {name for name in built_in_names() if SecureSum().refusal(find_algorithm(name)()) is None}
     assert {"fedsa", "fedit", "ffa", "rolora"} <= good
     assert not {"flora", "fedalt", "local", "clustered"} & good
+
+
+def kinds_of(step: type[Step]) -> set[type[Step]]:
+    """Return the kinds of steps of fedsa's own."""
+    below = step.__subclasses__()
+    own = {kind for kind in below if kind.__module__.startswith("fedsa.steps.") and kind.__module__ != Step.__module__}
+    return own.union(*(kinds_of(kind) for kind in below))
+
+
+def test_all_steps_that_need_single_updates_are_listed_and_refused() -> None:
+    listed = {type(step) for step in STEPS_ON_SINGLE_UPDATES}
+    assert {kind for kind in kinds_of(Step) if not kind.additive} | {Staleness} == listed
+    assert all(SecureSum().conflict(step) for step in STEPS_ON_SINGLE_UPDATES)
+    text = single_updates([{"name": "fedex", "additive": False}, {"name": "fedsa", "additive": True}])
+    assert "these methods: fedex; and for these steps: [robust] median, trimmed_mean, norm_bound, poison_score;" in text

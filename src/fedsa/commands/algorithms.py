@@ -20,10 +20,11 @@ def command(
 ) -> None:
     """List the methods: what a client sends and keeps, and which adapter variants each goes with."""
     import sys
+    import textwrap
 
     from fedsa.commands.shared.display import print_json, print_table
     from fedsa.commands.shared.methods import describe, describe_all
-    from fedsa.commands.shared.methods_shown import LEGEND, as_markdown, as_text, matrix, overview
+    from fedsa.commands.shared.methods_shown import LEGEND, as_markdown, as_text, matrix, overview, single_updates
 
     if name is not None:
         entry = describe(name)
@@ -49,6 +50,7 @@ def command(
         f"\n{LEGEND}\nexact: the aggregate's update is the mean of the clients' updates. secure: the method can be "
         "used with secure_aggregation. No client trains the base.\n"
     )
+    print(textwrap.fill(single_updates(entries), 100) + "\n")
     print_table(*matrix(entries))
     print(
         "\nIn the matrix: the sides of the update that are sent; -: refused. fedsa algorithms NAME says why, and all "

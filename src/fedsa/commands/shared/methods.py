@@ -16,13 +16,24 @@ from fedsa.commands.shared.settings import type_name
 from fedsa.errors import UserError
 from fedsa.plugins import raised
 from fedsa.steps import SecureSum, Staleness
+from fedsa.steps.base import Step
+from fedsa.steps.int8 import Int8
 from fedsa.steps.median import Median
+from fedsa.steps.norm_bound import NormBound
+from fedsa.steps.poison_score import PoisonScore
+from fedsa.steps.trimmed_mean import TrimmedMean
 from fedsa.types import Factor, Key, Side
 
-__all__ = ["ROUNDS", "Entry", "describe", "describe_all"]
+__all__ = ["ROUNDS", "STEPS_ON_SINGLE_UPDATES", "Entry", "describe", "describe_all"]
 
 ROUNDS = range(1, 13)
 """The rounds whose plans are looked at."""
+
+STEPS_ON_SINGLE_UPDATES: tuple[Step, ...] = (
+    *(Median(), TrimmedMean(0.2), NormBound(1.0), PoisonScore(1.0, leave_out=True)),
+    *(Staleness(0.5, 0), Int8()),
+)
+"""One of each kind of step for which the server must see single updates."""
 
 Entry = Mapping[str, Any]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedsa.adapters.factors import VARIANTS
-from fedsa.commands.shared.methods import ROUNDS, Entry
+from fedsa.commands.shared.methods import ROUNDS, STEPS_ON_SINGLE_UPDATES, Entry
 from fedsa.commands.shared.settings import as_toml
 from fedsa.texts.words import counted
 from fedsa.types import Factor
 
-__all__ = ["LEGEND", "as_markdown", "as_text", "matrix", "overview"]
+__all__ = ["LEGEND", "as_markdown", "as_text", "matrix", "overview", "single_updates"]
 
 LEGEND = (
     "* the head leaves the client unless share_head = false; + it stays unless share_head = true. ~ not in every round."
@@ -74,6 +74,19 @@ def matrix(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
         if "broken" not in entry
     ]
     return header, rows
+
+
+def single_updates(entries: Sequence[Entry]) -> str:
+    """A paragraph on what needs each client's own update, and so cannot be used with secure aggregation."""
+    methods = [entry["name"] for entry in entries if "broken" not in entry and not entry["additive"]]
+    kinds: dict[str, list[str]] = {}
+    for step in STEPS_ON_SINGLE_UPDATES:
+        kinds.setdefault(step.setting.removesuffix(".kind"), []).append(step.name)
+    steps = "; ".join(f"[{section}] {', '.join(names)}" for section, names in kinds.items())
+    return (
+        "The server needs single updates, and so refuses secure_aggregation, for these methods: "
+        f"{', '.join(methods)}; and for these steps: {steps}."
+    )
 
 
 def _role_rows(entry: Entry) -> tuple[list[str], list[list[str]]]:
@@ -216,6 +229,8 @@ def as_markdown(entries: Sequence[Entry]) -> str:
         *_markdown_table(*overview(entries), code=0),
         "",
         f"{LEGEND.replace('*', chr(92) + '*').replace('~', chr(92) + '~')}",
+        "",
+        *textwrap.wrap(single_updates(entries).replace("[", "`[").replace("]", "]`"), 118, break_long_words=False),
         "",
         "**Methods and adapter variants.** The table shows the sides of the update that a client sends: A is next to",
         "a layer's input, B is next to its output, and whole means that the adapter has no sides. – means that the two",
