@@ -38,7 +38,7 @@ from fedsa.client.training.job import Job, TrainingResult
 from fedsa.data.rows import deal_rows
 from fedsa.errors import FedsaError
 from fedsa.recipe import apply_overrides, parse_recipe, read_recipe
-from fedsa.types import Update
+from fedsa.types import CLASS_NUMBER, Update
 
 METHODS = ("fedsa", "fedit")
 ATTACKS = ("none", "x100", "sign-flipped", "nan", "backdoor")
@@ -70,7 +70,8 @@ def setup_of(rounds: int, examples: int, seed: int) -> Setup:
     raw, _ = read_recipe("quickstart")
     raw = apply_overrides(raw, [f"data.partition.max_examples={examples}", f"rounds={rounds}", f"seed={seed}"])
     rows = deal_rows(parse_recipe(raw))
-    table = rows.table.select_columns(["text", "label"])
+    labels = [rows.label_names[number] for number in rows.table[CLASS_NUMBER][:]]
+    table = Dataset.from_dict({"text": rows.table["text"][:], "label": labels})
     clients = {
         client: DatasetDict({split: table.select(getattr(parts, split)) for split in ("train", "validation", "test")})
         for client, parts in rows.partition.clients.items()

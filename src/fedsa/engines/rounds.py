@@ -210,7 +210,7 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:
     """Yield a round's lines of ``metrics.jsonl``: one for every client that was to train, has come or was evaluated."""
     asked = {*record.clients, *record.train_metrics} if record else set()
-    for client in sorted(asked.union(*results.values())):
+    for client in sorted(asked.union(record.rejected if record else (), *results.values())):
         metrics = record.train_metrics.get(client) if record else None
         line: dict[str, Any] = {
             "round": round,

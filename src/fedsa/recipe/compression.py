@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from fedsa.recipe.base import Agreed, Settings
-from fedsa.recipe.kinds import ByKind
+from fedsa.recipe.kinds import ByKind, reader
 
 __all__ = ["CompressionSettings", "Int8Settings", "NoCompressionSettings", "compression_settings"]
 
@@ -33,13 +34,5 @@ CompressionSettings = Annotated[
     ByKind("kind", default="none", about="In how many bits a number of an update travels from a client to the server."),
 ]
 
-_ANY: TypeAdapter[CompressionSettings] = TypeAdapter(CompressionSettings)
-
-
-def compression_settings(data: Any) -> CompressionSettings:
-    """The section that raw data describes: of the kind that ``kind`` names, or of none.
-
-    Raises:
-        ValidationError: a setting is of another kind.
-    """
-    return _ANY.validate_python(data)
+compression_settings: Callable[[Any], CompressionSettings] = reader(CompressionSettings)
+"""The section that raw data describes: of the kind that ``kind`` names, or of none."""
