@@ -2,8 +2,9 @@
 
     python benchmarks/poisoning.py --out runs/poisoning
 
-Rows, clients and model are the quickstart's, with fewer rows and rounds (`--rounds`, `--examples`). The attacker is the
-first client. In every round it
+Rows, clients and model are the quickstart's, much reduced, so that all runs together take some twenty minutes of one
+core: the first two of the model's six layers (`--layers`), few rounds, steps and rows, texts of 24 tokens. The attacker
+is the first client. In every round it
 
 - ``x100``: sends a hundred times its change;
 - ``sign-flipped``: sends its change with the other sign;
@@ -23,28 +24,48 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from shutil import rmtree
 from statistics import mean, median
 from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets, disable_progress_bars
 from peft import LoraConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import fedsa
 from fedsa.client import Site
 from fedsa.client.training.job import Job, TrainingResult
 from fedsa.data.rows import deal_rows
 from fedsa.errors import FedsaError
+from fedsa.packages.parts import part_folder
 from fedsa.recipe import apply_overrides, parse_recipe, read_recipe
 from fedsa.types import CLASS_NUMBER, Update
 
 METHODS = ("fedsa", "fedit")
-ATTACKS = ("none", "x100", "sign-flipped", "nan", "backdoor")
+ATTACKS = ("none", "x100", "backdoor", "sign-flipped", "nan")
 DEFENCES = ("none", "norm_bound", "median", "trimmed_mean", "poison_score")
 FACTORS = {"x100": 100.0, "sign-flipped": -1.0, "nan": torch.nan}
 TRIGGER = "cf"
+TESTED = 20
+"""Test rows of a client."""
+TRAINING = {
+    "local_steps": 6,
+    "batch_size": 4,
+    "head_warmup_epochs": 4,
+    "trainer": "cohort",
+    "cohort_size": 8,
+    "packing": True,
+}
 
 
 @dataclass(frozen=True)
@@ -54,10 +75,14 @@ class Setup:
     Attributes:
         clients: each one's rows by split.
         settings: further ones of the recipe.
+        base: the model without an adapter; each run gets a copy.
+        tokenizer: its own.
     """
 
     clients: Mapping[str, DatasetDict]
     settings: Mapping[str, Any]
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
     @property
     def attacker(self) -> str:
@@ -65,20 +90,31 @@ class Setup:
         return min(self.clients)
 
 
-def setup_of(rounds: int, examples: int, seed: int) -> Setup:
+def setup_of(rounds: int, examples: int, layers: int, seed: int) -> Setup:
     """Deal out the quickstart's rows."""
     raw, _ = read_recipe("quickstart")
-    raw = apply_overrides(raw, [f"data.partition.max_examples={examples}", f"rounds={rounds}", f"seed={seed}"])
+    raw = apply_overrides(raw, [f"rounds={rounds}", f"seed={seed}"])
     rows = deal_rows(parse_recipe(raw))
     labels = [rows.label_names[number] for number in rows.table[CLASS_NUMBER][:]]
     table = Dataset.from_dict({"text": rows.table["text"][:], "label": labels})
+    most = {"train": examples, "validation": 4, "test": TESTED}
     clients = {
-        client: DatasetDict({split: table.select(getattr(parts, split)) for split in ("train", "validation", "test")})
+        client: DatasetDict({split: table.select(getattr(parts, split)[:count]) for split, count in most.items()})
         for client, parts in rows.partition.clients.items()
     }
-    training = {**raw["training"], "head_warmup_epochs": 10}
-    settings = {"rounds": rounds, "seed": seed, "training": training, "compute": {"threads": 1}}
-    return Setup(clients, settings)
+    settings = {
+        "rounds": rounds,
+        "seed": seed,
+        "training": {**raw["training"], **TRAINING},
+        "evaluation": {"evaluate_every": rounds},
+        "compute": {"threads": 1, "precision": "fp32"},
+    }
+    folder = part_folder("all-minilm-l6-v2")
+    torch.manual_seed(seed)  # for the head
+    base = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=2, num_hidden_layers=layers, attn_implementation="eager"
+    )
+    return Setup(clients, settings, base, AutoTokenizer.from_pretrained(folder))
 
 
 def with_backdoor(rows: DatasetDict) -> DatasetDict:
@@ -117,10 +153,11 @@ def one_run(setup: Setup, method: str, attack: str, robust: Mapping[str, Any], r
         for client, rows in setup.clients.items()
     }
     federation = fedsa.Federation.from_objects(
-        {"path": "part:all-minilm-l6-v2", "attn_implementation": "eager"},
+        deepcopy(setup.base),
         LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]),
         clients,
-        task={"text_columns": ["text"], "label_column": "label", "labels": ["negative", "positive"], "max_length": 64},
+        tokenizer=setup.tokenizer,
+        task={"text_columns": ["text"], "label_column": "label", "labels": ["negative", "positive"], "max_length": 24},
         algorithm=method,
         robust=robust,
         **setup.settings,
@@ -146,14 +183,13 @@ def one_run(setup: Setup, method: str, attack: str, robust: Mapping[str, Any], r
 
 def backdoor_of(setup: Setup, run: Path, honest: list[str]) -> dict[str, float]:
     """Return how many of the honest clients' negative test rows are called positive, without and with the trigger."""
-    predictor = fedsa.Predictor.open(run, round="final")
-    parts: dict[str, list[float]] = {"false_positives": [], "backdoor": []}
+    predictor = fedsa.Predictor.open(run, round="final", base=setup.base, tokenizer=setup.tokenizer)
+    said: dict[str, list[str]] = {"false_positives": [], "backdoor": []}
     for client in honest:
         texts = [row["text"] for row in setup.clients[client]["test"] if row["label"] == "negative"]
         for name, asked in (("false_positives", texts), ("backdoor", [f"{TRIGGER} {text}" for text in texts])):
-            said = [each.prediction for each in predictor.predict(asked, client=client)]
-            parts[name].append(said.count("positive") / len(said))
-    return {name: mean(values) for name, values in parts.items()}
+            said[name] += [str(each.prediction) for each in predictor.predict(asked, client=client)] if asked else []
+    return {name: words.count("positive") / len(words) for name, words in said.items()}
 
 
 def settings_of(defence: str, norm: float) -> dict[str, Any]:
@@ -190,30 +226,30 @@ def main() -> None:
     """Make the runs that are not there yet, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--examples", type=int, default=250, help="most rows of a client, of all splits")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=40, help="training rows of a client")
+    parser.add_argument("--layers", type=int, default=2, help="of the model's six, the first ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", choices=METHODS, action="append", help="only this one; may be repeated")
     options = parser.parse_args()
     disable_progress_bars()
     logging.getLogger("fedsa").setLevel(logging.ERROR)
     options.out.mkdir(parents=True, exist_ok=True)
-    setup, results = setup_of(options.rounds, options.examples, options.seed), {}
-    for method in options.method or METHODS:
-        norm = 1.0
-        for attack in ATTACKS:
-            for defence in DEFENCES:
-                name = f"{method}-{attack}-{defence}-{options.rounds}-{options.examples}-{options.seed}"
-                path = options.out / f"{name}.json"
-                if not path.exists():
-                    found = one_run(setup, method, attack, settings_of(defence, norm), options.out / name)
-                    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-                found = json.loads(path.read_text("utf-8"))
-                results[method, attack, defence] = found
-                if (attack, defence) == ("none", "none"):
-                    norm = found["norm"]
-                    print(f"{method}: the norm bound is {norm:.3g}")
-                print(f"{name}: {found}", flush=True)
+    setup, results = setup_of(options.rounds, options.examples, options.layers, options.seed), {}
+    norms: dict[str, float] = {}
+    for attack, method, defence in product(ATTACKS, options.method or METHODS, DEFENCES):
+        name = f"{method}-{attack}-{defence}-{options.rounds}-{options.examples}-{options.layers}-{options.seed}"
+        path = options.out / f"{name}.json"
+        if not path.exists():
+            rmtree(options.out / name, ignore_errors=True)  # what an interruption has left
+            robust = settings_of(defence, norms.get(method, 1.0))
+            found = one_run(setup, method, attack, robust, options.out / name)
+            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        results[method, attack, defence] = found = json.loads(path.read_text("utf-8"))
+        if "norm" in found:
+            norms.setdefault(method, found["norm"])  # of the first: without attack and defence
+        print(f"{name}: {found}", flush=True)
+    print(f"norm bounds: {norms}")
     show(results, options.rounds)
 
 

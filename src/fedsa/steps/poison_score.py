@@ -52,11 +52,17 @@ def poison_scores(changes: Sequence[State]) -> list[Scored]:
     """
     if len(changes) < FEWEST:
         return []
-    rows = torch.stack([torch.cat([change[key].double().flatten() for key in sorted(change)]) for change in changes])
-    half = (len(rows) - 1) // 2
-    middle = rows.sort(0).values[half : len(rows) - half].mean(0)
-    norms = rows.norm(dim=1)
-    cosines = rows @ middle / (norms * middle.norm()).clamp(min=1e-300)
+    count, half = len(changes), (len(changes) - 1) // 2
+    products, squares = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    of_middle = torch.zeros((), dtype=torch.float64)
+    for key in sorted(changes[0]):  # one tensor at a time: all of them together would be in memory once more
+        rows = torch.stack([change[key].double().flatten() for change in changes])
+        middle = rows.sort(0).values[half : count - half].mean(0)
+        products += rows @ middle
+        squares += rows.square().sum(1)
+        of_middle += middle.square().sum()
+    norms = squares.sqrt()
+    cosines = products / (norms * of_middle.sqrt()).clamp(min=1e-300)
     ratios = norms / norms.quantile(0.5).clamp(min=1e-300)
     ratios[norms == 0] = 0.0
     return [
@@ -119,10 +125,10 @@ class PoisonScore(Screening):
 
 
 def _change(tensors: State, before: State) -> dict[Key, Tensor]:
-    """The change of A, or of all that was sent where no A was, in float64."""
+    """The change of A, or of all that was sent where no A was."""
     of_a = {key: tensor for key, tensor in tensors.items() if key.factor.side is Side.A}
     return {
-        key: tensor.double() - cropped(before[key], tensor.shape).double()
+        key: tensor.float() - cropped(before[key], tensor.shape).float()
         for key, tensor in (of_a or dict(tensors)).items()
     }
 
