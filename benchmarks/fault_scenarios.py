@@ -273,6 +273,18 @@ def short(suite: Suite) -> list[Row]:
         return [Row("worker, server, site and the engine's job are killed", 1, suite.close(run, equal=True))]
 
 
+def shortest(suite: Suite) -> list[Row]:
+    """A worker and the server's command are killed, in one run that is compared with none: for every change."""
+    everybody = ["--quorum", "2"]
+    with suite.run("shortest", template=suite.template(SITES[:2], 6), options=everybody) as run:
+        run.wait_for_round(1)
+        run.sites["north"].find("worker").kill()
+        run.wait_for_round(2)
+        run.server.kill()
+        run.server.start()
+        return [Row("a worker and the server are killed", 1, suite.close(run, equal=False))]
+
+
 def disk(suite: Suite, place: str, what: str) -> list[Row]:
     """A disk is full for some seconds."""
     with suite.run(f"disk of {place}", disks={place: 24}) as run:
@@ -293,7 +305,8 @@ def disk(suite: Suite, place: str, what: str) -> list[Row]:
         ]
 
 
-SHORT = "short"
+SHORT = {"short", "shortest"}
+"""For tests, not for the table."""
 SCENARIOS: dict[str, Callable[[Suite], list[Row]]] = {
     "nobody left out": nobody_left_out,
     "slow deadline": slow_deadline,
@@ -309,5 +322,6 @@ SCENARIOS: dict[str, Callable[[Suite], list[Row]]] = {
     "disk of a site": lambda suite: disk(suite, "south", "a site's disk is full"),
     "disk of the run": lambda suite: disk(suite, "out", "the disk of the server's run folder is full"),
     "disk of the server": lambda suite: disk(suite, "server", "the disk of the server's own folder is full"),
-    SHORT: short,
+    "short": short,
+    "shortest": shortest,
 }

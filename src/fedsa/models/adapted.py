@@ -27,6 +27,7 @@ from fedsa.models.products import is_product
 from fedsa.models.stacked import AdaptedLayer, Stack, adapted_layers, obstacles
 from fedsa.models.steady import check_kept, check_norms, persistent_buffers, steady_layers, versions
 from fedsa.models.weighing import require_weighable
+from fedsa.seeds import seed_torch
 from fedsa.types import Key, State
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class AdaptedModel:
     ) -> None:
         self.variant = variant_of(config)
         self.adapters = adapters
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.model: PeftModel = with_adapter(base, scaled(config, scaling), adapters[0])
         self.config: Any = self.model.peft_config[adapters[0]]
         with_further_adapters(self.model, adapters, seed)

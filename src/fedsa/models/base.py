@@ -15,6 +15,7 @@ from fedsa.models.loading import location_of, not_loadable, quiet
 from fedsa.models.opening import check_files, no_pickle, own_code
 from fedsa.models.quantized import HEADS, quantized, settle
 from fedsa.recipe import ComputeSettings, ModelSettings
+from fedsa.seeds import seed_torch
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -59,7 +60,7 @@ def load_base(
     )
     if settings.quantization and compute is not None:
         extra |= quantized(settings.quantization, compute)
-    torch.manual_seed(seed)
+    seed_torch(seed)
     try:
         with quiet(), no_pickle(settings.path):
             loaded: tuple[PreTrainedModel, dict[str, Any]] = getattr(transformers, auto_model).from_pretrained(

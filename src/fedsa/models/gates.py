@@ -11,7 +11,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 from fedsa.models.dropout import Streams
-from fedsa.seeds import derive_seed
+from fedsa.seeds import derive_seed, seed_torch
 
 __all__ = ["Gate", "with_gates"]
 
@@ -63,7 +63,7 @@ def with_gates(model: nn.Module, adapters: tuple[str, ...], streams: Streams, se
         streams: the model's.
         seed: the gates' initial values are drawn from it.
     """
-    torch.manual_seed(derive_seed(seed, "gates"))
+    seed_torch(derive_seed(seed, "gates"))
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLinear)]
     for layer in layers:
         layer.fedsa_gate = Gate(layer.in_features, adapters, streams)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 from peft import PeftConfig, PeftModel, VeraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from fedsa.models.loading import quiet
 from fedsa.models.loha import without_coins
 from fedsa.models.lora_xs import with_middles
 from fedsa.models.tied import untie
-from fedsa.seeds import derive_seed
+from fedsa.seeds import derive_seed, seed_torch
 from fedsa.types import Key
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def with_further_adapters(model: PeftModel, names: Sequence[str], seed: int) -> 
         start = getattr(config, "init_lora_weights", True)
         if start in STARTS:  # the base is taken apart once
             config.init_lora_weights = True
-        torch.manual_seed(derive_seed(seed, "adapter", name))
+        seed_torch(derive_seed(seed, "adapter", name))
         with quiet():
             PeftModel.add_adapter(model, name, config)  # the class's own: that of a classifier gives each a head
         if start == "lora_xs":

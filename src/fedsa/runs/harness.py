@@ -28,6 +28,7 @@ from fedsa.errors import MissingExtraError, TrainingError, UserError
 from fedsa.models import fit_padding, quiet
 from fedsa.runs.predict.predictor import Predictor
 from fedsa.runs.predict.sources import Loaded, open_source
+from fedsa.seeds import seed_torch
 from fedsa.system.permissions import HOW_TO_ALLOW, code_allowed
 from fedsa.texts.words import counted, cut
 
@@ -276,7 +277,7 @@ def _asked(
 
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
-    torch.manual_seed(DEFAULT_OTHER_SEED)
+    seed_torch(DEFAULT_OTHER_SEED)
     for task in found["tasks"].values():
         own = task.get_config("num_fewshot")  # a task that says 0 wants none
         if own is None or (own and num_fewshot is not None):

@@ -19,6 +19,7 @@ from fedsa.texts.json_text import parsed_json
 __all__ = ["Commit", "read_commit"]
 
 _END = "\n}"
+_FILES_FORM, _PROGRESS_FORM = TypeAdapter(dict[str, str]), TypeAdapter(Progress)
 _SEAL = re.compile(r',\n  "sha256": "([0-9a-f]{64})"\n\}\n\Z')
 
 
@@ -71,8 +72,8 @@ def read_commit(folder: Path) -> Commit | None:
     try:
         run, files, metrics = (data.pop(name) for name in ("run", "files", "metrics_sha256"))
         sent = str(data.pop("sent_sha256", hash_of(b"")))  # a run from before there was such a file has none
-        files = TypeAdapter(dict[str, str]).validate_python(files)
-        return Commit(TypeAdapter(Progress).validate_python(data), str(run), files, str(metrics), sent)
+        files = _FILES_FORM.validate_python(files)
+        return Commit(_PROGRESS_FORM.validate_python(data), str(run), files, str(metrics), sent)
     except (KeyError, ValidationError) as error:
         raise _damaged(path, str(error).replace("\n", " ")) from None
 

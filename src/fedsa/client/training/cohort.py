@@ -28,7 +28,7 @@ from fedsa.models import AdaptedModel
 from fedsa.models.dropout import FastDropout
 from fedsa.models.stacked import Stack
 from fedsa.recipe import TrainingSettings
-from fedsa.seeds import derive_seed
+from fedsa.seeds import derive_seed, seed_torch
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import Key, Side
 
@@ -74,7 +74,7 @@ def train(
         for number, job in enumerate(clients):
             stack.load(number, job.tensors)
         optimizers = Optimizers(stack, clients, [len(own) for own in steps], settings)
-        torch.manual_seed(derive_seed(clients[0].seed, "base dropout", clients[0].round, *[job.client for job in jobs]))
+        seed_torch(derive_seed(clients[0].seed, "base dropout", clients[0].round, *[job.client for job in jobs]))
         losses = _train_steps(clients, steps, optimizers, stack, model, task, encoded, settings, pack)
         states = optimizers.states() if settings.optimizer_state == "keep" else [{} for _ in clients]
     tensors = optimizers.tensors()

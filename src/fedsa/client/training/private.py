@@ -27,7 +27,7 @@ from fedsa.client.training.job import Job, TrainingResult, check_finite
 from fedsa.client.training.row_gradients import OneByOne, RowGradients, RowsTogether, Values
 from fedsa.models import AdaptedModel
 from fedsa.recipe import ExamplePrivacySettings, TrainingSettings
-from fedsa.seeds import derive_seed
+from fedsa.seeds import derive_seed, seed_torch
 from fedsa.steps.noise import Noise
 from fedsa.tasks.base import Encoded, IntArray, Task
 from fedsa.types import Key
@@ -89,7 +89,7 @@ def train(
     clients, steps = [job for _, job, _ in ordered], [count for _, _, count in ordered]
     values = _values(clients, model)
     optimizers = Optimizers(values, clients, steps, settings)
-    torch.manual_seed(derive_seed(clients[0].seed, "base dropout", clients[0].round, *[job.client for job in jobs]))
+    seed_torch(derive_seed(clients[0].seed, "base dropout", clients[0].round, *[job.client for job in jobs]))
     together = settings.trainer == "cohort"
     most = len(clients) * settings.batch_size if together else 1
     losses: list[list[Tensor]] = [[] for _ in clients]

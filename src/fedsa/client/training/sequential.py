@@ -22,6 +22,7 @@ from fedsa.client.training.job import (
 )
 from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
+from fedsa.seeds import seed_torch
 from fedsa.tasks.base import Encoded, Task
 from fedsa.types import Key, State
 
@@ -46,7 +47,7 @@ def train(job: Job, *, model: AdaptedModel, task: Task, encoded: Encoded, settin
     _load_optimizer(optimizer, parameters, job)
     peaks = [group["lr"] for group in optimizer.param_groups]
     seed = dropout_seed(job)
-    torch.manual_seed(seed)
+    seed_torch(seed)
     steps = local_batches(job, settings, encoded.lengths)
     losses: list[Tensor] = []
     with model.training():

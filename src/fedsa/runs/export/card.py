@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -142,6 +143,7 @@ def card_of(
     return ModelCard(text)
 
 
+@functools.cache
 def _template() -> Template:
     """Return the card's template; everything that strangers name goes through one of its filters."""
     engine = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 (no HTML)

@@ -67,6 +67,7 @@ def write_model(
             model.merge().save_pretrained(staging)
         elif VARIANTS[model.variant].starts_at_zero and _is_whole(model, state):
             named = {**plain_state(model.model), **projections(model)}
+            model.model.create_or_update_model_card = _no_card  # type: ignore[assignment, method-assign]
             # not the frozen tables too, where an embedding or the vocabulary has an adapter
             model.model.save_pretrained(str(staging), state_dict=named, save_embedding_layers=False)
             _write_config(staging / "adapter_config.json", model, base)
@@ -93,6 +94,10 @@ def config_of(folder: RunFolder) -> PeftConfig:
         raise RunFolderError(f"{path} is damaged ({error}): put it back as it was from a copy") from error
     config.inference_mode = False
     return config
+
+
+def _no_card(_: str) -> None:
+    """In place of PEFT's card: ours is written."""
 
 
 def _is_whole(model: AdaptedModel, state: State) -> bool:

@@ -12,7 +12,8 @@ from importlib import resources
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateError
+from jinja2 import BytecodeCache, Environment, FunctionLoader, StrictUndefined, TemplateError
+from jinja2.bccache import Bucket
 from markupsafe import Markup
 
 from fedsa.texts.escapes import for_html
@@ -23,6 +24,25 @@ __all__ = ["OF_OTHER_FORM", "duration", "page_engine", "score", "short", "signed
 
 OF_OTHER_FORM = (AttributeError, KeyError, TypeError, ValueError, TemplateError)
 """What making a page raises where a file does not have the form that this version of fedsa writes."""
+
+
+class _Memory(BytecodeCache):
+    """Keeps compiled templates as long as the process lives: a run's page is made anew after every round."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        """Take what was kept, if it is of the same text."""
+        if bucket.key in self._codes:
+            bucket.bytecode_from_string(self._codes[bucket.key])
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        """Keep a template."""
+        self._codes[bucket.key] = bucket.bytecode_to_string()
+
+
+_COMPILED = _Memory()
 
 
 def page_engine(metric: str) -> Environment:
@@ -41,6 +61,7 @@ def page_engine(metric: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         loader=FunctionLoader(_text),
+        bytecode_cache=_COMPILED,
     )
     engine.globals |= {"version": None, "done": False}
     engine.filters |= {
