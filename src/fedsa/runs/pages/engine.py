@@ -42,7 +42,10 @@ class _Memory(BytecodeCache):
         self._codes[bucket.key] = bucket.bytecode_to_string()
 
 
-_COMPILED = _Memory()
+@functools.cache
+def _compiled(metric: str) -> _Memory:
+    """Return the compiled templates of a metric: what a filter makes of a constant is in them."""
+    return _Memory()
 
 
 def page_engine(metric: str) -> Environment:
@@ -61,7 +64,7 @@ def page_engine(metric: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         loader=FunctionLoader(_text),
-        bytecode_cache=_COMPILED,
+        bytecode_cache=_compiled(metric),
     )
     engine.globals |= {"version": None, "done": False}
     engine.filters |= {
