@@ -19,8 +19,8 @@ import tomli_w
 from filelock import FileLock
 
 from fedsa.statistics import paired_difference
-from fedsa.sweep.files import SweepFile
-from fedsa.sweep.grid import Cell, Grid, Group
+from fedsa.sweep.files import SweepFile, read_sweep, sweep_names
+from fedsa.sweep.grid import Cell, Grid, Group, make_grid
 from fedsa.sweep.running import Result, missing_runs, next_cells, run_sweep
 from fedsa.texts.tables import Table, as_latex
 from support.moments import Moment
@@ -50,6 +50,15 @@ def test_all_mistakes_are_told_together(
     ):
         assert told in outcome.error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sweep_names())
+def test_every_setting_of_a_sweep_that_ships_goes_with_one_of_its_methods(name: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("FEDSA_DATA", "somewhere")
+    file, source = read_sweep(name)
+    grid = make_grid(file, source)
+    groups = {(group.setting, group.variant) for group in grid.groups}
+    assert groups == {(group.setting, group.variant) for group in [*grid.groups, *grid.refused]}, grid.refused
 
 
 @pytest.mark.parametrize(
