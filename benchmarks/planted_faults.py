@@ -267,6 +267,27 @@ FAULTS = (
         ("client/test_site.py::test_what_is_kept_and_sent_is_what_the_plan_says",),
     ),
     Fault(
+        "privacy: two inputs of one round have the same noise",
+        "steps/noise.py",
+        '    return (digest_of("", named),)',
+        '    return (digest_of("", {}),)',
+        ("steps/test_client_privacy.py::test_two_inputs_of_one_round_never_have_the_same_noise_from_a_secret",),
+    ),
+    Fault(
+        "privacy: a round is trained again from other tensors",
+        "client/trained_once.py",
+        "digest != known",
+        "not digest",
+        ("client/test_trained_once.py::test_other_tensors_and_earlier_rounds_are_refused_and_nobody_trains",),
+    ),
+    Fault(
+        "privacy: the count of adaptive clipping is not paid for",
+        "accounting.py",
+        "(noise_multiplier**-2 - (2 * count_noise) ** -2) ** -0.5",
+        "(noise_multiplier**-2) ** -0.5",
+        ("steps/test_adaptive_clipping.py::test_both_noises_together_cost_what_is_told",),
+    ),
+    Fault(
         "client: it says that it has one row",
         "client/site.py",
         "examples = len(self.rows[job.client].train)",

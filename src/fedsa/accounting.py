@@ -20,6 +20,7 @@ __all__ = [
     "epsilon_of",
     "noise_multiplier_for",
     "noise_of",
+    "noise_of_updates",
     "privacy_in_words",
     "require_accountant",
     "sampling_of",
@@ -95,6 +96,22 @@ def noise_multiplier_for(epsilon: float, delta: float, steps: int, sampling: flo
     return _rounded_up(float(found))
 
 
+def noise_of_updates(noise_multiplier: float, count_noise: float) -> float:
+    """The noise multiplier of updates, beside a noisy count of clients, with which both cost what one of σ costs.
+
+    z_Δ = (σ⁻² - (2σ_b)⁻²)^(-1/2): a client changes the count, less a half for each that came, by 1/2.
+
+    Source: Andrew et al., arXiv:1905.03871, theorem 1.
+
+    Args:
+        noise_multiplier: σ, of both together.
+        count_noise: σ_b, the standard deviation of the count's noise; more than σ/2.
+    """
+    if not noise_multiplier:
+        return 0.0
+    return float((noise_multiplier**-2 - (2 * count_noise) ** -2) ** -0.5)
+
+
 def sampling_of(training: TrainingSettings, rows: int) -> float:
     """The probability with which each row takes part in a step of example-level training.
 
@@ -143,9 +160,11 @@ def privacy_in_words(privacy: Mapping[str, Any]) -> str:
     what = {"client": "each client", "example": "each training row"}.get(privacy.get("kind", ""), "each")
     spent = privacy.get("epsilon")
     bound = "no bound, for there is no noise" if spent is None else f"ε ≤ {spent:.2f} with δ = {privacy.get('delta'):g}"
+    norms = (privacy.get("adaptive_clipping") or {}).get("norms")
+    norm = f"from {norms[0]:.3g} to {norms[-1]:.3g}" if norms else f"{privacy.get('clipping_norm'):g}"
     return (
         f"Differential privacy of {what}: {bound} (noise multiplier {privacy.get('noise_multiplier'):.3g}, clipping "
-        f"norm {privacy.get('clipping_norm'):g})."
+        f"norm {norm})."
     )
 
 

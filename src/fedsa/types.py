@@ -61,7 +61,8 @@ class Factor(StrEnum):
 
     MAGNITUDE is DoRA's: the length of each row of the weight. LoHa's ΔW is the elementwise product of two low-rank
     ones, HADAMARD_B1·HADAMARD_A1 (PEFT's hada_w1_a, hada_w1_b) and HADAMARD_B2·HADAMARD_A2. SCALE is IA³'s vector.
-    MIDDLE is LoRA-XS's R between frozen B and A. GATE weighs several adapters of one layer.
+    MIDDLE is LoRA-XS's R between frozen B and A. GATE weighs several adapters of one layer. NOTE is no part of an
+    adapter: a number of a step that travels beside the tensors, and is named after the step.
     """
 
     A = "A"
@@ -78,6 +79,7 @@ class Factor(StrEnum):
     GATE = "gate"
     HEAD = "head"
     DELTA = "delta"
+    NOTE = "note"
 
     @property
     def side(self) -> Side:
@@ -125,6 +127,7 @@ _SIDES = {
     Factor.GATE: Side.WHOLE,
     Factor.HEAD: Side.HEAD,
     Factor.DELTA: Side.BASE,
+    Factor.NOTE: Side.WHOLE,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import psutil
 import pytest
 import torch
 
+from fedsa.callbacks import Callback
 from fedsa.recipe import Recipe
 from fedsa.store import FinishedRun, RunFolder
-from support.extras import NEEDS_NVFLARE, NEEDS_SECURE
+from fedsa.types import Factor
+from support.extras import NEEDS_NVFLARE, NEEDS_PRIVACY, NEEDS_SECURE
 
 pytestmark = [pytest.mark.run, NEEDS_NVFLARE]
 
@@ -73,6 +76,57 @@ def test_with_secure_aggregation_it_is_the_simulators_bytes_too(
     assert all(there[key].numpy().tobytes() == value.numpy().tobytes() for key, value in here.items())
     dtypes = {tensor["dtype"] for entry in sent_of(tmp_path / "run") for tensor in entry.get("tensors", [])}
     assert dtypes == {"int64"}
+
+
+PRIVATE = {
+    "server": "privacy={kind='client', target_epsilon=8.0, clipping_norm=0.5}",
+    "adaptive": "privacy={kind='client', target_epsilon=8.0, clipping_norm=0.5, clipping='adaptive'}",
+    "client": "privacy={kind='client', target_epsilon=8.0, clipping_norm=0.5, noise_at='client'}",
+    "example": "privacy={kind='example', target_epsilon=8.0}",
+}
+
+
+@pytest.mark.slow
+@NEEDS_PRIVACY
+@pytest.mark.parametrize("privacy", PRIVATE)
+def test_with_differential_privacy_noise_comes_from_secrets_and_costs_what_the_simulator_says(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Callable[..., Any], tmp_path: Path, privacy: str
+) -> None:
+    from fedsa.deploy.local import deploy_local
+    from fedsa.deploy.status import sent_of
+
+    settings = (*SETTINGS, "weighting=uniform", PRIVATE[privacy])
+    held: list[bool] = []
+
+    class Look(Callback):
+        def on_round_end(self, *_: Any) -> None:
+            held.append((tmp_path / "run" / "privacy.secret").exists())
+
+    summary = deploy_local(tiny_recipe(*settings), tmp_path / "run", ["north", "south"], callbacks=[Look()])
+    simulated = tiny_run(*settings)
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())["privacy"]
+    told = simulated.summary["privacy"]
+    assert written == summary["privacy"]
+    assert 7.8 < written["epsilon"] <= 8.0
+    for name in told.keys() - {"adaptive_clipping"}:
+        assert written[name] == told[name], name
+    for name in ("total_upload_bytes", "total_download_bytes", "upload_bytes", "download_bytes"):
+        assert summary[name] == simulated.summary[name], name
+    here, there = (run.server_states.load_server(2)[0] for run in (RunFolder.open(tmp_path / "run"), simulated.folder))
+    sent = [key for key in here if key.factor is Factor.A]
+    assert sent
+    assert not any(torch.equal(here[key], there[key]) for key in sent), "the seed, which all know, does not make noise"
+    assert set(held) == {privacy in ("server", "adaptive")}, "the server's secret is there while it makes noise"
+    assert not (tmp_path / "run" / "privacy.secret").exists()
+    secrets = {(tmp_path / "run" / "sites" / site / "privacy.secret") for site in ("north", "south")}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+    assert len({path.read_bytes() for path in secrets}) == 2
+    if privacy == "adaptive":
+        norms = written["adaptive_clipping"]["norms"]
+        assert norms[0] == 0.5 != norms[1]
+        names = {tensor["name"] for entry in sent_of(tmp_path / "run") for tensor in entry.get("tensors", [])}
+        assert "privacy.within_norm:note:default" in names
+    assert FinishedRun.open(tmp_path / "run" / "sites" / "north" / "run").clients
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from fedsa.recipe import ReconstructionSettings
 from fedsa.steps import PLAIN, Chain
 from fedsa.store import ClientState
 from fedsa.system.process import give_back
-from fedsa.types import Key, Moment, Payload, Payloads, Side, SplitName, State, Update
+from fedsa.types import Factor, Key, Moment, Payload, Payloads, Side, SplitName, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +112,9 @@ class Site:
         client, round = payload.client, payload.round
         state = self.states.load_client(client, round - 1)
         plans = self._plans(round)
-        tensors = personal_tensors(self.algorithm, self.initial(client), state, payload.tensors)
+        notes = {key: value for key, value in payload.tensors.items() if key.factor is Factor.NOTE}
+        received = {key: value for key, value in payload.tensors.items() if key not in notes}
+        tensors = personal_tensors(self.algorithm, self.initial(client), state, received)
         return Job(
             client=client,
             round=round,
@@ -126,7 +128,7 @@ class Site:
             stored=tuple(state.tensors) if state else (),
             penalty=self.algorithm.penalty,
             version=payload.version,
-            before={key: tensors[key] for key, plan in plans.items() if plan.sent},
+            before={**{key: tensors[key] for key, plan in plans.items() if plan.sent}, **notes},
             step_state=state.step_state if state else {},
         )
 

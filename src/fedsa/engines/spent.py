@@ -5,23 +5,33 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedsa.accounting import epsilon_of, noise_of, sampling_of, steps_of
+from fedsa.accounting import epsilon_of, noise_of, noise_of_updates, sampling_of, steps_of
 from fedsa.recipe import ClientPrivacySettings, ExamplePrivacySettings, Recipe
+from fedsa.steps.adaptive_clipping import norms_in
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["privacy_of"]
 
 
-def privacy_of(recipe: Recipe, metrics: Iterable[str], about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def privacy_of(
+    recipe: Recipe,
+    metrics: Iterable[str],
+    about: Mapping[str, Mapping[str, Any]],
+    slots: Callable[[], Mapping[str, Tensor]] = dict,
+) -> dict[str, Any]:
     """What ``summary.json`` says of a run's privacy: an entry ``privacy``, or nothing where it has none.
 
     Args:
         recipe: the run's.
         metrics: the lines of ``metrics.jsonl``.
         about: what ``clients.json`` says of each client.
+        slots: what the server keeps after the last round, which is read only if it is needed.
     """
     privacy = recipe.privacy
     if not isinstance(privacy, ClientPrivacySettings | ExamplePrivacySettings):
@@ -30,13 +40,13 @@ def privacy_of(recipe: Recipe, metrics: Iterable[str], about: Mapping[str, Mappi
     inside = {client: entry for client, entry in about.items() if "held_out" not in entry}
     if isinstance(privacy, ClientPrivacySettings):
         each = {client: _of_client(privacy, asked[client]) for client in sorted(inside)}
-        more: dict[str, Any] = {"noise_at": privacy.noise_at}
+        more = {"noise_at": privacy.noise_at, **_adapted(privacy, recipe.rounds, slots)}
     else:
         each = {
             client: _of_rows(privacy, recipe, int(entry["train_examples"]), asked[client])
             for client, entry in sorted(inside.items())
         }
-        more = {}
+        more = dict[str, Any]()
     return {
         "privacy": {
             "kind": privacy.kind,
@@ -48,6 +58,22 @@ def privacy_of(recipe: Recipe, metrics: Iterable[str], about: Mapping[str, Mappi
             "target_epsilon": privacy.target_epsilon,
             "accountant": f"dp-accounting {version('dp-accounting')}",
             "per_client": each,
+        }
+    }
+
+
+def _adapted(privacy: ClientPrivacySettings, rounds: int, slots: Callable[[], Mapping[str, Tensor]]) -> dict[str, Any]:
+    """How the clipping norm has adapted itself, as ``adaptive_clipping``; nothing where it has not."""
+    if privacy.clipping == "fixed":
+        return {}
+    noise, count_noise = privacy.noise_multiplier or 0.0, privacy.count_noise or 0.0
+    return {
+        "adaptive_clipping": {
+            "target_quantile": privacy.target_quantile,
+            "clipping_rate": privacy.clipping_rate,
+            "count_noise": count_noise,
+            "noise_multiplier_of_updates": noise_of_updates(noise, count_noise),
+            "norms": norms_in(slots(), rounds),
         }
     }
 

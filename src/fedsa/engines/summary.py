@@ -165,7 +165,12 @@ def summary_of(
         "overlap": recipe.overlap.kind,
         "metric": metric,
         "evaluated_after": settings.moments[0],
-        **privacy_of(recipe, folder.read_metrics().splitlines(), about),
+        **privacy_of(
+            recipe,
+            folder.read_metrics().splitlines(),
+            about,
+            lambda: load_state(folder.server_states, recipe.rounds).slots,
+        ),
         "chosen_round": progress.chosen_round or 0,
         "chosen_score": progress.chosen_score,
         "chosen_by": f"weighted mean of validation {metric}",

@@ -37,6 +37,7 @@ __all__ = [
     "for_newcomer",
     "on_this_machine",
     "with_choices",
+    "with_count_noise",
     "with_measured",
     "with_noise",
     "written_out",
@@ -135,6 +136,28 @@ def with_noise(recipe: Recipe, rounds: int) -> Recipe:
         )
         raise ConfigError([Mistake("privacy.noise_multiplier", why)])
     return recipe
+
+
+def with_count_noise(recipe: Recipe, asked: int) -> Recipe:
+    """The recipe with the noise on the count of adaptive clipping, where it is left open; σ is written out already.
+
+    A 20th of the clients is the paper's. With σ itself the noise on the updates is larger by 15 %, never more.
+
+    Args:
+        recipe: any.
+        asked: clients that are asked in a round.
+    """
+    privacy = recipe.privacy
+    if not isinstance(privacy, ClientPrivacySettings) or privacy.clipping == "fixed":
+        return recipe
+    noise = privacy.noise_multiplier or 0.0
+    if privacy.count_noise is not None:
+        if noise and 2 * privacy.count_noise <= noise:
+            why = f"is not more than half of the noise_multiplier {noise:g} that target_epsilon needs: raise it"
+            raise ConfigError([Mistake("privacy.count_noise", why)])
+        return recipe
+    count = max(asked / 20, noise) if noise else 0.0
+    return recipe.model_copy(update={"privacy": privacy.model_copy(update={"count_noise": count})})
 
 
 def with_choices(

@@ -10,7 +10,7 @@ from fedsa.federation.agreeing import agreement_of
 from fedsa.federation.base_models import load_named_base, load_processor
 from fedsa.federation.building import adapt_base, config_of
 from fedsa.federation.checks import check_early
-from fedsa.federation.resolving import client_ranks, with_noise
+from fedsa.federation.resolving import client_ranks, with_count_noise, with_noise
 from fedsa.models import (
     fit_padding,
     position_limit,
@@ -62,5 +62,5 @@ def agree(
         task, limit = task.fitted(base, tokenizer), position_limit(base, tokenizer)
     ranks = client_ranks(recipe.adapter, sorted(clients))
     # Sites come and go, so how often a client will be drawn is not known: as if it trained in every round.
-    resolved = with_noise(adapted.resolved(recipe, limit), recipe.rounds)
+    resolved = with_count_noise(with_noise(adapted.resolved(recipe, limit), recipe.rounds), in_a_round)
     return agreement_of(resolved, adapted.model, task, labels, ranks, adapted.base)

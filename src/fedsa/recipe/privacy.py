@@ -59,6 +59,44 @@ class ClientPrivacySettings(_Budget):
         description="server: once in a round, to the sum of the changes, by a server that is trusted; client: by each "
         "client, before it sends, which takes far more noise in all",
     )
+    clipping: Agreed[Literal["fixed", "adaptive"]] = Field(
+        "fixed",
+        description="fixed: clipping_norm is of all rounds; adaptive: of the first, and it follows the norms of the "
+        "clients' changes, with noise at the server",
+    )
+    target_quantile: Agreed[float] = Field(
+        0.5, gt=0, lt=1, description="with adaptive clipping: the part of the clients that shall be within the norm"
+    )
+    clipping_rate: Agreed[float] = Field(
+        0.2, gt=0, description="with adaptive clipping: how fast the norm moves, η of C ← C · exp(-η (part - quantile))"
+    )
+    count_noise: Agreed[Resolved[float | None]] = Field(
+        None,
+        ge=0,
+        description="with adaptive clipping: the noise on the number of clients within the norm, more than half of "
+        "noise_multiplier; empty: a 20th of the clients asked in a round, or noise_multiplier if that is more",
+    )
+
+    @model_validator(mode="after")
+    def _adapts(self) -> ClientPrivacySettings:
+        if self.clipping == "fixed":
+            fields = type(self).model_fields
+            names = ("target_quantile", "clipping_rate", "count_noise")
+            given = [name for name in names if getattr(self, name) != fields[name].default]
+            if given:
+                raise ValueError(f"{' and '.join(given)}: only with clipping = 'adaptive'; leave it out, or set that")
+        elif self.noise_at == "client":
+            raise ValueError(
+                "clipping = 'adaptive' does not go with noise_at = 'client': each client would hide its own bit "
+                "behind noise, and the norm would follow that noise; use clipping = 'fixed'"
+            )
+        noise, count = self.noise_multiplier, self.count_noise
+        if noise and count is not None and 2 * count <= noise and self.clipping == "adaptive":
+            raise ValueError(
+                f"count_noise = {count:g} is not more than half of noise_multiplier = {noise:g}: the count alone would "
+                "spend all; raise it, or leave it out"
+            )
+        return self
 
 
 class ExamplePrivacySettings(_Budget):

@@ -131,8 +131,9 @@ class Server:
         return Payloads(round, self._open, sent)
 
     def payload(self, client: str, round: int) -> Payload:
-        """The payload of one client before it trains in a round; nothing is counted."""
-        return self.payloads([client], round)[client]
+        """The payload of one client before it trains in a round, with the steps' notes; nothing is counted."""
+        payload = self.payloads([client], round)[client]
+        return replace(payload, tensors={**payload.tensors, **self._steps.notes_to_client(self.state.slots)})
 
     def payloads(
         self,

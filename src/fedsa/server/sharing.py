@@ -56,6 +56,6 @@ def _sharing(plans: Mapping[Key, Plan], tensors: State, steps: Chain) -> dict[st
         "trained_parameters": total_elements(trained),
         "upload_parameters": total_elements(sent),
         "upload_bytes": steps.upload_bytes(sent),
-        "download_bytes": total_bytes(steps.on_payload(received)),
+        "download_bytes": total_bytes({**steps.on_payload(received), **steps.notes_to_client({})}),
         "sharing_plan": [entry for factor in Factor for (of, _), entry in table.items() if of is factor],
     }

@@ -70,7 +70,7 @@ class ClientContext:
     Attributes:
         client: the client's id.
         round: the round, counted from 1.
-        before: the client's value of each sent tensor before its training in this round.
+        before: the client's value of each sent tensor before its training in this round, and the server's notes.
         random: a generator; its numbers depend only on the run's seed, the step, the client and the round.
         noise: for noise that protects: from the client's secret, where it has one, and what the step is given.
     """
@@ -146,6 +146,18 @@ class Step:
         """The shape and type that `on_client` gives a tensor. Bytes are planned and checked with it."""
         return form
 
+    def notes_to_client(self, slots: Slots) -> State:
+        """Numbers that go to a client beside its payload, by keys of the factor NOTE; its half has them in ``before``.
+
+        Args:
+            slots: what the server keeps; empty before the first round.
+        """
+        return {}
+
+    def notes_to_server(self) -> Mapping[Key, Form]:
+        """The numbers that `on_client` puts beside the sent tensors, by keys of the factor NOTE."""
+        return {}
+
     def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:
         """The server's half, for one update: the changed update, and its weight in the mean.
 
@@ -172,7 +184,8 @@ class MeanStep(Step):
         """The changed mean, and the tensors that the server keeps for the next round.
 
         Args:
-            mean: of each tensor that was sent, of the full shape, in float64. There was at least one update.
+            mean: of each tensor that was sent, of the full shape, and of each note, in float64. There was at least one
+                update. A step takes its own notes out.
             slots: what the server keeps from round to round, of this and of others.
             context: what it is the mean of.
         """
@@ -292,6 +305,10 @@ class Chain:
             tensors = step.on_payload(tensors)
         return tensors
 
+    def notes_to_client(self, slots: Slots) -> dict[Key, Tensor]:
+        """The numbers that go to a client beside its payload, from what the server keeps."""
+        return {key: note for step in self.steps for key, note in step.notes_to_client(slots).items()}
+
     def on_client(
         self, tensors: State, slots: Slots, *, client: str, round: int, before: State, seed: int
     ) -> tuple[State, Slots]:
@@ -302,7 +319,7 @@ class Chain:
             slots: what it kept in its last round.
             client: its id.
             round: the round.
-            before: its value of each sent tensor before it learned anything in this round.
+            before: its value of each sent tensor before it learned anything in this round, and the server's notes.
             seed: the run's.
         """
         kept: dict[str, Tensor] = {}
@@ -315,10 +332,10 @@ class Chain:
         return tensors, kept
 
     def forms(self, tensors: State) -> dict[Key, Form]:
-        """What each tensor of an update looks like as it travels; only shapes and types are looked at."""
+        """What each tensor of an update, and each note, looks like as it travels; only shapes and types count."""
         forms = {key: Form(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
         for step in self.steps:
-            forms = {key: step.form(form) for key, form in forms.items()}
+            forms = {key: step.form(form) for key, form in forms.items()} | dict(step.notes_to_server())
         return forms
 
     def upload_bytes(self, tensors: State) -> int:
@@ -396,7 +413,7 @@ class Chain:
             if isinstance(step, MeanStep) and mean:
                 purpose = ("step", step.name, round)
                 random = _generator(seed, *purpose)
-                of = input_of(self.secret, mean, {key: state.tensors[key] for key in mean})
+                of = input_of(self.secret, mean, {key: state.tensors[key] for key in mean if key in state.tensors})
                 noise = Noise(seed, self.secret, "noise", *purpose, *of)
                 context = MeanContext(round, state.tensors, weights, random, noise, asked)
                 mean, own = step.on_mean(mean, slots, context)

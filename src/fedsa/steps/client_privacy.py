@@ -18,10 +18,19 @@ from fedsa.types import Key, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NoisyMean", "NoisyUpdate", "clipped"]
+__all__ = ["NAME", "UNCLIPPED", "UNEQUAL_RANKS", "NoisyMean", "NoisyUpdate", "clipped", "noisy_mean"]
 
-_NAME = "client-level privacy"
-_UNCLIPPED = "a change cannot be clipped"
+NAME = "client-level privacy"
+"""What the steps are called in messages."""
+
+UNCLIPPED = "a change cannot be clipped"
+"""What follows where a client does not begin with the server's values."""
+
+UNEQUAL_RANKS = (
+    "with clients of different ranks some numbers are means over few clients, where one client changes more: leave "
+    "adapter.ranks out, or set privacy.noise_at = 'client'"
+)
+"""Why noise for a sum does not go with them."""
 
 
 @final
@@ -48,16 +57,13 @@ class NoisyMean(MeanStep):
     @property
     def name(self) -> str:
         """What it is called in messages."""
-        return _NAME
+        return NAME
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
         """Why the step cannot be used with a method."""
         if mixed_ranks:
-            return (
-                "with clients of different ranks some numbers are means over few clients, where one client changes "
-                "more: leave adapter.ranks out, or set privacy.noise_at = 'client'"
-            )
-        return change_refusal(algorithm, _UNCLIPPED) or algorithm.mean_refusal()
+            return UNEQUAL_RANKS
+        return change_refusal(algorithm, UNCLIPPED) or algorithm.mean_refusal()
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
         """The update with its change clipped."""
@@ -65,15 +71,7 @@ class NoisyMean(MeanStep):
 
     def on_mean(self, mean: State, slots: Slots, context: MeanContext) -> tuple[State, Slots]:
         """The sum of the changes with noise, over the number of clients that were asked."""
-        most = max(context.weights)  # all alike, as the recipe's rules have it
-        asked = max(context.asked or 0, len(context.weights)) * most
-        deviation = self.clipping_norm * self.noise_multiplier * most
-        noisy: dict[Key, Tensor] = {}
-        for key in sorted(mean):
-            before = context.before[key].double()
-            total = (mean[key] - before) * sum(context.weights) + deviation * context.noise.normal(before.shape)
-            noisy[key] = before + total / asked
-        return {key: noisy[key] for key in mean}, {}
+        return noisy_mean(mean, context, self.clipping_norm * self.noise_multiplier), {}
 
 
 @final
@@ -96,11 +94,11 @@ class NoisyUpdate(Step):
     @property
     def name(self) -> str:
         """What it is called in messages."""
-        return _NAME
+        return NAME
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
         """Why the step cannot be used with a method."""
-        return change_refusal(algorithm, _UNCLIPPED)
+        return change_refusal(algorithm, UNCLIPPED)
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
         """The update with its change clipped, and with noise."""
@@ -111,6 +109,24 @@ class NoisyUpdate(Step):
             for key in sorted(sent)
         }
         return {key: noisy[key] for key in tensors}, {}
+
+
+def noisy_mean(mean: State, context: MeanContext, deviation: float) -> dict[Key, Tensor]:
+    """The sum of the changes with noise, over the number of clients that were asked, whoever's update came.
+
+    Args:
+        mean: of the updates, all of one weight.
+        context: what it is the mean of.
+        deviation: the noise's standard deviation, where each update counts once.
+    """
+    weight = max(context.weights)  # all alike, as the recipe's rules have it
+    asked = max(context.asked or 0, len(context.weights)) * weight
+    noisy: dict[Key, Tensor] = {}
+    for key in sorted(mean):
+        before = context.before[key].double()
+        noise = deviation * weight * context.noise.normal(before.shape)
+        noisy[key] = before + ((mean[key] - before) * sum(context.weights) + noise) / asked
+    return {key: noisy[key] for key in mean}
 
 
 def clipped(tensors: State, before: State, bound: float) -> dict[Key, Tensor]:
@@ -130,6 +146,5 @@ def clipped(tensors: State, before: State, bound: float) -> dict[Key, Tensor]:
         made = {key: (starts[key] + factor * changes[key]).to(tensors[key].dtype) for key in tensors}
         norm = norm_of({key: made[key].double() - starts[key] for key in made})
         # Rounding may have made it larger again: less and less is taken, so that it ends after some tens of times.
-        factor *= min(bound / max(norm, bound), 1 - less)
-        less = min(2 * less, 0.5)
+        factor, less = factor * min(bound / norm if norm else 0.0, 1 - less), min(2 * less, 0.5)
     return made

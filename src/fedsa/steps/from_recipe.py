@@ -32,6 +32,7 @@ from fedsa.recipe import (
     robust_settings,
     server_settings,
 )
+from fedsa.steps.adaptive_clipping import AdaptiveMean
 from fedsa.steps.base import Chain, Step
 from fedsa.steps.cast import Cast
 from fedsa.steps.client_privacy import NoisyMean, NoisyUpdate
@@ -80,8 +81,13 @@ def _robust(robust: RobustSettings) -> list[Step]:
 def _private(privacy: PrivacySettings) -> list[Step]:
     if not isinstance(privacy, ClientPrivacySettings):
         return []  # rows are protected where they are trained on
-    noisy = NoisyMean if privacy.noise_at == "server" else NoisyUpdate
-    return [noisy(privacy.clipping_norm, privacy.noise_multiplier or 0.0)]
+    norm, noise = privacy.clipping_norm, privacy.noise_multiplier or 0.0
+    if privacy.noise_at == "client":
+        return [NoisyUpdate(norm, noise)]
+    if privacy.clipping == "fixed":
+        return [NoisyMean(norm, noise)]
+    adapts = privacy.target_quantile, privacy.clipping_rate, privacy.count_noise or 0.0
+    return [AdaptiveMean(norm, noise, *adapts)]
 
 
 def _late(overlap: OverlapSettings) -> list[Step]:

@@ -10,7 +10,7 @@ import torch
 from fedsa.adapters.algebra import cropped, norm_of
 from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import Step
-from fedsa.types import State, Update
+from fedsa.types import Factor, State, Update
 
 __all__ = ["NormBound"]
 
@@ -47,14 +47,15 @@ class NormBound(Step):
 
     def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:
         """The update within the bound, in fp32 at least."""
-        starts = {key: cropped(before[key], tensor.shape).double() for key, tensor in update.tensors.items()}
-        changes = {key: tensor.double() - starts[key] for key, tensor in update.tensors.items()}
+        sent = {key: tensor for key, tensor in update.tensors.items() if key.factor is not Factor.NOTE}
+        starts = {key: cropped(before[key], tensor.shape).double() for key, tensor in sent.items()}
+        changes = {key: tensor.double() - starts[key] for key, tensor in sent.items()}
         norm = norm_of(changes)
         if norm <= self.clipping_norm:
             return update, weight
         factor = self.clipping_norm / norm
         tensors = {
             key: (starts[key] + factor * changes[key]).to(torch.promote_types(tensor.dtype, torch.float32))
-            for key, tensor in update.tensors.items()
+            for key, tensor in sent.items()
         }
-        return replace(update, tensors=tensors), weight
+        return replace(update, tensors={**update.tensors, **tensors}), weight

@@ -11,7 +11,7 @@ import torch
 from fedsa.adapters.algebra import cropped
 from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import Screening, Verdict
-from fedsa.types import Key, Side, State, Update
+from fedsa.types import Factor, Key, Side, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,10 +126,10 @@ class PoisonScore(Screening):
 
 def _change(tensors: State, before: State) -> dict[Key, Tensor]:
     """The change of A, or of all that was sent where no A was."""
-    of_a = {key: tensor for key, tensor in tensors.items() if key.factor.side is Side.A}
+    sent = {key: tensor for key, tensor in tensors.items() if key.factor is not Factor.NOTE}
+    of_a = {key: tensor for key, tensor in sent.items() if key.factor.side is Side.A}
     return {
-        key: tensor.float() - cropped(before[key], tensor.shape).float()
-        for key, tensor in (of_a or dict(tensors)).items()
+        key: tensor.float() - cropped(before[key], tensor.shape).float() for key, tensor in (of_a or sent).items()
     }
 
 

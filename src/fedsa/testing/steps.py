@@ -55,8 +55,8 @@ def _learned(seed: int, client: str) -> dict[Key, Tensor]:
 
 def _sent(step: Step, seed: int, client: str) -> tuple[State, Slots]:
     """The tensors that a client sends in its first round, and the slots that it keeps."""
-    tensors, before = _learned(seed, client), _server(seed).tensors
-    return Chain((step,)).on_client(tensors, {}, client=client, round=1, before=before, seed=seed)
+    before = {**_server(seed).tensors, **step.notes_to_client({})}
+    return Chain((step,)).on_client(_learned(seed, client), {}, client=client, round=1, before=before, seed=seed)
 
 
 def _mean(step: Step, seed: int, sent: Mapping[str, State], *, order: Sequence[str] = tuple(LEARNED)) -> State:
@@ -95,7 +95,7 @@ def the_server_gets_the_tensors_that_a_client_trained(step: Step, seed: int) -> 
     for client in LEARNED:
         update = Update(client, 1, 1, _sent(step, seed, client)[0])
         taken, weight = Chain((step,)).on_server(update, 1, _server(seed).tensors)
-        shapes = {key: tuple(tensor.shape) for key, tensor in taken.tensors.items()}
+        shapes = {key: tuple(each.shape) for key, each in taken.tensors.items() if key.factor is not Factor.NOTE}
         hold(shapes == SHAPES, f"the server's half makes tensors of shapes {shapes}")
         for key, tensor in taken.tensors.items():
             hold(tensor.is_floating_point() and bool(tensor.isfinite().all()), f"{key} is not finite, or no float")
@@ -123,7 +123,8 @@ def what_is_given_is_not_changed(step: Step, seed: int) -> None:
     updates = []
     for client in LEARNED:
         tensors = _learned(seed, client)
-        sent, _ = chain.on_client(tensors, {}, client=client, round=1, before=state.tensors, seed=seed)
+        before = {**state.tensors, **step.notes_to_client({})}
+        sent, _ = chain.on_client(tensors, {}, client=client, round=1, before=before, seed=seed)
         hold(are_equal(tensors, _learned(seed, client)), "the client's half changed the client's tensors")
         copy = {key: tensor.clone() for key, tensor in sent.items()}
         updates.append(chain.on_server(Update(client, 1, 1, sent), 1, state.tensors))

@@ -52,7 +52,8 @@ class Job:
         penalty: of the trained tensors and of the same as they began; what it returns is added to the loss.
         rate_setting: the setting that ``learning_rate`` of the trainer's settings comes from, for messages.
         version: the server's version that the client trains from.
-        before: the client's value of each tensor that will be sent, before it learns anything in this round.
+        before: the client's value of each tensor that will be sent, before it learns anything in this round, and what
+            the server's steps have noted for it.
         step_state: what the steps on its updates kept in its last round.
     """
 
