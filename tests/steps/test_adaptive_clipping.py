@@ -80,15 +80,15 @@ def rounds(
     return state.slots, state.tensors[A]
 
 
-@pytest.mark.parametrize("first", [0.01, 30.0])
-@pytest.mark.parametrize(("quantile", "low", "high"), [(0.5, 5.0, 6.0), (0.75, 7.0, 9.0)])
+@pytest.mark.run
+@pytest.mark.parametrize(("first", "quantile", "low", "high"), [(0.01, 0.5, 5.0, 6.0), (90.0, 0.75, 7.0, 9.0)])
 def test_the_norm_comes_to_the_quantile_of_known_norms(first: float, quantile: float, low: float, high: float) -> None:
     sizes = [float(size) for size in range(1, 11)]
-    slots, _ = rounds(AdaptiveMean(first, 0.0, quantile, 0.2, 0.0), sizes, 120)
-    last = norms_in(slots, 121)[-20:]
+    slots, _ = rounds(AdaptiveMean(first, 0.0, quantile, 0.5, 0.0), sizes, 50)
+    last = norms_in(slots, 51)[-15:]
     assert low * 0.9 < min(last) <= max(last) < high * 1.1
-    noisy, _ = rounds(AdaptiveMean(first, 1.0, quantile, 0.2, 0.6), sizes, 200)
-    assert np.exp(np.log(norms_in(noisy, 201)[-80:]).mean()) == pytest.approx((low + high) / 2, rel=0.2)
+    noisy, _ = rounds(AdaptiveMean(first, 1.0, quantile, 0.5, 0.6), sizes, 70)
+    assert np.exp(np.log(norms_in(noisy, 71)[-40:]).mean()) == pytest.approx((low + high) / 2, rel=0.2)
 
 
 def test_a_round_moves_the_norm_as_the_formula_says() -> None:
@@ -120,13 +120,13 @@ def test_noise_on_updates_is_of_the_rounds_own_norm_and_larger_by_the_share_of_t
 def test_noise_on_the_count_has_the_size_that_is_accounted_for() -> None:
     step = AdaptiveMean(1.0, 1.0, 0.5, 1.0, 3.0)
     drawn = []
-    for seed in range(2000):
+    for seed in range(500):
         sent = {A: torch.zeros(1), WITHIN: torch.tensor(1.0)}
         state = ServerState({A: torch.zeros(1)}, {A: 0})
         _, slots = Chain((step,)).mean(iter([(Update("c", 1, 1, sent), 1)] * 2), state, 1, seed)
         drawn.append(-np.log(float(*[norms[1] for norms in slots.values()])) + 0.5)
-    assert np.mean(drawn) == pytest.approx(1.0, abs=0.15)
-    assert np.std(drawn) == pytest.approx(3.0 / 2, rel=0.06)
+    assert np.mean(drawn) == pytest.approx(1.0, abs=0.25)
+    assert np.std(drawn) == pytest.approx(3.0 / 2, rel=0.12)
 
 
 @NEEDS_PRIVACY
