@@ -28,6 +28,7 @@ from fedsa.steps.adaptive_clipping import NORM, WITHIN, AdaptiveMean, norms_in
 from fedsa.steps.base import Chain, Slots
 from fedsa.steps.cast import Cast
 from fedsa.steps.norm_bound import NormBound
+from fedsa.steps.poison_score import PoisonScore
 from fedsa.store import RunFolder
 from fedsa.testing import check_step
 from fedsa.types import Factor, Key, State, Update
@@ -182,6 +183,9 @@ def test_a_client_that_lies_about_its_bit_counts_as_one_client() -> None:
         made, _ = chain.on_server(update, 1, {A: torch.zeros(2)})
         assert float(made.tensors[WITHIN]) == taken
         assert norm_of({A: made.tensors[A]}) == pytest.approx(0.1), "a norm bound is of the tensors alone"
+    b = Key("layer", Factor.B)  # no A is sent in this round: all that is sent is compared, but no note
+    updates = [Update(name, 1, 1, {b: torch.ones(2), WITHIN: torch.tensor(1.0)}) for name in ("c", "d", "e")]
+    assert len(PoisonScore(1.0, leave_out=False).screen(updates, {b: torch.zeros(2)})) == 3
 
 
 def test_the_server_sends_the_norm_for_training_and_refuses_updates_without_the_bit() -> None:

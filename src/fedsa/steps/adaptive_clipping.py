@@ -19,6 +19,7 @@ from fedsa.adapters.algebra import norm_of
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import ProtocolError
 from fedsa.steps.base import ClientContext, Form, MeanContext, MeanStep, Slots
+from fedsa.steps.changes import change_refusal
 from fedsa.steps.client_privacy import NAME, UNCLIPPED, UNEQUAL_RANKS, clipped, noisy_mean
 from fedsa.types import Factor, Key, State, Update
 

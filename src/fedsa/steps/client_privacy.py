@@ -1,7 +1,7 @@
 """Client-level differential privacy: what a client sends is clipped, and noise is added, there or at the server.
 
 Protected is what the server's values tell about all rows of one client together (noise at the server), or what the
-client's own update tells (noise at the client). Neighbours: the client takes part, or it sends no change.
+client's own update tells (noise at the client). Neighbours: the client takes part, or nothing comes from it.
 """
 
 from __future__ import annotations

@@ -128,9 +128,7 @@ def _change(tensors: State, before: State) -> dict[Key, Tensor]:
     """The change of A, or of all that was sent where no A was."""
     sent = {key: tensor for key, tensor in tensors.items() if key.factor is not Factor.NOTE}
     of_a = {key: tensor for key, tensor in sent.items() if key.factor.side is Side.A}
-    return {
-        key: tensor.float() - cropped(before[key], tensor.shape).float() for key, tensor in (of_a or sent).items()
-    }
+    return {key: tensor.float() - cropped(before[key], tensor.shape).float() for key, tensor in (of_a or sent).items()}
 
 
 def _reason(scored: Scored, threshold: float) -> str:
