@@ -32,6 +32,7 @@ from shutil import rmtree
 from statistics import mean, median
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets, disable_progress_bars
 from peft import LoraConfig
@@ -61,7 +62,7 @@ TESTED = 20
 TRAINING = {
     "local_steps": 6,
     "batch_size": 4,
-    "head_warmup_epochs": 4,
+    "head_warmup_epochs": 10,
     "trainer": "cohort",
     "cohort_size": 8,
     "packing": True,
@@ -97,11 +98,12 @@ def setup_of(rounds: int, examples: int, layers: int, seed: int) -> Setup:
     rows = deal_rows(parse_recipe(raw))
     labels = [rows.label_names[number] for number in rows.table[CLASS_NUMBER][:]]
     table = Dataset.from_dict({"text": rows.table["text"][:], "label": labels})
+    random = np.random.default_rng(seed)  # rows of one label may stand together
     most = {"train": examples, "validation": 4, "test": TESTED}
-    clients = {
-        client: DatasetDict({split: table.select(getattr(parts, split)[:count]) for split, count in most.items()})
-        for client, parts in rows.partition.clients.items()
-    }
+    clients = {}
+    for client, parts in rows.partition.clients.items():
+        drawn = {split: random.permutation(getattr(parts, split))[:count] for split, count in most.items()}
+        clients[client] = DatasetDict({split: table.select(places) for split, places in drawn.items()})
     settings = {
         "rounds": rounds,
         "seed": seed,
