@@ -17,6 +17,7 @@ from fedsa.commands import (
     adapt,
     algorithms,
     analyze,
+    audit,
     check,
     compare,
     data,
@@ -120,6 +121,7 @@ for module in (
     plan,
     runs,
     sent,
+    audit,
     recipes,
     algorithms,
 ):

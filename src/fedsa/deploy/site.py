@@ -134,9 +134,7 @@ class SiteProgram:
             ProtocolError: the site takes part in another run, or the server has another agreement.
             RunFolderError: its files are damaged or in use, or its rows are others than when the run began.
         """
-        from fedsa.engines.beginning import data_fingerprint  # it loads models
-
-        run, rows = first.run, data_fingerprint(self.federation)
+        run, rows = first.run, self.federation.data_fingerprint
         path, mend = self.folder / _RUN, "put it back from a copy, or give the site an empty folder"
         known = read_note(path, mend, "run", "rows") if path.exists() else None
         if known is None:

@@ -18,7 +18,7 @@ from fedsa.store import Progress, RunFolder, recipe_of
 from fedsa.system.environment import environment
 from fedsa.types import SPLITS
 
-__all__ = ["begin", "check_unchanged", "data_fingerprint"]
+__all__ = ["begin", "check_unchanged"]
 
 
 def begin(federation: Federation, folder: RunFolder) -> Progress:
@@ -27,7 +27,7 @@ def begin(federation: Federation, folder: RunFolder) -> Progress:
     compute = federation.recipe.compute.model_dump()
     machine = environment("fedsa", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
     machine |= {name: str(value) for name, value in compute.items()}
-    data, fingerprints = data_fingerprint(federation), _fingerprints(agreement, federation)
+    data, fingerprints = federation.data_fingerprint, _fingerprints(agreement, federation)
     folder.begin(_run_id(federation, data, fingerprints, machine))
     folder.write_recipe(dump_recipe(federation.recipe))
     folder.write_json("environment.json", machine)
@@ -61,16 +61,6 @@ def _about_clients(federation: Federation) -> dict[str, dict[str, Any]]:
             entry["held_out"] = True
         about[client] = entry
     return about
-
-
-def data_fingerprint(federation: Federation) -> str:
-    """A hash of every client's rows, tokens and labels."""
-    digest = hashlib.sha256(federation.encoded.fingerprint().encode())
-    for client in federation.everyone:
-        digest.update(json.dumps(client).encode())
-        for part in federation.rows.partition.clients[client]:
-            digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
-    return digest.hexdigest()
 
 
 def _run_id(federation: Federation, data: str, fingerprints: Mapping[str, str], environment: Mapping[str, str]) -> str:
@@ -108,7 +98,7 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
             f"{folder.path}: the adapter's PEFT config is not the one that the run began with: use that of "
             f"{folder.path / 'adapter_config.json'}, and {versions}, or start a new run"
         )
-    if progress.data != data_fingerprint(federation) or {"labels", "metric", "ranks"} & {*changed}:
+    if progress.data != federation.data_fingerprint or {"labels", "metric", "ranks"} & {*changed}:
         raise RunFolderError(
             f"{folder.path}: the clients' rows are not those that the run began with, so it cannot go on: put "
             "the data (or the model's tokenizer) back as it was, or start a new run"

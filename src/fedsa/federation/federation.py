@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -295,6 +297,16 @@ class Federation:
     def agreement(self) -> Agreement:
         """What server and sites must hold alike."""
         return agreement_of(self.recipe, self.model, self.task, self.rows.label_names, self.ranks, self.base)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """A hash of every client's rows, tokens and labels."""
+        digest = hashlib.sha256(self.encoded.fingerprint().encode())
+        for client in self.everyone:
+            digest.update(json.dumps(client).encode())
+            for part in self.rows.partition.clients[client]:
+                digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""

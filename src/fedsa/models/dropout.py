@@ -5,8 +5,8 @@ And the base model's dropout, with cheaper random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self, final
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedsa.models.layout import Layout, Place
 
-__all__ = ["AdapterDropout", "FastDropout", "Streams"]
+__all__ = ["AdapterDropout", "FastDropout", "Streams", "without_dropout"]
 
 _LEVELS = 2**16  # random numbers are of 16 bits: p is rounded to a multiple of 1/65536
 
@@ -163,6 +163,27 @@ class FastDropout(TorchFunctionMode):
         if func is F.dropout:
             return _dropout(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """A context in which a model in training mode drops nothing: neither the base nor its adapters.
+
+    Every probability that a layer has is zero in it, as ``p`` of a layer of dropout, or under a name with ``dropout``.
+    """
+    kept: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        is_layer = isinstance(module, AdapterDropout | nn.modules.dropout._DropoutNd)
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or (name == "p" and is_layer)):
+                kept.append((module, name, value))
+    try:
+        for module, name, _ in kept:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, name, value in kept:
+            setattr(module, name, value)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
