@@ -31,7 +31,7 @@ from fedsa.tasks.base import IntArray
 from fedsa.texts.words import counted
 from fedsa.types import Factor, Key, State
 
-__all__ = ["Rebuilder", "rebuilding"]
+__all__ = ["Rebuilder", "Score", "rebuilding"]
 
 _METHOD = (
     "which tokens' inputs span the update (DAGER, Petrov et al., arXiv:2405.15586), with sparse recovery where there "
