@@ -54,7 +54,9 @@ def audit(
     tell, note = on_progress or (lambda text: None), on_note or (lambda text: None)
     for name in attacks:
         if name not in ATTACKS:
-            raise UserError(f"--attack {cut(name, 80)}: there is no such attack; {near(name, ATTACKS)}")
+            raise UserError(
+                f"--attack {cut(name, 80)} (in Python `attacks`): there is no such attack; {near(name, ATTACKS)}"
+            )
     for name, value, least in (("clients", clients, 1), ("rows", rows, 8), ("texts", texts, 1)):
         if value < least:
             raise UserError(f"--{name} {value}: must be at least {least}, as `{name}` in Python")

@@ -51,7 +51,7 @@ def canaries(subject: Subject, training: Training | None = None) -> Iterator[Fin
     if isinstance(recipe.privacy, ClientPrivacySettings):
         raise UserError(
             "canaries are rows, and this run protects whole clients: a bound would need hundreds of clients that take "
-            "part or not; leave `canaries` out of --attack"
+            "part or not; leave the attack `canaries` out"
         )
     own = run_training(subject)
     how = training or replace(own, steps=recipe.rounds * own.steps)

@@ -52,13 +52,13 @@ def inputs_of(model: AdaptedModel, batch: Mapping[str, Tensor], positions: int) 
         UserError: the model does not read tokens, or no adapted layer reads single tokens.
     """
     if "input_ids" not in batch:
-        raise UserError("rebuilding text needs a model that reads tokens: leave `rebuilding` out of --attack")
+        raise UserError("rebuilding text needs a model that reads tokens: leave the attack `rebuilding` out")
     names = sorted({key.module for key in model.keys if key.factor is Factor.A})
     modules = _reading_single_tokens(model, names, batch)
     if not modules:
         raise UserError(
             "no adapted layer reads single tokens (the first layer's query, key or value, say), so texts cannot be "
-            "rebuilt from their span: leave `rebuilding` out of --attack"
+            "rebuilt from their span: leave the attack `rebuilding` out"
         )
     vocabulary = _vocabulary(model)
     positions = _different(model, batch, positions, modules)

@@ -81,7 +81,7 @@ def of_adapters(subject: Subject, states: Mapping[str, State], how: Training | N
         score=area.value,
         chance=0.5,
         control=control.value,
-        control_is=f"an adapter that was trained on {_FEW} rows alone, {counted(_LONG, 'step')}, without privacy",
+        control_is=f"an adapter that has learned {counted(_FEW, 'row')} in {counted(_LONG, 'step')}, without privacy",
         interval=(area.low, area.high),
         count=sum(len(members) + len(others) for members, others in groups),
         update="the whole run" if how is None else how.in_words,

@@ -110,7 +110,7 @@ class Rebuilder:
         """
         federation = subject.federation
         if federation.task.takes_images:
-            raise UserError("rebuilding is of texts, and this run's rows are images: leave it out of --attack")
+            raise UserError("rebuilding is of texts, and this run's rows are images: leave this attack out")
         lengths, most = federation.encoded.lengths, min(_TOKENS, most_positions(federation.model))
         clients = federation.rows.partition.clients
         short = {
@@ -120,7 +120,7 @@ class Rebuilder:
             for client in subject.clients
         }
         if not any(len(rows) for rows in short.values()):
-            raise UserError(f"no training row has at most {counted(most, 'token')}: leave `rebuilding` out of --attack")
+            raise UserError(f"no training row has at most {counted(most, 'token')}: leave the attack `rebuilding` out")
         longest = int(max(lengths[rows].max() for rows in short.values() if len(rows)))
         first = next(rows for rows in short.values() if len(rows))
         inputs = inputs_of(federation.model, federation.encoded.batch(first[:1]), longest)

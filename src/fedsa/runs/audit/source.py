@@ -39,7 +39,7 @@ def source(subject: Subject, updates: Sequence[Training] = (), *, rounds: int = 
         UserError: there is one client only.
     """
     if len(subject.clients) < 2:
-        raise UserError("source inference needs at least two clients: leave `source` out of --attack")
+        raise UserError("source inference needs at least two clients: leave the attack `source` out")
     groups = _groups(subject)
     for how in updates or (run_training(subject),):
         yield from _of(subject, how, groups, rounds)
