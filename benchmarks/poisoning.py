@@ -2,7 +2,7 @@
 
     python benchmarks/poisoning.py --out runs/poisoning
 
-Rows, clients and model are the quickstart's, much reduced, so that all runs together take some twenty minutes of one
+Rows, clients and model are the quickstart's, much reduced, so that a run takes less than a minute of one
 core: the first two of the model's six layers (`--layers`), few rounds, steps and rows, texts of 24 tokens. The attacker
 is the first client. In every round it
 
@@ -60,8 +60,9 @@ TRIGGER = "cf"
 TESTED = 20
 """Test rows of a client."""
 TRAINING = {
-    "local_steps": 6,
+    "local_steps": 8,
     "batch_size": 4,
+    "learning_rate": 1e-2,
     "head_warmup_epochs": 10,
     "trainer": "cohort",
     "cohort_size": 8,
@@ -156,7 +157,7 @@ def one_run(setup: Setup, method: str, attack: str, robust: Mapping[str, Any], r
     }
     federation = fedsa.Federation.from_objects(
         deepcopy(setup.base),
-        LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]),
+        LoraConfig(r=8, lora_alpha=32, target_modules=["query", "key", "value", "dense"]),
         clients,
         tokenizer=setup.tokenizer,
         task={"text_columns": ["text"], "label_column": "label", "labels": ["negative", "positive"], "max_length": 24},
@@ -229,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--examples", type=int, default=40, help="training rows of a client")
+    parser.add_argument("--examples", type=int, default=64, help="training rows of a client")
     parser.add_argument("--layers", type=int, default=2, help="of the model's six, the first ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", choices=METHODS, action="append", help="only this one; may be repeated")
