@@ -3,7 +3,8 @@
 The run is that of the recipe quickstart, on the packaged model and data. Each line is printed as soon as it is there,
 and kept in a file, so that a part of the attacks can be made at a time.
 
-    python benchmarks/audit.py [--run RUN] [--attack NAME ...] [--clients 4] [--rows 100] [--texts 3] [--rank 8]
+    python benchmarks/audit.py [--run RUN] [--attack NAME ...] [--clients 4] [--rows 100] [--texts 3] [--steps 80]
+        [--rank 8] [--keep FILE]
 """
 
 from __future__ import annotations
@@ -43,18 +44,26 @@ def of_source(subject: Subject) -> Iterator[Finding]:
         yield from source(subject, [how], rounds=3)
 
 
-def of_membership(subject: Subject) -> Iterator[Finding]:
-    """Rows in adapters and in updates."""
-    whole = replace(subject, most_rows=325)
-    for how in (WHOLE, protected(WHOLE)):
-        states = {
-            client: train_again(whole, client, whole.start(client), whole.members(client), how, "whole", client)
-            for client in whole.clients
-        }
-        yield of_adapters(whole, states, how)
+def of_membership(subject: Subject, steps: int) -> Iterator[Finding]:
+    """Rows in adapters and in updates. Adapters with privacy are trained anew, each by itself, from the run's start."""
+    plain = of_adapters(subject, {client: subject.state(client) for client in subject.clients})
+    yield plain
+    how = protected(replace(WHOLE, steps=steps))
+    trained = {
+        client: train_again(
+            subject,
+            client,
+            subject.start(client),
+            subject.federation.rows.partition.clients[client].train,
+            how,
+            "whole",
+        )
+        for client in subject.clients
+    }
+    yield of_adapters(subject, trained, how, control=plain.control)
     summed = replace(subject, summed=True)
-    for seen, how in ((subject, ONE), (subject, TEN), (subject, protected(TEN)), (summed, ONE), (summed, TEN)):
-        yield from of_updates(seen, seen.clients, how)
+    for seen, update in ((subject, ONE), (subject, TEN), (subject, protected(TEN)), (summed, ONE), (summed, TEN)):
+        yield from of_updates(seen, seen.clients, update)
 
 
 def of_rebuilding(subject: Subject, texts: int) -> Iterator[Finding]:
@@ -80,10 +89,12 @@ def of_rebuilding(subject: Subject, texts: int) -> Iterator[Finding]:
             yield each.finding(part, how, texts=count)
 
 
-def of_canaries(subject: Subject) -> Iterator[Finding]:
+def of_canaries(subject: Subject, steps: int) -> Iterator[Finding]:
     """The ε that is proved, without and with privacy."""
-    for how in (WHOLE, protected(WHOLE)):
-        yield from canaries(subject, how)
+    how = replace(WHOLE, steps=steps)
+    plain = list(canaries(subject, how))
+    yield from plain
+    yield from canaries(subject, protected(how), control=plain[0].control)
 
 
 def run_of(rank: int, place: Path) -> Path:
@@ -119,6 +130,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--texts", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=80, help="of adapters with privacy, and with canaries")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--keep", type=Path, help="a file that gets each finding as a line of JSON")
     settings = parser.parse_args()
@@ -129,9 +141,9 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
         attacks = {
             "source": lambda: of_source(subject),
-            "membership": lambda: of_membership(subject),
+            "membership": lambda: of_membership(subject, settings.steps),
             "rebuilding": lambda: of_rebuilding(subject, settings.texts),
-            "canaries": lambda: of_canaries(subject),
+            "canaries": lambda: of_canaries(subject, settings.steps),
         }
         for name in settings.attack:
             for finding in attacks[name]():

@@ -37,12 +37,13 @@ _ALONE = 20
 """Passes over the canaries of the control, which trains on nothing else."""
 
 
-def canaries(subject: Subject, training: Training | None = None) -> Iterator[Finding]:
+def canaries(subject: Subject, training: Training | None = None, *, control: float | None = None) -> Iterator[Finding]:
     """Yield the ε that guesses on canaries prove.
 
     Args:
         subject: the run.
         training: how clients train on; None: as the run's recipe says, as many steps as in the whole run.
+        control: what the control came to; None: it is made.
 
     Raises:
         UserError: the run protects whole clients, or its clients have no rows that they do not train on.
@@ -71,7 +72,7 @@ def canaries(subject: Subject, training: Training | None = None) -> Iterator[Fin
         for name, each in zip(names, [*aligned, _gains(subject, before, after, own_canaries.rows)], strict=True):
             scores[name][client] = each
     delta = _DELTA if how.privacy is None else how.privacy.target_delta
-    control = _control(subject, planted, delta)
+    control = _control(subject, planted, delta) if control is None else control
     accounted = _accounted(subject, planted, how)
     for name in names:
         guesses, correct = _guessed(scores[name], planted)

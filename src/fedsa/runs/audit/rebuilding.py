@@ -16,6 +16,7 @@ from fedsa.runs.audit.finding import Finding
 from fedsa.runs.audit.guessing import overlap
 from fedsa.runs.audit.inputs import Inputs, inputs_of, most_positions
 from fedsa.runs.audit.matching import Dictionary, Sight, matched
+from fedsa.runs.audit.rows import items_of
 from fedsa.runs.audit.subject import Part, Subject
 from fedsa.runs.audit.training import (
     OneStep,
@@ -113,6 +114,7 @@ class Rebuilder:
             raise UserError("rebuilding is of texts, and this run's rows are images: leave this attack out")
         lengths, most = federation.encoded.lengths, min(_TOKENS, most_positions(federation.model))
         clients = federation.rows.partition.clients
+        items_of(subject, clients[subject.clients[0]].train)
         short = {
             client: subject.random("texts", client).permutation(
                 clients[client].train[lengths[clients[client].train] <= most]

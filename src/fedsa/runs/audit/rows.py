@@ -9,12 +9,25 @@ import torch
 from torch import Tensor
 
 from fedsa.client.training.row_gradients import OneByOne, Values
+from fedsa.errors import UserError
 from fedsa.runs.audit.guessing import Scores
 from fedsa.runs.audit.subject import Subject
 from fedsa.tasks.base import IntArray
 from fedsa.types import Key, State
 
-__all__ = ["alignment", "row_losses"]
+__all__ = ["alignment", "items_of", "row_losses"]
+
+
+def items_of(subject: Subject, rows: IntArray) -> IntArray:
+    """What goes into a batch of each row.
+
+    Raises:
+        UserError: the task makes several items of a row.
+    """
+    items = subject.federation.task.training_items(subject.federation.encoded, rows)
+    if len(items) != len(rows):
+        raise UserError("the task makes several items of a row, and this attack looks at rows that are one item each")
+    return items
 
 
 def row_losses(subject: Subject, state: State, rows: IntArray) -> Scores:
@@ -23,17 +36,18 @@ def row_losses(subject: Subject, state: State, rows: IntArray) -> Scores:
     Args:
         subject: the run.
         state: all tensors of a client.
-        rows: items of a batch.
+        rows: their numbers.
     """
     federation = subject.federation
     model, task, encoded = federation.model, federation.task, federation.encoded
+    items = items_of(subject, rows)
     model.write(state)
-    order = np.argsort(encoded.lengths[rows], kind="stable")
+    order = np.argsort(encoded.lengths[items], kind="stable")
     losses = np.zeros(len(rows))
     with model.evaluating():
         for start in range(0, len(rows), federation.recipe.evaluation.batch_size):
             places = order[start : start + federation.recipe.evaluation.batch_size]
-            batch = model.begin(encoded.batch(rows[places]), [len(places)])
+            batch = model.begin(encoded.batch(items[places]), [len(places)])
             sums, terms = task.losses(model.model, batch)
             losses[places] = (sums / terms).double().cpu().numpy()
     return losses
@@ -50,8 +64,11 @@ def alignment(
         subject: the run.
         state: what the client had before the change.
         change: of the tensors that are seen.
-        rows: items of a batch.
+        rows: their numbers.
         parts: choices of tensors.
+
+    Raises:
+        UserError: the task makes several items of a row.
 
     Returns:
         For each choice an array of shape (rows,).
@@ -63,7 +80,7 @@ def alignment(
     values = Values({key: value[None].to(model.device) for key, value in state.items()})
     scores = [np.zeros(len(rows)) for _ in parts]
     try:
-        for number, row in enumerate(rows):
+        for number, row in enumerate(items_of(subject, rows)):
             _, gradients = gradients_of(values, keys, [0], np.array([row]), [0])
             for score, part in zip(scores, parts, strict=True):
                 own = torch.cat([-gradients[key][0].flatten() for key in keys if key in part]).double().cpu()
