@@ -17,6 +17,7 @@ from fedsa.federation import Federation
 from fedsa.recipe import Recipe
 from fedsa.server import load_state, save_state, server_of
 from fedsa.store import RunFolder
+from fedsa.store.seals import unsealed_table
 from fedsa.types import Side, Update
 from support.tiny_rows import write_clients
 
@@ -35,7 +36,7 @@ def agreement(federation: Federation) -> Agreement:
 
 def changed(agreement: Agreement, **values: Any) -> Agreement:
     """An agreement with other values, made of its text."""
-    data = json.loads(agreement.text())
+    data = unsealed_table(agreement.text())
     for name, value in values.items():
         data[name] = {**data[name], **value} if isinstance(value, dict) else value
     return Agreement.parse(json.dumps(data))

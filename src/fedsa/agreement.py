@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedsa.errors import ConfigError, Mistake, UserError
 from fedsa.messages import digest_of
 from fedsa.recipe import OBJECTS, Recipe, Scope, is_resolved, mistakes_of, parse_recipe
 from fedsa.steps import CHECKS, Chain, make_chain
+from fedsa.store.seals import sealed_table, unsealed_table
 from fedsa.texts.json_text import parsed_json
 from fedsa.types import Key, Side, State
 
@@ -29,6 +31,10 @@ __all__ = ["AGREEMENT", "AdapterSpec", "Agreement", "TensorSpec", "hash_of_state
 
 AGREEMENT = "agreement.json"
 """The name of the file in the folders of runs, servers and sites."""
+
+
+_MOST_NUMBERS = 2**36
+"""In a tensor; a stranger's file could ask for any memory."""
 
 
 class _Part(BaseModel):
@@ -44,8 +50,15 @@ class TensorSpec(_Part):
         dtype: torch's name of its type.
     """
 
-    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    shape: tuple[Annotated[int, Field(ge=0, le=2**31)], ...]
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+
+    @field_validator("shape")
+    @classmethod
+    def _can_be_held(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if math.prod(shape) > _MOST_NUMBERS:
+            raise ValueError(f"a tensor of more than {_MOST_NUMBERS:,} numbers")
+        return shape
 
 
 @final
@@ -199,8 +212,7 @@ class Agreement(_Part):
 
     def text(self) -> str:
         """The agreement as JSON; `parse` reads it."""
-        data = {"format": _FORMAT, **self.model_dump(mode="json")}
-        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return sealed_table({"format": _FORMAT, **self.model_dump(mode="json")})
 
     @classmethod
     def parse(cls, text: str, source: str = "the agreement") -> Agreement:
@@ -217,11 +229,15 @@ class Agreement(_Part):
             data = parsed_json(text)
         except ValueError:
             raise UserError(f"{source} is not JSON: take the file as it was written") from None
-        version = data.pop("format", None) if isinstance(data, dict) else None
-        if version != _FORMAT:
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise UserError(
                 f"{source} is not an agreement of format {_FORMAT}: write it again with this version of fedsa"
             )
+        try:
+            data = unsealed_table(text, older=("format", *cls.model_fields))
+        except ValueError as error:
+            raise UserError(f"{source} is damaged ({error}): take the file as it was written") from None
+        del data["format"]
         try:
             return cls.model_validate(data)
         except ValidationError as error:

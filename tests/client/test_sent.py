@@ -110,3 +110,38 @@ def test_nothing_leaves_that_cannot_be_listed(tmp_path: Path) -> None:
     (tmp_path / SENT_LIST).mkdir()
     refusal = decode(answers.handle(b"nonsense"))
     assert refusal.about == {"why": "the site cannot write to its disk"}
+
+
+def test_every_flipped_bit_in_the_list_is_told(tmp_path: Path) -> None:
+    """In the last line and its end too: a line that was changed is none that a crash cut."""
+    path, sent = tmp_path / SENT_LIST, SentAnswers(tmp_path, "north")
+    for number in (1, 2):
+        sent.keep(b"please %d" % number, *answer_of(number))
+    content = path.read_bytes()
+    for place in [*range(0, len(content), 11), *range(len(content) - 90, len(content))]:
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(RunFolderError, match=r"sent\.jsonl, line \d, is damaged"):
+            list(sent_messages(tmp_path))
+
+
+def test_a_line_that_is_lacking_is_told(tmp_path: Path) -> None:
+    path, sent = tmp_path / SENT_LIST, SentAnswers(tmp_path, "north")
+    for number in (1, 2, 3):
+        sent.keep(b"please %d" % number, *answer_of(number))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[2])
+    with pytest.raises(RunFolderError, match=r"sent\.jsonl, line 2, is damaged, or the line before it is lacking"):
+        list(sent_messages(tmp_path))
+
+
+def test_a_list_of_before_there_were_hashes_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / SENT_LIST
+    SentAnswers(tmp_path, "north").keep(b"please", *answer_of(1))
+    entry = json.loads(path.read_bytes())
+    del entry["sha256"]
+    path.write_text(json.dumps(entry) + "\n")
+    SentAnswers(tmp_path, "north").keep(b"more", *answer_of(2))
+    assert [entry["round"] for entry in sent_messages(tmp_path)] == [1, 2]
+    assert "sha256" not in next(sent_messages(tmp_path))

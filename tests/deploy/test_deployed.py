@@ -25,6 +25,7 @@ from fedsa.errors import ConfigError, ProtocolError, RunFolderError, UserError
 from fedsa.messages import Message, decode, encode
 from fedsa.recipe import Recipe
 from fedsa.store import FinishedRun, RunFolder
+from fedsa.store.seals import sealed_table
 from fedsa.types import Factor, Key
 from support.extras import NEEDS_PRIVACY
 
@@ -427,9 +428,37 @@ def test_what_a_site_does_at_the_end_can_be_done_again(deployed: Deployed) -> No
 def test_other_rows_than_the_run_began_with_are_refused(deployed: Deployed, tmp_path: Path) -> None:
     shutil.copytree(deployed.sites / "north", tmp_path / "north", ignore=shutil.ignore_patterns("states"))
     about = json.loads((tmp_path / "north" / "run.json").read_text())
-    (tmp_path / "north" / "run.json").write_text(json.dumps({**about, "rows": "others"}))
+    (tmp_path / "north" / "run.json").write_text(sealed_table({"run": about["run"], "rows": "others"}))
     answer = decode(open_site(tmp_path / "north").handle(encode(Message("setup", about["run"], 0))))
     assert answer.about == {"why": "it cannot take part: its own log says why"}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (AGREEMENT, AGREEMENT),
+        ("run.json", "run.json"),
+        ("rows/rows.json", "rows.json"),
+        ("rows/table/data-00000-of-00001.arrow", "data-00000-of-00001.arrow"),
+        ("rows/SHA256SUMS", "rows"),
+        ("sent.jsonl", "sent.jsonl, line"),
+    ],
+)
+def test_a_flipped_bit_in_a_sites_own_files_is_told(
+    deployed: Deployed, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, told: str
+) -> None:
+    """`settings.json` is its user's to edit; states and answers have tests of their own, as run folders and kits."""
+    place, run = tmp_path / "north", deployed.programs["north"].agreement
+    shutil.copytree(
+        deployed.sites / "north", place, ignore=shutil.ignore_patterns("states", "run", "adapters", ".lock")
+    )
+    content = bytearray((place / name).read_bytes())
+    content[len(content) // 2] ^= 2
+    (place / name).write_bytes(content)
+    about = {"fingerprint": run.fingerprint(), "initial": False}
+    answer = decode(handler_of(place)(encode(Message("setup", run_id_of(run, SITES), 0, about))))
+    assert answer.kind == "refuse"
+    assert told in capsys.readouterr().err
 
 
 def test_a_recipe_that_has_changed_since_is_known_by_its_agreed_settings(

@@ -22,7 +22,8 @@ from fedsa.algorithms import make_algorithm
 from fedsa.errors import UserError
 from fedsa.federation import Federation
 from fedsa.runs.export import export, personal_state
-from fedsa.store import FinishedRun, RunFolder, file_hash
+from fedsa.store import FinishedRun, RunFolder
+from fedsa.system.sums import file_hash
 from support.exports import CLIENTS, inside, outside, plain_base
 from support.run_folders import resealed
 from support.tiers import one_of_each

@@ -100,5 +100,5 @@ def test_a_damaged_analysis_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ["a", "b"])
     (run / "analysis").mkdir()
     (run / "analysis" / "means.json").write_text('[{"round": "x"}]')
-    with pytest.raises(RunFolderError, match=r"means\.json is not what `fedsa analyze` writes: run `fedsa analyze"):
+    with pytest.raises(RunFolderError, match=r"means\.json is not what `fedsa analyze` wrote: run `fedsa analyze"):
         write_report(run)

@@ -30,8 +30,23 @@ def test_half_a_write_is_begun_again(tmp_path: Path) -> None:
 
 def test_a_damaged_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "privacy.secret").write_bytes(b"short")
-    with pytest.raises(RunFolderError, match=r"privacy\.secret is damaged \(5 bytes, 32 were written\)"):
+    with pytest.raises(RunFolderError, match=r"privacy\.secret is damaged \(its content does not fit its hash\)"):
         secret_in(tmp_path)
+
+
+@pytest.mark.parametrize("place", [0, 31, 32, 63])
+def test_a_changed_bit_is_noticed(tmp_path: Path, place: int) -> None:
+    secret_in(tmp_path)
+    content = bytearray((tmp_path / "privacy.secret").read_bytes())
+    content[place] ^= 4
+    (tmp_path / "privacy.secret").write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"privacy\.secret is damaged"):
+        secret_in(tmp_path)
+
+
+def test_one_of_before_there_were_hashes_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "privacy.secret").write_bytes(b"s" * 32)
+    assert secret_in(tmp_path) == b"s" * 32
 
 
 def test_it_is_gone_when_no_noise_is_needed_any_more(tmp_path: Path) -> None:

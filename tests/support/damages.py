@@ -16,13 +16,17 @@ import torch
 from safetensors.torch import load, save
 
 import fedsa
-from fedsa.errors import FedsaError
+from fedsa.cost.hours import time_like
+from fedsa.deploy.status import sent_of, status_of
+from fedsa.errors import FedsaError, RunFolderError
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
 from fedsa.runs.analysis import analyze
+from fedsa.runs.compare import compare, table_of
 from fedsa.runs.export import export
+from fedsa.runs.listing import list_runs
 from fedsa.runs.report import write_report
-from fedsa.store import recipe_of
+from fedsa.store import BegunRun, clean, recipe_of
 from fedsa.store.run_folder import RunFolder
 from fedsa.sweep.running import read_result
 
@@ -345,6 +349,52 @@ def _sweep(world: World, run: Path, out: Path) -> Any:
     return result and (without_times(result.summary), _plain(result.recipe))
 
 
+def _report_live(world: World, run: Path, out: Path) -> Any:
+    begun = BegunRun.read(run)  # what a page of a run that goes on is made of; the page itself tells all errors
+    return (
+        without_times(begun.progress and vars(begun.progress)),
+        _plain(begun.recipe),
+        begun.clients,
+        len(begun.lines),
+    )
+
+
+def _predict(world: World, run: Path, out: Path) -> Any:
+    federation = world.federation
+    predictor = fedsa.Predictor.open(run, base=federation.model, tokenizer=federation.tokenizer)
+    said = predictor.predict(predictor.read(world.rows), client="all")
+    return [(each.client, each.row, each.prediction) for each in said]
+
+
+def _compare(world: World, run: Path, out: Path) -> Any:
+    return str(table_of(compare([run, world.other])))
+
+
+def _runs(world: World, run: Path, out: Path) -> Any:
+    (listed,) = list_runs(run)
+    if listed.state == "damaged":
+        raise RunFolderError(listed.reason)
+    return without_times({**vars(listed), "path": 0, "bytes": 0, "begun": 0})
+
+
+def _clean(world: World, run: Path, out: Path) -> Any:
+    clean(run)
+    return {path.name: path.read_bytes() for path in sorted((run / "clients").rglob("*.safetensors"))}
+
+
+def _sent(world: World, run: Path, out: Path) -> Any:
+    return list(sent_of(run))
+
+
+def _status(world: World, run: Path, out: Path) -> Any:
+    return status_of(run)
+
+
+def _plan_like(world: World, run: Path, out: Path) -> Any:
+    # Raises where it has no figures: how many seconds they are a clock says.
+    return sorted(time_like(world.federation.recipe, 3, run))
+
+
 def _plain(recipe: Recipe | None) -> Any:
     return recipe and recipe.model_dump()
 
@@ -357,6 +407,14 @@ VERBS: Mapping[str, Callable[[World, Path, Path], Any]] = {
     "analyze": _analyze,
     "report": _report,
     "sweep": _sweep,
+    "report live": _report_live,
+    "predict": _predict,
+    "compare": _compare,
+    "runs": _runs,
+    "clean": _clean,
+    "sent": _sent,
+    "status": _status,
+    "plan --like": _plan_like,
 }
 
 

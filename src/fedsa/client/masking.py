@@ -16,8 +16,8 @@ from fedsa.messages import Message
 from fedsa.secure import FixedPoint, Party, require_secure
 from fedsa.secure.fixed_point import added
 from fedsa.secure.vectors import as_state, as_vector
-from fedsa.store.files import by_key, by_name, load_tensors, read_file, save_tensors, write_atomically, write_error
-from fedsa.texts.json_text import parsed_json
+from fedsa.store.files import by_key, by_name, load_tensors, save_tensors, write_atomically, write_error
+from fedsa.store.seals import read_sealed, sealed_table
 from fedsa.types import Key, Update
 
 __all__ = ["STAGES", "Masking"]
@@ -147,18 +147,18 @@ class Masking:
         if not path.exists():
             return None
         try:
-            values = parsed_json(read_file(path))
+            values = read_sealed(path, older=("opened", "party"))
             if type(values["opened"]) is not int:
                 raise TypeError("opened is no round")
             Party.parse(values["party"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{path} is damaged ({error}): put the site's folder back from a copy") from None
-        return dict(values)
+        return values
 
     def _write(self, party: Party, round: int) -> None:
         before = self._read()
         opened = round if party.opened else (before or {}).get("opened", 0)
-        content = json.dumps({"opened": opened, "party": json.loads(party.text())}, sort_keys=True)
+        content = sealed_table({"opened": opened, "party": json.loads(party.text())})
         write_atomically(self._folder / _PARTY, content.encode())
 
 

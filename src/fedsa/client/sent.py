@@ -1,7 +1,8 @@
 """What has left a site: a list for its owner, and every answer as it went, so that a repeated message gets the same.
 
-A site keeps its last answers by the digest of the message. It writes an answer and its entry in the list before the
-answer goes: what is not on the disk has not left.
+Each line of the list ends with a hash of the hash of the line before and of what stands before it in the line: so a
+line that was changed, and one that is lacking, is noticed. A site keeps its last answers by the digest of the message.
+It writes an answer and its entry in the list before the answer goes: what is not on the disk has not left.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
@@ -47,7 +49,7 @@ class SentAnswers:
             self._answers.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(self._answers, error) from error
-        _drop_cut_line(folder / SENT_LIST)
+        self._last = _without_cut_line(folder / SENT_LIST)
 
     def find(self, request: bytes) -> bytes | None:
         """The answer that a message had before, which is listed as sent again; None: there is none, or it is damaged.
@@ -97,16 +99,19 @@ class SentAnswers:
 
     def _note(self, entry: dict[str, Any]) -> None:
         path = self._folder / SENT_LIST
-        line = json.dumps({"site": self._site, **entry}, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps({"site": self._site, **entry}, ensure_ascii=False, allow_nan=False).encode()
+        digest = _chained(self._last, text[:-1])
+        line = text[:-1] + _HASH % digest
         try:
             with path.open("ab", buffering=0) as file:
                 size = file.tell()
                 try:
-                    file.write(line.encode())
+                    file.write(line)
                     os.fsync(file.fileno())
                 except OSError:
                     file.truncate(size)  # a full disk leaves half a line
                     raise
+            self._last = digest
         except OSError as error:
             raise write_error(path, error) from error
 
@@ -127,21 +132,13 @@ def sent_messages(folder: Path) -> Iterator[dict[str, Any]]:
     """
     path = folder / SENT_LIST
     try:
-        lines = read_file(path).decode("utf-8", errors="replace").splitlines()
+        content = read_file(path)
     except OSError as error:
         raise RunFolderError(
             f"{path} cannot be read ({error.strerror or error}): give the folder of a site that has taken part in a run"
         ) from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = parsed_json(line)
-            if not isinstance(entry, dict):
-                raise ValueError("not an entry")
-        except ValueError as error:
-            if number == len(lines):
-                return  # a crash cut the line that it was writing: its message has not left
-            raise RunFolderError(f"{path}, line {number}, is damaged ({error}): put it back from a copy") from None
-        yield entry
+    for line, _ in _lines(path, content):
+        yield {name: value for name, value in parsed_json(line).items() if name != "sha256"}
 
 
 def _entry(message: Message) -> dict[str, Any]:
@@ -162,18 +159,67 @@ def _entry(message: Message) -> dict[str, Any]:
     return {"round": message.round, "kind": message.kind, "about": dict(message.about), "tensors": tensors}
 
 
-def _drop_cut_line(path: Path) -> None:
-    """Remove a last line that a crash cut: the message that it was for has not left.
+_HASH = b', "sha256": "%s"}\n'
+"""How a line ends, after the text that it has the hash of."""
+
+_LINE = re.compile(rb'(.*), "sha256": "([0-9a-f]{64})"\}', re.DOTALL)
+_OLDER = re.compile(rb'.*"request": (?:null|"[0-9a-f]{64}")\}', re.DOTALL)
+"""Whole lines; one of a list of before there were hashes ends otherwise."""
+
+
+def _chained(last: bytes, text: bytes) -> bytes:
+    """The hash of a line's text and of the hash of the line before, in hexadecimal digits."""
+    return hashlib.sha256(last + text).hexdigest().encode()
+
+
+def _lines(path: Path, content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the lines of a list, each with its hash; a last one that a crash cut is left out: its message has not left.
 
     Raises:
-        UserError: the list cannot be written.
+        RunFolderError: a line is damaged, or the one before it is lacking.
+    """
+    *lines, rest = content.split(b"\n")
+    last = b""
+    for number, line in enumerate(lines, start=1):
+        found = _LINE.fullmatch(line)
+        fits = last == b"" and _OLDER.fullmatch(line) if found is None else _chained(last, found[1]) == found[2]
+        if not fits or not _is_entry(line):
+            raise _damaged(path, number)
+        last = b"" if found is None else found[2]
+        yield line, last
+    whole = _LINE.match(rest)
+    if whole is not None and _chained(last, whole[1]) == whole[2]:  # it is not its end that is lacking
+        raise _damaged(path, len(lines) + 1)
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        return isinstance(parsed_json(line), dict)
+    except ValueError:
+        return False
+
+
+def _damaged(path: Path, number: int) -> RunFolderError:
+    return RunFolderError(
+        f"{path}, line {number}, is damaged, or the line before it is lacking: put it back from a copy"
+    )
+
+
+def _without_cut_line(path: Path) -> bytes:
+    """Remove a last line that a crash cut, since the message that it was for has not left; return the last hash.
+
+    Raises:
+        RunFolderError: the list is damaged.
+        UserError: it cannot be written.
     """
     try:
         content = path.read_bytes()
+        found = [last for _, last in _lines(path, content)]
         if content and not content.endswith(b"\n"):
             with path.open("r+b") as file:
                 file.truncate(content.rfind(b"\n") + 1)
     except FileNotFoundError:
-        return
+        return b""
     except OSError as error:
         raise write_error(path, error) from error
+    return found[-1] if found else b""

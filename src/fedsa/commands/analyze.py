@@ -92,9 +92,11 @@ def _write(found: Analysis, folder: Path, formats: list[str]) -> list[Path]:
     from datasets import Dataset, disable_progress_bars
 
     from fedsa.runs.report.similarity import draw_dendrogram, draw_heat_maps, draw_layers, draw_trend, save
+    from fedsa.system.sums import SUMS, write_sums
 
     disable_progress_bars()
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMS).unlink(missing_ok=True)
     table = Dataset.from_list(list(found.rows()))
     table.to_parquet(folder / "pairs.parquet")
     table.to_csv(folder / "pairs.csv", index=False)
@@ -130,4 +132,5 @@ def _write(found: Analysis, folder: Path, formats: list[str]) -> list[Path]:
     if side and len(found.clients) > 2:
         tree = draw_dendrogram(maps["moved"][side], found.labels, found.clients, side)
         files += save(tree, folder / "clusters", formats)
+    write_sums(folder)
     return files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from fedsa.cost.pace import evaluated_rounds, passes_on_test, passes_on_validati
 from fedsa.errors import UserError
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, Recipe
 from fedsa.server import sample_size, updates_in_round
-from fedsa.store import RunFolder, recipe_of
+from fedsa.store import FinishedRun, RunFolder, recipe_of
 
 __all__ = ["time_like"]
 
@@ -43,9 +42,10 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
     """
     folder = RunFolder.open(run)
     measured = recipe_of(folder)
-    summary = folder.finished(measured.rounds)
-    if summary is None:
+    if not folder.is_measured:
         raise UserError(f"--like {run} (in Python `run`): the run is not finished; finish it with: fedsa resume {run}")
+    finished = FinishedRun.open(run)
+    summary = finished.summary
     different = [
         f"{section}.{name} is {getattr(getattr(measured, section), name)!r} there and {wanted!r} here"
         for section, name in _ALIKE
@@ -59,7 +59,7 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
         raise UserError(
             f"--like {run} (in Python `run`): its rows do not take the time of this recipe's: {'; '.join(different)}"
         )
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = list(finished.lines())
     trained = [line["train"] for line in lines if line["train"]]
     if not trained:
         raise UserError(f"--like {run} (in Python `run`): nothing was trained in it")
@@ -69,7 +69,7 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
     ends = len({summary["chosen_round"], summary["rounds"]})
     evaluations += len(summary["per_client"]) * passes_on_test(measured.evaluation, ends)
     other = summary["wall_seconds"] - summary["train_seconds"] - summary["evaluation_seconds"]
-    environment = folder.read_json("environment.json")
+    environment = finished.environment()
 
     training = recipe.training
     if training.local_epochs:

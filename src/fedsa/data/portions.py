@@ -15,6 +15,7 @@ from fedsa.data.partition import ClientRows, Partition
 from fedsa.data.reading.hub import quiet_datasets
 from fedsa.data.rows import DealtRows
 from fedsa.errors import DataError
+from fedsa.system.sums import changed_file, write_sums
 
 __all__ = ["portion_of", "read_portion", "write_portion"]
 
@@ -54,6 +55,7 @@ def write_portion(rows: DealtRows, folder: Path) -> None:
         "clients": {client: [part.tolist() for part in parts] for client, parts in rows.partition.clients.items()},
     }
     (folder / "rows.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+    write_sums(folder)
 
 
 def read_portion(folder: Path) -> DealtRows:
@@ -63,6 +65,9 @@ def read_portion(folder: Path) -> DealtRows:
         DataError: they are not there, or are damaged.
     """
     try:
+        changed = changed_file(folder)
+        if changed is not None:
+            raise DataError(f"{changed} was changed after it was written: have the rows written again")
         about: dict[str, Any] = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
         table = datasets.Dataset.load_from_disk(str(folder / "table"))
         clients = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fedsa.deploy.provision import ADMINISTRATOR, provision
 from fedsa.engines.roster import Roster
 from fedsa.errors import UserError, near
 from fedsa.store.files import write_atomically
+from fedsa.store.seals import sealed_table
 
 __all__ = ["AUTHORITY", "RENEWED", "SERVER", "Authority"]
 
@@ -107,7 +107,7 @@ class Authority:
     def write(self) -> None:
         """Write into the federation's folder what is needed to make more certificates, beside the keys."""
         about = {"host": self.host, "port": self.port, "clients": self.clients}
-        write_atomically(self.folder / _NOTE, json.dumps(about, indent=2).encode())
+        write_atomically(self.folder / _NOTE, sealed_table(about).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Authority:
@@ -121,5 +121,5 @@ class Authority:
                 f"{folder} has no folder {AUTHORITY}: give the folder that `fedsa deploy init` wrote, on the machine "
                 "where it was run"
             )
-        about = read_note(folder / _NOTE, AS_WRITTEN, "host", "port", "clients")
+        about = read_note(folder / _NOTE, AS_WRITTEN, "host", "port", "clients", optional=[])
         return cls(folder, str(about["host"]), int(about["port"]), int(about["clients"]))

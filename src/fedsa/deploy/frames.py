@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsa.errors import ProtocolError
+from fedsa.texts.json_text import parsed_json
 from fedsa.texts.words import counted
 
 __all__ = ["MOST_BYTES", "receive", "send"]
@@ -54,7 +55,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
     if note_bytes > _MOST_NOTE_BYTES or body_bytes > MOST_BYTES:
         raise ProtocolError(_too_long(body_bytes))
     try:
-        note = json.loads(_exactly(connection, note_bytes))
+        note = parsed_json(_exactly(connection, note_bytes))
     except ValueError:
         note = None
     if not isinstance(note, dict):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsa.errors import DataError, UserError
 from fedsa.store.files import write_atomically
+from fedsa.store.seals import read_sealed, sealed_table
 from fedsa.texts.json_text import parsed_json
 
 if TYPE_CHECKING:
@@ -23,19 +23,20 @@ NAMES = "site.json"
 AS_WRITTEN = "put it back as `fedsa deploy init` wrote it"
 
 
-def read_note(path: Path, mend: str, *needed: str) -> dict[str, Any]:
+def read_note(path: Path, mend: str, *needed: str, optional: Sequence[str] | None = None) -> dict[str, Any]:
     """What one of the small files of a party holds.
 
     Args:
         path: the file.
         mend: what to do where it cannot be read.
         needed: names that must be in it.
+        optional: names that may be in it too; None: it is a file for users to edit, and has no hash.
 
     Raises:
         UserError: it is missing or damaged.
     """
     try:
-        about = parsed_json(path.read_bytes())
+        about = parsed_json(path.read_bytes()) if optional is None else read_sealed(path, older=(*needed, *optional))
         if not isinstance(about, dict) or not {*needed} <= {*about}:
             raise ValueError("it lacks what must be in it")
     except (OSError, ValueError) as error:
@@ -62,7 +63,7 @@ class Names(NamedTuple):
         Raises:
             UserError: they cannot be written.
         """
-        write_atomically(folder / NAMES, json.dumps(self._asdict(), ensure_ascii=False).encode())
+        write_atomically(folder / NAMES, sealed_table(self._asdict()).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Names:
@@ -71,9 +72,11 @@ class Names(NamedTuple):
         Raises:
             UserError: they are missing or damaged.
         """
-        about = read_note(folder / NAMES, AS_WRITTEN, "site", "clients")
-        clients = tuple(str(client) for client in about["clients"])
-        return cls(str(about["site"]), clients, about.get("trains") is not False)
+        about = read_note(folder / NAMES, AS_WRITTEN, "site", "clients", optional=["trains"])
+        site, clients = about["site"], about["clients"]
+        if not isinstance(clients, list) or not all(isinstance(name, str) and name for name in (site, *clients)):
+            raise UserError(f"{folder / NAMES} does not name the site and its clients: {AS_WRITTEN}")
+        return cls(site, tuple(clients), about.get("trains") is not False)
 
 
 def own_rows(names: Names, recipe: Recipe, labels: Sequence[str]) -> tuple[DealtRows, list[str]]:

@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
 
+from pydantic import TypeAdapter, ValidationError
+
 from fedsa.errors import MissingExtraError, UserError
+from fedsa.texts.json_text import parsed_json
 from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
@@ -108,6 +111,9 @@ class Kit:
         return self.certificate.with_suffix(".key")
 
 
+_KIT = TypeAdapter(Kit)
+
+
 def missing_nvflare() -> MissingExtraError:
     """The error of a machine without the extra that a federation across machines needs."""
     return MissingExtraError("a federation across machines", "nvflare")
@@ -120,13 +126,14 @@ def read_kit(path: Path) -> Kit:
         PreflightError: there is none.
     """
     try:
-        about = json.loads((path / _NOTE).read_text(encoding="utf-8"))
-        kit = Kit(path, **about)
+        about = parsed_json((path / _NOTE).read_bytes())
+        return _KIT.validate_python({**about, "path": path})
+    except ValidationError as error:
+        first, *_ = error.errors(include_url=False, include_input=False)
+        where = ".".join(str(part)[:40] for part in first["loc"])
+        raise PreflightError(f"{path / _NOTE}, {where}: {first['msg']}: put it back as it was written") from None
     except (OSError, ValueError, TypeError):
         raise PreflightError(f"{path} is no startup kit: it has no {_NOTE} that can be read") from None
-    if kit.kind not in _OWN_CERTIFICATE:
-        raise PreflightError(f"{path / _NOTE}: a party of the unknown kind {kit.kind!r}")
-    return kit
 
 
 def check_kit(kit: Kit) -> None:

@@ -11,7 +11,6 @@ clients, which `fedsa export` and `fedsa adapt` read like any other.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from fedsa.errors import DisagreementError, FedsaError, ProtocolError, RunFolder
 from fedsa.messages import Message, decode
 from fedsa.store.client_states import open_states_of_site
 from fedsa.store.files import write_atomically
+from fedsa.store.seals import sealed_table
 from fedsa.store.secret import secret_in
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class SiteProgram:
         """
         run, rows = first.run, self.federation.data_fingerprint
         path, mend = self.folder / _RUN, "put it back from a copy, or give the site an empty folder"
-        known = read_note(path, mend, "run", "rows") if path.exists() else None
+        known = read_note(path, mend, "run", "rows", optional=[]) if path.exists() else None
         if known is None:
             if first.kind != "setup":
                 raise ProtocolError(
@@ -145,7 +145,7 @@ class SiteProgram:
                 )
             if first.about.get("fingerprint") != self.agreement.fingerprint():
                 raise ProtocolError("the server's agreement is not this site's: both must be given the same one")
-            write_atomically(path, json.dumps({"run": run, "rows": rows}).encode())
+            write_atomically(path, sealed_table({"run": run, "rows": rows}).encode())
         elif known["run"] != run:
             raise ProtocolError("this site takes part in another run: its owner gives a new run a folder of its own")
         elif known["rows"] != rows:

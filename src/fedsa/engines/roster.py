@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from fedsa.recipe import mistakes_of
 from fedsa.store import RunFolder
 from fedsa.store.files import write_atomically
 from fedsa.store.run_folder import CLIENTS
-from fedsa.texts.json_text import parsed_json
+from fedsa.store.seals import read_sealed, sealed_table
 
 __all__ = ["ROSTER", "Member", "Roster", "check_names"]
 
@@ -147,7 +146,7 @@ class Roster(_Part):
 
     def text(self) -> str:
         """The roster as JSON; `read` reads it."""
-        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), indent=2, ensure_ascii=False) + "\n"
+        return sealed_table(self.model_dump(mode="json", exclude_defaults=True))
 
     def write(self, folder: Path) -> None:
         """Write it into a folder, atomically.
@@ -166,7 +165,7 @@ class Roster(_Part):
         """
         path = folder / ROSTER
         try:
-            return cls.model_validate(parsed_json(path.read_bytes()))
+            return cls.model_validate(read_sealed(path, older=cls.model_fields))
         except ValidationError as error:
             raise ConfigError(mistakes_of(error, cls), str(path)) from None
         except (OSError, ValueError) as error:

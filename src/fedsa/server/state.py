@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedsa.algorithms.base import ServerState
+from fedsa.errors import RunFolderError
 from fedsa.types import Key, State
 
 if TYPE_CHECKING:
@@ -48,8 +49,16 @@ def load_state(store: ServerStore, round: int, first: ServerState | None = None)
         store: the storage.
         round: the round.
         first: the state before the first round, needed if it has tensors without values.
+
+    Raises:
+        RunFolderError: it is not what `save_state` was given.
     """
     tensors, versions, slots, about = store.load_server(round)
+    if not {"scaling", "groups"} <= {*about}:
+        raise RunFolderError(
+            f"the server's state after round {round} is damaged (it lacks scaling or groups): put the run folder back "
+            "from a copy, or start a new run"
+        )
     if first is not None:
         tensors, versions = {**first.tensors, **tensors}, {**first.versions, **versions}
     return ServerState(tensors, versions, about["scaling"], about["groups"], slots)

@@ -26,7 +26,7 @@ and ``state.json`` has the hashes of all other files, and its own. Nothing is wr
 from fedsa.store.begun import BegunRun
 from fedsa.store.cleaning import clean, size_of, unneeded_bytes
 from fedsa.store.client_states import ClientStateFiles, open_states_of_site
-from fedsa.store.files import file_hash, write_atomically, write_error
+from fedsa.store.files import write_atomically, write_error
 from fedsa.store.finished import FinishedRun, check_base, label_names_of
 from fedsa.store.locked_folder import is_in_use
 from fedsa.store.messages_under_way import MessagesUnderWay
@@ -43,7 +43,6 @@ __all__ = [
     "RunFolder",
     "check_base",
     "clean",
-    "file_hash",
     "is_in_use",
     "label_names_of",
     "numbers_of",

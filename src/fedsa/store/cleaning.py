@@ -6,6 +6,8 @@ import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from fedsa.errors import RunFolderError
 from fedsa.store.client_states import OPTIMIZER, STEP
 from fedsa.store.files import load_tensors, remove, save_tensors
@@ -13,6 +15,7 @@ from fedsa.store.locked_folder import entries_of
 from fedsa.store.rounds import last_until, round_of
 from fedsa.store.run_folder import RunFolder
 from fedsa.texts.json_text import parsed_json
+from fedsa.types import Key
 
 __all__ = ["clean", "size_of", "unneeded_bytes"]
 
@@ -109,10 +112,23 @@ def _halves(path: Path) -> Iterator[Path]:
 def _training_bytes(file: Path) -> int:
     """The bytes of a client's file that only training reads: tensors, and what its header says of them."""
     try:
+        with safe_open(file, "pt"):  # its header and its length fit each other
+            pass
         with file.open("rb") as opened:
             header = parsed_json(opened.read(int.from_bytes(opened.read(8), "little")))
         own = {name: entry for name, entry in header.items() if name.startswith(_ONLY_TO_GO_ON)}
+        for name in header.keys() - own.keys() - {"__metadata__"}:
+            Key.parse(name)
         tensors = sum(int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]) for entry in own.values())
         return tensors + (len(json.dumps(own, separators=(",", ":"), ensure_ascii=False).encode()) if own else 0)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError, OverflowError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        IndexError,
+        OverflowError,
+    ) as error:
         raise RunFolderError(f"{file} is damaged ({error}): put it back from a copy, or start the run again") from None

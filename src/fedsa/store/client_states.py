@@ -260,6 +260,10 @@ class ClientStateFiles:
             {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
             for prefix in (OPTIMIZER, STEP)
         )
+        if type(about.get("held")) is not int:
+            raise RunFolderError(
+                f"{self.path_of(client, round)} is damaged (it is not a client's): put it back from a copy"
+            )
         return ClientState(by_key(tensors), optimizer_state, about["held"], step_state)
 
     def _whose(self, client: str, round: int, *, personal: bool | None = None) -> dict[str, object]:

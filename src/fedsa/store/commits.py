@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,14 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedsa.errors import RunFolderError
 from fedsa.store.files import FORMAT, hash_of, read_file
+from fedsa.store.seals import fits_seal, sealed_table
 from fedsa.store.states import Progress
 from fedsa.texts.json_text import parsed_json
 
 __all__ = ["Commit", "read_commit"]
 
-_END = "\n}"
 _FILES_FORM, _PROGRESS_FORM = TypeAdapter(dict[str, str]), TypeAdapter(Progress)
-_SEAL = re.compile(r',\n  "sha256": "([0-9a-f]{64})"\n\}\n\Z')
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,7 @@ class Commit:
         """Return the content of ``state.json``; its last line is the hash of what is before it."""
         hashes = {"metrics_sha256": self.metrics, "sent_sha256": self.sent}
         values = {"format": FORMAT, "run": self.run, "files": dict(self.files), **hashes}
-        body = json.dumps({**values, **asdict(self.progress)}, indent=2, ensure_ascii=False, allow_nan=False)
-        return body[: -len(_END)] + f',\n  "sha256": "{hash_of(body.encode())}"{_END}\n'
+        return sealed_table({**values, **asdict(self.progress)})
 
 
 def read_commit(folder: Path) -> Commit | None:
@@ -66,8 +62,7 @@ def read_commit(folder: Path) -> Commit | None:
     if not isinstance(data, dict):
         raise _damaged(path, "it is not a table")
     _check_format(folder, data.pop("format", None))
-    seal = _SEAL.search(text)
-    if seal is None or hash_of((text[: seal.start()] + _END).encode()) != seal[1]:
+    if not fits_seal(text):
         raise _damaged(path, "its content does not fit the hash in its last line")
     try:
         run, files, metrics = (data.pop(name) for name in ("run", "files", "metrics_sha256"))

@@ -29,7 +29,6 @@ __all__ = [
     "FORMAT",
     "by_key",
     "by_name",
-    "file_hash",
     "hash_of",
     "load_tensors",
     "packed",
@@ -53,16 +52,6 @@ _MEND = "put it back from a copy, or start the run again"
 def hash_of(content: bytes) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file of any size, in hexadecimal digits.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_file(path: Path) -> bytes:
@@ -126,8 +115,15 @@ def by_name(tensors: State) -> dict[str, Tensor]:
 
 
 def by_key(tensors: Mapping[str, Tensor]) -> dict[Key, Tensor]:
-    """Return tensors that `by_name` named under their keys."""
-    return {Key.parse(name): tensor for name, tensor in tensors.items()}
+    """Return tensors that `by_name` named under their keys.
+
+    Raises:
+        RunFolderError: a name is none of a tensor's.
+    """
+    try:
+        return {Key.parse(name): tensor for name, tensor in tensors.items()}
+    except ValueError as error:
+        raise RunFolderError(f"a file of tensors has a name that fedsa does not write ({error}): {_MEND}") from None
 
 
 def remove(path: Path) -> None:

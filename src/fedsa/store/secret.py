@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from pathlib import Path
 
 from fedsa.errors import RunFolderError
 from fedsa.store.files import read_file, remove, write_error
-from fedsa.texts.words import counted
 
 __all__ = ["forget_secret", "secret_in"]
 
-_NAME, _BYTES = "privacy.secret", 32
+_NAME, _BYTES = "privacy.secret", 32  # and as many of its hash
 
 
 def secret_in(folder: Path) -> bytes:
@@ -34,18 +34,22 @@ def secret_in(folder: Path) -> bytes:
         try:
             remove(draft)
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(_BYTES))
+                secret = secrets.token_bytes(_BYTES)
+                file.write(secret + hashlib.sha256(secret).digest())
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)
         except OSError as error:
             raise write_error(path, error) from error
-    content = read_file(path)
-    if len(content) != _BYTES:
-        raise RunFolderError(
-            f"{path} is damaged ({counted(len(content), 'byte')}, {_BYTES} were written): put it back from a copy"
-        )
-    return content
+    try:
+        content = read_file(path)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read ({error.strerror or error}): put it back from a copy") from None
+    secret, digest = content[:_BYTES], content[_BYTES:]
+    # One of before there were hashes is as long as the secret.
+    if len(secret) < _BYTES or digest not in (b"", hashlib.sha256(secret).digest()):
+        raise RunFolderError(f"{path} is damaged (its content does not fit its hash): put it back from a copy")
+    return secret
 
 
 def forget_secret(folder: Path) -> None:

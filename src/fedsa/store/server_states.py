@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from fedsa.errors import RunFolderError
 from fedsa.store.background import WriteBehind
@@ -25,6 +26,15 @@ __all__ = ["ServerStateFiles"]
 
 _SLOT = "slot|"
 _LAST_TRAINED = "last_trained"  # for each client, in the order of the clients, the round it last trained in; 0: none
+
+
+class _About(BaseModel):
+    """What must stand in a file of the server beside the tensors."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    versions: dict[str, int]
+    scaling: dict[str, float] = {}
+    groups: dict[str, str] = {}
 
 
 @final
@@ -139,8 +149,18 @@ class ServerStateFiles:
         path = round_file(self._path, round)
         self._writes.wait(path)
         tensors, about = load_tensors(path, {"run": self._run, "round": round, "client": None})
-        if _LAST_TRAINED not in tensors or "versions" not in about:
+        last = tensors.get(_LAST_TRAINED)
+        if last is None or last.dtype != torch.int32 or last.dim() != 1:
             raise self._damaged(path, "it is not a server's")
+        try:
+            _About.model_validate(about)
+            for name in {
+                *about["versions"],
+                *(name for name in tensors if not name.startswith((_SLOT, _LAST_TRAINED))),
+            }:
+                Key.parse(name)
+        except ValueError as error:  # a ValidationError is one
+            raise self._damaged(path, " ".join(str(error).split())[:300]) from None
         return tensors, about
 
     @staticmethod

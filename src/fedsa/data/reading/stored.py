@@ -32,6 +32,7 @@ def read_parquet(path: Path, wanted: Wanted) -> FileRows:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             table = file.read(columns=[name for name in schema.names if name in wanted])
+        table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {_first_line(error)}") from None
     return _stored(path, table, schema, wanted)
@@ -51,9 +52,11 @@ def read_arrow(path: Path, wanted: Wanted) -> FileRows:
             table = pa.ipc.open_stream(source).read_all()
         except pa.ArrowInvalid:
             table = pa.ipc.open_file(source).read_all()
+        schema, table = table.schema, table.select([name for name in table.column_names if name in wanted])
+        table.validate(full=True)  # Arrow itself reads from any place that a damaged file names
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {_first_line(error)}") from None
-    return _stored(path, table.select([name for name in table.column_names if name in wanted]), table.schema, wanted)
+    return _stored(path, table, schema, wanted)
 
 
 def _first_line(error: Exception) -> str:
@@ -66,7 +69,10 @@ def _stored(path: Path, table: pa.Table, schema: pa.Schema, wanted: Wanted) -> F
     twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
     if twice:
         raise DataError(f"{path} has two columns {twice[0]!r}; rename one of them")
-    features = datasets.Features.from_arrow_schema(schema)
+    try:
+        features = datasets.Features.from_arrow_schema(schema)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # what "huggingface" in it says
+        raise DataError(f"{path}: what it says of its columns' types cannot be read ({_first_line(error)})") from None
     kept = {name: features[name] for name in table.column_names}
     kinds: dict[str, dict[str, int]] = {}
     for name in table.column_names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from peft import PeftConfig, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from fedsa.models import AdaptedModel, load_base, plain_fingerprint, quiet, reso
 from fedsa.recipe import ComputeSettings, ModelSettings, TaskSettings, task_settings
 from fedsa.runs.export.about import About, read_about
 from fedsa.runs.export.base import BASE
+from fedsa.system.sums import SUMS, changed_file
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.types import State
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["LoadedAdapter", "load_adapter", "task_of"]
 
 _WEIGHTS = "adapter_model.safetensors"
+
+T = TypeVar("T")
 
 
 class LoadedAdapter(NamedTuple):
@@ -68,6 +71,7 @@ def load_adapter(
         UserError: a file is missing or damaged, it is a whole model, or the base is missing.
         ModelError: the base is another one than the adapter's, or cannot be loaded.
     """
+    _check_files(folder)
     about = read_about(folder)
     settings = task_of(folder, about)
     task = make_task(settings, about.labels)
@@ -81,16 +85,49 @@ def load_adapter(
         )
     else:
         plain = fresh_base(base)
-    if about.base.fingerprint not in (None, plain_fingerprint(plain, config)):
+    if about.base.fingerprint not in (None, _made(folder, lambda: plain_fingerprint(plain, config))):
         raise ModelError(
             f"{folder}: the base model{f' {base!r}' if isinstance(base, str) else ''} has other weights than the one "
             "that the adapter was trained on, so the adapter does not fit it: give that one (--base, in Python `base`)"
         )
     config.base_model_name_or_path = None  # PEFT warns where that is another place than the base was loaded from
-    model = AdaptedModel(plain, config, seed=0, device=compute.device, precision=compute.precision)
+    options: dict[str, Any] = {"seed": 0, "device": compute.device, "precision": compute.precision}
+    model = _made(folder, lambda: AdaptedModel(plain, config, **options))
     _write(folder, model)
     processor = tokenizer or load_processor(ModelSettings(path=str(folder)), task, settings.image_side)
     return LoadedAdapter(about, task, model, model.read(model.keys), processor)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse an export whose files are not what was written; one of a version that listed no hashes is taken as it is.
+
+    Raises:
+        UserError: which file was changed, or cannot be read.
+    """
+    try:
+        changed = changed_file(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be read ({error.strerror or error})") from None
+    if changed is not None:
+        raise UserError(
+            f"{changed} is not as it was when {folder / SUMS} was written: export the adapter again; if you have "
+            f"changed it on purpose, write that list again too (there: sha256sum * > {SUMS})"
+        )
+
+
+def _made(folder: Path, make: Callable[[], T]) -> T:
+    """Make something by an adapter's config, whose values PEFT takes as they are.
+
+    Raises:
+        UserError: nothing can be made by it.
+    """
+    try:
+        return make()
+    except UserError:
+        raise
+    except Exception as error:  # a wrong value fails anywhere
+        path = folder / "adapter_config.json"
+        raise UserError(f"{path} makes no adapter of the base model ({str(error)[:300]}): export it again") from error
 
 
 def task_of(folder: Path, about: About) -> TaskSettings:

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 
 from fedsa.errors import UserError
 from fedsa.runs.export.base import BASE
-from fedsa.store import file_hash, write_error
+from fedsa.store import write_error
+from fedsa.system.sums import file_hash, write_sums
 from fedsa.texts.json_text import parsed_json
 
 __all__ = ["Journal", "require_empty", "written_whole"]
@@ -112,14 +113,13 @@ class Journal:
             path.unlink()
         return False
 
-    def add(self, target: Path, staging: Path) -> None:
-        """Note the files of a folder, which come to their place next.
+    def add(self, target: Path, files: Mapping[str, str]) -> None:
+        """Note the files of a folder with their hashes, which come to their place next.
 
         Raises:
             OSError: the journal cannot be written.
         """
-        files = {path.relative_to(staging).as_posix(): file_hash(path) for path in staging.rglob("*") if path.is_file()}
-        lines = [*([] if self._path.exists() else [self._whose]), {"folder": self._name(target), "files": files}]
+        lines = [*([] if self._path.exists() else [self._whose]), {"folder": self._name(target), "files": dict(files)}]
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
@@ -149,8 +149,9 @@ def written_whole(target: Path, journal: Journal | None = None) -> Iterator[Path
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         yield staging
+        files = write_sums(staging)
         if journal is not None:
-            journal.add(target, staging)
+            journal.add(target, files)
         for file in sorted(staging.iterdir()):
             file.replace(target / file.name)
         staging.rmdir()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter
 
 from fedsa.errors import RunFolderError
 from fedsa.runs.pages.drawing import INK, MUTED, colour, drawing, svg
+from fedsa.system.sums import changed_file
 
 __all__ = ["Asymmetry", "Mean", "asymmetry_of"]
 
@@ -76,10 +77,12 @@ def asymmetry_of(run: Path) -> Asymmetry | None:
     if not path.is_file():
         return None
     try:
+        if changed_file(path.parent, [path.name]) is not None:
+            raise ValueError("it was changed after it was written")
         found = _FORM.validate_json(path.read_bytes())
-    except ValidationError:
+    except (OSError, ValueError):  # a ValidationError is one
         raise RunFolderError(
-            f"{path} is not what `fedsa analyze` writes: run `fedsa analyze {run}` again, or move the folder away"
+            f"{path} is not what `fedsa analyze` wrote: run `fedsa analyze {run}` again, or move the folder away"
         ) from None
     last = max((each.round for each in found), default=0)
     order = list(_MEASURES)
