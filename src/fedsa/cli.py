@@ -24,6 +24,7 @@ from fedsa.commands import (
     deploy,
     export,
     init,
+    licences,
     plan,
     predict,
     recipes,
@@ -124,6 +125,7 @@ for module in (
     audit,
     recipes,
     algorithms,
+    licences,
 ):
     app.command(module.__name__.rpartition(".")[2])(_as_verb(module.command))
 
