@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, final
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-__all__ = ["Licence", "LicenceKind", "licences"]
+__all__ = ["Licence", "LicenceKind", "kind_of", "licences"]
 
 LicenceKind: TypeAlias = Literal["permissive", "copyleft", "unknown"]
 
