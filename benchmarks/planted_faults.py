@@ -1018,7 +1018,7 @@ FAULTS = (
     Fault(
         "an adapter is asked on any base of its shape",
         "runs/export/loading.py",
-        "if about.base.fingerprint not in (None, plain_fingerprint(plain, config)):",
+        "if about.base.fingerprint not in (None, _made(folder, lambda: plain_fingerprint(plain, config))):",
         "if False:",
         ("runs/test_predict.py::test_clients_and_folders_that_are_not_there_are_told",),
     ),
