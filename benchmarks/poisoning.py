@@ -2,9 +2,8 @@
 
     python benchmarks/poisoning.py --out runs/poisoning
 
-Rows, clients and model are the quickstart's, much reduced, so that a run takes less than a minute of one
-core: the first two of the model's six layers (`--layers`), few rounds, steps and rows, texts of 24 tokens. The attacker
-is the first client. In every round it
+Rows, clients and model are the quickstart's, reduced so that a run takes about a minute of one core: few rounds, steps
+and rows, texts of 32 tokens. The attacker is the first client. In every round it
 
 - ``x100``: sends a hundred times its change;
 - ``sign-flipped``: sends its change with the other sign;
@@ -57,13 +56,12 @@ ATTACKS = ("none", "x100", "backdoor", "sign-flipped", "nan")
 DEFENCES = ("none", "norm_bound", "median", "trimmed_mean", "poison_score")
 FACTORS = {"x100": 100.0, "sign-flipped": -1.0, "nan": torch.nan}
 TRIGGER = "cf"
-TESTED = 20
+TESTED = 50
 """Test rows of a client."""
 TRAINING = {
     "local_steps": 8,
-    "batch_size": 4,
-    "learning_rate": 1e-2,
-    "head_warmup_epochs": 10,
+    "batch_size": 8,
+    "head_warmup_epochs": 5,
     "trainer": "cohort",
     "cohort_size": 8,
     "packing": True,
@@ -157,10 +155,10 @@ def one_run(setup: Setup, method: str, attack: str, robust: Mapping[str, Any], r
     }
     federation = fedsa.Federation.from_objects(
         deepcopy(setup.base),
-        LoraConfig(r=8, lora_alpha=32, target_modules=["query", "key", "value", "dense"]),
+        LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]),
         clients,
         tokenizer=setup.tokenizer,
-        task={"text_columns": ["text"], "label_column": "label", "labels": ["negative", "positive"], "max_length": 24},
+        task={"text_columns": ["text"], "label_column": "label", "labels": ["negative", "positive"], "max_length": 32},
         algorithm=method,
         robust=robust,
         **setup.settings,
@@ -229,9 +227,9 @@ def main() -> None:
     """Make the runs that are not there yet, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--examples", type=int, default=64, help="training rows of a client")
-    parser.add_argument("--layers", type=int, default=2, help="of the model's six, the first ones")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--examples", type=int, default=120, help="training rows of a client")
+    parser.add_argument("--layers", type=int, default=6, help="of the model's six, the first ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", choices=METHODS, action="append", help="only this one; may be repeated")
     options = parser.parse_args()
