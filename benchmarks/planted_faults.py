@@ -551,7 +551,7 @@ FAULTS = (
     # -- steps on updates --------------------------------------------------------------------------------------------
     Fault(
         "steps: the server takes them in the client's order",
-        "steps/base.py",
+        "steps/chain.py",
         "for step in reversed(self.steps):\n            update, weight",
         "for step in self.steps:\n            update, weight",
         ("steps/test_chain.py::test_the_server_takes_the_steps_the_other_way_round",),

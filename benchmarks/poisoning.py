@@ -2,8 +2,8 @@
 
     python benchmarks/poisoning.py --out runs/poisoning
 
-Rows, clients and model are the quickstart's, reduced so that a run takes about a minute of one core: few rounds, steps
-and rows, texts of 32 tokens. The attacker is the first client. In every round it
+Rows, clients and model are the quickstart's, reduced: few rounds, steps and rows, texts of 32 tokens. A run takes some
+minutes of one core, most of them for the warm-up of the heads. The attacker is the first client. In every round it
 
 - ``x100``: sends a hundred times its change;
 - ``sign-flipped``: sends its change with the other sign;

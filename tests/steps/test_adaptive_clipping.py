@@ -25,8 +25,9 @@ from fedsa.runs.report.page import report_html
 from fedsa.server import Server
 from fedsa.steps import make_chain
 from fedsa.steps.adaptive_clipping import NORM, WITHIN, AdaptiveMean, norms_in
-from fedsa.steps.base import Chain, Slots
+from fedsa.steps.base import Slots
 from fedsa.steps.cast import Cast
+from fedsa.steps.chain import Chain
 from fedsa.steps.norm_bound import NormBound
 from fedsa.steps.poison_score import PoisonScore
 from fedsa.store import RunFolder

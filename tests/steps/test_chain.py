@@ -16,8 +16,9 @@ from fedsa.client.training.job import TrainingResult
 from fedsa.errors import ProtocolError
 from fedsa.server import Server, load_state, save_state
 from fedsa.steps import PLAIN
-from fedsa.steps.base import Chain, ClientContext, Form, MeanContext, MeanStep, Slots, Step
+from fedsa.steps.base import ClientContext, Form, MeanContext, MeanStep, Slots, Step
 from fedsa.steps.cast import Cast
+from fedsa.steps.chain import Chain
 from fedsa.store import ClientState, RunFolder
 from fedsa.testing import check_step
 from fedsa.types import Factor, Key, Payload, State, Update, total_bytes

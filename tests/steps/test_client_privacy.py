@@ -24,8 +24,8 @@ from fedsa.federation.without_rows import agree
 from fedsa.recipe import StepSettings, apply_overrides, parse_recipe, privacy_settings
 from fedsa.server import Server, most_rounds
 from fedsa.steps import CHECKS, client_privacy, make_chain
-from fedsa.steps.base import Chain
 from fedsa.steps.cast import Cast
+from fedsa.steps.chain import Chain
 from fedsa.steps.client_privacy import NoisyMean, NoisyUpdate, clipped
 from fedsa.steps.noise import Noise
 from fedsa.testing import check_step

@@ -19,8 +19,9 @@ from fedsa.federation import Federation
 from fedsa.recipe import StepSettings, compression_settings, parse_recipe
 from fedsa.runs.sent import sent_in_run
 from fedsa.steps import CHECKS, SecureSum, make_chain
-from fedsa.steps.base import Chain, Form
+from fedsa.steps.base import Form
 from fedsa.steps.cast import Cast
+from fedsa.steps.chain import Chain
 from fedsa.steps.int8 import Int8
 from fedsa.testing import check_step
 from fedsa.types import Factor, Key, Side, Update

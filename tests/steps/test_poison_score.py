@@ -22,7 +22,7 @@ from fedsa.recipe import StepSettings, parse_recipe, robust_settings
 from fedsa.runs.report.scored import scored_clients
 from fedsa.server import Server
 from fedsa.steps import CHECKS, check_steps, make_chain
-from fedsa.steps.base import Chain
+from fedsa.steps.chain import Chain
 from fedsa.steps.poison_score import PoisonScore, poison_scores
 from fedsa.testing import check_step
 from fedsa.types import Factor, Key, RoundRecord, Update

@@ -28,8 +28,9 @@ from fedsa.recipe import (
 )
 from fedsa.server import Server
 from fedsa.steps import check_steps, make_chain
-from fedsa.steps.base import Chain, Step
+from fedsa.steps.base import Step
 from fedsa.steps.cast import Cast
+from fedsa.steps.chain import Chain
 from fedsa.steps.median import Median
 from fedsa.steps.norm_bound import NormBound
 from fedsa.steps.server_optimizer import ServerOptimizer

@@ -14,7 +14,7 @@ from fedsa.errors import ConfigError
 from fedsa.recipe import parse_recipe
 from fedsa.server import Server, load_state, save_state
 from fedsa.steps import CHECKS, Staleness, make_chain
-from fedsa.steps.base import Chain
+from fedsa.steps.chain import Chain
 from fedsa.steps.norm_bound import NormBound
 from fedsa.testing import check_step
 from fedsa.types import Factor, Key, Update

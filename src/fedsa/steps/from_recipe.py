@@ -33,8 +33,9 @@ from fedsa.recipe import (
     server_settings,
 )
 from fedsa.steps.adaptive_clipping import AdaptiveMean
-from fedsa.steps.base import Chain, Step
+from fedsa.steps.base import Step
 from fedsa.steps.cast import Cast
+from fedsa.steps.chain import Chain
 from fedsa.steps.client_privacy import NoisyMean, NoisyUpdate
 from fedsa.steps.int8 import Int8
 from fedsa.steps.median import Median

@@ -10,7 +10,8 @@ import torch
 
 from fedsa.algorithms.base import ServerState, weighted_mean
 from fedsa.seeds import derive_seed
-from fedsa.steps.base import Chain, Slots, Step
+from fedsa.steps.base import Slots, Step
+from fedsa.steps.chain import Chain
 from fedsa.testing.comparing import are_equal, hold
 from fedsa.types import Factor, Key, State, Update, total_bytes
 
