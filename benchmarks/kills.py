@@ -97,10 +97,10 @@ def states_of(run: Path) -> dict[str, bytes]:
 
 
 def told_rounds(log: Path) -> int:
-    """The last round whose line a run has printed."""
+    """The last round whose line a run has printed; 0: the one before training; -1: none."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     rounds = [int(line.split()[1].partition("/")[0]) for line in lines if line.startswith("round ")]
-    return max(rounds, default=0)
+    return max([*rounds, *(0 for line in lines if line.startswith("before training"))], default=-1)
 
 
 def committed_round(run: Path) -> int:

@@ -1023,6 +1023,27 @@ FAULTS = (
         ("runs/test_predict.py::test_clients_and_folders_that_are_not_there_are_told",),
     ),
     Fault(
+        "an export that was changed is asked",
+        "runs/export/about.py",
+        "if changed is not None:",
+        "if False:",
+        ("runs/test_export.py::test_a_flipped_bit_in_any_file_of_an_export_is_told",),
+    ),
+    Fault(
+        "a damaged last name of a table makes it an older one",
+        "store/seals.py",
+        "not (older and {*table} <= {*older})",
+        "not older",
+        ("store/test_seals.py",),
+    ),
+    Fault(
+        "a line that a site's list lacks is not missed",
+        "client/sent.py",
+        "hashlib.sha256(last + text)",
+        "hashlib.sha256(text)",
+        ("client/test_sent.py::test_a_line_that_is_lacking_is_told",),
+    ),
+    Fault(
         "the tag of a word is the one before it",
         "tasks/tagging.py",
         "tags[word] = tag",

@@ -147,6 +147,26 @@ def test_the_command_writes_what_python_writes(
     assert [folder.name for folder in several] == ["00002-site 2", "00000-site 0"]
 
 
+def test_a_flipped_bit_in_any_file_of_an_export_is_told(finished_run: Path, tmp_path: Path) -> None:
+    (folder,) = export(finished_run, tmp_path / "to", clients=["site 1"], with_base=False)
+    names = sorted(path.name for path in folder.iterdir())
+    assert {"SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "fedsa.json", "tokenizer.json"} <= {
+        *names
+    }
+    for name in names:
+        whole = (folder / name).read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 1):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << place % 8
+            (folder / name).write_bytes(changed)
+            with pytest.raises(UserError, match=rf"{folder}/.* is not as it was when .*SHA256SUMS was written"):
+                fedsa.Predictor.open(folder)
+        (folder / name).write_bytes(whole)
+    assert fedsa.Predictor.open(folder).clients == ("site 1",)
+    (folder / "SHA256SUMS").unlink()  # of a version that wrote none
+    assert fedsa.Predictor.open(folder).clients == ("site 1",)
+
+
 def test_what_a_killed_export_left_is_no_obstacle(finished_run: Path, tmp_path: Path) -> None:
     staging = tmp_path / "to" / ".fedsa-export.partial"
     staging.mkdir(parents=True)

@@ -18,6 +18,7 @@ from fedsa.errors import UserError
 from fedsa.packages.parts import PREFIX
 from fedsa.recipe import Recipe
 from fedsa.runs.export.base import Base
+from fedsa.system.sums import SUMS, changed_file
 from fedsa.tasks import make_task
 from fedsa.texts.json_text import parsed_json
 
@@ -127,11 +128,12 @@ def about_of(
 
 
 def read_about(folder: Path) -> About:
-    """Return what a folder says of itself.
+    """Return what an exported folder says of itself, once all its files are found to be what was written.
 
     Raises:
-        UserError: it says nothing, or not in the form of this version.
+        UserError: a file was changed, or it says nothing, or not in the form of this version.
     """
+    _check_files(folder)
     path = folder / ABOUT
     try:
         return About.model_validate(parsed_json(path.read_text(encoding="utf-8")))
@@ -146,3 +148,20 @@ def read_about(folder: Path) -> About:
         raise UserError(f"{path}, {where}: {first['msg']}: export the adapter again") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): export the adapter again") from None
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse an export whose files are not what was written; one of a version that listed no hashes is taken as it is.
+
+    Raises:
+        UserError: which file was changed, or cannot be read.
+    """
+    try:
+        changed = changed_file(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be read ({error.strerror or error})") from None
+    if changed is not None:
+        raise UserError(
+            f"{changed} is not as it was when {folder / SUMS} was written: export the adapter again; if you have "
+            f"changed it on purpose, write that list again too (there: sha256sum * > {SUMS})"
+        )

@@ -18,7 +18,6 @@ from fedsa.models import AdaptedModel, load_base, plain_fingerprint, quiet, reso
 from fedsa.recipe import ComputeSettings, ModelSettings, TaskSettings, task_settings
 from fedsa.runs.export.about import About, read_about
 from fedsa.runs.export.base import BASE
-from fedsa.system.sums import SUMS, changed_file
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
 from fedsa.types import State
@@ -71,7 +70,6 @@ def load_adapter(
         UserError: a file is missing or damaged, it is a whole model, or the base is missing.
         ModelError: the base is another one than the adapter's, or cannot be loaded.
     """
-    _check_files(folder)
     about = read_about(folder)
     settings = task_of(folder, about)
     task = make_task(settings, about.labels)
@@ -96,23 +94,6 @@ def load_adapter(
     _write(folder, model)
     processor = tokenizer or load_processor(ModelSettings(path=str(folder)), task, settings.image_side)
     return LoadedAdapter(about, task, model, model.read(model.keys), processor)
-
-
-def _check_files(folder: Path) -> None:
-    """Refuse an export whose files are not what was written; one of a version that listed no hashes is taken as it is.
-
-    Raises:
-        UserError: which file was changed, or cannot be read.
-    """
-    try:
-        changed = changed_file(folder)
-    except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read ({error.strerror or error})") from None
-    if changed is not None:
-        raise UserError(
-            f"{changed} is not as it was when {folder / SUMS} was written: export the adapter again; if you have "
-            f"changed it on purpose, write that list again too (there: sha256sum * > {SUMS})"
-        )
 
 
 def _made(folder: Path, make: Callable[[], T]) -> T:
