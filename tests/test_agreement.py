@@ -17,7 +17,7 @@ from fedsa.federation import Federation
 from fedsa.recipe import Recipe
 from fedsa.server import load_state, save_state, server_of
 from fedsa.store import RunFolder
-from fedsa.store.seals import unsealed_table
+from fedsa.store.seals import sealed_table, unsealed_table
 from fedsa.types import Side, Update
 from support.tiny_rows import write_clients
 
@@ -58,6 +58,14 @@ def write_client(folder: Path, *rows: tuple[str, str]) -> Path:
     lines = [f"{text},{label}" for text, label in rows]
     (folder / "east.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
     return folder
+
+
+def test_one_that_is_nested_too_deeply_is_refused(agreement: Agreement) -> None:
+    table = unsealed_table(agreement.text())
+    for _ in range(400):
+        table["settings"] = {"x": table["settings"]}
+    with pytest.raises(UserError, match="nested too deeply"):
+        Agreement.parse(sealed_table(table))
 
 
 def test_what_is_written_is_read_back(agreement: Agreement, tmp_path: Path) -> None:

@@ -239,9 +239,13 @@ class Agreement(_Part):
             raise UserError(f"{source} is damaged ({error}): take the file as it was written") from None
         del data["format"]
         try:
-            return cls.model_validate(data)
+            agreement = cls.model_validate(data)
+            agreement.fingerprint()
         except ValidationError as error:
             raise ConfigError(mistakes_of(error, cls), source) from None
+        except ValueError:
+            raise UserError(f"{source} is nested too deeply: take the file as it was written") from None
+        return agreement
 
     @classmethod
     def read(cls, path: str | Path) -> Agreement:

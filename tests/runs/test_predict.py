@@ -378,6 +378,9 @@ def test_clients_and_folders_that_are_not_there_are_told(
     with pytest.raises(UserError, match="holds a whole model"):
         fedsa.predict(tmp_path / "merged", "a film")
     (north / "fedsa.json").unlink()
+    with pytest.raises(UserError, match=r"fedsa.json is missing, and .*SHA256SUMS lists it"):
+        fedsa.predict(north, "a film")
+    (north / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match=r"has no fedsa.json"):
         fedsa.predict(north, "a film")
 

@@ -161,6 +161,8 @@ def _check_files(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read ({error.strerror or error})") from None
     if changed is not None:
+        if not changed.exists():
+            raise UserError(f"{changed} is missing, and {folder / SUMS} lists it: export the adapter again")
         raise UserError(
             f"{changed} is not as it was when {folder / SUMS} was written: export the adapter again; if you have "
             f"changed it on purpose, write that list again too (there: sha256sum * > {SUMS})"
