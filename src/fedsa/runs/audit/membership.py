@@ -128,18 +128,20 @@ def of_updates(subject: Subject, clients: Sequence[str], how: Training) -> Itera
     groups: list[list[tuple[Scores, Scores]]] = [[] for _ in parts]
     controls: list[list[tuple[Scores, Scores]]] = [[] for _ in parts]
     for training, found, summed in ((how, groups, subject.summed), (OneStep, controls, False)):
-        trained = {client: subject.members(client)[: training.rows] for client in clients}
+        members = {client: subject.members(client)[: training.rows] for client in clients}
         changes = {}
         for client in clients:
-            state = subject.state(client)
-            after = train_again(subject, client, state, trained[client], training, "membership", client)
+            state, rows = subject.state(client), members[client]
+            if training.privacy is not None:  # its noise is computed for all rows: of fewer, each is drawn more often
+                rows = subject.federation.rows.partition.clients[client].train
+            after = train_again(subject, client, state, rows, training, "membership", client)
             changes[client] = change(state, after, subject.keys)
         mean = mean_change(changes, weights_of(subject)) if summed else {}
         for client in clients:
-            asked = np.concatenate([trained[client], subject.others(client)[:_OTHERS]])
+            asked = np.concatenate([members[client], subject.others(client)[:_OTHERS]])
             scores = alignment(subject, subject.state(client), mean or changes[client], asked, keys)
             for into, each in zip(found, scores, strict=True):
-                into.append((each[: len(trained[client])], each[len(trained[client]) :]))
+                into.append((each[: len(members[client])], each[len(members[client]) :]))
     for part, own, control in zip(parts, groups, controls, strict=True):
         area = area_of(own, subject.random("bootstrap"))
         yield Finding(
