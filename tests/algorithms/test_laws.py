@@ -141,7 +141,8 @@ def keys_of(algorithm: Algorithm, variant: str) -> list[Key]:
 def averages(algorithm: Algorithm) -> bool:
     """Say whether the server's new value of what is sent is the mean, and nothing else."""
     return all(
-        getattr(type(algorithm), name) is getattr(Algorithm, name) for name in ("aggregate", "combine", "renewed")
+        getattr(type(algorithm), name) is getattr(Algorithm, name)
+        for name in ("aggregate", "combine", "combine_weighted", "renewed")
     )
 
 
@@ -416,7 +417,19 @@ def test_fedsa_sends_the_a_side_alone(variant):
 def is_local_with_one_client(case: Case) -> bool:
     """Say whether a method trains all of one adapter in every round, and the server makes nothing but means."""
     algorithm = case.algorithm
-    own = ("aggregate", "combine", "renewed", "broadcast", "absorb", "after_training", "penalty", "scaling")
+    own = (
+        "aggregate",
+        "combine",
+        "combine_weighted",
+        "outgoing",
+        "beside",
+        "renewed",
+        "broadcast",
+        "absorb",
+        "after_training",
+        "penalty",
+        "scaling",
+    )
     plain = all(getattr(type(algorithm), name) is getattr(Algorithm, name) for name in own)
     plans = [algorithm.plan(key, round) for key in initial_tensors(case) for round in (1, 2)]
     return plain and not algorithm.folds and len(algorithm.adapters) == 1 and all(plan.trained for plan in plans)

@@ -11,7 +11,7 @@ weight and s the scale of the update s·B·A.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
@@ -144,6 +144,39 @@ class Algorithm:
         """
         return SHARED if key.factor.side in (Side.A, Side.B) else self.rest_plan(key)
 
+    def beside(self, initial: State) -> dict[Key, Tensor]:
+        """Tensors that server and clients hold beside the model's, with their first values; by default there are none.
+
+        Each has a plan, as the model's have; ``trained`` is False, because no optimiser changes it. A client keeps it
+        from round to round, whatever its plan says. `absorb` and `outgoing` give it values. Its key has an adapter name
+        that is not in `adapters`; with the factor A or B it has the client's rank, and with ``Factor.NOTE`` it is a
+        vector of numbers, of any length.
+
+        Args:
+            initial: the model's tensors as every client starts from them; perhaps shapes alone, on the device ``meta``.
+        """
+        return {}
+
+    def in_model(self, key: Key) -> bool:
+        """Whether a tensor is one of the model's, not one that the method has `beside` them."""
+        return key.adapter in self.adapters
+
+    def whole(self, initial: State) -> State:
+        """The model's tensors and those `beside` them."""
+        return {**initial, **self.beside({key: value for key, value in initial.items() if self.in_model(key)})}
+
+    def models(self, tensors: State) -> State:
+        """The model's tensors of what a client holds."""
+        return {key: value for key, value in tensors.items() if self.in_model(key)}
+
+    def trains_halves(self, round: int) -> bool:
+        """Whether a client trains twice in a round, from the same start, each time on one half of its rows.
+
+        The mean of both is what it has trained then, and `outgoing` gets each: a client can tell how far what it
+        learns depends on which rows it happens to have.
+        """
+        return False
+
     def renews(self, key: Key, round: int) -> bool:
         """Whether the server gives a tensor a new value at the end of ``round``: it is sent, or added to W.
 
@@ -202,10 +235,20 @@ class Algorithm:
             return reason
         if self.folds:
             return "its server adds to the frozen weights, so a sent tensor does not start from the previous mean"
-        cls = type(self)
-        if cls.combine is not Algorithm.combine or cls.renewed is not Algorithm.renewed:
+        if any(getattr(type(self), name) is not getattr(Algorithm, name) for name in _COMBINING):
             return "its server computes other values than the mean of what is sent"
         return None
+
+    def own_shares(self, state: ServerState) -> dict[int, dict[Key, list[float]]]:
+        """The part of a movement that clients keep of their own, where the method has one between none and all.
+
+        Args:
+            state: the server's, after any round.
+
+        Returns:
+            By the round from which it holds, of each tensor: one number, or one for each of its rows.
+        """
+        return {}
 
     def scaling(self, scaling: float, rank: int, clients: int) -> float:
         """The scale s in ΔW = s·B·A, the same for all clients.
@@ -221,10 +264,11 @@ class Algorithm:
         """The server's first state.
 
         Args:
-            initial: the tensors that every client starts from.
+            initial: the model's tensors that every client starts from.
             scaling: s of each module that has one.
         """
-        return ServerState(dict(initial), dict.fromkeys(initial, 0), dict(scaling or {}))
+        whole = self.whole(initial)
+        return ServerState(dict(whole), dict.fromkeys(whole, 0), dict(scaling or {}))
 
     def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
         """The tensors that a client needs before it trains in ``round``: the received tensors that are newer.
@@ -258,7 +302,7 @@ class Algorithm:
         }
 
     def after_training(self, before: State, after: State, round: int) -> State:
-        """The tensors that a client keeps and sends after local training: ``after``, unless the method changes it.
+        """The tensors that a client keeps after local training: ``after``, unless the method changes it.
 
         Args:
             before: the client's tensors before the training.
@@ -266,6 +310,17 @@ class Algorithm:
             round: the round.
         """
         return after
+
+    def outgoing(self, before: State, kept: State, halves: Sequence[State], round: int) -> State:
+        """The values that a client sends, of the tensors that the plan declares sent: by default what it keeps.
+
+        Args:
+            before: the client's tensors before the training.
+            kept: what it keeps: `after_training` returned it.
+            halves: with `trains_halves`: what each half of its rows has come to; else nothing.
+            round: the round.
+        """
+        return kept
 
     @property
     def penalty(self) -> Penalty | None:
@@ -298,7 +353,25 @@ class Algorithm:
                 method that needs all of them at once calls ``list(updates)``. If there is no update, every value stays.
             round: the round that ends.
         """
-        mean = weighted_mean(((update.tensors, weight) for update, weight in updates), state.tensors)
+        weights: list[int] = []
+
+        def arriving() -> Iterator[tuple[State, int]]:
+            for update, weight in updates:
+                weights.append(weight)
+                yield update.tensors, weight
+
+        mean = weighted_mean(arriving(), state.tensors)
+        return self.combine_weighted(state, mean, weights, round)
+
+    def combine_weighted(self, state: ServerState, mean: State, weights: Sequence[int], round: int) -> ServerState:
+        """As `combine`, for a method that also needs the weights: how many clients there were, and how unequal.
+
+        Args:
+            state: the state before.
+            mean: as for `combine`.
+            weights: of the updates, in the order of client ids; only their ratios matter.
+            round: the round that ends.
+        """
         return self.combine(state, mean, round)
 
     def combine(self, state: ServerState, mean: State, round: int) -> ServerState:
@@ -331,6 +404,10 @@ class Algorithm:
                 return RECEIVED
             case _:
                 return SHARED
+
+
+_COMBINING = ("combine", "combine_weighted", "renewed")
+"""The methods that make the server's new values of the mean."""
 
 
 def weighted_mean(states: Iterable[tuple[State, int]], before: State | None = None) -> dict[Key, Tensor]:

@@ -133,15 +133,15 @@ class Answers:
         site = self._site
         if not 1 <= message.round <= site.rounds + 1:
             raise ProtocolError(f"round {message.round} is none of this run, which has {counted(site.rounds, 'round')}")
-        known = set(site.learner.model.keys)
+        whole = site.algorithm.whole(site.learner.model.initial)
         notes = site.steps.notes_to_client({}) if message.about.get("do") == "train" else {}
         for client, state in message.states.items():
             for key, tensor in state.items():
                 if key in notes and tensor.shape == notes[key].shape and bool(tensor.isfinite().all()):
                     continue
-                if key not in known or not site.algorithm.plan(key, message.round).received:
+                if key not in whole or not site.algorithm.plan(key, message.round).received:
                     raise ProtocolError(f"client {client!r} does not receive {key} in round {message.round}")
-                if not fits(key, tensor.shape, site.learner.model.initial[key].shape):
+                if not fits(key, tensor.shape, whole[key].shape):
                     raise ProtocolError(f"what client {client!r} is sent has another shape than the model: {key}")
                 if not bool(tensor.isfinite().all()):
                     raise ProtocolError(f"what client {client!r} is sent is not finite: {key}")

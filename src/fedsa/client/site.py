@@ -11,6 +11,7 @@ import torch
 from fedsa.algorithms.base import Algorithm, Plan
 from fedsa.client.batches import batched
 from fedsa.client.evaluation import Personal, Sampling
+from fedsa.client.halves import mean_of_halves, rows_in_halves
 from fedsa.client.learner import Learner
 from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
 from fedsa.client.training.job import Job, TrainingResult
@@ -19,7 +20,7 @@ from fedsa.recipe import ReconstructionSettings
 from fedsa.steps import PLAIN, Chain
 from fedsa.store import ClientState
 from fedsa.system.process import give_back
-from fedsa.types import Factor, Key, Moment, Payload, Payloads, Side, SplitName, State, Update
+from fedsa.types import Key, Moment, Payload, Payloads, Side, SplitName, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,8 +113,8 @@ class Site:
         client, round = payload.client, payload.round
         state = self.states.load_client(client, round - 1)
         plans = self._plans(round)
-        notes = {key: value for key, value in payload.tensors.items() if key.factor is Factor.NOTE}
-        received = {key: value for key, value in payload.tensors.items() if key not in notes}
+        received = {key: value for key, value in payload.tensors.items() if key in plans}
+        notes = {key: value for key, value in payload.tensors.items() if key not in plans}  # of the steps
         tensors = personal_tensors(self.algorithm, self.initial(client), state, received)
         return Job(
             client=client,
@@ -134,10 +135,11 @@ class Site:
 
     def finish(self, job: Job, result: TrainingResult) -> Update:
         """Keep the state that a training left, and return what is sent."""
-        plans = self._plans(job.round)
-        tensors = self.algorithm.after_training(job.tensors, result.tensors, job.round)
+        plans, algorithm = self._plans(job.round), self.algorithm
+        tensors = algorithm.after_training(job.tensors, {**job.tensors, **result.tensors}, job.round)
+        outgoing = algorithm.outgoing(job.tensors, tensors, result.halves, job.round)
         sent, step_state = self.steps.on_client(
-            {key: tensors[key] for key, plan in plans.items() if plan.sent},
+            {key: outgoing[key] for key, plan in plans.items() if plan.sent},
             job.step_state,
             client=job.client,
             round=job.round,
@@ -146,7 +148,9 @@ class Site:
         )
         if self.reconstruction is None:
             changed = {
-                key: tensors[key] for key, plan in plans.items() if plan.trained or plan.received or key in job.stored
+                key: tensors[key]
+                for key, plan in plans.items()
+                if plan.trained or plan.received or key in job.stored or not algorithm.in_model(key)
             }
             kept = ClientState(changed, result.optimizer_state, job.version, step_state)
             self.states.save_client(job.client, job.round, kept)
@@ -207,6 +211,7 @@ class Site:
                 if moment == "training"
                 else personal_tensors(self.algorithm, initial, state, payloads[client].tensors)
             )
+            tensors = self.algorithm.models(tensors)
             if self.keeps_tested and split == "test" and moment == "aggregate":
                 self.states.save_personal(client, round, tensors)
             yield Personal(client, tensors, getattr(self.rows[client], split))
@@ -217,7 +222,7 @@ class Site:
         Those that are tested are kept: they are what is exported, and cannot be computed from the states.
         """
         for clients in batched(payloads, self.learner.together):
-            jobs = [self.prepare(payloads[client]) for client in clients]
+            jobs = [self._for_model(self.prepare(payloads[client])) for client in clients]
             results = self.learner.fit_personal(jobs, self._reconstruction)
             for job, result in zip(jobs, results, strict=True):
                 if split == "test":
@@ -232,22 +237,38 @@ class Site:
 
     def _trained(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], Sequence[TrainingResult]]:
         """Return the jobs, each from where its own training begins, and their results."""
+        given = [self._for_model(job) for job in jobs]
         if self.reconstruction is None:
-            first, name = self.learner.warm_heads(jobs), "head_warmup_loss"
+            first, name = self.learner.warm_heads(given), "head_warmup_loss"
             keys = [job.keys for job in jobs]
         else:
-            first, name = self.learner.fit_personal(jobs, self.reconstruction), "reconstruction_loss"
+            first, name = self.learner.fit_personal(given, self.reconstruction), "reconstruction_loss"
             every = not self.reconstruction.freeze_personal
             keys = [tuple(key for key in job.keys if key in job.received or every) for job in jobs]
         jobs = [
-            replace(job, tensors=begun.tensors, keys=trained)
+            replace(job, tensors={**job.tensors, **begun.tensors}, keys=trained)
             for job, begun, trained in zip(jobs, first, keys, strict=True)
         ]
-        results = self.learner.train(jobs)
+        results = self._learned([self._for_model(job) for job in jobs])
         return jobs, [_with_metrics(result, begun, name) for result, begun in zip(results, first, strict=True)]
 
+    def _learned(self, jobs: Sequence[Job]) -> Sequence[TrainingResult]:
+        """Return what training comes to: on all rows at once, or on each half of them, as the method has it."""
+        if not any(self.algorithm.trains_halves(job.round) for job in jobs[:1]):
+            return self.learner.train(jobs)
+        parts = [rows_in_halves(job) for job in jobs]
+        one, two = (
+            self.learner.train([replace(job, rows=part[place]) for job, part in zip(jobs, parts, strict=True)])
+            for place in (0, 1)
+        )
+        return [mean_of_halves(*both) for both in zip(one, two, strict=True)]
+
+    def _for_model(self, job: Job) -> Job:
+        """Return a job as a learner gets it: with the model's tensors alone."""
+        return replace(job, tensors=self.algorithm.models(job.tensors))
+
     def _plans(self, round: int) -> dict[Key, Plan]:
-        return {key: self.algorithm.plan(key, round) for key in self.learner.model.keys}
+        return {key: self.algorithm.plan(key, round) for key in self.algorithm.whole(self.learner.model.initial)}
 
 
 def with_secret(site: Site, secret: bytes) -> Site:

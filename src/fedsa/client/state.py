@@ -22,13 +22,13 @@ __all__ = ["initial_of_client", "own_tensors", "personal_tensors"]
 def initial_of_client(
     initial: State, algorithm: Algorithm, client: str, *, seed: int, own_a: bool = False, rank: int | None = None
 ) -> State:
-    """The tensors that a client starts the run with: the common initial ones, or with an A of its own.
+    """The tensors that a client starts the run with, the model's and others: the common ones, or with an A of its own.
 
     Its own A is drawn as PEFT draws LoRA's, from U(-1/√in, 1/√in), by the run's seed, the client and the layer. An A
     that is zero at the start (of an adapted embedding, whose B is not) stays zero.
 
     Args:
-        initial: the common ones, of the full rank.
+        initial: the model's, common to all, of the full rank.
         algorithm: the method: where it sends or receives A, A is the common one.
         client: its id.
         seed: the run's.
@@ -36,14 +36,14 @@ def initial_of_client(
         rank: the client's; None: the full one.
     """
     if not own_a:
-        return ranked(initial, rank)
+        return ranked(algorithm.whole(initial), rank)
     drawn = {}
     for key, value in initial.items():
         if key.factor is Factor.A and algorithm.keeps(key) and value.any():
             generator = torch.Generator().manual_seed(derive_seed(seed, "initial A", client, str(key)))
             drawn[key] = torch.empty_like(value)
             nn.init.kaiming_uniform_(drawn[key], a=math.sqrt(5), generator=generator)
-    return ranked({**initial, **drawn}, rank)
+    return ranked(algorithm.whole({**initial, **drawn}), rank)
 
 
 def own_tensors(initial: State, state: ClientState | None) -> State:

@@ -51,7 +51,8 @@ def command(
             for (round, client), each in found.scores.items()
         ]
         paths = [str(file) for file in files]
-        print_json({"clients": list(found.clients), "means": means, "poison": scores, "files": paths})
+        about = {"clients": list(found.clients), "means": means, "poison": scores, "own_shares": list(found.own_shares)}
+        print_json({**about, "files": paths})
         return
     if is_quiet():
         say(str(folder))
@@ -79,9 +80,26 @@ def command(
             ],
         )
         say("\nHow far each client's change of A in that round is from the others'. Above 1: look at it.")
+    _say_shares(found)
     say()
     for file in files:
         say(str(file))
+
+
+def _say_shares(found: Analysis) -> None:
+    """Say what part of a movement clients keep of their own, where the method has one: the newest of each tensor."""
+    shares = found.own_shares
+    if not shares:
+        return
+    from fedsa.commands.shared.display import print_table
+
+    newest = shares[-1]["round"]
+    say()
+    print_table(
+        ["factor", "module", "own share"],
+        [[row["factor"], row["module"], f"{row['own_share']:.2f}"] for row in shares if row["round"] == newest],
+    )
+    say(f"\nThe part of a movement that clients keep of their own, from round {newest} on. 0: all is averaged.")
 
 
 def _write(found: Analysis, folder: Path, formats: list[str]) -> list[Path]:

@@ -29,6 +29,7 @@ def count_traffic(
         clients: their number; their names do not matter.
         ranks: the place of a client in the order of ids to its rank, of those whose rank is less than the tensors'.
     """
+    whole = algorithm.whole(tensors)
     names = [f"{number:09d}" for number in range(clients)]
     by_name = {names[place]: rank for place, rank in (ranks or {}).items()}
     scaling = {key.module: 1.0 for key in tensors if key.factor is Factor.A}  # values there are none
@@ -48,7 +49,7 @@ def count_traffic(
     for round in range(1, recipe.rounds + 1):
         asked = [client for client in server.sample(round) if client not in underway]
         come = _come(recipe, round, underway + asked)
-        sent = {key: tensor for key, tensor in tensors.items() if algorithm.plan(key, round).sent}
+        sent = {key: tensor for key, tensor in whole.items() if algorithm.plan(key, round).sent}
         sizes: dict[int | None, int] = {}
         by_version: dict[tuple[int, int | None], int] = {}
         for client in asked:

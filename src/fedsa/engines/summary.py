@@ -12,7 +12,7 @@ from fedsa.engines.fleet import Fleet
 from fedsa.engines.rounds import RoundSettings, told
 from fedsa.engines.spent import privacy_of
 from fedsa.recipe import Recipe
-from fedsa.server import Server, first_round, load_state
+from fedsa.server import Server, first_round, load_state, own_shares
 from fedsa.statistics import summarize_clients
 from fedsa.steps import make_chain
 from fedsa.store import Progress, RunFolder, numbers_of
@@ -95,6 +95,13 @@ def is_test(name: str, value: Any) -> bool:
     return name.startswith("test") and isinstance(value, dict)
 
 
+def _shares(algorithm: Algorithm, folder: RunFolder, rounds: int) -> dict[str, Any]:
+    """``own_shares``: what part of a movement clients kept of their own, where the method estimates it."""
+    if type(algorithm).own_shares is Algorithm.own_shares:
+        return {}
+    return {"own_shares": own_shares(algorithm, load_state(folder.server_states, rounds))}
+
+
 def _scores(tests: Tests, metric: str) -> dict[str, Any]:
     """The statistics of each test over clients, by its name in the summary."""
     return {
@@ -171,6 +178,7 @@ def summary_of(
             about,
             lambda: load_state(folder.server_states, recipe.rounds).slots,
         ),
+        **_shares(algorithm, folder, recipe.rounds),
         "chosen_round": progress.chosen_round or 0,
         "chosen_score": progress.chosen_score,
         "chosen_by": f"weighted mean of validation {metric}",

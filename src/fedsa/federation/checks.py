@@ -84,6 +84,11 @@ def check_personal(recipe: Recipe, algorithm: Algorithm, keys: Sequence[Key], va
     if recipe.personal_state == "reconstruct" and not (has_personal and always_shares):
         lacks = "shares nothing in some round" if has_personal else "keeps nothing at the client"
         mistakes.append(Mistake("personal_state", f"'reconstruct' is of no use: {recipe.algorithm} {lacks}; use store"))
+    if recipe.privacy.kind == "example" and any(algorithm.trains_halves(round + 1) for round in range(recipe.rounds)):
+        why = (
+            f"{recipe.algorithm} trains on halves of a client's rows in some rounds, which the accounting does not know"
+        )
+        mistakes.append(Mistake("privacy.kind", f"'example' does not go with the method: {why}; see its options"))
     if recipe.adaptation.freeze_shared and not has_personal and recipe.holdout_clients:
         mistakes.append(
             Mistake("adaptation.freeze_shared", f"{recipe.algorithm} keeps nothing at the client: use false")

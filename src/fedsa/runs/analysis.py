@@ -18,7 +18,7 @@ from fedsa.algorithms import make_algorithm
 from fedsa.client import initial_of_client, own_tensors, personal_tensors
 from fedsa.errors import UserError
 from fedsa.federation import client_ranks
-from fedsa.server import load_state, received_by
+from fedsa.server import load_state, own_shares, received_by
 from fedsa.steps import make_chain
 from fedsa.steps.poison_score import Scored, poison_scores
 from fedsa.store import FinishedRun, require_clients
@@ -58,6 +58,7 @@ class Analysis:
         labels: the similarity of the clients' label counts, shape (clients, clients).
         scores: (round, client) to how far its change of A was from those of the others; of rounds before which tensors
             were kept, too.
+        own_shares: the part of a movement that clients keep of their own, where the method has one: `own_shares`.
     """
 
     clients: tuple[str, ...]
@@ -65,6 +66,7 @@ class Analysis:
     distances: Mapping[tuple[int, str, str], Matrix]
     labels: Matrix
     scores: Mapping[tuple[int, str], Scored] = field(default_factory=dict)
+    own_shares: Sequence[Mapping[str, Any]] = ()
 
     @property
     def rounds(self) -> list[int]:
@@ -165,7 +167,9 @@ def analyze(run: Path, rounds: Sequence[int] | None = None) -> Analysis:
                     name = _named(Key(module, Factor.B, adapter))
                     matrices[round, "update", "BA", name] = _pairs([own[module] for own in factors], product_cosine)
     labels = label_similarity([about[client] for client in clients])
-    return Analysis(tuple(clients), matrices, distances, labels, scores)
+    algorithm = make_algorithm(finished.recipe.algorithm, finished.recipe.algorithm_options, finished.recipe.share_head)
+    shares = own_shares(algorithm, load_state(folder.server_states, summary["rounds"]))
+    return Analysis(tuple(clients), matrices, distances, labels, scores, shares)
 
 
 def _scores(
@@ -239,8 +243,8 @@ def _trained(
                 version=earlier.version if earlier else 0,
                 steps=make_chain(recipe.steps),
             )
-            start = personal_tensors(algorithm, own, earlier, received)
-        yield client, (own, start, own_tensors(own, state))
+            start = algorithm.models(personal_tensors(algorithm, own, earlier, received))
+        yield client, (algorithm.models(own), start, algorithm.models(own_tensors(own, state)))
 
 
 def _compared(ends: Sequence[State]) -> Iterator[Key]:

@@ -30,7 +30,8 @@ def global_model(states: PersonalStates, algorithm: Algorithm, how: Literal["ave
     """
     initial, recipe = states.initial, states.recipe
     keys = trained_keys(recipe.rounds, algorithm, initial, personal=True)
-    shared = personal_tensors(algorithm, initial, None, received_by(algorithm, states.server, "", recipe.rounds + 1))
+    received = received_by(algorithm, states.server, "", recipe.rounds + 1)
+    shared = algorithm.models(personal_tensors(algorithm, algorithm.whole(initial), None, received))
     average = {**shared, **mean_personal(states.trained(), keys, initial)}
     return {**average, **fit_global(average, states.own(), algorithm.adapters)} if how == "fit" else average
 

@@ -159,7 +159,7 @@ class Onboarding:
         received = received_by(
             algorithm, states.server, client, recipe.rounds + 1, steps=make_chain(recipe.steps), rank=rank
         )
-        newcomer = personal_tensors(algorithm, initial, None, received)
+        newcomer = algorithm.models(personal_tensors(algorithm, initial, None, received))
         candidates = [{**newcomer, **ranked(personal, rank)} for personal in self._starts(start)]
         if len(candidates) == 1:
             return candidates[0], 1

@@ -90,7 +90,7 @@ class PersonalStates:
             version=state.version if state else 0,
             steps=make_chain(self.recipe.steps),
         )
-        return personal_tensors(self._algorithm, initial, state, received)
+        return self._algorithm.models(personal_tensors(self._algorithm, initial, state, received))
 
     def trained(self) -> Iterator[Weighted]:
         """Yield what each client of the federation would use, with its weight, of those that have trained."""
@@ -101,7 +101,8 @@ class PersonalStates:
         """Yield what each client's own training left, before the aggregate came, of those that have trained."""
         for client, tensors in self._each():
             state = self._folder.client_states.load_client(client, self._round)
-            yield own_tensors(self.start(client), state) if state else tensors, self._weight(client)
+            own = self._algorithm.models(own_tensors(self.start(client), state)) if state else tensors
+            yield own, self._weight(client)
 
     def _each(self) -> Iterator[tuple[str, State]]:
         for client, about in self._about.items():

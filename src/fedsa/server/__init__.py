@@ -2,7 +2,7 @@
 
 from fedsa.server.sampling import held_out, most_rounds, sample_clients, sample_size, updates_in_round
 from fedsa.server.server import OpenSum, Server, received_by
-from fedsa.server.sharing import first_round
+from fedsa.server.sharing import first_round, own_shares
 from fedsa.server.starting import server_of
 from fedsa.server.state import ServerStore, load_state, save_state
 
@@ -14,6 +14,7 @@ __all__ = [
     "held_out",
     "load_state",
     "most_rounds",
+    "own_shares",
     "received_by",
     "sample_clients",
     "sample_size",

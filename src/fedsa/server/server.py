@@ -269,8 +269,15 @@ class Server:
             return self._summed(updates, round, check_quorum)
         if not self.algorithm.is_additive():
             return self.algorithm.aggregate(self.state, updates, round)
-        mean, slots = self._steps.mean(updates, self.state, round, self._seed, len(self._asked))
-        return self.algorithm.combine(replace(self.state, slots=slots), mean, round)
+        weights: list[int] = []
+
+        def weighed() -> Iterator[tuple[Update, int]]:
+            for update, weight in updates:
+                weights.append(weight)
+                yield update, weight
+
+        mean, slots = self._steps.mean(weighed(), self.state, round, self._seed, len(self._asked))
+        return self.algorithm.combine_weighted(replace(self.state, slots=slots), mean, weights, round)
 
     def _summed(
         self, updates: Iterable[tuple[Update, int]], round: int, check_quorum: Callable[[], None]
@@ -289,7 +296,7 @@ class Server:
         check_quorum()  # a sum that is opened cannot be closed again
         mean = self._open_sum(round, tuple(weights), sums) if sums else {}
         mean, slots = self._steps.mean_of_sum(mean, tuple(weights.values()), self.state, round, self._seed)
-        return self.algorithm.combine(replace(self.state, slots=slots), mean, round)
+        return self.algorithm.combine_weighted(replace(self.state, slots=slots), mean, list(weights.values()), round)
 
     def _taken(self, update: Update, round: int, planned: State) -> tuple[Update, int]:
         """An update as the method gets it, and its weight.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
-from fedsa.algorithms.base import Algorithm, Plan
+from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.steps import Chain
 from fedsa.types import Factor, Key, State, total_bytes, total_elements
 
-__all__ = ["first_round"]
+__all__ = ["first_round", "own_shares"]
 
 
 def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int = 1) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int 
         Where not every round is like the first, also ``sharing_by_round``: the same of each kind of round, and its
         ``rounds``.
     """
+    tensors = algorithm.whole(tensors)
     kinds: dict[tuple[Plan, ...], list[int]] = {}
     for round in range(1, rounds + 1):
         kinds.setdefault(tuple(algorithm.plan(key, round) for key in tensors), []).append(round)
@@ -38,6 +40,30 @@ def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int 
     ]
     first = {name: value for name, value in each[0].items() if name != "rounds"}
     return first | ({"sharing_by_round": each} if len(each) > 1 else {})
+
+
+def own_shares(algorithm: Algorithm, state: ServerState) -> list[dict[str, Any]]:
+    """The part of a movement that clients keep of their own, of each tensor and round where a method estimates it.
+
+    Args:
+        algorithm: the method.
+        state: the server's, after any round.
+
+    Returns:
+        Entries with ``round`` (from which it holds), ``factor``, ``module``, ``own_share`` and ``by_row``: one number
+        for each row where each row has its own, and then ``own_share`` is their mean; else None.
+    """
+    return [
+        {
+            "round": round,
+            "factor": key.factor.value,
+            "module": key.module if key.adapter == algorithm.adapters[0] else f"{key.module}:{key.adapter}",
+            "own_share": fmean(values),
+            "by_row": values if len(values) > 1 else None,
+        }
+        for round, shares in algorithm.own_shares(state).items()
+        for key, values in shares.items()
+    ]
 
 
 def _sharing(plans: Mapping[Key, Plan], tensors: State, steps: Chain) -> dict[str, Any]:

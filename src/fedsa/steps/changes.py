@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
-from fedsa.types import Key
+from fedsa.types import Factor, Key
 
 __all__ = ["change_refusal"]
 
@@ -22,6 +24,9 @@ def change_refusal(algorithm: Algorithm, so_that: str) -> str | None:
     if algorithm.restarts or algorithm.folds:
         return reason
     factors = {factor for about in VARIANTS.values() for factor in about.factors}
+    some = {Key("layer", factor, adapter): torch.zeros(1, 1) for factor in factors for adapter in algorithm.adapters}
+    if any(key.factor is Factor.NOTE for key in algorithm.whole(some)):
+        return f"its clients also send numbers that are no change of anything, so {so_that}"
     for key in (Key("layer", factor, adapter) for factor in factors for adapter in algorithm.adapters):
         plans = [algorithm.plan(key, round) for round in (1, 2)]
         if any(plan.sent and not plan.received for plan in plans):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, final
 
@@ -21,6 +21,7 @@ from fedsa.adapters.algebra import pairs, ranked
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.client import Site, personal_tensors
+from fedsa.client.halves import mean_of_halves
 from fedsa.client.training.job import Job, TrainingResult
 from fedsa.data.partition import ClientRows
 from fedsa.seeds import derive_seed
@@ -92,7 +93,7 @@ class Case:
 
 
 def initial_tensors(case: Case) -> dict[Key, Tensor]:
-    """Return random initial tensors of a case, in fp32; what the server folds is zero.
+    """Return random initial tensors of a case, in fp32, with those beside the model's; what the server folds is zero.
 
     B is not zero, as in variants that start from the weights' own directions; with mixed ranks it is.
     """
@@ -102,13 +103,14 @@ def initial_tensors(case: Case) -> dict[Key, Tensor]:
     for module, adapter, factor in itertools.product(LAYERS, case.algorithm.adapters, factors):
         out, width = LAYERS[module]
         drawn = torch.randn(factor.shape(out=out, width=width, rank=RANK), generator=generator)
-        tensors[Key(module, factor, adapter)] = drawn * (not (case.mixed_ranks and factor is Factor.B))
+        zero = case.mixed_ranks and factor is Factor.B
+        tensors[Key(module, factor, adapter)] = torch.zeros_like(drawn) if zero else drawn
     for module, (_, width) in LAYERS.items() if case.algorithm.gated else ():
         tensors[Key(module, Factor.GATE)] = torch.randn(len(case.algorithm.adapters), width, generator=generator)
     for module, shape in LAYERS.items() if case.algorithm.folds else ():
         tensors[Key(module, Factor.DELTA)] = torch.zeros(shape)
     tensors[Key("classifier.weight", Factor.HEAD)] = torch.randn(HEAD, generator=generator)
-    return tensors
+    return dict(case.algorithm.whole(tensors))
 
 
 def layer_effects(case: Case, tensors: State, scaling: Mapping[str, float]) -> dict[str, Tensor]:
@@ -117,6 +119,7 @@ def layer_effects(case: Case, tensors: State, scaling: Mapping[str, float]) -> d
     For an adapter whose whole update is a product: Δ + Σ s·B·A of each layer, over its adapters, and the head. For
     others the tensors themselves.
     """
+    tensors = case.algorithm.models(tensors)
     if not VARIANTS[case.variant].is_product:
         return {str(key): tensor.double() for key, tensor in tensors.items()}
     effects = {str(key): tensor.double() for key, tensor in tensors.items() if key.factor.side is Side.HEAD}
@@ -179,6 +182,7 @@ class Store:
         named = {str(key): tensor.contiguous() for key, tensor in tensors.items()}
         own = {"versions": {str(key): version for key, version in versions.items()}, "about": about}
         kept = {name: tensor.contiguous() for name, tensor in slots.items()}
+        save(named | {f"slot|{name}": tensor for name, tensor in kept.items()})  # as a run does: none may share memory
         self._kept[round] = save(named), save(kept), json.dumps(own)
 
     def load_server(self, round: int) -> tuple[dict[Key, Tensor], dict[Key, int], dict[str, Tensor], dict[str, Any]]:
@@ -211,7 +215,8 @@ class World:
     @property
     def site(self) -> Site:
         """A site with all clients of the case."""
-        learner: Any = SimpleNamespace(model=SimpleNamespace(initial=self.initial, keys=tuple(self.initial)))
+        models = self.algorithm.models(self.initial)
+        learner: Any = SimpleNamespace(model=SimpleNamespace(initial=models, keys=tuple(models)))
         nobody = np.arange(0)
         rows = {
             client: ClientRows(np.arange(weight), nobody, nobody)
@@ -225,7 +230,15 @@ class World:
 
     def train(self, job: Job) -> Update:
         """The update that comes of a training."""
-        return self.site.finish(job, TrainingResult(trained_tensors(job), {}, {"loss": 0.0, "seconds": 0.0}))
+        return self.site.finish(job, self.result(job))
+
+    def result(self, job: Job) -> TrainingResult:
+        """What a training comes to, on all rows or on each half of them."""
+        metrics = {"loss": 0.0, "steps": 1.0, "seconds": 0.0}
+        if not self.algorithm.trains_halves(job.round):
+            return TrainingResult(trained_tensors(job), {}, metrics)
+        other = replace(job, seed=derive_seed(job.seed, "other half"))
+        return mean_of_halves(*(TrainingResult(trained_tensors(each), {}, metrics) for each in (job, other)))
 
     def round(self, round: int, clients: Iterable[str]) -> list[Update]:
         """Run a round of some clients, and return their updates."""

@@ -90,11 +90,13 @@ class TrainingResult:
         tensors: all of the client's tensors.
         optimizer_state: named ``slot|key``.
         metrics: ``loss`` (mean over the round), ``steps``, ``seconds``.
+        halves: where the client trained on each half of its rows: the tensors that each came to.
     """
 
     tensors: State
     optimizer_state: Mapping[str, Tensor]
     metrics: Mapping[str, float]
+    halves: tuple[State, ...] = ()
 
 
 def peak_rate(key: Key, settings: TrainingSettings) -> float:

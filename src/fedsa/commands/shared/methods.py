@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import torch
+
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import algorithm_names, built_in_names, find_algorithm, origin
 from fedsa.algorithms.base import Algorithm
@@ -103,7 +105,7 @@ def _variant(algorithm: Algorithm, variant: str) -> dict[str, Any]:
     refusal = algorithm.refusal(variant)
     if refusal is not None:
         return {"ok": False, "reason": refusal}
-    keys = list(_keys(algorithm, variant))
+    keys = list(algorithm.whole({key: torch.zeros(1, 1) for key in _keys(algorithm, variant)}))
     plans = {key: [algorithm.plan(key, round) for round in ROUNDS] for key in keys}
 
     def named(which: Any) -> list[str]:
@@ -112,7 +114,13 @@ def _variant(algorithm: Algorithm, variant: str) -> dict[str, Any]:
     roles = {
         "sent": named(lambda key: any(plan.sent for plan in plans[key])),
         "kept": named(lambda key: any(p.trained for p in plans[key]) and not any(p.sent for p in plans[key])),
-        "frozen": named(lambda key: not any(plan.trained for plan in plans[key]) and key.factor.side is not Side.BASE),
+        "frozen": named(
+            lambda key: (
+                algorithm.in_model(key)
+                and not any(plan.trained for plan in plans[key])
+                and key.factor.side is not Side.BASE
+            )
+        ),
         "received": named(lambda key: any(plan.received for plan in plans[key])),
     }
     by_round = [

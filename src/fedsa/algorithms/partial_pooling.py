@@ -1,0 +1,258 @@
+"""Partial pooling: each B is a part that all clients have in common and an own one, as far as clients really differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
+
+import torch
+from pydantic import Field
+
+from fedsa.algorithms.base import LOCAL, RECEIVED, SHARED, Algorithm, Plan, ServerState
+from fedsa.types import Factor, Key, Side, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_COMMON, _THEN, _OWN = "common", "common_then", "own"
+_SHARES = Key("partial_pooling", Factor.NOTE, "own_share")
+_POWER = Key("partial_pooling", Factor.NOTE, "power")
+_AGREEMENT = Key("partial_pooling", Factor.NOTE, "agreement")
+_SQUARE = Key("partial_pooling", Factor.NOTE, "agreement_squared")
+_SLOT = "own_share"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PartialPooling(Algorithm):
+    """Average A; of each B average all, and let a client keep as much of its difference as is really its own.
+
+        A ← Σ pᵢ·Aᵢ,  B ← B + Σ pᵢ·Δᵢ,  Cᵢ ← (1 - λ)·Cᵢ + λ·(Bᵢ - B),  and then Bᵢ = B + Cᵢ
+
+    B is common to all. Cᵢ is client i's own part, zero at the start. Δᵢ is the movement of its Bᵢ in a round, at whose
+    end it keeps the part λ of its difference from the new B: Bᵢ moves by Δ + λ·(Δᵢ - Δ) with Δ the mean movement. A
+    client that is away goes on with B. Complete pooling (λ = 0) is FedIT; no pooling (λ = 1) is FedSA, without any B
+    sent; what is in between is called partial pooling in statistics. With ``pool_head`` the head is treated likewise,
+    with a λ for each of its rows, which are classes. What a client sends of Bᵢ is B + Δᵢ.
+
+    λ is estimated from variance components. In the first round, and in every ``estimate_every``-th after it, a client
+    trains twice from one start, on two random halves of its rows, and Δᵢ is the mean of the two movements, Uᵢ and Vᵢ.
+    It sends ‖Δᵢ‖², ⟨Uᵢ, Vᵢ⟩ and the latter's square with its update. Then, with q = Σ pᵢ²,
+
+        s = Σ pᵢ·⟨Uᵢ, Vᵢ⟩,  b = (‖Σ pᵢ·Δᵢ‖² - q·Σ pᵢ·‖Δᵢ‖²) / (1 - q),  n = Σ pᵢ·‖Δᵢ‖² - s
+
+    estimate how much of a movement does not come of the rows that a client happens to have (s), how much of that all
+    clients have in common (b), and how much is noise (n). ``difference``: λ = 1 - b / s, the part of what clients learn
+    that is not common. ``posterior``: λ = (s - b) / (s - b + n), with which a client's movement is shrunk to the mean
+    as in James-Stein estimation. Where s is less than twice its standard error there is nothing to tell: λ = 0. Sums
+    over clients are enough, so it goes with secure aggregation. With few clients the estimate itself is uncertain.
+
+    A client that was never drawn has B, and so has a newcomer. The server remembers B after each of the last ``memory``
+    rounds, for clients that come back. With one client it is local training.
+
+    Attributes:
+        own_share: λ: a number from 0 to 1, or how it is estimated.
+        estimate_every: rounds from one estimate to the next; in such a round clients train twice.
+        pool_head: treat the head like B; else it stays, or with share_head all of it is averaged.
+        memory: rounds after which B is remembered; who was away for longer counts as if it had trained then.
+        share_a: average A; false is a control, for clients with initial A's of their own.
+    """
+
+    own_share: Literal["difference", "posterior"] | Annotated[float, Field(ge=0, le=1)] = "difference"
+    estimate_every: Annotated[int, Field(gt=0)] = 5
+    pool_head: bool = True
+    memory: Annotated[int, Field(gt=0)] = 20
+    share_a: bool = True
+
+    source: ClassVar[str] = "-"
+    needs_initial_values: ClassVar[bool] = True
+    mixed_ranks: ClassVar[bool] = True
+
+    def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
+        """Why the method cannot be used with an adapter variant; None if it can."""
+        if mixed_ranks and self._estimates:
+            return (
+                "clients of different ranks have no variance to estimate a share from: set algorithm_options.own_share "
+                "to a number, or leave adapter.ranks out"
+            )
+        return super().refusal(variant, mixed_ranks=mixed_ranks)
+
+    def plan(self, key: Key, round: int) -> Plan:
+        """Whether clients train, send and receive a tensor, and those beside the model."""
+        if not self.in_model(key):
+            return self._plan_beside(key, round)
+        if self._pools(key):
+            return LOCAL
+        if key.factor.side is Side.A:
+            return SHARED if self.share_a else LOCAL
+        return self.rest_plan(key)
+
+    def _plan_beside(self, key: Key, round: int) -> Plan:
+        if key.adapter == _COMMON and self.own_share != 1:
+            return Plan(trained=False, sent=True, received=True)
+        if key == _SHARES or (key.adapter == _THEN and self.own_share != 1):
+            return RECEIVED
+        return Plan(trained=False, sent=key.factor is Factor.NOTE and self.trains_halves(round), received=False)
+
+    def trains_halves(self, round: int) -> bool:
+        """Whether λ is estimated in a round."""
+        return self._estimates and (round - 1) % self.estimate_every == 0
+
+    def renews(self, key: Key, round: int) -> bool:
+        """Whether the server gives a tensor a new value: it is sent, or told to who was away."""
+        return self.plan(key, round) == RECEIVED or super().renews(key, round)
+
+    def beside(self, initial: State) -> dict[Key, Tensor]:
+        """The common part of each pooled tensor, now and before; the client's own part; numbers for the estimate."""
+        pooled = {key: value for key, value in initial.items() if self._pools(key)}
+        parts = {key._replace(adapter=_COMMON): value.clone() for key, value in pooled.items()}
+        for adapter in (_THEN, _OWN):
+            parts |= {key._replace(adapter=adapter): torch.zeros_like(value) for key, value in pooled.items()}
+        if not self._estimates:
+            return parts
+        numbers = torch.zeros(sum(self._count(key, value) for key, value in pooled.items()))
+        return {**parts, **{key: numbers.clone() for key in (_SHARES, _POWER, _AGREEMENT, _SQUARE)}}
+
+    def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
+        """The newer tensors; λ, and what was common then, are of the end of the client's last round of training."""
+        newer, trained = super().broadcast(state, client, round, version), version + 1
+        told: dict[Key, Tensor] = {}
+        for key, value in newer.items():
+            if key == _SHARES:
+                told[key] = _shares(state, trained)
+            elif key.adapter != _THEN:
+                told[key] = value
+            elif trained < round - 1:  # else it is what is common now
+                told[key] = _remembered(state, key, trained)
+        return told
+
+    def absorb(self, tensors: State, received: State, initial: State) -> State:
+        """A client's tensors: its own part with λ of its last difference, and the new common part beneath it."""
+        taken = dict(super().absorb(tensors, received, initial))
+        shares = self._by_key(taken[_SHARES], tensors) if self._estimates else {}
+        for key in self._pooled(tensors):
+            common, then, own = (key._replace(adapter=adapter) for adapter in (_COMMON, _THEN, _OWN))
+            if common in received:
+                now, kept, value = taken[common].double(), tensors[own].double(), tensors[key].double()
+                earlier = taken[then].double() if then in received else now
+                untrained = torch.equal(value, tensors[common].double() + kept)  # it has nothing of its own yet
+                share = torch.zeros((), dtype=torch.float64) if untrained else shares.get(key, self._given)
+                # Both ends are exact: at 0 the value is the common part, at 1 it is the client's own.
+                taken[own] = torch.lerp(kept, value - earlier, share).to(tensors[own].dtype)
+                taken[key] = torch.lerp(now + kept, value + (now - earlier), share).to(tensors[key].dtype)
+        used = [key for key in taken if key == _SHARES or key.adapter == _THEN]
+        return {**taken, **{key: initial[key] for key in used}}
+
+    def outgoing(self, before: State, kept: State, halves: Sequence[State], round: int) -> State:
+        """The common part as the client has moved it, and the numbers for the estimate."""
+        sent, pooled = dict(kept), self._pooled(kept)
+        numbers: dict[Key, list[Tensor]] = {_POWER: [], _AGREEMENT: []}
+        for key in pooled:
+            common, own = key._replace(adapter=_COMMON), key._replace(adapter=_OWN)
+            sent[common] = (kept[key].double() - before[own].double()).to(kept[key].dtype)
+            if halves:
+                start = before[common].double() + before[own].double()
+                moved = kept[key].double() - start
+                one, two = (half[key].double() - start for half in halves)
+                numbers[_POWER].append(self._summed(key, moved * moved))
+                numbers[_AGREEMENT].append(self._summed(key, one * two))
+        if halves:
+            power, agreement = (torch.cat(numbers[key]) for key in (_POWER, _AGREEMENT))
+            sent |= {_POWER: power.float(), _AGREEMENT: agreement.float(), _SQUARE: agreement.square().float()}
+        return sent
+
+    def combine_weighted(self, state: ServerState, mean: State, weights: Sequence[int], round: int) -> ServerState:
+        """The state with the means, which is remembered, and with new λ where they are estimated."""
+        slots = dict(state.slots)
+        if self.trains_halves(round) and len(weights) > 1 and mean:
+            slots[f"{_SLOT}|{round:06d}"] = self._estimated(state, mean, weights)
+        after = self.renewed(state, mean, round)
+        if self.own_share != 1:
+            old = f"{_THEN}|{round - self.memory:06d}|"
+            slots = {name: value for name, value in slots.items() if not name.startswith(old)}
+            for key in self._pooled(state.tensors):
+                common, then = key._replace(adapter=_COMMON), key._replace(adapter=_THEN)
+                slots[f"{_THEN}|{round:06d}|{then}"] = after.tensors[common].clone()
+        return replace(after, slots=slots)
+
+    def own_shares(self, state: ServerState) -> dict[int, dict[Key, list[float]]]:
+        """λ by the round from which it holds, of each pooled tensor; of a head one for each of its rows."""
+        if not self._estimates:
+            return {1: {key: [float(self.own_share)] for key in self._pooled(state.tensors)}}
+        return {
+            int(name.partition("|")[2]): {
+                key: share.flatten().tolist() for key, share in self._by_key(value, state.tensors).items()
+            }
+            for name, value in sorted(state.slots.items())
+            if name.startswith(f"{_SLOT}|")
+        }
+
+    def _estimated(self, state: ServerState, mean: State, weights: Sequence[int]) -> Tensor:
+        """λ from the sums of a round, shape (numbers,), fp32."""
+        q = sum(weight**2 for weight in weights) / sum(weights) ** 2
+        moved = [
+            self._summed(
+                key,
+                (mean[key._replace(adapter=_COMMON)] - state.tensors[key._replace(adapter=_COMMON)].double()).square(),
+            )
+            for key in self._pooled(state.tensors)
+        ]
+        signal, power = mean[_AGREEMENT], mean[_POWER]
+        error = ((mean[_SQUARE] - signal.square()).clamp(min=0) * q / (1 - q)).sqrt()
+        common = (torch.cat(moved) - q * power) / (1 - q)
+        differences = (signal - common).clamp(min=0)
+        whole = signal if self.own_share == "difference" else differences + (power - signal).clamp(min=0)
+        shares = torch.where(signal > 2 * error, differences / whole, 0.0).clamp(0, 1)
+        return shares.nan_to_num(0.0).float()
+
+    @property
+    def _given(self) -> Tensor:
+        """λ where it is not estimated."""
+        return torch.tensor(0.0 if self._estimates else float(self.own_share), dtype=torch.float64)
+
+    @property
+    def _estimates(self) -> bool:
+        return isinstance(self.own_share, str)
+
+    def _pools(self, key: Key) -> bool:
+        head = self.pool_head and not self.share_head
+        return self.in_model(key) and (key.factor.side is Side.B or (head and key.factor.side is Side.HEAD))
+
+    def _pooled(self, tensors: Mapping[Key, Any]) -> list[Key]:
+        """The pooled tensors, in the order of the numbers in a vector."""
+        return sorted(key for key in tensors if self._pools(key))
+
+    def _count(self, key: Key, value: Tensor) -> int:
+        """How many λ a tensor has."""
+        return value.shape[0] if key.factor.side is Side.HEAD and value.dim() else 1
+
+    def _summed(self, key: Key, values: Tensor) -> Tensor:
+        """The sums of a tensor over what has one λ, shape (λ's,)."""
+        return values.reshape(self._count(key, values), -1).sum(1)
+
+    def _by_key(self, numbers: Tensor, tensors: State) -> dict[Key, Tensor]:
+        """The numbers of each pooled tensor out of a vector of all, in float64, shaped to go with the tensor's."""
+        pooled = self._pooled(tensors)
+        parts = numbers.double().split([self._count(key, tensors[key]) for key in pooled])
+        return {
+            key: part.reshape(-1, *[1] * (tensors[key].dim() - 1)) if len(part) > 1 else part.reshape(())
+            for key, part in zip(pooled, parts, strict=True)
+        }
+
+
+def _shares(state: ServerState, round: int) -> Tensor:
+    """λ of a round: the last one that was estimated until then."""
+    names = [
+        name for name in sorted(state.slots) if name.startswith(f"{_SLOT}|") and int(name.partition("|")[2]) <= round
+    ]
+    return state.slots[names[-1]] if names else torch.zeros_like(state.tensors[_SHARES], device="cpu")
+
+
+def _remembered(state: ServerState, key: Key, round: int) -> Tensor:
+    """What was common after a round, or after the first one that is still remembered."""
+    rounds = sorted(
+        int(name.split("|")[1]) for name in state.slots if name.startswith(f"{_THEN}|") and name.endswith(f"|{key}")
+    )
+    kept = next(each for each in rounds if each >= round)
+    return state.slots[f"{_THEN}|{kept:06d}|{key}"]

@@ -1,0 +1,285 @@
+"""Partial pooling: its limits are FedSA and FedIT to the byte, and λ is what the variances are."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsa.algorithms import make_algorithm
+from fedsa.algorithms.base import Algorithm, ServerState
+from fedsa.algorithms.partial_pooling import PartialPooling
+from fedsa.testing.world import Case, World
+from fedsa.types import Factor, Key, State, Update
+from support.tiny_rows import write_rows
+from support.tiny_runs import states_of
+
+A, B = Key("layer", Factor.A), Key("layer", Factor.B)
+HEAD = Key("classifier.weight", Factor.HEAD)
+ROUNDS = (frozenset({0, 1, 2, 3}), frozenset({1, 3}), frozenset({0}), frozenset({0, 2, 3}), frozenset({2}))
+
+LIMITS = {
+    "no pooling is FedSA": (PartialPooling(own_share=1.0), make_algorithm("fedsa", {})),
+    "complete pooling is FedIT with a local head": (
+        PartialPooling(own_share=0.0, pool_head=False),
+        make_algorithm("fedit", {}, share_head=False),
+    ),
+    "with the head it is FedIT": (PartialPooling(own_share=0.0), make_algorithm("fedit", {})),
+    "and so it is with share_head": (PartialPooling(own_share=0.0, share_head=True), make_algorithm("fedit", {})),
+}
+either_limit = pytest.mark.parametrize(("pooling", "limit"), LIMITS.values(), ids=LIMITS)
+
+
+def as_bytes(tensors: State) -> dict[Key, bytes]:
+    return {key: value.contiguous().numpy().tobytes() for key, value in tensors.items()}
+
+
+def common_to(world: World) -> State:
+    """The server's value of each of the model's tensors that a newcomer would begin with."""
+    tensors = world.server.state.tensors
+    return {key: tensors.get(key._replace(adapter="common"), tensors[key]) for key in world.algorithm.models(tensors)}
+
+
+@pytest.mark.parametrize(("variant", "mixed"), [("lora", False), ("lora", True), ("dora", False), ("vera", False)])
+@either_limit
+def test_a_limit_is_the_other_method_to_the_byte(pooling: Algorithm, limit: Algorithm, variant: str, mixed: bool):
+    """Server and clients, who is there in some rounds only, before and after the aggregate."""
+    cases = [Case(algorithm, variant, mixed, 3, (5, 1, 8, 2), ROUNDS) for algorithm in (pooling, limit)]
+    one, two = (World(case) for case in cases)
+    for round, clients in enumerate(cases[0].rounds, start=1):
+        for client in clients:
+            jobs = [world.job(client, round).tensors for world in (one, two)]
+            assert as_bytes(one.algorithm.models(jobs[0])) == as_bytes(jobs[1])
+        one.round(round, clients)
+        two.round(round, clients)
+        assert as_bytes(common_to(one)) == as_bytes(two.server.state.tensors)
+        for client in cases[0].clients:
+            mine = one.algorithm.models(one.personal(client, round))
+            assert as_bytes(mine) == as_bytes(two.personal(client, round))
+
+
+def test_a_client_keeps_its_share_of_a_movement():
+    """The next value is what training left, less (1 - λ) times the movement's distance from the mean one."""
+    share, rows = 0.3, (1, 3)
+    world = World(Case(PartialPooling(own_share=share), "lora", weights=rows))
+    key = Key("layer.0", Factor.B)
+    for round in (1, 2):
+        before = {client: world.job(client, round).tensors[key] for client in world.case.clients}
+        world.round(round, world.case.clients)
+        ends = {client: world.states.load_client(client, round).tensors[key] for client in world.case.clients}
+        moved = {client: (ends[client] - before[client]).double() for client in ends}
+        mean = sum(weight * each for weight, each in zip(rows, moved.values(), strict=True)) / sum(rows)
+        for client, end in ends.items():
+            expected = end.double() - (1 - share) * (moved[client] - mean)
+            torch.testing.assert_close(world.personal(client, round)[key].double(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_client_that_was_away_keeps_its_share_of_how_it_differed_then():
+    world = World(Case(PartialPooling(estimate_every=1), "lora", weights=(4, 4, 4), seed=1))
+    key, common = Key("layer.0", Factor.B), []
+    for round, clients in enumerate([["c0", "c1", "c2"], ["c1", "c2"], ["c1", "c2"]], start=1):
+        world.round(round, clients)
+        common.append(world.server.state.tensors[key._replace(adapter="common")])
+    slots, given = dict(world.server.state.slots), (0.25, 0.5, 0.75)
+    for round, share in enumerate(given, start=1):
+        slots[f"own_share|{round:06d}"] = torch.full_like(slots[f"own_share|{round:06d}"], share)
+    state = dataclasses.replace(world.server.state, slots=slots)
+    end, then = world.states.load_client("c0", 1).tensors[key], common[0]
+    own = world.personal("c0", 3, state)[key] - state.tensors[key._replace(adapter="common")]
+    torch.testing.assert_close(own, 0.25 * (end - then), rtol=1e-4, atol=1e-6)
+    assert not torch.equal(then, common[1])
+
+
+def test_the_server_forgets_what_was_common_long_ago():
+    world = World(Case(PartialPooling(memory=2), "lora", weights=(4, 4, 4)))
+    for round in range(1, 6):
+        world.round(round, ["c0", "c1"] if round > 1 else world.case.clients)
+        kept = {int(name.split("|")[1]) for name in world.server.state.slots if name.startswith("common_then")}
+        assert kept == {round, round - 1} - {0}
+    key = Key("layer.0", Factor.B)
+    then = world.server.payload("c2", 6).tensors[key._replace(adapter="common_then")]
+    assert torch.equal(then, world.server.state.slots[f"common_then|000004|{key._replace(adapter='common_then')}"])
+
+
+def test_a_newcomer_begins_with_what_is_common():
+    world = World(Case(PartialPooling(), "lora", weights=(2, 3, 4)))
+    world.round(1, ["c0", "c1"])
+    tensors = world.personal("c2", 1)
+    for key in world.algorithm.models(tensors):
+        common = key._replace(adapter="common")
+        if common in tensors:
+            assert torch.equal(tensors[key], world.server.state.tensors[common])
+            assert not torch.equal(tensors[key], world.initial[key])
+
+
+# -- the estimate -----------------------------------------------------------------------------------------------------
+
+
+def estimated(
+    common: float, own: float, noise: float, *, method: PartialPooling | None = None, seed: int = 0, clients: int = 12
+) -> dict[Key, list[float]]:
+    """λ after a round in which clients' halves have moved by given amounts (norms).
+
+    Args:
+        common: of the movement that all have in common.
+        own: of each client's own.
+        noise: of each half's, besides.
+        method: the method.
+        seed: of the directions.
+        clients: their number.
+    """
+    method = method or PartialPooling()
+    random = torch.Generator().manual_seed(seed)
+
+    def drawn(size: float) -> dict[Key, torch.Tensor]:
+        shapes = {B: (30, 20), HEAD: (4, 600)}
+        return {key: size * torch.randn(shape, generator=random) / 600**0.5 for key, shape in shapes.items()}
+
+    initial = {A: torch.zeros(20, 10), **drawn(1.0)}
+    state, shared = method.init(initial), drawn(common)
+    updates = []
+    for number in range(clients):
+        start = method.absorb(state.tensors, {}, state.tensors)
+        mine = drawn(own)
+        halves = [
+            {**start, **{key: start[key] + shared[key] + mine[key] + noisy for key, noisy in drawn(noise).items()}}
+            for _ in range(2)
+        ]
+        end = {key: (halves[0][key] + halves[1][key]) / 2 for key in halves[0]}
+        outgoing = method.outgoing(start, end, halves, 1)
+        sent = {key: outgoing[key] for key in outgoing if method.plan(key, 1).sent}
+        updates.append((Update(f"c{number:02d}", 1, 1 + number % 3, sent), 1 + number % 3))
+    return method.own_shares(method.aggregate(state, updates, 1))[1]
+
+
+def lowest_and_highest(shares: Iterable[dict[Key, list[float]]]) -> tuple[float, float]:
+    values = [value for share in shares for value in itertools.chain(*share.values())]
+    return min(values), max(values)
+
+
+SEEDS = range(10)
+
+
+def test_each_tensor_has_a_share_and_each_row_of_the_head():
+    shares = estimated(1.0, 1.0, 1.0)
+    assert {key: len(values) for key, values in shares.items()} == {B: 1, HEAD: 4}
+
+
+def test_pure_noise_is_shared_in_full():
+    shares = [estimated(0.0, 0.0, 1.0, seed=seed) for seed in SEEDS]
+    values = list(itertools.chain(*(itertools.chain(*share.values()) for share in shares)))
+    assert np.mean(np.array(values) == 0) > 0.9  # it is a test of two standard errors
+    assert np.median(values) == 0
+
+
+def test_pure_differences_are_kept_in_full():
+    lowest, highest = lowest_and_highest(estimated(0.0, 1.0, 0.1, seed=seed) for seed in SEEDS)
+    assert lowest > 0.9
+    assert highest <= 1
+
+
+def test_what_is_common_is_shared_however_noisy():
+    assert lowest_and_highest(estimated(1.0, 0.0, 1.0, seed=seed) for seed in SEEDS)[1] < 0.1
+
+
+def test_differences_are_told_from_noise_and_from_what_is_common():
+    """λ = 1 - ‖common‖² / (‖common‖² + ‖own‖²), whatever the noise."""
+    for common, own, noise in ((1.0, 1.0, 0.5), (1.0, 2.0, 1.0), (2.0, 1.0, 1.0)):
+        shares = [estimated(common, own, noise, seed=seed)[B][0] for seed in SEEDS]
+        assert np.mean(shares) == pytest.approx(own**2 / (common**2 + own**2), abs=0.05)
+
+
+def test_the_posterior_shrinks_noise_too():
+    """λ = ‖own‖² / (‖own‖² + ‖noise‖² / 2): the mean of two halves has half of the noise of one."""
+    method = PartialPooling(own_share="posterior")
+    for common, own, noise in ((0.0, 1.0, 1.0), (3.0, 1.0, 1.0), (1.0, 1.0, 2.0)):
+        shares = [estimated(common, own, noise, method=method, seed=seed)[B][0] for seed in SEEDS]
+        assert np.mean(shares) == pytest.approx(own**2 / (own**2 + noise**2 / 2), abs=0.07)
+
+
+def test_a_round_of_one_client_leaves_the_share_as_it_was():
+    world = World(Case(PartialPooling(estimate_every=1), "lora", weights=(4, 4)))
+    world.round(1, world.case.clients)
+    shares = world.algorithm.own_shares(world.server.state)
+    world.round(2, ["c0"])
+    assert world.algorithm.own_shares(world.server.state) == shares
+
+
+def test_ranks_that_differ_need_a_given_share():
+    assert "set algorithm_options.own_share to a number" in str(PartialPooling().refusal("lora", mixed_ranks=True))
+    assert PartialPooling(own_share=0.5).refusal("lora", mixed_ranks=True) is None
+    assert "has no A side and B side" in str(PartialPooling().refusal("ia3"))
+
+
+# -- whole runs -------------------------------------------------------------------------------------------------------
+
+FIVE = ("data.partition={kind='dirichlet', clients=5, dirichlet_alpha=0.5}", "fraction_train=0.4", "rounds=4")
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("cohort", [(), ("training.trainer=cohort", "training.cohort_size=3")], ids=["alone", "cohort"])
+def test_limits_of_whole_runs_are_the_other_methods_to_the_byte(tiny_run: Callable[..., Any], cohort: tuple[str, ...]):
+    for settings, other in (
+        (("algorithm_options.own_share=1.0",), ("algorithm=fedsa",)),
+        (
+            ("algorithm_options.own_share=0.0", "algorithm_options.pool_head=false"),
+            ("algorithm=fedit", "share_head=false"),
+        ),
+    ):
+        pooled = tiny_run(*FIVE, *cohort, "algorithm=partial_pooling", *settings)
+        limit = tiny_run(*FIVE, *cohort, *other)
+        mine = states_of(pooled)
+        for name, value in states_of(limit).items():
+            whose, _, key = name.partition(" ")
+            common = f"{whose} {Key.parse(key)._replace(adapter='common')}"
+            expected = mine[common] if whose == "server" and common in mine else mine[name]
+            assert expected.numpy().tobytes() == value.numpy().tobytes(), name
+        for client, metrics in limit.summary["per_client"].items():
+            assert pooled.summary["per_client"][client]["test"] == metrics["test"]
+
+
+def shares_of(run: Any) -> dict[int, dict[Key, list[float]]]:
+    state: ServerState = run.federation.initial_state()
+    tensors, versions, slots, about = run.folder.server_states.load_server(run.federation.recipe.rounds)
+    state = dataclasses.replace(state, tensors=tensors, versions=versions, slots=slots, groups=about["groups"])
+    shares: dict[int, dict[Key, list[float]]] = run.federation.algorithm.own_shares(state)
+    return shares
+
+
+@pytest.mark.run
+def test_the_estimate_goes_with_sums_alone(tiny_run: Callable[..., Any]):
+    """What secure aggregation shows of the updates is enough."""
+    settings = ("algorithm=partial_pooling", "rounds=2", "algorithm_options.estimate_every=1")
+    plain, secure = (tiny_run(*settings, *more) for more in ((), ("secure_aggregation=true",)))
+    for one, two in zip(shares_of(plain)[1].values(), shares_of(secure)[1].values(), strict=True):
+        assert one == pytest.approx(two, abs=1e-3)
+    assert set(shares_of(plain)) == {1, 2}
+
+
+@pytest.mark.slow
+@pytest.mark.run
+def test_controls_on_a_tiny_model(
+    tiny_run: Callable[..., Any], tiny_model_without_dropout: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    """Rows shared out by chance: all of B is shared; and nothing of it where each client's B belongs to an own A."""
+    rows = tmp_path_factory.mktemp("rows") / "rows.csv"
+    write_rows(rows, 2400, seed=0)
+    by_chance = (
+        *(f"model.path={tiny_model_without_dropout}", f"data.path={rows}", "rounds=1", "algorithm=partial_pooling"),
+        "data.partition={kind='iid', clients=10}",
+        "training={local_steps=40,batch_size=16,optimizer='sgd',learning_rate=1.0,trainer='cohort'}",
+    )
+    own_a = ("algorithm_options.share_a=false", "adapter.own_initial_a=true")
+    one, two = (shares_of(tiny_run(*by_chance, *more))[1] for more in ((), own_a))
+    of_b = [np.array([values[0] for key, values in each.items() if key.factor is Factor.B]) for each in (one, two)]
+    assert of_b[0].mean() < 0.2
+    assert of_b[1].mean() > 0.6
+    assert of_b[1][of_b[1] > 0].min() > 0.9, "zero is where there was nothing to tell"
+    heads = [each[key] for each in (one, two) for key in each if key.factor is Factor.HEAD]
+    assert np.mean(heads) < 0.2
