@@ -52,6 +52,7 @@ def test_an_end_in_the_middle_is_a_lost_connection(sent: bytes, ends: tuple[sock
         (struct.pack(">IQ", 2, frames.MOST_BYTES + 1), r"2,147,483,649 bytes: more than 2,147,483,648"),
         (struct.pack(">IQ", 2**20, 0), "more than"),
         (struct.pack(">IQ", 3, 0) + b"{]}", "not a table"),
+        (struct.pack(">IQ", 60_000, 0) + b"[" * 60_000, "not a table"),
         (struct.pack(">IQ", 4, 0) + json.dumps([1]).encode().ljust(4), "not a table"),
     ],
 )

@@ -13,6 +13,7 @@ from fedsa.data.rows import DealtRows, deal_rows
 from fedsa.deploy.own_rows import Names, own_rows
 from fedsa.errors import DataError, UserError
 from fedsa.recipe import Recipe, parse_recipe
+from fedsa.store.seals import sealed_table
 from support.tiny_rows import WORDS, write_clients, write_rows
 
 LABELS = tuple(sorted(WORDS))
@@ -119,3 +120,12 @@ def test_names_are_read_as_they_were_written(tmp_path: Path) -> None:
         Names.read(tmp_path)
     NORTH.write(tmp_path)
     assert Names.read(tmp_path) == NORTH
+
+
+@pytest.mark.parametrize(
+    "about", [{"site": 3, "clients": ["a"]}, {"site": "x", "clients": 7}, {"site": "x", "clients": [""]}]
+)
+def test_a_file_that_names_no_site_is_refused(tmp_path: Path, about: dict[str, Any]) -> None:
+    (tmp_path / "site.json").write_text(sealed_table(about), encoding="utf-8")
+    with pytest.raises(UserError, match=r"site\.json does not name the site and its clients"):
+        Names.read(tmp_path)

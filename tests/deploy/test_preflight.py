@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import socket
 import ssl
@@ -112,6 +113,11 @@ def test_a_file_that_is_missing_or_no_certificate(tmp_path: Path, authority: Sig
     kit.authority.write_text("nothing", encoding="utf-8")
     with pytest.raises(PreflightError, match=r"rootCA.pem is missing or no certificate"):
         check_kit(kit)
+    note = json.loads((kit.path / "fedsa.json").read_text(encoding="utf-8"))
+    for name, value in (("kind", ["site"]), ("port", {}), ("versions", 3)):
+        (kit.path / "fedsa.json").write_text(json.dumps({**note, name: value}), encoding="utf-8")
+        with pytest.raises(PreflightError, match=rf"fedsa\.json, {name}"):
+            read_kit(kit.path)
     (kit.path / "fedsa.json").unlink()
     with pytest.raises(PreflightError, match="no startup kit"):
         read_kit(kit.path)

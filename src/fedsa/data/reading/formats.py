@@ -15,6 +15,7 @@ from fedsa.data.reading.json_rows import read_json
 from fedsa.data.reading.separated import read_separated
 from fedsa.data.reading.stored import read_arrow, read_excel, read_parquet
 from fedsa.errors import DataError
+from fedsa.texts.words import brief
 
 __all__ = ["ENDINGS", "NOT_ROWS", "describes_data", "in_shape", "is_known", "kind_of", "read_file", "without_ending"]
 
@@ -58,7 +59,14 @@ def read_file(place: Path, wanted: Wanted) -> FileRows:
     try:
         if not place.stat().st_size:
             raise DataError(f"{place} is empty; it needs a header and rows")
-        return in_shape(_FORMATS[_ending(place)][1](place, wanted), wanted, place)
+        rows = _FORMATS[_ending(place)][1](place, wanted)
+        cut = [name for name in rows.table.column_names if "\0" in name]  # Arrow ends a name there
+        if cut:
+            raise DataError(
+                f"{place}: the name of a column holds a zero character ({brief(cut[0])}): rename it, or give the right "
+                "data.encoding"
+            )
+        return in_shape(rows, wanted, place)
     except OSError as error:
         raise DataError(f"{place} cannot be read: {error.strerror or error}") from None
 

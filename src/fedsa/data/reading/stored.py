@@ -33,7 +33,7 @@ def read_parquet(path: Path, wanted: Wanted) -> FileRows:
             schema = file.schema_arrow
             table = file.read(columns=[name for name in schema.names if name in wanted])
         table.validate(full=True)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {_first_line(error)}") from None
     return _stored(path, table, schema, wanted)
 
@@ -54,7 +54,7 @@ def read_arrow(path: Path, wanted: Wanted) -> FileRows:
             table = pa.ipc.open_file(source).read_all()
         schema, table = table.schema, table.select([name for name in table.column_names if name in wanted])
         table.validate(full=True)  # Arrow itself reads from any place that a damaged file names
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {_first_line(error)}") from None
     return _stored(path, table, schema, wanted)
 
