@@ -254,16 +254,16 @@ FAULTS = (
     Fault(
         "privacy: all that is trained is sent, B too",
         "client/site.py",
-        "{key: tensors[key] for key, plan in plans.items() if plan.sent},\n            job.step_state",
-        "{key: tensors[key] for key, plan in plans.items() if plan.trained},\n            job.step_state",
+        "{key: outgoing[key] for key, plan in plans.items() if plan.sent},\n            job.step_state",
+        "{key: outgoing[key] for key, plan in plans.items() if plan.trained},\n            job.step_state",
         ("client/test_site.py::test_what_is_kept_and_sent_is_what_the_plan_says",),
     ),
     Fault(
         "privacy: a tensor that the plan keeps goes along with the update",
         "client/site.py",
-        "            {key: tensors[key] for key, plan in plans.items() if plan.sent},",
+        "            {key: outgoing[key] for key, plan in plans.items() if plan.sent},",
         "            {**dict(list(tensors.items())[:2])}"
-        " | {key: tensors[key] for key, plan in plans.items() if plan.sent},",
+        " | {key: outgoing[key] for key, plan in plans.items() if plan.sent},",
         ("client/test_site.py::test_what_is_kept_and_sent_is_what_the_plan_says",),
     ),
     Fault(
@@ -467,8 +467,8 @@ FAULTS = (
     Fault(
         "site: a B is taken from the server",
         "client/answers.py",
-        "if key not in known or not site.algorithm.plan(key, message.round).received:",
-        "if key not in known:",
+        "if key not in whole or not site.algorithm.plan(key, message.round).received:",
+        "if key not in whole:",
         ("deploy/test_deployed.py::test_a_server_cannot_put_a_b_in_the_place_of_a_clients_own",),
     ),
     Fault(
