@@ -211,6 +211,14 @@ def test_a_round_of_one_client_leaves_the_share_as_it_was():
     assert world.algorithm.own_shares(world.server.state) == shares
 
 
+def test_what_a_client_learns_of_b_leaves_it_unless_all_of_it_is_its_own():
+    for method in (PartialPooling(), PartialPooling(own_share=0.9)):
+        assert all(method.leaves(key, 1) for key in (A, B, HEAD))
+    assert [PartialPooling(own_share=1.0).leaves(key, 1) for key in (A, B, HEAD)] == [True, False, False]
+    assert not PartialPooling(pool_head=False).leaves(HEAD, 1)
+    assert [make_algorithm("fedsa", {}).leaves(key, 1) for key in (A, B)] == [True, False]
+
+
 def test_ranks_that_differ_need_a_given_share():
     assert "set algorithm_options.own_share to a number" in str(PartialPooling().refusal("lora", mixed_ranks=True))
     assert PartialPooling(own_share=0.5).refusal("lora", mixed_ranks=True) is None

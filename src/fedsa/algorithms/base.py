@@ -189,6 +189,11 @@ class Algorithm:
         plans = [self.plan(key, round) for round in (1, 2)]  # methods that alternate do so from round to round
         return any(plan.trained for plan in plans) and not any(plan.sent or plan.received for plan in plans)
 
+    def leaves(self, key: Key, round: int) -> bool:
+        """Whether what a client learns of a tensor leaves it: it is sent, or one `beside` it that stands for it."""
+        beside = self.beside({key: torch.zeros(1, 1)})
+        return any(self.plan(each, round).sent for each in (key, *beside) if each._replace(adapter=key.adapter) == key)
+
     def sends(self) -> bool:
         """Whether a client sends anything in some round."""
         factors = {factor for about in VARIANTS.values() for factor in about.factors}

@@ -81,7 +81,7 @@ class PersonalStates:
                 f"{self._folder.path}: the tensors of client {client!r} after round {self._round}, which were fitted "
                 "for the test, are missing: put their file back from a copy, or start the run again"
             )
-        state, initial = self._folder.client_states.load_client(client, self._round), self.start(client)
+        state, initial = self._folder.client_states.load_client(client, self._round), self._initial(client)
         received = received_by(
             self._algorithm,
             self.server,
@@ -101,13 +101,13 @@ class PersonalStates:
         """Yield what each client's own training left, before the aggregate came, of those that have trained."""
         for client, tensors in self._each():
             state = self._folder.client_states.load_client(client, self._round)
-            own = self._algorithm.models(own_tensors(self.start(client), state)) if state else tensors
+            own = self._algorithm.models(own_tensors(self._initial(client), state)) if state else tensors
             yield own, self._weight(client)
 
     def _each(self) -> Iterator[tuple[str, State]]:
         for client, about in self._about.items():
             if not about.get("held_out"):
-                tensors, initial = self.of(client), self.start(client)
+                tensors, initial = self.of(client), self._initial(client)
                 if any(
                     not self._algorithm.plan(key, 1).received and not torch.equal(value, initial[key])
                     for key, value in tensors.items()
@@ -115,7 +115,10 @@ class PersonalStates:
                     yield client, tensors
 
     def start(self, client: str) -> State:
-        """The tensors that a client started the run with."""
+        """The model's tensors that a client started the run with."""
+        return self._algorithm.models(self._initial(client))
+
+    def _initial(self, client: str) -> State:
         return initial_of_client(
             self.initial,
             self._algorithm,

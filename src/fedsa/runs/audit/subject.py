@@ -127,7 +127,7 @@ class Subject:
     def is_sent(self, key: Key) -> bool:
         """Whether a tensor leaves a client in some round."""
         rounds = range(1, self.federation.recipe.rounds + 1)
-        return any(self.federation.algorithm.plan(key, round).sent for round in rounds)
+        return any(self.federation.algorithm.leaves(key, round) for round in rounds)
 
     def state(self, client: str) -> State:
         """What a client would use after the last round."""
