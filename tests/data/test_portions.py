@@ -58,5 +58,5 @@ def test_rows_that_are_not_there_are_named(tmp_path: Path) -> None:
         read_portion(tmp_path)
     write_portion(dealt(), tmp_path / "site")
     (tmp_path / "site" / "rows.json").write_text("[]")
-    with pytest.raises(DataError, match="the rows there cannot be read"):
+    with pytest.raises(DataError, match="was changed after it was written"):
         read_portion(tmp_path / "site")

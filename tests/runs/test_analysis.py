@@ -136,7 +136,7 @@ def test_the_command_writes_tables_and_pictures(finished, fedsa_command, tmp_pat
     assert {(row["factor"], row["measure"]) for row in means} >= {("A", "raw"), ("B", "span"), ("head", "within")}
     names = {path.name for path in to.iterdir()}
     pictures = {f"{name}.{kind}" for name in ("clients", "layers", "rounds", "clusters") for kind in ("svg", "pdf")}
-    assert names == {"pairs.parquet", "pairs.csv", "distances.csv", "means.json"} | pictures
+    assert names == {"pairs.parquet", "pairs.csv", "distances.csv", "means.json", "SHA256SUMS"} | pictures
     with (to / "pairs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * len(analyze(finished("keep_rounds=all")).matrices)

@@ -21,7 +21,7 @@ _SEAL = re.compile(r',\n  "sha256": "([0-9a-f]{64})"\n\}\n\Z')
 def sealed_table(table: Mapping[str, Any]) -> str:
     """Return a JSON object as text, each entry on a line of its own, and the hash of it all as a last entry.
 
-    >>> print(sealed_table({"run": "a"})[:30])
+    >>> print(sealed_table({"run": "a"})[:27])
     {
       "run": "a",
       "sha256":

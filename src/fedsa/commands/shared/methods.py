@@ -138,7 +138,7 @@ def _variant(algorithm: Algorithm, variant: str) -> dict[str, Any]:
         **roles,
         "not_in_every_round": named(lambda key: len(set(plans[key])) > 1),
         "rounds": by_round if changes else [],
-        "sides_sent": _sides(algorithm, plans),
+        "sides_sent": _sides(algorithm, {key: own for key, own in plans.items() if key.factor is not Factor.NOTE}),
         "mixed_ranks": _answer(algorithm.refusal(variant, mixed_ranks=True)),
     }
 
