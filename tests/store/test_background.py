@@ -39,6 +39,13 @@ def test_what_is_written_is_there_when_it_is_settled(writes: WriteBehind, tmp_pa
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {str(n): bytes([n]) for n in range(20)}
 
 
+def test_of_several_writes_to_one_path_the_last_one_stands(writes: WriteBehind, tmp_path: Path) -> None:
+    for number in range(50):
+        writes.write(tmp_path / "one", partial(bytes, [number]))
+    writes.settle()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"one": bytes([49])}
+
+
 def test_what_is_removed_is_gone_when_it_is_settled_or_the_end_comes(tmp_path: Path) -> None:
     for end in ("settle", "close"):
         writes = WriteBehind()

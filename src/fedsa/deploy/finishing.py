@@ -51,7 +51,7 @@ def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, 
         with RunFolder.create(path, dump_recipe(federation.recipe)).locked() as run:
             progress = begin(federation, run)
             clients = run.read_json("clients.json")
-            for round in rounds.values():
+            for round in {*rounds.values()}:
                 tested: dict[str, State] = {}
                 for client in federation.clients:
                     tensors = states.load_personal(client, round)

@@ -36,6 +36,8 @@ class WriteBehind:
     def write(self, path: Path, content: Callable[[], bytes]) -> None:
         """Write a file, whole or not at all, some time before `settle` returns.
 
+        Of two writes to one path the later one stands: it begins when the earlier one has ended.
+
         Args:
             path: where to.
             content: called in the thread that writes.
@@ -43,6 +45,8 @@ class WriteBehind:
         Raises:
             UserError: an earlier write failed.
         """
+        if path in self._writing:
+            self._writing.pop(path).result()
         while self._writing:
             oldest = next(iter(self._writing))
             if len(self._writing) < _MOST_WRITING and not self._writing[oldest].done():
