@@ -64,9 +64,9 @@ def test_no_pin_of_a_file_of_constraints_is_outside_what_another_package_needs(p
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     pins = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in map(Requirement, lines)}
     extras = ["flower"] if "flower" in path.name else []
-    todo, seen, wrong, missing = [("fedsa", extra) for extra in ["dev", *extras]], set(), [], []
-    while todo:
-        name, extra = todo.pop()
+    waiting, seen, wrong, missing = [("fedsa", extra) for extra in ["dev", *extras]], set(), [], []
+    while waiting:
+        name, extra = waiting.pop()
         if (name, extra) in seen:
             continue
         seen.add((name, extra))
@@ -78,7 +78,7 @@ def test_no_pin_of_a_file_of_constraints_is_outside_what_another_package_needs(p
             if need.marker is not None and not need.marker.evaluate({"extra": extra}):
                 continue
             needed = canonicalize_name(need.name)
-            todo += [(needed, more) for more in ["", *need.extras]]
+            waiting += [(needed, more) for more in ["", *need.extras]]
             if needed == "fedsa":
                 continue
             if needed not in pins:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedsa.adapters.means import weighted_mean
 from fedsa.algorithms import make_algorithm
-from fedsa.algorithms.base import ServerState, weighted_mean
+from fedsa.algorithms.base import ServerState
 from fedsa.client import Site, evaluate
 from fedsa.client.training.job import Job, TrainingResult
 from fedsa.errors import ProtocolError

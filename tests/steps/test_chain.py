@@ -10,8 +10,8 @@ from typing import Any, ClassVar, final
 import pytest
 import torch
 
+from fedsa.adapters.means import weighted_mean
 from fedsa.algorithms import make_algorithm
-from fedsa.algorithms.base import weighted_mean
 from fedsa.client.training.job import TrainingResult
 from fedsa.errors import ProtocolError
 from fedsa.server import Server, load_state, save_state

@@ -11,8 +11,9 @@ from typing import ClassVar
 import pytest
 import torch
 
+from fedsa.adapters.means import mean_update, weighted_mean
 from fedsa.algorithms import make_algorithm
-from fedsa.algorithms.base import LOCAL, SHARED, Algorithm, Plan, ServerState, mean_update, weighted_mean
+from fedsa.algorithms.base import LOCAL, SHARED, Algorithm, Plan, ServerState
 from fedsa.errors import ProtocolError
 from fedsa.testing import LAWS, Case, check_laws, initial_tensors
 from fedsa.types import Factor, Key, Payload, Side, State, Update
@@ -100,7 +101,7 @@ class FoldsTwice(Good):
     def aggregate(self, state: ServerState, updates: Updates, round: int) -> ServerState:
         sent = [(update.tensors, weight) for update, weight in updates]
         means = weighted_mean(sent)
-        for module, update in mean_update(state, sent).items():
+        for module, update in mean_update(state.tensors, state.scaling, sent).items():
             a, b = means[Key(module, Factor.A)], means[Key(module, Factor.B)]
             means[Key(module, Factor.DELTA)] = update - state.scaling[module] * b @ a
         return self.renewed(state, means, round)

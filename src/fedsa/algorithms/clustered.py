@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 
+from fedsa.adapters.means import weighted_mean
 from fedsa.adapters.similarity import clusters
-from fedsa.algorithms.base import Algorithm, ServerState, weighted_mean
+from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.types import Key, Side, State, Update
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from fedsa.algorithms.base import LOCAL, RECEIVED, Algorithm, Plan, ServerState, weighted_mean
+from fedsa.adapters.means import weighted_mean
+from fedsa.algorithms.base import LOCAL, RECEIVED, Algorithm, Plan, ServerState
 from fedsa.types import Factor, Key, Side, State, Update
 
 _REST = "rest"

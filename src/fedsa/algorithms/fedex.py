@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fedsa.algorithms.base import Algorithm, ServerState, mean_update, product, weighted_mean
+from fedsa.adapters.means import mean_update, product, weighted_mean
+from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.types import Factor, Key, Update
 
 
@@ -34,7 +35,7 @@ class FedEx(Algorithm):
         """The state with the means of A and B, and with the residual added to the sum of residuals."""
         sent = [(update.tensors, weight) for update, weight in updates]
         means = weighted_mean(sent)
-        for module, update in mean_update(state, sent).items():
+        for module, update in mean_update(state.tensors, state.scaling, sent).items():
             delta = Key(module, Factor.DELTA)
-            means[delta] = state.tensors[delta].double() + update - product(state, means, module)
+            means[delta] = state.tensors[delta].double() + update - product(means, state.scaling, module)
         return self.renewed(state, means, round)

@@ -9,7 +9,8 @@ from typing import ClassVar, final
 import torch
 
 from fedsa.adapters.algebra import low_rank, pairs
-from fedsa.algorithms.base import Algorithm, ServerState, weighted_mean
+from fedsa.adapters.means import weighted_mean
+from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.types import Factor, Key, Update
 
 

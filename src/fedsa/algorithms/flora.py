@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fedsa.algorithms.base import Algorithm, Plan, ServerState, mean_update, product, weighted_mean
+from fedsa.adapters.means import mean_update, product, weighted_mean
+from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.types import Factor, Key, Side, Update
 
 
@@ -47,7 +48,7 @@ class FLoRA(Algorithm):
         sent = [(update.tensors, weight) for update, weight in updates]
         head = [({key: value for key, value in own.items() if key.factor is Factor.HEAD}, w) for own, w in sent]
         new = weighted_mean(head)
-        for module, update in mean_update(state, sent).items():
+        for module, update in mean_update(state.tensors, state.scaling, sent).items():
             delta = Key(module, Factor.DELTA)
-            new[delta] = state.tensors[delta].double() + update - product(state, state.tensors, module)
+            new[delta] = state.tensors[delta].double() + update - product(state.tensors, state.scaling, module)
         return self.renewed(state, new, round)

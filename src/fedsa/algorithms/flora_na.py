@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 
 from fedsa.adapters.algebra import pairs
-from fedsa.algorithms.base import Algorithm, ServerState, weighted_mean
+from fedsa.adapters.means import weighted_mean
+from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.types import Factor, Key, Update
 
 if TYPE_CHECKING:

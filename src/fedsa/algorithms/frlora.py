@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fedsa.algorithms.base import Algorithm, Plan, ServerState, product
+from fedsa.adapters.means import product
+from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.types import Factor, Key, Side, State
 
 
@@ -45,6 +46,6 @@ class FRLoRA(Algorithm):
         for key in mean:
             if key.factor is Factor.A:
                 delta, module = key._replace(factor=Factor.DELTA), key.module
-                change = product(state, mean, module) - product(state, state.tensors, module)
+                change = product(mean, state.scaling, module) - product(state.tensors, state.scaling, module)
                 new[delta] = state.tensors[delta].double() + change
         return self.renewed(state, new, round)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 
 from fedsa.adapters.algebra import cropped, padded, pairs, rank_of, ranked
-from fedsa.algorithms.base import Algorithm, Penalty, ServerState, weighted_mean
+from fedsa.adapters.means import weighted_mean
+from fedsa.algorithms.base import Algorithm, Penalty, ServerState
 from fedsa.types import Factor, Key, State, Update
 
 if TYPE_CHECKING:

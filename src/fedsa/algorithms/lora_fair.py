@@ -8,7 +8,8 @@ from typing import ClassVar, final
 
 import torch
 
-from fedsa.algorithms.base import Algorithm, ServerState, mean_update, product, weighted_mean
+from fedsa.adapters.means import mean_update, product, weighted_mean
+from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.types import Factor, Key, Update
 
 
@@ -41,9 +42,9 @@ class LoRAFair(Algorithm):
         """The state with the means, with B corrected."""
         sent = [(update.tensors, weight) for update, weight in updates]
         means = weighted_mean(sent)
-        for module, update in mean_update(state, sent).items():
+        for module, update in mean_update(state.tensors, state.scaling, sent).items():
             a = means[Key(module, Factor.A)]
             gram = a @ a.T + self.regularization * torch.eye(len(a), dtype=a.dtype)
-            residual = update - product(state, means, module)
+            residual = update - product(means, state.scaling, module)
             means[Key(module, Factor.B)] += torch.linalg.solve(gram, a @ residual.T).T / state.scaling[module]
         return self.renewed(state, means, round)

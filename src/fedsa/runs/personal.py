@@ -8,7 +8,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from fedsa.algorithms.base import Algorithm, weighted_mean
+from fedsa.adapters.means import weighted_mean
+from fedsa.algorithms.base import Algorithm
 from fedsa.client import initial_of_client, own_tensors, personal_tensors
 from fedsa.errors import RunFolderError, UserError
 from fedsa.federation import client_ranks

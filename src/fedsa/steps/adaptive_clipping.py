@@ -19,8 +19,7 @@ from fedsa.adapters.algebra import norm_of
 from fedsa.algorithms.base import Algorithm
 from fedsa.errors import ProtocolError
 from fedsa.steps.base import ClientContext, Form, MeanContext, MeanStep, Slots
-from fedsa.steps.changes import change_refusal
-from fedsa.steps.client_privacy import NAME, UNCLIPPED, UNEQUAL_RANKS, clipped, noisy_mean
+from fedsa.steps.client_privacy import NAME, clipped, noisy_mean, noisy_mean_refusal
 from fedsa.types import Factor, Key, State, Update
 
 __all__ = ["NORM", "WITHIN", "AdaptiveMean", "norms_in"]
@@ -72,7 +71,7 @@ class AdaptiveMean(MeanStep):
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
         """Why the step cannot be used with a method."""
-        return UNEQUAL_RANKS if mixed_ranks else change_refusal(algorithm, UNCLIPPED) or algorithm.mean_refusal()
+        return noisy_mean_refusal(algorithm, mixed_ranks=mixed_ranks)
 
     def notes_to_client(self, slots: Slots) -> State:
         """The norm of the round that begins."""

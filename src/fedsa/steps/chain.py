@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import torch
 
-from fedsa.algorithms.base import ServerState, weighted_mean
+from fedsa.adapters.means import weighted_mean
+from fedsa.algorithms.base import ServerState
 from fedsa.seeds import derive_seed
 from fedsa.steps.base import (
     ClientContext,

@@ -18,15 +18,15 @@ from fedsa.types import Key, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NAME", "UNCLIPPED", "UNEQUAL_RANKS", "NoisyMean", "NoisyUpdate", "clipped", "noisy_mean"]
+__all__ = ["NAME", "NoisyMean", "NoisyUpdate", "clipped", "noisy_mean", "noisy_mean_refusal"]
 
 NAME = "client-level privacy"
 """What the steps are called in messages."""
 
-UNCLIPPED = "a change cannot be clipped"
+_UNCLIPPED = "a change cannot be clipped"
 """What follows where a client does not begin with the server's values."""
 
-UNEQUAL_RANKS = (
+_UNEQUAL_RANKS = (
     "with clients of different ranks some numbers are means over few clients, where one client changes more: leave "
     "adapter.ranks out, or set privacy.noise_at = 'client'"
 )
@@ -61,9 +61,7 @@ class NoisyMean(MeanStep):
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
         """Why the step cannot be used with a method."""
-        if mixed_ranks:
-            return UNEQUAL_RANKS
-        return change_refusal(algorithm, UNCLIPPED) or algorithm.mean_refusal()
+        return noisy_mean_refusal(algorithm, mixed_ranks=mixed_ranks)
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
         """The update with its change clipped."""
@@ -98,7 +96,7 @@ class NoisyUpdate(Step):
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
         """Why the step cannot be used with a method."""
-        return change_refusal(algorithm, UNCLIPPED)
+        return change_refusal(algorithm, _UNCLIPPED)
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
         """The update with its change clipped, and with noise."""
@@ -109,6 +107,11 @@ class NoisyUpdate(Step):
             for key in sorted(sent)
         }
         return {key: noisy[key] for key in tensors}, {}
+
+
+def noisy_mean_refusal(algorithm: Algorithm, *, mixed_ranks: bool) -> str | None:
+    """Why noise cannot be added to the sum of clipped changes with a method; None if it can."""
+    return _UNEQUAL_RANKS if mixed_ranks else change_refusal(algorithm, _UNCLIPPED) or algorithm.mean_refusal()
 
 
 def noisy_mean(mean: State, context: MeanContext, deviation: float) -> dict[Key, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 
-from fedsa.algorithms.base import completed
+from fedsa.adapters.means import completed
 from fedsa.steps.base import Reduction
 from fedsa.types import Key, State
 
