@@ -88,7 +88,7 @@ def wait_for_server(kit: Path) -> None:
             time.sleep(0.2)
 
 
-@pytest.mark.run
+@pytest.mark.slow  # each of six processes loads the libraries; `test_faults.py` runs the same commands by default
 @NEEDS_NVFLARE
 @pytest.mark.skipif(sys.platform != "linux", reason="a deployment is tested on Linux")
 def test_the_steps_of_the_page_lead_to_an_adapter_at_each_site(
