@@ -22,6 +22,7 @@ from fedsa.recipe import BufferedSettings, Recipe, dump_recipe
 from fedsa.statistics import summarize_clients
 from fedsa.store import Progress, RunFolder
 from fedsa.types import Payload, Payloads, Update
+from support.flipped import flipped
 
 SLOW = "overlap={kind='buffered', buffer=2, paces={'site 0'=1.0, 'site 1'=1.0, 'site 2'=2.5}}"
 """Each of three clients takes three steps a round; so the last one needs 7.5 units of time, the others 3."""
@@ -160,14 +161,20 @@ def test_a_run_that_was_stopped_while_clients_were_under_way_comes_to_the_same_b
 
 
 @pytest.mark.run
-def test_an_update_under_way_that_is_lost_is_named(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_an_update_under_way_that_is_lost_or_damaged_is_named(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     federation, path = tiny_run("rounds=6", SLOW).federation, tmp_path / "run"
     with pytest.raises(StoppedError):
         run_in(path, federation, Stopping("end", 2))
     (message,) = sorted((path / "under-way").iterdir())
+    content = message.read_bytes()
     message.unlink()
     with pytest.raises(RunFolderError, match=r"000001-.*\.message cannot be read .*: put it back from a copy"):
         run_in(path, federation)
+    message.write_bytes(content)
+    for _ in flipped(path / "under-way"):
+        with pytest.raises(RunFolderError, match=r"000001-.*\.message cannot be read \(a damaged message: "):
+            run_in(path, federation)
+    assert run_in(path, federation)
 
 
 @pytest.mark.run

@@ -12,10 +12,11 @@ import torch
 from fedsa.agreement import AdapterSpec, Agreement, TensorSpec
 from fedsa.engines.remote import RemoteFleet
 from fedsa.engines.remote_runners import RemoteRunners
-from fedsa.errors import ProtocolError
+from fedsa.errors import ProtocolError, RunFolderError
 from fedsa.messages import Message, decode, encode
 from fedsa.store import MessagesUnderWay, Progress
 from fedsa.types import SPLITS, Key, Payload, Payloads, Update
+from support.flipped import flipped
 
 KEY = Key.parse("layer:A:default")
 AGREEMENT = Agreement(
@@ -102,6 +103,18 @@ def test_after_a_crash_what_is_open_is_asked_again_with_the_same_bytes(tmp_path:
     assert names([*again.wait()]) == [("south client", 1)]
     assert after.asked == [(site, data) for site, data in before.asked if site == "south"] != []
     before.may_answer.set()
+
+
+def test_a_damaged_question_is_named_and_not_asked_again(tmp_path: Path) -> None:
+    sites = Sites()
+    runners = RemoteRunners(sites.fleet, MessagesUnderWay(tmp_path), Progress())
+    runners.begin(asked(1, "north", "south"))
+    runners.wait()
+    runners.keep()
+    sites.may_answer.set()
+    for path in flipped(tmp_path / "under-way"):
+        with pytest.raises(RunFolderError, match=rf"{path} cannot be read \(a damaged message: .*put it back"):
+            RemoteRunners(Sites().fleet, MessagesUnderWay(tmp_path), Progress(round=1, underway={"south client": 1}))
 
 
 def test_a_site_that_has_left_is_not_waited_for_and_what_it_sends_is_dropped(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fedsa.algorithms.fedit import FedIT
 from fedsa.client.masking import STAGES, Masking
 from fedsa.engines.remote import RemoteFleet
 from fedsa.engines.secure_fleet import SecureFleet
-from fedsa.errors import ProtocolError
+from fedsa.errors import ProtocolError, RunFolderError
 from fedsa.messages import Message, decode, encode
 from fedsa.recipe import StepSettings
 from fedsa.secure import fixed_point_for
@@ -25,6 +25,7 @@ from fedsa.steps import make_chain
 from fedsa.store import MessagesUnderWay
 from fedsa.types import SPLITS, Factor, Key, State, Update
 from support.extras import NEEDS_SECURE
+from support.flipped import flipped
 
 pytestmark = NEEDS_SECURE
 
@@ -231,6 +232,10 @@ def test_a_sum_that_sites_have_begun_to_open_outlives_the_server(tmp_path: Path)
     federation.server._open_sum = crash
     with pytest.raises(KeyboardInterrupt):
         federation.round()
+    for path in flipped(tmp_path / "under-way"):
+        federation.start(quorum=3)
+        with pytest.raises(RunFolderError, match=rf"{path} cannot be read \(a damaged message: .*put it back"):
+            federation.round()
     federation.lost = {"north": "train"}  # it has sent its part before, and has gone; west is here again
     federation.start(quorum=3)
     federation.asked.clear()

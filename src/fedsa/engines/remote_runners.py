@@ -54,7 +54,7 @@ class RemoteRunners:
         self._round = 0  # the open one
         there = {client: round for client, round in progress.underway.items() if client in fleet.clients}
         for site, round in sorted({(fleet.home_of(client), round) for client, round in there.items()}):
-            self._ask(round, {site: messages.read(site, round)})
+            self._ask(round, {site: messages.read(site, round, self._whole)})
         self._kept = set(self._open)
 
     @property
@@ -105,6 +105,11 @@ class RemoteRunners:
             if place not in self._kept:
                 self._messages.keep(*place, question.body)
         self._kept = set(self._open)
+
+    def _whole(self, data: bytes) -> bytes:
+        """The bytes of a question of this run, after they were looked at."""
+        decode(data, run=self._fleet.run)
+        return data
 
     def _ask(self, round: int, requests: Mapping[str, bytes]) -> None:
         """Have questions carried to their sites, and the answers brought here, by a thread of their own."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, final
 
 from fedsa.engines.remote import RemoteFleet
@@ -73,8 +74,8 @@ class SecureFleet:
         Raises:
             ProtocolError: too few sites or clients are left.
         """
-        kept = self._messages.find(_KEPT, payloads.round)
-        self._sum = self._collected(payloads) if kept is None else _read(decode(kept, run=self._fleet.run))
+        kept = self._messages.find(_KEPT, payloads.round, partial(decode, run=self._fleet.run))
+        self._sum = self._collected(payloads) if kept is None else _read(kept)
         self._gone = sorted({*self._sum.updates} - {*payloads})
         if self._gone:
             self._fleet.tell(

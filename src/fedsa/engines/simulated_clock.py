@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -47,7 +48,7 @@ class ClockedRunners:
         self._settings, self._progress = settings, progress
         self._held: dict[str, tuple[float, Update]] = {}  # client -> when it is due, and what it sends then
         for client, round in progress.underway.items():
-            self._held[client] = _unpacked(decode(messages.read(client, round), run=run))
+            self._held[client] = _unpacked(messages.read(client, round, partial(decode, run=run)))
         self._kept = set(progress.underway.items())
 
     @property

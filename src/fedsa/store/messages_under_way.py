@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import final
+from typing import TypeVar, final
 
-from fedsa.errors import RunFolderError
+from fedsa.errors import ProtocolError, RunFolderError
 from fedsa.store.files import read_file, remove, write_atomically, write_error
 
 __all__ = ["MessagesUnderWay"]
+
+T = TypeVar("T")
 
 
 @final
@@ -44,23 +46,33 @@ class MessagesUnderWay:
             raise write_error(self._path, error) from error
         write_atomically(self._place(whose, round), data)
 
-    def read(self, whose: str, round: int) -> bytes:
+    def read(self, whose: str, round: int, decoded: Callable[[bytes], T]) -> T:
         """Return a message that was kept.
 
+        Args:
+            whose: the client or the site.
+            round: in which it was asked.
+            decoded: makes of the bytes what is wanted; it raises ProtocolError where they are no whole message.
+
         Raises:
-            RunFolderError: it is not there any more.
+            RunFolderError: it is not there any more, or damaged.
         """
         path = self._place(whose, round)
         try:
-            return read_file(path)
-        except OSError as error:
+            return decoded(read_file(path))
+        except (OSError, ProtocolError) as error:
+            why = error.strerror or error if isinstance(error, OSError) else error
             raise RunFolderError(
-                f"{path} cannot be read ({error.strerror or error}): put it back from a copy, or start the run again"
+                f"{path} cannot be read ({why}): put it back from a copy, or start the run again"
             ) from None
 
-    def find(self, whose: str, round: int) -> bytes | None:
-        """Return a message if it was kept."""
-        return self.read(whose, round) if self._place(whose, round).exists() else None
+    def find(self, whose: str, round: int, decoded: Callable[[bytes], T]) -> T | None:
+        """Return a message if it was kept.
+
+        Raises:
+            RunFolderError: it is damaged.
+        """
+        return self.read(whose, round, decoded) if self._place(whose, round).exists() else None
 
     def only(self, needed: Collection[tuple[str, int]]) -> None:
         """Remove all messages but those of some clients or sites and rounds, and what half a write left.
