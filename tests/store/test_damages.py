@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 import fedsa
 from fedsa.callbacks import Callback
 from fedsa.federation import Federation
-from support.damages import FILES, VERBS, World, copied, damages_of, outcome, reseal
+from support.damages import FILES, damages_of, reseal
 from support.damages import JSON as JSON_DAMAGES
 from support.tiny_rows import write_rows
+from support.verbs import VERBS, World, copied, outcome
 
 pytestmark = pytest.mark.run
 

@@ -2,7 +2,8 @@
 
 The table says which verbs read which kind of file. A file of a kind that is not in the table fails the test: so whoever
 adds a file says who reads it. For other verbs the file must not matter. What a verb reads, and how much it tells, is
-also tried at random in `test_damages`; the folders of parties are in `tests/deploy/test_flipped_bits_of_parties.py`.
+also tried at random in `test_damages`. ``eval`` opens a run as ``predict`` does. Messages that are under way are in
+`tests/engines`, a site's own files in `tests/deploy/test_deployed.py`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from fedsa.federation import Federation
 from fedsa.runs.analysis import analyze
 from fedsa.runs.report import write_report
 from fedsa.store.rounds import round_of
-from support.damages import VERBS, World, copied, outcome
 from support.run_folders import resealed
 from support.tiny_rows import write_rows
+from support.verbs import VERBS, World, copied, outcome
 
 pytestmark = pytest.mark.run
 
@@ -45,9 +46,9 @@ READ_BY = {
     "partition.json": GO_ON,
     "agreement.json": GO_ON,
     "adapter_config.json": GO_ON | {"adapt"},
-    "initial.safetensors": GO_ON | TRAINED | {"adapt"},
+    "initial.safetensors": GO_ON | TRAINED | {"adapt", "audit"},
     "server/*.safetensors": ALL - {"report live"},
-    "clients/*/round-*.safetensors": GO_ON | TRAINED,
+    "clients/*/round-*.safetensors": GO_ON | TRAINED | {"audit"},
     "clients/*/personal-*.safetensors": GO_ON | TRAINED - {"export final", "analyze"},
     "analysis/means.json": frozenset({"report"}),
     "analysis/SHA256SUMS": frozenset({"report"}),
@@ -91,7 +92,7 @@ def is_read(name: str, kind: str, verb: str) -> bool:
     if kind == "clients/*/round-*.safetensors":  # round 1 was chosen
         if verb in ("export", "predict") and round_of(Path(name)) != 1:
             return False
-        if verb == "export final" and round_of(Path(name)) != 2:
+        if verb in ("export final", "audit") and round_of(Path(name)) != 2:
             return False
     return verb in READ_BY[kind]
 

@@ -1,4 +1,4 @@
-"""Damages to files of a run folder, and what a verb makes of a damaged folder."""
+"""Damages to files of a run folder."""
 
 from __future__ import annotations
 
@@ -7,51 +7,17 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
-import fedsa
-from fedsa.cost.hours import time_like
-from fedsa.deploy.status import sent_of, status_of
-from fedsa.errors import FedsaError, RunFolderError
-from fedsa.federation import Federation
-from fedsa.recipe import Recipe
-from fedsa.runs.analysis import analyze
-from fedsa.runs.compare import compare, table_of
-from fedsa.runs.export import export
-from fedsa.runs.listing import list_runs
-from fedsa.runs.report import write_report
-from fedsa.store import BegunRun, clean, recipe_of
+from fedsa.store.commits import Commit, read_commit
+from fedsa.store.files import hash_of
 from fedsa.store.run_folder import RunFolder
-from fedsa.sweep.running import read_result
 
-TIMES = {"seconds", "train_seconds", "evaluation_seconds", "wall_seconds", "peak_rss_bytes", "interruptions"}
-TIMES |= {"metrics_bytes", "metrics_sha256", "sha256", "summary.json"}  # of what has times in it
-
-
-@dataclass(frozen=True)
-class World:
-    """A run, and all that is needed to go on with it.
-
-    Attributes:
-        federation: the run's.
-        finished: its folder.
-        unfinished: the same run, stopped after its first round.
-        other: a finished run of another seed.
-        rows: of a client that was not in it.
-    """
-
-    federation: Federation
-    finished: Path
-    unfinished: Path
-    other: Path
-    rows: Path
-
+__all__ = ["FILES", "JSON", "damages_of", "reseal", "with_a_wrong_value"]
 
 FILES = (
     "recipe.toml",
@@ -285,179 +251,18 @@ def damages_of(name: str) -> dict[str, Damage]:
     return found
 
 
-def without_times(value: Any) -> Any:
-    """Return JSON values without what a clock measured."""
-    if isinstance(value, dict):
-        return {name: without_times(inner) for name, inner in value.items() if name not in TIMES}
-    return [without_times(inner) for inner in value] if isinstance(value, list) else value
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Return every file below a folder: bytes, or JSON without what a clock measured."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name == "metrics.jsonl":
-            found[name] = [without_times(json.loads(line)) for line in path.read_text().splitlines()]
-        elif name in ("state.json", "summary.json"):
-            found[name] = without_times(json.loads(path.read_text()))
-        elif path.is_file() and name not in (".lock", "report.html"):
-            found[name] = path.read_bytes()
-    return found
-
-
-# -- verbs -------------------------------------------------------------------------------------------------------------
-
-
-def _resume(world: World, run: Path, out: Path) -> Any:
-    fedsa.resume(world.federation, run)
-    return contents(run)
-
-
-def _export(world: World, run: Path, out: Path) -> Any:
-    export(run, out, base=world.federation.model, tokenizer=world.federation.tokenizer, with_base=False)
-    return contents(out)
-
-
-def _export_final(world: World, run: Path, out: Path) -> Any:
-    export(run, out, base=world.federation.model, tokenizer=world.federation.tokenizer, round="final", with_base=False)
-    return contents(out)
-
-
-def _adapt(world: World, run: Path, out: Path) -> Any:
-    return fedsa.adapt(run, world.rows, steps=1).tried
-
-
-def _analyze(world: World, run: Path, out: Path) -> Any:
-    # A sum's last bits depend on where in memory tensors lie.
-    return [
-        {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}
-        for row in analyze(run).means()
-    ]
-
-
-def _report(world: World, run: Path, out: Path) -> Any:
-    return write_report(run).read_bytes()
-
-
-def _sweep(world: World, run: Path, out: Path) -> Any:
-    cell: Any = None
-    grid: Any = SimpleNamespace(folder=lambda cell, out: run, recipe=lambda cell: world.federation.recipe)
-    result = read_result(cell, grid, run.parent)
-    if result is None:  # no run to a sweep: it begins one, which is refused where anything is in the folder
-        RunFolder.create(run, "").close()
-    return result and (without_times(result.summary), _plain(result.recipe))
-
-
-def _report_live(world: World, run: Path, out: Path) -> Any:
-    begun = BegunRun.read(run)  # what a page of a run that goes on is made of; the page itself tells all errors
-    return (
-        without_times(begun.progress and vars(begun.progress)),
-        _plain(begun.recipe),
-        begun.clients,
-        len(begun.lines),
-    )
-
-
-def _predict(world: World, run: Path, out: Path) -> Any:
-    federation = world.federation
-    predictor = fedsa.Predictor.open(run, base=federation.model, tokenizer=federation.tokenizer)
-    said = predictor.predict(predictor.read(world.rows), client="all")
-    return [(each.client, each.row, each.prediction) for each in said]
-
-
-def _compare(world: World, run: Path, out: Path) -> Any:
-    return str(table_of(compare([run, world.other])))
-
-
-def _runs(world: World, run: Path, out: Path) -> Any:
-    (listed,) = list_runs(run)
-    if listed.state == "damaged":
-        raise RunFolderError(listed.reason)
-    return without_times({**vars(listed), "path": 0, "bytes": 0, "begun": 0})
-
-
-def _clean(world: World, run: Path, out: Path) -> Any:
-    clean(run)
-    return {path.name: path.read_bytes() for path in sorted((run / "clients").rglob("*.safetensors"))}
-
-
-def _sent(world: World, run: Path, out: Path) -> Any:
-    return list(sent_of(run))
-
-
-def _status(world: World, run: Path, out: Path) -> Any:
-    return status_of(run)
-
-
-def _plan_like(world: World, run: Path, out: Path) -> Any:
-    # Raises where it has no figures: how many seconds they are a clock says.
-    return sorted(time_like(world.federation.recipe, 3, run))
-
-
-def _plain(recipe: Recipe | None) -> Any:
-    return recipe and recipe.model_dump()
-
-
-VERBS: Mapping[str, Callable[[World, Path, Path], Any]] = {
-    "resume": _resume,
-    "export": _export,
-    "export final": _export_final,
-    "adapt": _adapt,
-    "analyze": _analyze,
-    "report": _report,
-    "sweep": _sweep,
-    "report live": _report_live,
-    "predict": _predict,
-    "compare": _compare,
-    "runs": _runs,
-    "clean": _clean,
-    "sent": _sent,
-    "status": _status,
-    "plan --like": _plan_like,
-}
-
-
-def outcome(verb: str, world: World, run: Path) -> tuple[str, Any]:
-    """Return what a verb comes to on a run folder: ``done`` and its result, or ``told`` and the message.
-
-    Raises:
-        BaseException: what is no error of fedsa's: a traceback.
-    """
-    out = run.with_name("out")
-    shutil.rmtree(out, ignore_errors=True)
-    try:
-        return "done", VERBS[verb](world, run, out)
-    except FedsaError as error:
-        return "told", str(error)
-    finally:
-        shutil.rmtree(out, ignore_errors=True)
-
-
-def copied(run: Path, place: Path) -> Path:
-    """Return a fresh copy of a run folder at ``place``/run."""
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    return Path(shutil.copytree(run, place / "run"))
-
-
 def reseal(run: Path, name: str) -> None:
     """Make the hash of a small file right again, as somebody who wants to break a run folder would."""
     folder = RunFolder(run)
-    commit = fedsa.store.commits.read_commit(run)
+    commit = read_commit(run)
     assert commit is not None
     folder._files = dict(commit.files)
     content = (run / name).read_text(encoding="utf-8")
     if name != "metrics.jsonl":
-        folder._files[name] = fedsa.store.files.hash_of(content.encode())
+        folder._files[name] = hash_of(content.encode())
     progress = commit.progress
     metrics = (run / "metrics.jsonl").read_bytes()
     if name == "metrics.jsonl":
         progress.metrics_bytes = len(metrics)
-    made = fedsa.store.commits.Commit(
-        progress, commit.run, folder._files, fedsa.store.files.hash_of(metrics[: progress.metrics_bytes])
-    )
+    made = Commit(progress, commit.run, folder._files, hash_of(metrics[: progress.metrics_bytes]))
     (run / "state.json").write_text(made.text(), encoding="utf-8")
-
-
-__all__ = ["FILES", "VERBS", "World", "copied", "damages_of", "outcome", "recipe_of", "reseal", "with_a_wrong_value"]
