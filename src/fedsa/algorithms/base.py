@@ -30,6 +30,7 @@ __all__ = [
     "RECEIVED",
     "SHARED",
     "Algorithm",
+    "Facts",
     "Penalty",
     "Plan",
     "ServerState",
@@ -78,15 +79,9 @@ class ServerState:
     slots: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Algorithm:
-    """A federated method. Fields are its options.
-
-    Attributes:
-        share_head: send and average the classification head too; each method's default is its paper's.
-    """
-
-    share_head: bool = False
+@dataclass(frozen=True)
+class Facts:
+    """What a method says of itself: what it needs of an adapter, what it adds to the model, what comes of it."""
 
     source: ClassVar[str]
     """The paper, e.g. ``arXiv:2410.01463``."""
@@ -122,6 +117,50 @@ class Algorithm:
         Comparing costs one more forward pass over the rows. The adapter's update must then be s·B·A, zero at the start.
         """
         return 0
+
+    def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
+        """Why the method cannot be used with an adapter variant; None if it can.
+
+        Args:
+            variant: a name in `fedsa.adapters.factors.VARIANTS`.
+            mixed_ranks: clients have different ranks.
+        """
+        about = VARIANTS[variant]
+        sides = {factor.side for factor in about.factors}
+        if self.needs_sides and not {Side.A, Side.B} <= sides:
+            return f"it treats the sides of the update differently, and {variant} has no A side and B side"
+        if self.needs_product and not about.is_product:
+            return f"the server computes ΔW = s·B·A, which is not {variant}'s whole update"
+        if self.folds and not about.is_product:
+            return f"the server adds s·B·A to the frozen weights, but {variant}'s update is not s·B·A"
+        if (self.references or self.gated) and not (about.is_product and about.starts_at_zero):
+            return f"it weighs updates s·B·A that are zero at the start, and {variant}'s update is not one of these"
+        if mixed_ranks and not self.mixed_ranks:
+            return "it combines tensors that must have one rank: leave adapter.ranks out"
+        if mixed_ranks and not about.is_product:
+            return f"{variant} has one rank for all clients: leave adapter.ranks out"
+        return None
+
+    def scaling(self, scaling: float, rank: int, clients: int) -> float:
+        """The scale s in ΔW = s·B·A, the same for all clients.
+
+        Args:
+            scaling: the adapter variant's own scale, α/r or α/√r.
+            rank: r.
+            clients: number of clients that train in a round.
+        """
+        return scaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(Facts):
+    """A federated method. Fields are its options.
+
+    Attributes:
+        share_head: send and average the classification head too; each method's default is its paper's.
+    """
+
+    share_head: bool = False
 
     @classmethod
     def is_additive(cls) -> bool:
@@ -196,49 +235,11 @@ class Algorithm:
         keys = [Key("layer", factor, adapter) for factor in factors for adapter in self.adapters]
         return any(self.plan(key, round).sent for key in keys for round in (1, 2))
 
-    def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
-        """Why the method cannot be used with an adapter variant; None if it can.
-
-        Args:
-            variant: a name in `fedsa.adapters.factors.VARIANTS`.
-            mixed_ranks: clients have different ranks.
-        """
-        about = VARIANTS[variant]
-        sides = {factor.side for factor in about.factors}
-        if self.needs_sides and not {Side.A, Side.B} <= sides:
-            return f"it treats the sides of the update differently, and {variant} has no A side and B side"
-        if self.needs_product and not about.is_product:
-            return f"the server computes ΔW = s·B·A, which is not {variant}'s whole update"
-        if self.folds and not about.is_product:
-            return f"the server adds s·B·A to the frozen weights, but {variant}'s update is not s·B·A"
-        if (self.references or self.gated) and not (about.is_product and about.starts_at_zero):
-            return f"it weighs updates s·B·A that are zero at the start, and {variant}'s update is not one of these"
-        if mixed_ranks and not self.mixed_ranks:
-            return "it combines tensors that must have one rank: leave adapter.ranks out"
-        if mixed_ranks and not about.is_product:
-            return f"{variant} has one rank for all clients: leave adapter.ranks out"
-        return None
-
     def mean_refusal(self) -> str | None:
         """Why no step can act on the mean of a round's updates; None if one can."""
         if not self.is_additive():
             return "its server needs each client's update, not their mean"
         return None if self.sends() else "it sends nothing"
-
-    def optimizer_refusal(self) -> str | None:
-        """Why a server optimiser cannot be used with the method; None if it can.
-
-        The optimiser treats the difference between a tensor's value and the mean of the updates as a gradient. So each
-        sent tensor's new value must be that mean, and clients must start from its old value.
-        """
-        reason = self.mean_refusal()
-        if reason is not None:
-            return reason
-        if self.folds:
-            return "its server adds to the frozen weights, so a sent tensor does not start from the previous mean"
-        if any(getattr(type(self), name) is not getattr(Algorithm, name) for name in _COMBINING):
-            return "its server computes other values than the mean of what is sent"
-        return None
 
     def own_shares(self, state: ServerState) -> dict[int, dict[Key, list[float]]]:
         """The part of a movement that clients keep of their own, where the method has one between none and all.
@@ -250,16 +251,6 @@ class Algorithm:
             By the round from which it holds, of each tensor: one number, or one for each of its rows.
         """
         return {}
-
-    def scaling(self, scaling: float, rank: int, clients: int) -> float:
-        """The scale s in ΔW = s·B·A, the same for all clients.
-
-        Args:
-            scaling: the adapter variant's own scale, α/r or α/√r.
-            rank: r.
-            clients: number of clients that train in a round.
-        """
-        return scaling
 
     def init(self, initial: State, scaling: Mapping[str, float] | None = None) -> ServerState:
         """The server's first state.
@@ -405,7 +396,3 @@ class Algorithm:
                 return RECEIVED
             case _:
                 return SHARED
-
-
-_COMBINING = ("combine", "combine_weighted", "renewed")
-"""The methods that make the server's new values of the mean."""

@@ -7,6 +7,7 @@ from fedsa.federation.checks import check_early, check_layers
 from fedsa.federation.encoding import encode_table, notes_on_texts
 from fedsa.federation.examining import Examination, Fault, examine
 from fedsa.federation.federation import Federation
+from fedsa.federation.newcomer import newcomer
 from fedsa.federation.resolving import client_ranks, on_this_machine
 from fedsa.federation.without_rows import agree
 
@@ -25,6 +26,7 @@ __all__ = [
     "fresh_base",
     "load_named_base",
     "load_processor",
+    "newcomer",
     "notes_on_texts",
     "on_this_machine",
     "own_copy",

@@ -41,6 +41,7 @@ __all__ = [
     "check_steady",
     "check_tokens",
     "check_weighable",
+    "refuse_held_out",
 ]
 
 
@@ -260,3 +261,14 @@ def check_weighable(algorithm: Algorithm, name: str, model: AdaptedModel | Empty
             f"{name} weighs its adapters by what is in a row, and with task.kind = {kind!r} that is the answer too: "
             "use another method, or an option that does not weigh"
         )
+
+
+def refuse_held_out(recipe: Recipe) -> None:
+    """Refuse to hold clients out at a site.
+
+    Raises:
+        ConfigError: the recipe does.
+    """
+    if recipe.holdout_clients:
+        why = "is of a simulation: set it to 0, and adapt such clients at their own sites"
+        raise ConfigError([Mistake("holdout_clients", why)], "the agreement")

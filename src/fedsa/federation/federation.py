@@ -15,13 +15,13 @@ from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.client import ClientStates, Learner, Mixing, Site
 from fedsa.client.training.private import Privacy
 from fedsa.data.rows import ClientTable, DealtRows, deal_rows, deal_tables
-from fedsa.errors import ConfigError, DataError, Mistake
+from fedsa.errors import DataError
 from fedsa.federation.agreeing import agreement_of, refuse_differences
-from fedsa.federation.base_models import fresh_base, load_named_base, load_processor, refuse_adapted
+from fedsa.federation.base_models import load_named_base, load_processor, refuse_adapted
 from fedsa.federation.building import build, build_by_name
-from fedsa.federation.checks import check_early
+from fedsa.federation.checks import check_early, refuse_held_out
 from fedsa.federation.objects import fitted_base, numbered, recipe_of_objects
-from fedsa.federation.resolving import for_newcomer, with_measured
+from fedsa.federation.resolving import with_measured
 from fedsa.models import AdaptedModel, read_peft_config, with_drawn_layers
 from fedsa.recipe import ExamplePrivacySettings, ModelSettings, NotRobustSettings, Recipe, TaskSettings, refuse_objects
 from fedsa.server import OpenSum, Server, server_of
@@ -150,41 +150,6 @@ class Federation:
         return build(cls, recipe, base, tokenizer, config, the_task, rows, tell, notes)
 
     @classmethod
-    def of_newcomer(
-        cls,
-        recipe: Recipe,
-        config: PeftConfig,
-        rows: DealtRows,
-        *,
-        model: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        on_progress: Progress | None = None,
-    ) -> Federation:
-        """Return model, task and rows of a client that was not in a finished run, to train it by itself.
-
-        Args:
-            recipe: the run's.
-            config: PEFT's description of the run's adapter.
-            rows: the newcomer's.
-            model: the base as it was before the run; it is adapted in place. None: loaded by its name.
-            tokenizer: None: the named model's.
-            on_progress: told what takes time.
-
-        Raises:
-            UserError: the model cannot be loaded, or the adapter does not fit it.
-        """
-        tell = on_progress or (lambda text: None)
-        recipe = for_newcomer(recipe)
-        task = make_task(recipe.task, rows.label_names)
-        base = (
-            load_named_base(recipe.model, recipe.compute, recipe.seed, task, tell)[0]
-            if model is None
-            else fresh_base(model)
-        )
-        processor = tokenizer or load_processor(recipe.model, task, recipe.task.image_side)
-        return build(cls, recipe, base, processor, config, task, rows, tell, has_scale=True)
-
-    @classmethod
     def of_site(
         cls,
         agreement: Agreement,
@@ -210,15 +175,7 @@ class Federation:
         """
         tell = on_progress or (lambda text: None)
         recipe = agreement.recipe_with(own)
-        if recipe.holdout_clients:
-            raise ConfigError(
-                [
-                    Mistake(
-                        "holdout_clients", "is of a simulation: set it to 0, and adapt such clients at their own sites"
-                    )
-                ],
-                "the agreement",
-            )
+        refuse_held_out(recipe)
         check_early(recipe)
         rows = rows or deal_rows(recipe, label_names=agreement.labels, on_progress=tell)
         config = read_peft_config(agreement.adapter.config)

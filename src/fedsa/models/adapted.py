@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from fedsa.adapters.algebra import fits, padded
@@ -23,7 +22,7 @@ from fedsa.models.gates import with_gates
 from fedsa.models.insertion import by_key, use_own_dropout, with_adapter, with_further_adapters
 from fedsa.models.layout import Layout
 from fedsa.models.packing import LayerStack
-from fedsa.models.products import is_product
+from fedsa.models.products import scales_of
 from fedsa.models.stacked import AdaptedLayer, Stack, adapted_layers, obstacles
 from fedsa.models.steady import check_kept, check_norms, persistent_buffers, steady_layers, versions
 from fedsa.models.weighing import require_weighable
@@ -226,12 +225,7 @@ class AdaptedModel:
     @property
     def scaling(self) -> dict[str, float]:
         """The s in ΔW = s·B·A of each module whose LoRA adapter is such a product: of no convolution, of no experts."""
-        prefix = "base_model.model."
-        return {
-            name.removeprefix(prefix): float(module.scaling[self.adapters[0]])
-            for name, module in self.model.named_modules()
-            if isinstance(module, LoraLayer) and is_product(module)
-        }
+        return scales_of(self.model, self.adapters[0])
 
     @property
     def keys(self) -> tuple[Key, ...]:

@@ -11,8 +11,9 @@ from typing import Any
 from peft.tuners.lora.layer import Embedding, LoraLayer, ParamWrapper
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
-__all__ = ["is_product", "unlike_products"]
+__all__ = ["is_product", "scales_of", "unlike_products"]
 
 _PREFIX = "base_model.model."
 
@@ -46,3 +47,12 @@ def _kind(layer: Any) -> str:
     if isinstance(layer, ParamWrapper):
         return f"a parameter of {layer.num_experts} experts" if layer.num_experts > 1 else "a bare parameter"
     return f"a {type(layer.get_base_layer()).__name__} layer"
+
+
+def scales_of(model: nn.Module, adapter: str) -> dict[str, float]:
+    """The s in ΔW = s·B·A of each module of a PEFT model whose LoRA adapter is such a product."""
+    return {
+        name.removeprefix(_PREFIX): float(module.scaling[adapter])
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and is_product(module)
+    }

@@ -12,7 +12,7 @@ import torch
 from fedsa.algorithms import make_algorithm
 from fedsa.data.rows import deal_client
 from fedsa.errors import UserError
-from fedsa.federation import Federation, own_copy
+from fedsa.federation import Federation, newcomer, own_copy
 from fedsa.recipe import OBJECTS, AdaptationSettings, Recipe, Start
 from fedsa.runs.export import (
     about_of,
@@ -144,7 +144,7 @@ def adapt(
     client = _name(Path(data))
     rows, notes = deal_client(client, str(data), recipe, finished.label_names, newcomer=True)
     tell("loading the model")
-    federation = Federation.of_newcomer(
+    federation = newcomer(
         recipe,
         config_of(folder),
         rows,

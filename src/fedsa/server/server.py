@@ -6,17 +6,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Literal, TypeAlias, final
 
-from fedsa.adapters.algebra import fits, ranked
+from fedsa.adapters.algebra import ranked
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.errors import ConfigError, Mistake, ProtocolError
 from fedsa.secure.fixed_point import added
 from fedsa.seeds import derive_seed
+from fedsa.server.arrivals import Arrivals, TooLateError, check_finite, check_place, check_tensors, name_of
 from fedsa.server.bases import base_of, with_bases
 from fedsa.server.sampling import sample_clients
 from fedsa.steps import PLAIN, Chain, SecureSum, Staleness
-from fedsa.steps.base import Form, Verdict
 from fedsa.texts.words import counted
-from fedsa.types import Key, Payload, Payloads, RoundRecord, State, Update, total_bytes
+from fedsa.types import Payload, Payloads, RoundRecord, State, Update, total_bytes
 
 __all__ = ["OpenSum", "Server", "received_by"]
 
@@ -181,65 +181,34 @@ class Server:
                 the plan declares; with a quorum: fewer good updates than that; no update, where the server has shapes
                 alone. The state is as it was before.
         """
-        planned = self._planned(round)
-        upload_bytes: dict[str, int] = {}
-        train_metrics: dict[str, Mapping[str, float]] = {}
-        base_versions: dict[str, int] = {}
-        rejected: dict[str, str] = {}
-        verdicts: dict[str, Mapping[str, float]] = {}
+        planned, come = self._planned(round), Arrivals(round, self._quorum)
 
         def arriving() -> Iterator[tuple[Update, int]]:
             for update in updates:
                 try:
-                    self._check(update, round, planned, upload_bytes)
+                    self._check(update, round, planned, come.upload_bytes)
                     taken, weight = self._taken(update, round, planned)
                 except ProtocolError as error:
-                    if self._quorum is None and not isinstance(error, _TooLateError):
+                    if self._quorum is None and not isinstance(error, TooLateError):
                         raise
-                    rejected[update.client] = str(error)
+                    come.rejected[update.client] = str(error)
                     continue
-                upload_bytes[update.client] = total_bytes(update.tensors)
-                train_metrics[update.client] = update.metrics
-                base = update.base_version
-                base_versions[update.client] = update.round - 1 if base is None else base
+                come.add(update)
                 yield taken, weight
 
-        def check_quorum() -> None:
-            count = len(upload_bytes.keys() - rejected.keys())
-            if count < (self._quorum or 0):
-                reasons = "; ".join(rejected.values()) or "the others did not come"
-                good = counted(count, "good update")
-                raise ProtocolError(f"round {round}: {good}, the quorum is {self._quorum} ({reasons})")
-
-        def note(update: Update, verdict: Verdict) -> None:
-            verdicts[update.client] = verdict.values
-            if verdict.reason is not None:
-                rejected[update.client] = f"{_name(update)} does not count: {verdict.reason}"
-
-        arrivals = self._steps.screened(arriving(), self.state.tensors, note)
-        state = self._aggregated(arrivals, round, check_quorum)
+        arrivals = self._steps.screened(arriving(), self.state.tensors, come.note)
+        state = self._aggregated(arrivals, round, come.check_quorum)
         for _ in arrivals:  # a method may not look at every update, but all clients must train
             pass
-        check_quorum()
+        come.check_quorum()
         _refuse_unknown(state, self.algorithm, round)
         if self._late is not None:
-            come = {*upload_bytes, *rejected}
-            missing = {client: asked for client, asked in self._asked.items() if client not in come}
+            missing = {client: asked for client, asked in self._asked.items() if client not in come.clients}
             state = with_bases(state, self.state, [*planned], missing, round=round, most=self._late.most)
         self.state = state
         if not self._stateless:
-            self.client_versions |= base_versions
-        record = RoundRecord(
-            round=round,
-            clients=tuple(self._open),
-            finished=tuple(client for client in upload_bytes if client not in rejected),
-            download_bytes=self._open,
-            upload_bytes=upload_bytes,
-            train_metrics=train_metrics,
-            rejected=rejected,
-            verdicts=verdicts,
-            staleness={client: round - self._asked[client] for client in upload_bytes if self._late},
-        )
+            self.client_versions |= come.base_versions
+        record = come.record(self._open, self._asked if self._late else None)
         self._open, self._asked = {}, {}
         return record
 
@@ -306,7 +275,7 @@ class Server:
         """
         late = round - update.round
         if self._late is not None and late > self._late.most:
-            raise _TooLateError(f"{_name(update)}: it comes {counted(late, 'round')} late, {self._late.most} count")
+            raise TooLateError(f"{name_of(update)}: it comes {counted(late, 'round')} late, {self._late.most} count")
         if late:
             base = ranked(base_of(self.state, update.round - 1), self._ranks.get(update.client))
             received = self._steps.on_payload(base) if update.round > 1 else base  # the first ones were never sent
@@ -315,60 +284,15 @@ class Server:
         if self._sums_only:
             return update, weight
         taken, weight = self._steps.on_server(update, weight, planned)
-        _check_finite(taken)
+        check_finite(taken)
         return taken, weight
 
     def _check(self, update: Update, round: int, planned: State, seen: dict[str, int]) -> None:
-        """Refuse an update that does not fit the round.
-
-        Args:
-            update: the update as it arrived.
-            round: the open one.
-            planned: the server's values of the tensors that are sent in this round.
-            seen: the clients whose updates have arrived, in order.
-        """
-        last, whose = next(reversed(seen), ""), _name(update)
-        if update.round != self._asked.get(update.client, round):
-            raise ProtocolError(f"{whose}: it is for another round than the open one, {round}")
-        if update.client not in self._asked:
-            raise ProtocolError(f"{whose}: this client was not asked to train in round {round}")
-        if update.client in seen:
-            raise ProtocolError(f"{whose}: it came twice")
-        if update.client < last:
-            raise ProtocolError(f"{whose}: came after that of {last!r}; bring updates in the order of client ids")
-        if update.num_examples < 1:
-            raise ProtocolError(f"{whose}: num_examples is {update.num_examples}, must be at least 1")
+        """Refuse an update that does not fit the round; ``seen`` has the clients whose updates came, in order."""
+        check_place(update, round, self._asked, seen)
         if self._sums_only and not update.tensors:
             return  # its site has added it to another client's
-        _check_tensors(update, self._steps.forms(ranked(planned, self._ranks.get(update.client))))
-
-
-class _TooLateError(ProtocolError):
-    """An update comes more rounds late than count: that is nobody's fault."""
-
-
-def _check_tensors(update: Update, forms: Mapping[Key, Form]) -> None:
-    """Refuse an update whose tensors are not those that are sent, or not in the form that they travel in."""
-    whose = _name(update)
-    if forms.keys() != update.tensors.keys():
-        wrong = ", ".join(str(key) for key in sorted(forms.keys() ^ update.tensors.keys())[:3])
-        raise ProtocolError(f"{whose}: its tensors are not exactly those that the plan declares sent ({wrong}, ...)")
-    for key, tensor in update.tensors.items():
-        shape, dtype = forms[key]
-        if not fits(key, tensor.shape, shape):
-            raise ProtocolError(f"{whose}: {key} has shape {tuple(tensor.shape)}, not {shape}")
-        if tensor.dtype != dtype:
-            raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {dtype}, the wire's")
-
-
-def _check_finite(update: Update) -> None:
-    for key, tensor in update.tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise ProtocolError(f"{_name(update)}: {key} is not finite")
-
-
-def _name(update: Update) -> str:
-    return f"update of client {update.client!r} for round {update.round}"
+        check_tensors(update, self._steps.forms(ranked(planned, self._ranks.get(update.client))))
 
 
 def _refuse_unknown(state: ServerState, algorithm: Algorithm, round: int) -> None:

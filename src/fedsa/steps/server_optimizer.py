@@ -26,11 +26,15 @@ from fedsa.types import Key, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ServerOptimizer"]
+__all__ = ["ServerOptimizer", "optimizer_refusal"]
 
 _WIDEST = 1e6
 """Of a step. Values of an adapter or a head are around 1; clients that train on larger ones get losses that are not
 finite, and would be told that their own learning rate is too high."""
+
+
+_COMBINING = ("combine", "combine_weighted", "renewed")
+"""The methods that make the server's new values of the mean."""
 
 
 @final
@@ -56,7 +60,7 @@ class ServerOptimizer(MeanStep):
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
         """Why the optimiser cannot be used with a method: the method must average in place."""
-        return algorithm.optimizer_refusal()
+        return optimizer_refusal(algorithm)
 
     def on_mean(self, mean: State, slots: Slots, context: MeanContext) -> tuple[State, Slots]:
         """Where the step leads, and the new moments.
@@ -98,3 +102,19 @@ class ServerOptimizer(MeanStep):
         toward = (v - square).sign() * square if settings.optimizer == "fedyogi" else v - square
         v = v - (1 - beta2) * toward
         return rate * m / (v.sqrt() + tau), {"m": m, "v": v}
+
+
+def optimizer_refusal(algorithm: Algorithm) -> str | None:
+    """Why a server optimiser cannot be used with a method; None if it can.
+
+    The optimiser treats the difference between a tensor's value and the mean of the updates as a gradient. So each
+    sent tensor's new value must be that mean, and clients must start from its old value.
+    """
+    reason = algorithm.mean_refusal()
+    if reason is not None:
+        return reason
+    if algorithm.folds:
+        return "its server adds to the frozen weights, so a sent tensor does not start from the previous mean"
+    if any(getattr(type(algorithm), name) is not getattr(Algorithm, name) for name in _COMBINING):
+        return "its server computes other values than the mean of what is sent"
+    return None

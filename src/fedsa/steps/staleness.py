@@ -9,6 +9,7 @@ from fedsa.adapters.algebra import cropped
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import Step
+from fedsa.steps.server_optimizer import optimizer_refusal
 from fedsa.types import Key, State, Update
 
 __all__ = ["Staleness"]
@@ -42,7 +43,7 @@ class Staleness(Step):
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
         """Why rounds of the method cannot overlap: a difference to old values must be one to the present values too."""
-        reason = algorithm.optimizer_refusal()
+        reason = optimizer_refusal(algorithm)
         if reason is not None:
             return reason
         if algorithm.restarts:

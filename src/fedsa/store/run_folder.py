@@ -252,10 +252,7 @@ class RunFolder(SmallFiles):
 
         All that the last and the chosen round need is read: a run must not find out after its last round.
         """
-        for name in self._files:
-            if name not in MEASURED:
-                self.read_bytes(name)
-        self.recipe_text()
+        self.check_hashes()
         self.load_initial()
         self._metrics.go_on(self, commit)
         self.sent.go_on(self, commit)

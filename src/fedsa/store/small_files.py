@@ -102,6 +102,17 @@ class SmallFiles:
             raise self.changed("recipe.toml")
         return text
 
+    def check_hashes(self) -> None:
+        """Read all files of the run but those that can be made again.
+
+        Raises:
+            RunFolderError: one is missing, or is not what was written.
+        """
+        for name in self._files:
+            if name not in MEASURED:
+                self.read_bytes(name)
+        self.recipe_text()
+
     def read_text(self, name: str) -> str:
         """Return a small text file of the run.
 

@@ -23,6 +23,7 @@ from fedsa.steps.int8 import Int8
 from fedsa.steps.median import Median
 from fedsa.steps.norm_bound import NormBound
 from fedsa.steps.poison_score import PoisonScore
+from fedsa.steps.server_optimizer import optimizer_refusal
 from fedsa.steps.trimmed_mean import TrimmedMean
 from fedsa.types import Factor, Key, Side
 
@@ -74,7 +75,7 @@ def describe(name: str) -> dict[str, Any]:
             "adapters": list(cls.adapters),
             "gated": cls.gated,
             "references": algorithm.references,
-            "server_optimizer": _answer(algorithm.optimizer_refusal()),
+            "server_optimizer": _answer(optimizer_refusal(algorithm)),
             "robust_mean": _answer(Median().refusal(algorithm)),
             "overlap": _answer(Staleness(0.5, 0).refusal(algorithm)),
             "secure_aggregation": _answer(SecureSum().refusal(algorithm)),
