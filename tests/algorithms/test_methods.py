@@ -78,9 +78,10 @@ AVERAGES = {
     "sfed": (MEAN_A, B0, HEAD0),
     "feddpa": (MEAN_A, MEAN_B, HEAD0),
     "clustered": (MEAN_A, MEAN_B, HEAD0),
+    "pooled": (MEAN_A, MEAN_B, MEAN_HEAD),
 }
 
-OTHERS = {"fedex", "flora", "flora_na", "frlora", "flexlora", "fedsvd", "lora_fair", "hetlora", "fedalt", "fed_sb"}
+OTHERS = {"fedex", "flora", "flora_na", "frlora", "flexlora", "fedsvd", "lora_fair", "hetlora", "fedalt", "fed_sb", "ravan"}
 ELSEWHERE = {"partial_pooling"}
 """Methods with a test file of their own."""
 
@@ -173,7 +174,9 @@ def test_flexlora_takes_clients_of_different_ranks():
 def test_fed_sb_is_exact_and_is_fedit_on_r():
     middle, left, right = Key(LAYER, Factor.MIDDLE), B1, A1  # B and A, frozen and everybody's
     r0, r1, r2 = np.random.default_rng(1).normal(size=(3, 2, 2))
-    clients = [{middle: torch.from_numpy(r), HEAD: torch.from_numpy(head)} for r, head in ((r1, HEAD1), (r2, HEAD2))]
+    clients: list[State] = [
+        {middle: torch.from_numpy(r), HEAD: torch.from_numpy(head)} for r, head in ((r1, HEAD1), (r2, HEAD2))
+    ]
     got = {}
     for name in ("fed_sb", "fedit"):
         method = make(name)
@@ -186,15 +189,34 @@ def test_fed_sb_is_exact_and_is_fedit_on_r():
     assert all(torch.equal(got["fed_sb"][key], got["fedit"][key]) for key in (middle, HEAD))
 
 
-def test_fed_sb_is_exact_in_a_model():
-    model = adapt(variant="lora_xs")  # in float64
+def test_ravan_averages_each_core():
+    method = make("ravan")
+    cores = [Key(LAYER, Factor.MIDDLE, adapter) for adapter in method.adapters]
+    drawn = np.random.default_rng(1).normal(size=(3, 4, 2, 2))
+    left, right = np.random.default_rng(2).normal(size=(4, 3, 2)), np.random.default_rng(3).normal(size=(4, 2, 4))
+    initial, *clients = [{key: torch.from_numpy(r) for key, r in zip(cores, own, strict=True)} for own in drawn]
+    state = method.aggregate(method.init(initial, {LAYER: S}), updates_of(method, 1, clients), 1)
+    update = sum(S * b @ state.tensors[key].numpy() @ a for key, b, a in zip(cores, left, right, strict=True))
+    one, two = (sum(S * b @ r @ a for r, b, a in zip(own, left, right, strict=True)) for own in drawn[1:])
+    assert np.allclose(update, 0.25 * one + 0.75 * two, rtol=0, atol=1e-12)
+    assert all(method.plan(key, 1) == (True, True, True) for key in cores)
+    assert [variant for variant in VARIANTS if method.refusal(variant) is None] == ["lora_xs"]
+    assert "lora has no R: use adapter.variant = 'lora_xs'" in str(method.refusal("lora"))
+
+
+@pytest.mark.parametrize("name", ["fed_sb", "ravan"])
+def test_the_mean_of_middle_factors_is_exact_in_a_model(name):
+    method, weights = make(name), (1, 3, 5)
+    model = adapt(variant="lora_xs", method={"adapters": method.adapters})  # in float64
     clients = client_tensors(model, 3)
-    method, weights = make("fed_sb"), (1, 3, 5)
 
     def weight_updates(state: State) -> dict[str, torch.Tensor]:
         model.write(state)
-        layers = model.model.named_modules()
-        return {path: layer.get_delta_weight("default") for path, layer in layers if isinstance(layer, LoraLayer)}
+        return {
+            path: sum(layer.get_delta_weight(adapter) for adapter in method.adapters)
+            for path, layer in model.model.named_modules()
+            if isinstance(layer, LoraLayer)
+        }
 
     updates = [
         (Update(f"c{place}", 1, weight, own), weight)

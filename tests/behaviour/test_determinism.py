@@ -68,6 +68,7 @@ def run_again(recipe, path: Path) -> Path:
             *itertools.product(["fedsa", "fedit"], ["dora", "pissa", "olora", "loha"]),
             ("fedit", "ia3"),
             ("fed_sb", "lora_xs"),
+            ("ravan", "lora_xs"),
         ],
         lambda algorithm, variant: (algorithm, factors_of(variant), VARIANTS[variant].starts_at_zero),
     ),

@@ -21,6 +21,7 @@ from fedsa.models import (
     with_drawn_layers,
 )
 from fedsa.models.dropout import AdapterDropout, FastDropout
+from fedsa.models.lora_xs import frozen_directions
 from fedsa.recipe import AdapterSettings
 from fedsa.types import Factor, Key, Side
 from support.tiers import first_is_quick
@@ -402,11 +403,16 @@ def test_each_of_several_lora_xs_adapters_has_an_r_of_its_own():
         (Factor.MIDDLE, "default"),
         (Factor.MIDDLE, "local"),
     }
-    state = model.model.state_dict()
-    for name, value in state.items():
-        if ".lora_" in name and ".local." in name and "original" not in name:
-            assert value.any()
-            assert torch.equal(value, state[name.replace(".local.", ".default.")]), "of one weight, the same A and B"
+    for key in model.initial:
+        if key.adapter == "local":
+            layer = model.model.get_submodule(f"base_model.model.{key.module}")
+            weight = layer.base_layer.weight.detach().double()
+            a, b = zip(*(frozen_directions(layer, name) for name in model.adapters), strict=True)
+            together = torch.cat(b, dim=1).double()
+            torch.testing.assert_close(together.T @ together, torch.eye(8).double(), rtol=0, atol=1e-5)
+            sizes = torch.stack([part.double().norm(dim=1) for part in a], dim=1)  # (directions of one, adapters)
+            values = torch.linalg.svdvals(weight)
+            torch.testing.assert_close(sizes.flatten(), values[:8], rtol=1e-4, atol=1e-6)
 
 
 # -- tensors in and out -----------------------------------------------------------------------------------------------

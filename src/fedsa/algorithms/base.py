@@ -107,6 +107,8 @@ class Facts:
     """The server computes ΔW = s·B·A, so this must be the adapter's whole update."""
     needs_initial_values: ClassVar[bool] = False
     """The server computes with the values that clients start from. Otherwise it starts from shapes alone."""
+    pools_rows: ClassVar[bool] = False
+    """It is no federation: one adapter is trained on all clients' rows together, which only a simulation can do."""
     mixed_ranks: ClassVar[bool] = False
     """Clients may have different ranks: a client's tensors are the first rows of A and columns of B."""
 

@@ -71,7 +71,14 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
             "and keys and shares come on top: about 0.5 kB for each other site and round at each site"
         )
     tell("counting")
-    upload, download = count_traffic(algorithm, tensors, recipe, number or 1, _ranks(recipe, number, notes, everyone))
+    senders = number or 1
+    if algorithm.pools_rows:
+        senders = 1
+        notes.append(
+            f"algorithm = {recipe.algorithm!r} is no federation: one party trains on all rows, so the bytes are those of one "
+            "adapter a round, and a round has the steps of all clients that would train in it"
+        )
+    upload, download = count_traffic(algorithm, tensors, recipe, senders, _ranks(recipe, number, notes, everyone))
     return {
         "algorithm": recipe.algorithm,
         "variant": recipe.adapter.variant,

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedsa.accounting import require_accountant
 from fedsa.agreement import AGREEMENT, Agreement
+from fedsa.algorithms import find_algorithm
 from fedsa.callbacks import Callback
 from fedsa.engines.fleet import Fleet
 from fedsa.engines.membership import Membership, mark_left
@@ -61,6 +62,8 @@ def check_deployable(recipe: Recipe, sites: int) -> None:
     if recipe.secure_aggregation:
         check_enough(sites, "site")
     mistakes = []
+    if find_algorithm(recipe.algorithm).pools_rows:
+        mistakes.append(Mistake("algorithm", f"{recipe.algorithm} puts all rows together, which stay at their sites"))
     if recipe.holdout_clients:
         mistakes.append(
             Mistake("holdout_clients", "goes with a simulation only: at a site, `fedsa adapt` takes in a new client")

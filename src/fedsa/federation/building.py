@@ -20,6 +20,7 @@ from fedsa.federation.checks import (
     check_weighable,
 )
 from fedsa.federation.encoding import encode_rows
+from fedsa.federation.pooling import note_on_pooling
 from fedsa.federation.resolving import client_ranks, with_choices, with_count_noise, with_noise, written_out
 from fedsa.models import (
     AdaptedModel,
@@ -90,7 +91,8 @@ def build(
     # A part of a federation does not know how often its clients are drawn; what was agreed upon covers every round.
     rounds = recipe.rounds if has_scale else most_rounds(recipe, inside)
     resolved = with_count_noise(with_noise(adapted.resolved(recipe, limit), rounds), in_a_round)
-    notes = (*rows.notes, *getattr(encoded, "notes", ()), *of_model)  # a task of one's own need not have any
+    pooling = [note_on_pooling(recipe.algorithm, inside)] if algorithm.pools_rows else []
+    notes = (*pooling, *rows.notes, *getattr(encoded, "notes", ()), *of_model)  # a task of one's own need not have any
     trained = [task.training_items(encoded, rows.partition.clients[client].train) for client in inside]
     check_single_items(recipe, trained, [rows.partition.clients[client].train for client in inside])
     check_steady(model, task, encoded, trained[0][:2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -41,7 +41,7 @@ __all__ = [
     "check_steady",
     "check_tokens",
     "check_weighable",
-    "refuse_held_out",
+    "refuse_simulated",
 ]
 
 
@@ -90,6 +90,8 @@ def check_personal(recipe: Recipe, algorithm: Algorithm, keys: Sequence[Key], va
             f"{recipe.algorithm} trains on halves of a client's rows in some rounds, which the accounting does not know"
         )
         mistakes.append(Mistake("privacy.kind", f"'example' does not go with the method: {why}; see its options"))
+    if algorithm.pools_rows:
+        mistakes += _of_pooling(recipe)
     if recipe.adaptation.freeze_shared and not has_personal and recipe.holdout_clients:
         mistakes.append(
             Mistake("adaptation.freeze_shared", f"{recipe.algorithm} keeps nothing at the client: use false")
@@ -100,6 +102,17 @@ def check_personal(recipe: Recipe, algorithm: Algorithm, keys: Sequence[Key], va
         )
     if mistakes:
         raise ConfigError(mistakes)
+
+
+def _of_pooling(recipe: Recipe) -> Iterator[Mistake]:
+    """Yield the mistakes of a recipe whose clients do not train themselves."""
+    name = recipe.algorithm
+    if recipe.evaluation.evaluate_after != "aggregate":
+        why = f"{name} trains nothing at a client, so there is nothing to measure before the aggregate: use 'aggregate'"
+        yield Mistake("evaluation.evaluate_after", why)
+    if recipe.privacy.kind == "example":
+        why = f"'example' does not go with {name}, in which every row leaves its client: use 'none'"
+        yield Mistake("privacy.kind", why)
 
 
 def check_layers(
@@ -263,12 +276,17 @@ def check_weighable(algorithm: Algorithm, name: str, model: AdaptedModel | Empty
         )
 
 
-def refuse_held_out(recipe: Recipe) -> None:
-    """Refuse to hold clients out at a site.
+def refuse_simulated(recipe: Recipe, algorithm: Algorithm) -> None:
+    """Refuse at a site what only a simulation can do.
 
     Raises:
-        ConfigError: the recipe does.
+        ConfigError: the recipe holds clients out, or its method puts all rows together.
     """
+    mistakes = []
+    if algorithm.pools_rows:
+        mistakes.append(Mistake("algorithm", f"{recipe.algorithm} is of a simulation: rows stay at their sites"))
     if recipe.holdout_clients:
         why = "is of a simulation: set it to 0, and adapt such clients at their own sites"
-        raise ConfigError([Mistake("holdout_clients", why)], "the agreement")
+        mistakes.append(Mistake("holdout_clients", why))
+    if mistakes:
+        raise ConfigError(mistakes, "the agreement")

@@ -19,12 +19,13 @@ from fedsa.errors import DataError
 from fedsa.federation.agreeing import agreement_of, refuse_differences
 from fedsa.federation.base_models import load_named_base, load_processor, refuse_adapted
 from fedsa.federation.building import build, build_by_name
-from fedsa.federation.checks import check_early, refuse_held_out
+from fedsa.federation.checks import check_early, refuse_simulated
 from fedsa.federation.objects import fitted_base, numbered, recipe_of_objects
+from fedsa.federation.pooling import pooled_site
 from fedsa.federation.resolving import with_measured
 from fedsa.models import AdaptedModel, read_peft_config, with_drawn_layers
 from fedsa.recipe import ExamplePrivacySettings, ModelSettings, NotRobustSettings, Recipe, TaskSettings, refuse_objects
-from fedsa.server import OpenSum, Server, server_of
+from fedsa.server import OpenSum, Server, server_of, updates_in_round
 from fedsa.steps import make_chain
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Encoded, Task
@@ -175,7 +176,7 @@ class Federation:
         """
         tell = on_progress or (lambda text: None)
         recipe = agreement.recipe_with(own)
-        refuse_held_out(recipe)
+        refuse_simulated(recipe, agreement.algorithm)
         check_early(recipe)
         rows = rows or deal_rows(recipe, label_names=agreement.labels, on_progress=tell)
         config = read_peft_config(agreement.adapter.config)
@@ -219,7 +220,7 @@ class Federation:
     def site(self, states: ClientStates) -> Site:
         """The one site of a simulation, where all clients are; their states are kept in ``states``."""
         recipe = self.recipe
-        return Site(
+        site = Site(
             algorithm=self.algorithm,
             learner=self.learner,
             rows=self.rows.partition.clients,
@@ -231,6 +232,9 @@ class Federation:
             own_initial_a=recipe.adapter.own_initial_a,
             reconstruction=recipe.reconstruction if recipe.personal_state == "reconstruct" else None,
         )
+        if not self.algorithm.pools_rows:
+            return site
+        return pooled_site(site, self.clients, updates_in_round(recipe, len(self.clients)))
 
     def server(self, state: ServerState, client_versions: Mapping[str, int], open_sum: OpenSum | None = None) -> Server:
         """The server, with its state after the last finished round and the newest version that each client holds.
@@ -246,6 +250,7 @@ class Federation:
             self.clients,
             state,
             client_versions=client_versions,
+            only_measured=self.clients[1:] if self.algorithm.pools_rows else (),
             quorum=1 if bad_is_left_out else None,
             open_sum=open_sum,
         )

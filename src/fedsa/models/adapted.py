@@ -83,9 +83,8 @@ class AdaptedModel:
         self.model: PeftModel = with_adapter(base, scaled(config, scaling), adapters[0])
         self.config: Any = self.model.peft_config[adapters[0]]
         with_further_adapters(self.model, adapters, seed)
-        if self.variant in STARTS:  # what is taken out of the base goes to the first adapter
-            for adapter in adapters if self.variant == "lora_xs" else adapters[:1]:
-                start_from_base(self.model, self.variant, adapter)
+        if self.variant in STARTS:
+            start_from_base(self.model, self.variant, adapters)
         self.model.config.use_cache = False
         self.device, self.precision = device, precision
         self.streams = Streams()

@@ -6,7 +6,7 @@ the weight's largest singular directions, and the R that is trained between them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,52 +48,56 @@ STARTS: dict[str, Start] = {"pissa": _pissa, "olora": _olora, "lora_xs": _lora_x
 
 
 @torch.no_grad()
-def start_from_base(model: nn.Module, variant: str, adapter: str = "default") -> None:
-    """Give an adapter its first values out of the base weights, which lose s·B·A by it, but for LoRA-XS.
+def start_from_base(model: nn.Module, variant: str, adapters: Sequence[str] = ("default",)) -> None:
+    """Give adapters their first values out of the base weights, which lose s·B·A by it, but for LoRA-XS.
 
     The model gives then what it gave without the adapter. The values are those of PEFT, but for rounding: they are
-    computed in fp32 on the CPU by one thread, because LAPACK's results hang on the number of threads.
+    computed in fp32 on the CPU by one thread, because LAPACK's results hang on the number of threads. What is taken out
+    of the weights goes to the first adapter. LoRA-XS's directions are dealt out to all adapters in turn, from the
+    largest on, so that no two have one in common.
 
     Args:
-        model: PEFT's model with a plain LoRA adapter (for LoRA-XS one with a middle factor), before its weights are
-            rounded.
+        model: PEFT's model with plain LoRA adapters (for LoRA-XS with a middle factor), before its weights are rounded.
         variant: a name in `STARTS`.
-        adapter: the adapter's name.
+        adapters: their names.
 
     Raises:
-        ModelError: a layer is no linear layer, or smaller than the rank.
+        ModelError: a layer is no linear layer, or smaller than the rank (for LoRA-XS: than all adapters' together).
     """
     with _one_thread():
         for path, layer in model.named_modules():
             if isinstance(layer, LoraLayer):
-                _start(layer, path.removeprefix("base_model.model."), variant, adapter)
+                _start(layer, path.removeprefix("base_model.model."), variant, adapters)
 
 
-def _start(layer: LoraLayer, path: str, variant: str, adapter: str) -> None:
+def _start(layer: LoraLayer, path: str, variant: str, adapters: Sequence[str]) -> None:
     if not isinstance(layer, LoraLinear):
         raise ModelError(
             f"adapter.variant = {variant!r} takes its first values from the weights of linear layers: take {path} "
             f"({type(layer).__name__}) out of adapter.target_modules"
         )
     base: Any = layer.get_base_layer()
-    rank, scaling = layer.r[adapter], float(layer.scaling[adapter])
+    first, count = adapters[0], len(adapters) if variant == "lora_xs" else 1
+    rank, scaling = layer.r[first] * count, float(layer.scaling[first])
     stored: Tensor = base.weight.data
     weight = stored.to("cpu", torch.float32)
     weight = weight.T if layer.fan_in_fan_out else weight
     if rank > min(weight.shape):
         raise ModelError(
-            f"adapter.r = {rank} is more than {path}, of shape {tuple(weight.shape)}, has directions: with "
-            f"adapter.variant = {variant!r} it can be {min(weight.shape)} at most"
+            f"adapter.r = {rank // count} is more than {path}, of shape {tuple(weight.shape)}, has directions"
+            f"{f' for each of {count} adapters' if count > 1 else ''}: with adapter.variant = {variant!r} it can be "
+            f"{min(weight.shape) // count} at most"
         )
     a, b = (part.contiguous() for part in STARTS[variant](weight, rank, scaling))
     if variant == "lora_xs":
-        set_directions(layer, adapter, a, b)
+        for place, adapter in enumerate(adapters):
+            set_directions(layer, adapter, a[place::count], b[:, place::count])
         return
     rest = weight - scaling * (b @ a)
     base.weight.data = (rest.T if layer.fan_in_fan_out else rest).contiguous().to(stored.device, stored.dtype)
     own: Any = layer
-    own.lora_A[adapter].weight.data.copy_(a)
-    own.lora_B[adapter].weight.data.copy_(b)
+    own.lora_A[first].weight.data.copy_(a)
+    own.lora_B[first].weight.data.copy_(b)
 
 
 @contextmanager

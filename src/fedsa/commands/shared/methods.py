@@ -74,6 +74,7 @@ def describe(name: str) -> dict[str, Any]:
             "folds": cls.folds,
             "adapters": list(cls.adapters),
             "gated": cls.gated,
+            "pools_rows": cls.pools_rows,
             "references": algorithm.references,
             "server_optimizer": _answer(optimizer_refusal(algorithm)),
             "robust_mean": _answer(Median().refusal(algorithm)),

@@ -26,7 +26,7 @@ def overview(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for entry in entries:
         if "broken" not in entry:
-            sent, kept = _sent_and_kept(entry)
+            sent, kept = ("all its rows", "nothing") if entry["pools_rows"] else _sent_and_kept(entry)
             exact = "yes" if entry["exact"] else "-"
             rows.append(
                 [
@@ -166,6 +166,8 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
         ("rounds may overlap", "yes" if overlap["ok"] else f"no: {overlap['reason']}"),
         ("secure aggregation", "yes" if secure["ok"] else f"no: {secure['reason']}"),
     ]
+    if entry["pools_rows"]:
+        facts.append(("rows", "all clients' rows are put together: in a simulation only, fedsa deploy refuses it"))
     if len(entry["adapters"]) > 1:
         facts.append(("adapters", ", ".join(entry["adapters"])))
     if entry["gated"]:

@@ -86,6 +86,8 @@ class Subject:
         if federation is None:
             refuse_objects(run.recipe, path)
             federation = Federation.from_recipe(on_this_machine(run.recipe), on_progress=tell)
+        if federation.algorithm.pools_rows:
+            raise UserError(f"{path}: all rows were put together, so nothing of a single client can be audited")
         run.check_base(federation.base)
         progress = run.folder.progress()
         if progress is None or progress.data != federation.data_fingerprint:
