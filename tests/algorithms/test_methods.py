@@ -81,7 +81,19 @@ AVERAGES = {
     "pooled": (MEAN_A, MEAN_B, MEAN_HEAD),
 }
 
-OTHERS = {"fedex", "flora", "flora_na", "frlora", "flexlora", "fedsvd", "lora_fair", "hetlora", "fedalt", "fed_sb", "ravan"}
+OTHERS = {
+    "fedex",
+    "flora",
+    "flora_na",
+    "frlora",
+    "flexlora",
+    "fedsvd",
+    "lora_fair",
+    "hetlora",
+    "fedalt",
+    "fed_sb",
+    "ravan",
+}
 ELSEWHERE = {"partial_pooling"}
 """Methods with a test file of their own."""
 

@@ -272,22 +272,25 @@ def test_the_estimate_goes_with_sums_alone(tiny_run: Callable[..., Any]):
 
 @pytest.mark.slow
 @pytest.mark.run
+@pytest.mark.parametrize("seed", range(3))
 def test_controls_on_a_tiny_model(
-    tiny_run: Callable[..., Any], tiny_model_without_dropout: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_run: Callable[..., Any], tiny_model_without_dropout: Path, tmp_path_factory: pytest.TempPathFactory, seed: int
 ):
-    """Rows shared out by chance: all of B is shared; and nothing of it where each client's B belongs to an own A."""
+    """Rows shared out by chance: all of B is shared; and nothing of it where each client's B belongs to an own A.
+
+    The model has no dropout, its adapter has: it must not be taken for what a client has learned.
+    """
     rows = tmp_path_factory.mktemp("rows") / "rows.csv"
-    write_rows(rows, 2400, seed=0)
+    write_rows(rows, 9600, seed=0)
     by_chance = (
         *(f"model.path={tiny_model_without_dropout}", f"data.path={rows}", "rounds=1", "algorithm=partial_pooling"),
-        "data.partition={kind='iid', clients=10}",
-        "training={local_steps=40,batch_size=16,optimizer='sgd',learning_rate=1.0,trainer='cohort'}",
+        *("data.partition={kind='iid', clients=20}", "adapter.r=4", f"seed={seed}"),
+        "training={local_steps=40,batch_size=32,optimizer='sgd',learning_rate=1.0,trainer='cohort'}",
     )
     own_a = ("algorithm_options.share_a=false", "adapter.own_initial_a=true")
     one, two = (shares_of(tiny_run(*by_chance, *more))[1] for more in ((), own_a))
-    of_b = [np.array([values[0] for key, values in each.items() if key.factor is Factor.B]) for each in (one, two)]
-    assert of_b[0].mean() < 0.2
-    assert of_b[1].mean() > 0.6
-    assert of_b[1][of_b[1] > 0].min() > 0.9, "zero is where there was nothing to tell"
-    heads = [each[key] for each in (one, two) for key in each if key.factor is Factor.HEAD]
-    assert np.mean(heads) < 0.2
+    of_b = [[values[0] for key, values in each.items() if key.factor is Factor.B] for each in (one, two)]
+    assert [len(values) for values in of_b] == [4, 4]
+    assert max(of_b[0]) < 0.15
+    assert min(of_b[1]) > 0.85
+    assert np.mean([one[key] for key in one if key.factor is Factor.HEAD]) < 0.15

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fedsa.agreement import Agreement
 from fedsa.algorithms import make_algorithm
+from fedsa.commands.shared.display import show_summary
+from fedsa.commands.shared.methods import describe
+from fedsa.commands.shared.methods_shown import as_text, overview
 from fedsa.data.partition import ClientRows
 from fedsa.engines.deployed import check_deployable
 from fedsa.errors import ConfigError, UserError
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe, Scope
 from fedsa.runs.audit.subject import Subject
+from fedsa.runs.report import write_report
 from fedsa.server import Server
 from fedsa.types import State
 from support.tiny_runs import TinyRun
@@ -89,6 +95,14 @@ def test_a_run_says_that_it_is_no_federation(tiny_run: Callable[..., TinyRun]) -
     run = tiny_run(*SETTINGS)
     assert "algorithm = 'pooled' is no federation" in run.summary["notes"][0]
     assert run.federation.server(run.federation.initial_state(), {}).sample(1) == run.federation.clients[:1]
+    page = write_report(run.folder.path).read_text(encoding="utf-8")
+    assert page.count("no federation") == 3, "in words, where others say what was sent, and in the notes"
+    assert "rows of data are not sent" not in page
+    assert "What was sent" not in page
+    shown = Console(file=io.StringIO(), width=200)
+    show_summary(shown, run.summary)
+    assert "No federation: the training rows of all clients were put together" in shown.file.getvalue()
+    assert "Sent by each client" not in shown.file.getvalue()
     with pytest.raises(UserError, match="all rows were put together, so nothing of a single client can be audited"):
         Subject.open(run.folder.path, federation=run.federation)
 
@@ -100,6 +114,12 @@ def test_no_site_takes_part_in_it(tiny_run: Callable[..., TinyRun], tiny_recipe:
     agreement = Agreement.parse(federation.agreement.text())
     with pytest.raises(ConfigError, match="pooled is of a simulation: rows stay at their sites"):
         Federation.of_site(agreement, federation.recipe.of_scope(Scope.MACHINE))
+
+
+def serving(recipe: Recipe) -> Server:
+    """The server of a recipe, before the first round."""
+    federation = Federation.from_recipe(recipe)
+    return federation.server(federation.initial_state(), {})
 
 
 @pytest.mark.parametrize(
@@ -115,14 +135,10 @@ def test_no_site_takes_part_in_it(tiny_run: Callable[..., TinyRun], tiny_recipe:
 )
 def test_what_needs_a_federation_is_refused(tiny_recipe: Callable[..., Recipe], setting: str, text: str) -> None:
     with pytest.raises(UserError, match=text):
-        federation = Federation.from_recipe(tiny_recipe(*SETTINGS, setting))
-        federation.server(federation.initial_state(), {})
+        serving(tiny_recipe(*SETTINGS, setting))
 
 
 def test_it_says_what_it_sends() -> None:
-    from fedsa.commands.shared.methods import describe
-    from fedsa.commands.shared.methods_shown import as_text, overview
-
     entry = describe("pooled")
     assert overview([entry])[1][0][:3] == ["pooled", "all its rows", "nothing"]
     assert "in a simulation only" in "\n".join(part for part in as_text(entry) if isinstance(part, str))

@@ -77,7 +77,8 @@ def counted(recipe: Recipe) -> dict[str, int]:
             for name in algorithm_names()
             for variant in VARIANTS
             for share in ("true", "false")
-            if (name, share) not in (("local", "true"), ("pooled", "false")) and make_algorithm(name, {}).refusal(variant) is None
+            if (name, share) not in (("local", "true"), ("pooled", "false"))
+            and make_algorithm(name, {}).refusal(variant) is None
         ),
         lambda name, share, variant: (name, share if variant == "lora" else None, factors_of(variant)),
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -9,11 +11,19 @@ from fedsa.client.training.job import Job, TrainingResult
 from fedsa.seeds import derive_seed
 from fedsa.tasks.base import IntArray
 
-__all__ = ["mean_of_halves", "rows_in_halves"]
+__all__ = ["in_halves", "mean_of_halves"]
 
 
-def rows_in_halves(job: Job) -> tuple[IntArray, IntArray]:
-    """A client's rows in two halves, drawn anew in each round. A single row is in both."""
+def in_halves(job: Job) -> tuple[Job, Job]:
+    """A client's training on each half of its rows, drawn anew in each round. A single row is in both.
+
+    Each has a seed of its own: with the same dropout in both, what comes of chance would be taken for what was learned.
+    """
+    one, two = _rows_in_halves(job)
+    return replace(job, rows=one), replace(job, rows=two, seed=derive_seed(job.seed, "other half"))
+
+
+def _rows_in_halves(job: Job) -> tuple[IntArray, IntArray]:
     random = np.random.default_rng(derive_seed(job.seed, "halves", job.client, job.round))
     shuffled = job.rows[random.permutation(len(job.rows))]
     half = len(shuffled) // 2

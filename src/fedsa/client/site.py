@@ -11,7 +11,7 @@ import torch
 from fedsa.algorithms.base import Algorithm, Plan
 from fedsa.client.batches import batched
 from fedsa.client.evaluation import Personal, Sampling
-from fedsa.client.halves import mean_of_halves, rows_in_halves
+from fedsa.client.halves import in_halves, mean_of_halves
 from fedsa.client.learner import Learner
 from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
 from fedsa.client.training.job import Job, TrainingResult
@@ -256,11 +256,8 @@ class Site:
         """Return what training comes to: on all rows at once, or on each half of them, as the method has it."""
         if not any(self.algorithm.trains_halves(job.round) for job in jobs[:1]):
             return self.learner.train(jobs)
-        parts = [rows_in_halves(job) for job in jobs]
-        one, two = (
-            self.learner.train([replace(job, rows=part[place]) for job, part in zip(jobs, parts, strict=True)])
-            for place in (0, 1)
-        )
+        parts = [in_halves(job) for job in jobs]
+        one, two = (self.learner.train([part[place] for part in parts]) for place in (0, 1))
         return [mean_of_halves(*both) for both in zip(one, two, strict=True)]
 
     def _for_model(self, job: Job) -> Job:

@@ -75,7 +75,7 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
     if algorithm.pools_rows:
         senders = 1
         notes.append(
-            f"algorithm = {recipe.algorithm!r} is no federation: one party trains on all rows, so the bytes are those of one "
+            f"algorithm = {recipe.algorithm!r} is no federation: one party trains on all rows. Bytes are those of one "
             "adapter a round, and a round has the steps of all clients that would train in it"
         )
     upload, download = count_traffic(algorithm, tensors, recipe, senders, _ranks(recipe, number, notes, everyone))

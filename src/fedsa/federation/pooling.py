@@ -37,7 +37,7 @@ def note_on_pooling(name: str, clients: Sequence[str]) -> str:
         clients: ids of those whose rows are put together, sorted.
     """
     return (
-        f"algorithm = {name!r} is no federation: the training rows of all {len(clients)} clients are put together in this "
-        f"simulation, one adapter is trained on them (in the tables by {clients[0]!r}, which stands for all), and it is "
-        "measured on each client's own rows. It is a control to compare with; no site could compute it"
+        f"algorithm = {name!r} is no federation: the training rows of all {len(clients)} clients are put together in "
+        f"this simulation, one adapter is trained on them (in the tables by {clients[0]!r}, which stands for all), and "
+        "it is measured on each client's own rows. It is a control to compare with; no site could compute it"
     )

@@ -225,7 +225,11 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
             markup=False,
         )
     _show_beside(console, summary)
-    for kind in summary.get("sharing_by_round", [summary]):
+    if summary.get("pools_rows"):
+        console.print(
+            "No federation: the training rows of all clients were put together, and one adapter was trained on them"
+        )
+    for kind in () if summary.get("pools_rows") else summary.get("sharing_by_round", [summary]):
         sent = ", ".join(dict.fromkeys(entry["factor"] for entry in kind["sharing_plan"] if entry["sent"])) or "nothing"
         alike: Sequence[int] = kind["rounds"] if "sharing_by_round" in summary else ()
         where = f"in {counted(len(alike), 'round')} ({some(alike)})" if alike else "and round"

@@ -68,6 +68,10 @@ def _sent(summary: Table) -> str:
     """Say what has left a client."""
     plan: Sequence[Table] = summary.get("sharing_plan", [])
     total = summary.get("total_upload_bytes")
+    if summary.get("pools_rows"):
+        return (
+            "This was no federation: the training rows of all clients were put together, as a control to compare with."
+        )
     if not plan or total is None or not summary["rounds"]:
         return ""
     if not total:
