@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedsa.client import Site
+from fedsa.texts.words import counted
 
 __all__ = ["note_on_pooling", "pooled_site"]
 
@@ -36,8 +37,9 @@ def note_on_pooling(name: str, clients: Sequence[str]) -> str:
         name: of the method.
         clients: ids of those whose rows are put together, sorted.
     """
+    whose = counted(len(clients), "client")
     return (
-        f"algorithm = {name!r} is no federation: the training rows of all {len(clients)} clients are put together in "
+        f"algorithm = {name!r} is no federation: the training rows of {whose} are put together in "
         f"this simulation, one adapter is trained on them (in the tables by {clients[0]!r}, which stands for all), and "
         "it is measured on each client's own rows. It is a control to compare with; no site could compute it"
     )

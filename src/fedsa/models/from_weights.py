@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedsa.errors import ModelError
 from fedsa.models.lora_xs import set_directions
+from fedsa.texts.words import counted
 
 __all__ = ["STARTS", "start_from_base"]
 
@@ -83,10 +84,10 @@ def _start(layer: LoraLayer, path: str, variant: str, adapters: Sequence[str]) -
     weight = stored.to("cpu", torch.float32)
     weight = weight.T if layer.fan_in_fan_out else weight
     if rank > min(weight.shape):
+        each = f" for each of {counted(count, 'adapter')}" if count > 1 else ""
         raise ModelError(
-            f"adapter.r = {rank // count} is more than {path}, of shape {tuple(weight.shape)}, has directions"
-            f"{f' for each of {count} adapters' if count > 1 else ''}: with adapter.variant = {variant!r} it can be "
-            f"{min(weight.shape) // count} at most"
+            f"adapter.r = {rank // count} is more than {path}, of shape {tuple(weight.shape)}, has directions{each}: with "
+            f"adapter.variant = {variant!r} it can be {min(weight.shape) // count} at most"
         )
     a, b = (part.contiguous() for part in STARTS[variant](weight, rank, scaling))
     if variant == "lora_xs":
