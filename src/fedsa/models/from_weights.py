@@ -86,8 +86,8 @@ def _start(layer: LoraLayer, path: str, variant: str, adapters: Sequence[str]) -
     if rank > min(weight.shape):
         each = f" for each of {counted(count, 'adapter')}" if count > 1 else ""
         raise ModelError(
-            f"adapter.r = {rank // count} is more than {path}, of shape {tuple(weight.shape)}, has directions{each}: with "
-            f"adapter.variant = {variant!r} it can be {min(weight.shape) // count} at most"
+            f"adapter.r = {rank // count} is more than {path}, of shape {tuple(weight.shape)}, has directions{each}: "
+            f"with adapter.variant = {variant!r} it can be {min(weight.shape) // count} at most"
         )
     a, b = (part.contiguous() for part in STARTS[variant](weight, rank, scaling))
     if variant == "lora_xs":
