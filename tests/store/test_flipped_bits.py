@@ -24,6 +24,7 @@ from fedsa.federation import Federation
 from fedsa.runs.analysis import analyze
 from fedsa.runs.report import write_report
 from fedsa.store.rounds import round_of
+from fedsa.store.small_files import MEASURED
 from support.run_folders import resealed
 from support.tiny_rows import write_rows
 from support.verbs import VERBS, World, copied, outcome
@@ -57,6 +58,10 @@ READ_BY = {
 """Each kind of file of a finished run, and the verbs that read it."""
 IN_PART = {("clients/*/round-*.safetensors", "runs"), ("analysis/SHA256SUMS", "report")}
 """Read in part: of a client's file the header, by which the room it takes is counted; of a list the lines needed."""
+
+
+SAMPLED = ("samples.json", "state.json")
+"""What differs where samples, which this run's task does not write, are lost; the second has their hash."""
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +174,10 @@ def test_flipped_bits_everywhere(world: World, tmp_path: Path) -> None:
                     told, result = outcome(verb, world, run)
                     if told == "done" and isinstance(result, dict) and result.get(name) == (run / name).read_bytes():
                         result = {**result, name: undamaged(verb)[name]}  # resume shows all files, this one too
-                    bad = None if told == "done" and result == undamaged(verb) else bad
+                    as_it_was = undamaged(verb)
+                    if verb == "resume" and name in MEASURED:  # made again, but for the samples, which are not a run's
+                        as_it_was, result = ({**each, **dict.fromkeys(SAMPLED)} for each in (as_it_was, result))
+                    bad = None if told == "done" and result == as_it_was else bad
                     count["without effect"] += bad is None
                 else:
                     count["told"] += bad is None
