@@ -78,6 +78,28 @@ def test_with_secure_aggregation_it_is_the_simulators_bytes_too(
     assert dtypes == {"int64"}
 
 
+@pytest.mark.slow
+def test_eight_bits_and_a_poison_score_give_the_simulators_bytes_too(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    from fedsa.deploy.local import deploy_local
+    from fedsa.deploy.status import sent_of
+
+    settings = (*SETTINGS, "compression.kind=int8", "robust.kind=poison_score", "robust.threshold=5")
+    summary = deploy_local(tiny_recipe(*settings), tmp_path / "run", ["north", "south"])
+    simulated = tiny_run(*settings)
+    for name in ("test", "test_final", "chosen_round", "total_upload_bytes", "total_download_bytes"):
+        assert summary[name] == simulated.summary[name], name
+    here, there = (run.server_states.load_server(2)[0] for run in (RunFolder.open(tmp_path / "run"), simulated.folder))
+    assert here
+    assert all(there[key].numpy().tobytes() == value.numpy().tobytes() for key, value in here.items())
+    dtypes = {tensor["dtype"] for entry in sent_of(tmp_path / "run") for tensor in entry.get("tensors", [])}
+    assert "int8" in dtypes
+    told, known = (_scores(path) for path in (tmp_path / "run", simulated.folder.path))
+    assert len(told) == 6
+    assert told == known
+
+
 PRIVATE = {
     "server": "privacy={kind='client', target_epsilon=8.0, clipping_norm=0.5}",
     "adaptive": "privacy={kind='client', target_epsilon=8.0, clipping_norm=0.5, clipping='adaptive'}",
@@ -174,6 +196,13 @@ def _losses(run: Path) -> dict[tuple[int, str], float]:
     """The training losses of a run, by round and client."""
     lines = [line for line in FinishedRun.open(run).lines() if line.get("train")]
     return {(line["round"], line["client"]): line["train"]["loss"] for line in lines}
+
+
+def _scores(run: Path) -> dict[tuple[int, str], Any]:
+    """The poison scores of a run's updates, by round and client."""
+    return {
+        (line["round"], line["client"]): line["poison"] for line in FinishedRun.open(run).lines() if "poison" in line
+    }
 
 
 def _is_of(process: psutil.Process, folder: Path) -> bool:
