@@ -1099,6 +1099,49 @@ FAULTS = (
         "server.client_versions.update(dict.fromkeys(names, round - 1))",
         ("cost/test_plan.py::test_clients_that_skip_rounds_are_counted_exactly",),
     ),
+    # -- the audit: what attacks come to -----------------------------------------------------------------------------
+    Fault(
+        "audit: rows that score alike count as told apart",
+        "runs/audit/guessing.py",
+        "0.5 * (members[:, None] == others)",
+        "1.0 * (members[:, None] == others)",
+        ("runs/audit/test_guessing.py::test_the_area_is_that_of_scikit_learn",),
+    ),
+    Fault(
+        "audit: δ explains no right guesses",
+        "runs/audit/guessing.py",
+        "return min(1.0, beta + 2 * canaries * delta * alpha)",
+        "return min(1.0, beta)",
+        ("runs/audit/test_guessing.py",),
+    ),
+    Fault(
+        "audit: the canaries with the lowest scores are said to be in",
+        "runs/audit/canaries.py",
+        'np.argsort(-each, kind="stable")',
+        'np.argsort(each, kind="stable")',
+        ("runs/audit/test_audit.py::test_controls_fire",),
+    ),
+    Fault(
+        "audit: a loss that has risen is taken for a row that was learned",
+        "runs/audit/membership.py",
+        "gained = row_losses(subject, start, rows) - row_losses(subject, state, rows)",
+        "gained = row_losses(subject, state, rows) - row_losses(subject, start, rows)",
+        ("runs/audit/test_audit.py::test_controls_fire",),
+    ),
+    Fault(
+        "audit: protected rows are drawn more often than the noise is for",
+        "runs/audit/membership.py",
+        "rows = subject.federation.rows.partition.clients[client].train",
+        "rows = members[client]",
+        ("runs/audit/test_audit.py::test_a_protected_update_is_trained_on_all_rows_as_its_noise_is_computed_for_them",),
+    ),
+    Fault(
+        "audit: a sum is the first client's update",
+        "runs/audit/training.py",
+        "summed[key] = summed[key] + part if key in summed else part",
+        "summed.setdefault(key, part)",
+        ("runs/audit/test_audit.py::test_what_a_server_sees_of_a_sum_is_the_weighted_mean",),
+    ),
 )
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedsa.errors import UserError
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe
-from fedsa.runs.audit import ATTACKS, Finding, Subject, audit
+from fedsa.runs.audit import ATTACKS, Finding, Subject, audit, membership
+from fedsa.runs.audit.training import Training, mean_change, run_training
+from fedsa.types import Factor, Key
 
 pytestmark = pytest.mark.run
 
@@ -134,3 +138,30 @@ def test_rows_that_are_protected_are_trained_with_the_noise_of_the_run(tiny_run:
     assert adapter.more["epsilon"] == pytest.approx(1.0, rel=0.3)  # a few more rows than in the run: less is spent
     assert adapter.score <= adapter.more["epsilon"]
     assert adapter.privacy == "differential privacy of each row, ε ≤ 1"
+
+
+def test_a_protected_update_is_trained_on_all_rows_as_its_noise_is_computed_for_them(
+    tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dp_accounting")
+    run = tiny_run("privacy.kind=example", "privacy.target_epsilon=1.0", "privacy.target_delta=1e-3", "rounds=1")
+    subject = Subject.open(run.folder.path, federation=run.federation, most_clients=1, most_rows=16)
+    (client,), trained = subject.clients, []
+
+    def train_again(subject: Subject, client: str, start: Any, rows: Any, how: Training, *purpose: Any) -> Any:
+        trained.append((how.privacy is not None, sorted(rows.tolist())))
+        return {key: tensor + 1 for key, tensor in start.items()}
+
+    monkeypatch.setattr(membership, "train_again", train_again)
+    list(membership.of_updates(subject, [client], replace(run_training(subject), steps=1)))
+    (protected, rows), (control_protected, few) = trained
+    assert protected
+    assert rows == sorted(run.federation.rows.partition.clients[client].train.tolist())
+    assert not control_protected
+    assert len(few) == 1
+
+
+def test_what_a_server_sees_of_a_sum_is_the_weighted_mean() -> None:
+    key = Key("layer", Factor.A)
+    changes = {"north": {key: torch.tensor([1.0, 0.0])}, "south": {key: torch.tensor([0.0, 4.0])}}
+    assert mean_change(changes, {"north": 3.0, "south": 1.0})[key].tolist() == [0.75, 1.0]
