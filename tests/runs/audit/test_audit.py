@@ -165,3 +165,48 @@ def test_what_a_server_sees_of_a_sum_is_the_weighted_mean() -> None:
     key = Key("layer", Factor.A)
     changes = {"north": {key: torch.tensor([1.0, 0.0])}, "south": {key: torch.tensor([0.0, 4.0])}}
     assert mean_change(changes, {"north": 3.0, "south": 1.0})[key].tolist() == [0.75, 1.0]
+
+
+STEPS = {
+    "adaptive": ("privacy={kind='client', noise_multiplier=1.0, clipping_norm=0.01, clipping='adaptive'}",),
+    "at the client": ("privacy={kind='client', noise_multiplier=50.0, clipping_norm=0.001, noise_at='client'}",),
+    "eight bits": ("compression.kind=int8",),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_steps_make_of_an_update_is_attacked_and_controls_fire_without_them(
+    tiny_run: Callable[..., Any], step: str
+) -> None:
+    pytest.importorskip("dp_accounting")
+    run = tiny_run("rounds=1", "weighting=uniform", *STEPS[step])
+    attacks = ["membership", "source"]
+    found = list(audit(run.folder.path, attacks, federation=run.federation, clients=2, rows=16))
+    for side in ("A", "B", "A and B"):
+        assert of(found, "membership", side).control >= 0.95
+        assert of(found, "source", side).control == 1
+    seen = of(found, "membership", "A")
+    if step == "at the client":
+        assert seen.privacy == "differential privacy of each client, noise at the client"
+        assert of(found, "source", "A").score < 1
+    elif step == "adaptive":
+        assert "the noise comes at the server, after what is seen here" in seen.privacy
+    else:
+        assert seen.privacy == "none"
+
+
+def test_a_round_is_trained_as_in_the_run_however_few_rows_are_scored(tiny_run: Callable[..., Any]) -> None:
+    run = tiny_run("rounds=1", "training={local_epochs=2, batch_size=4, learning_rate=1e-2}")
+    subject = Subject.open(run.folder.path, federation=run.federation, most_clients=1, most_rows=8)
+    (client,) = subject.clients
+    rows = run.federation.rows.partition.clients[client].train
+    how = run_training(subject)
+    assert how.steps == 2 * -(-len(rows) // 4)
+    assert len(subject.trained(client, how.rows)) == len(rows) > len(subject.members(client)) == 8
+    assert subject.trained(client, 8).tolist() == subject.members(client).tolist()
+
+
+def test_a_sum_is_of_as_many_clients_as_train_in_a_round(tiny_run: Callable[..., Any]) -> None:
+    run = tiny_run("rounds=1", "secure_aggregation=true")
+    found = list(audit(run.folder.path, ["membership"], federation=run.federation, clients=1, rows=8))
+    assert of(found, "membership", "A").update.startswith("the mean of 3 clients, each of ")

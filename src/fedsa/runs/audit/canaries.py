@@ -154,7 +154,7 @@ def _control(subject: Subject, planted: Mapping[str, _Planted], delta: float) ->
     """What is proved where one client trains on its canaries alone, by the loss."""
     client, own = next(iter(planted.items()))
     before, size = subject.state(client), min(8, max(1, len(own.there)))
-    how = Training(_ALONE * -(-len(own.there) // size), size, "adamw", dropout=False)
+    how = Training(_ALONE * -(-len(own.there) // size), size, "adamw", dropout=False, bare=True)
     after = train_again(subject, client, before, own.there, how, "canaries alone", client)
     guesses, correct = _guessed({client: _gains(subject, before, after, own.rows)}, planted)
     return epsilon_proved(len(own.rows), guesses, correct, delta)

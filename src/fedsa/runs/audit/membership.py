@@ -16,6 +16,7 @@ from fedsa.runs.audit.training import (
     OneStep,
     Training,
     change,
+    in_sum,
     mean_change,
     privacy_in_words,
     run_training,
@@ -107,7 +108,7 @@ def _overfitted(subject: Subject, client: str) -> Groups:
     """The control: an adapter that has seen few rows many times."""
     members, others = subject.members(client)[:_FEW], subject.others(client)
     start = subject.start(client)
-    how = Training(_LONG, min(8, len(members)), "adamw", dropout=False)
+    how = Training(_LONG, min(8, len(members)), "adamw", dropout=False, bare=True)
     state = train_again(subject, client, start, members, how, "overfitted")
     return [_gains(subject, start, state, members, others)]
 
@@ -128,20 +129,20 @@ def of_updates(subject: Subject, clients: Sequence[str], how: Training) -> Itera
     groups: list[list[tuple[Scores, Scores]]] = [[] for _ in parts]
     controls: list[list[tuple[Scores, Scores]]] = [[] for _ in parts]
     for training, found, summed in ((how, groups, subject.summed), (OneStep, controls, False)):
-        members = {client: subject.members(client)[: training.rows] for client in clients}
         changes = {}
-        for client in clients:
-            state, rows = subject.state(client), members[client]
+        for client in subject.together if summed else clients:
+            state, rows = subject.state(client), subject.trained(client, training.rows)
             if training.privacy is not None:  # its noise is computed for all rows: of fewer, each is drawn more often
                 rows = subject.federation.rows.partition.clients[client].train
             after = train_again(subject, client, state, rows, training, "membership", client)
             changes[client] = change(state, after, subject.keys)
         mean = mean_change(changes, weights_of(subject)) if summed else {}
         for client in clients:
-            asked = np.concatenate([members[client], subject.others(client)[:_OTHERS]])
+            members = subject.trained(client, min(training.rows, subject.most_rows))
+            asked = np.concatenate([members, subject.others(client)[:_OTHERS]])
             scores = alignment(subject, subject.state(client), mean or changes[client], asked, keys)
             for into, each in zip(found, scores, strict=True):
-                into.append((each[: len(members[client])], each[len(members[client]) :]))
+                into.append((each[: len(members)], each[len(members) :]))
     for part, own, control in zip(parts, groups, controls, strict=True):
         area = area_of(own, subject.random("bootstrap"))
         yield Finding(
@@ -155,7 +156,7 @@ def of_updates(subject: Subject, clients: Sequence[str], how: Training) -> Itera
             control_is=f"{OneStep.in_words}, without privacy",
             interval=(area.low, area.high),
             count=sum(len(members) + len(others) for members, others in own),
-            update=how.in_words,
+            update=in_sum(subject, how) if subject.summed else how.in_words,
             steps=how.steps,
             privacy=privacy_in_words(subject, how),
             method=_GRADIENT,

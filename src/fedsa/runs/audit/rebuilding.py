@@ -22,6 +22,7 @@ from fedsa.runs.audit.training import (
     OneStep,
     Training,
     change,
+    in_sum,
     mean_change,
     privacy_in_words,
     run_training,
@@ -54,7 +55,7 @@ def rebuilding(subject: Subject, *, texts: int = 4) -> Iterator[Finding]:
     """
     rebuilder = Rebuilder.of(subject)
     own = run_training(subject)
-    updates = (replace(OneStep, privacy=own.privacy), replace(own, steps=1, batch_size=1), own)
+    updates = (replace(OneStep, privacy=own.privacy, bare=False), replace(own, steps=1, batch_size=1), own)
     parts = [part for part in subject.parts() if part.name in ("A", "B", "A and B")]
     alone = rebuilder.alone()
     controls = {part.name: alone.score(part, OneStep, texts=1).score for part in parts}
@@ -115,11 +116,12 @@ class Rebuilder:
         lengths, most = federation.encoded.lengths, min(_TOKENS, most_positions(federation.model))
         clients = federation.rows.partition.clients
         items_of(subject, clients[subject.clients[0]].train)
+        trained = subject.together if subject.summed else subject.clients
         short = {
             client: subject.random("texts", client).permutation(
                 clients[client].train[lengths[clients[client].train] <= most]
             )
-            for client in subject.clients
+            for client in trained
         }
         if not any(len(rows) for rows in short.values()):
             raise UserError(f"no training row has at most {counted(most, 'token')}: leave the attack `rebuilding` out")
@@ -147,9 +149,7 @@ class Rebuilder:
             texts: updates that are attacked.
             control: the same part's score where the attack must succeed.
         """
-        found, together = self.score(part, how, texts=texts), self.subject.clients if self.subject.summed else ()
-        spread = float(np.std(found.each) / max(len(found.each), 1) ** 0.5)
-        whose = f"the mean of {counted(len(together), 'client')}, each of {how.in_words}" if together else how.in_words
+        found = self.score(part, how, texts=texts)
         return Finding(
             attack="rebuilding",
             shared=part.name,
@@ -159,9 +159,9 @@ class Rebuilder:
             chance=found.chance,
             control=control,
             control_is=f"{OneStep.in_words}, without privacy",
-            interval=(max(0.0, found.score - 1.96 * spread), min(1.0, found.score + 1.96 * spread)),
+            interval=_interval(found.each),
             count=len(found.each),
-            update=whose,
+            update=in_sum(self.subject, how) if self.subject.summed else how.in_words,
             steps=how.steps,
             privacy=privacy_in_words(self.subject, how),
             method=_METHOD,
@@ -205,7 +205,8 @@ class Rebuilder:
         return clients[number % len(clients)]
 
     def _clients(self) -> list[str]:
-        return [client for client in self.subject.clients if len(self.short[client])]
+        whose = self.subject.together if self.subject.summed else self.subject.clients
+        return [client for client in whose if len(self.short[client])]
 
     def _rows(self, client: str, count: int, number: int) -> IntArray:
         """Some texts of a client, others for each number."""
@@ -247,6 +248,21 @@ def _tokens(subject: Subject, row: int) -> list[int]:
     batch = subject.federation.encoded.batch([row])
     ids: list[int] = batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist()
     return ids
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean of values between 0 and 1; None of a single one.
+
+    >>> [round(end, 3) for end in _interval([0.4, 0.5, 0.6])]
+    [0.252, 0.748]
+    """
+    if len(values) < 2:
+        return None
+    from scipy import stats
+
+    middle = float(np.mean(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _in_order(said: Sequence[int], right: Sequence[int]) -> float:

@@ -13,7 +13,7 @@ from fedsa.data.sources import load_rows
 from fedsa.errors import UserError
 from fedsa.runs.audit.finding import Finding
 from fedsa.runs.audit.subject import Part, Subject
-from fedsa.runs.audit.training import Training, change, privacy_in_words, run_training, train_again
+from fedsa.runs.audit.training import Training, change, privacy_in_words, run_training, train_again, unprotected
 from fedsa.statistics import interval
 from fedsa.types import Key
 
@@ -48,15 +48,17 @@ def source(subject: Subject, updates: Sequence[Training] = (), *, rounds: int = 
 def _of(subject: Subject, how: Training, groups: Mapping[str, str] | None, rounds: int) -> Iterator[Finding]:
     parts = list(subject.parts())
     seen = [_updates(subject, parts, how, number) for number in range(rounds)]
-    again = _updates(subject, parts, how, 0, again=True)
+    control_of = unprotected(how)
+    same = _updates(subject, parts, control_of, 0)
+    again = _updates(subject, parts, control_of, 0, again=True)
     owners = list(subject.clients)
     for place, part in enumerate(parts):
         by_round = [updates[place] for updates in seen]
-        control = named_right([by_round[0], again[place]], owners)
+        control = named_right([same[place], again[place]], owners)
         yield _finding(subject, part, how, named_right(by_round, owners), control, owners, "client", rounds)
         if groups:
             named = [groups[client] for client in owners]
-            control = named_right([by_round[0], again[place]], named)
+            control = named_right([same[place], again[place]], named)
             yield _finding(subject, part, how, named_right(by_round, named), control, named, "domain", rounds)
 
 
@@ -80,7 +82,7 @@ def _finding(
         score=chance if summed else right,
         chance=chance,
         control=control,
-        control_is="a round on the same rows, with other dropout",
+        control_is="a round on the same rows, with other dropout, without privacy",
         interval=None if summed else interval(right, count, "accuracy"),
         count=count,
         update=how.in_words,

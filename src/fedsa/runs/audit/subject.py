@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, final
@@ -15,10 +15,13 @@ from fedsa.federation import Federation, on_this_machine
 from fedsa.recipe import refuse_objects
 from fedsa.runs.personal import PersonalStates, trained_keys
 from fedsa.seeds import derive_seed
+from fedsa.server import updates_in_round
 from fedsa.store import FinishedRun, require_clients
 from fedsa.types import Key, Side, State
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedsa.tasks.base import IntArray
 
 __all__ = ["Part", "Subject"]
@@ -103,6 +106,18 @@ class Subject:
         return cls(run, federation, states, clients, most_rows, federation.recipe.secure_aggregation)
 
     @property
+    def together(self) -> tuple[str, ...]:
+        """The clients in a sum: those that are attacked, and others, up to as many as train in a round."""
+        others = [client for client in self.federation.clients if client not in self.clients]
+        count = updates_in_round(self.federation.recipe, len(self.federation.clients))
+        return (*self.clients, *others)[: max(count, len(self.clients))]
+
+    @property
+    def slots(self) -> Mapping[str, Tensor]:
+        """What the server's steps keep from round to round."""
+        return self.states.server.slots
+
+    @property
     def keys(self) -> tuple[Key, ...]:
         """All that clients train."""
         return trained_keys(
@@ -141,12 +156,20 @@ class Subject:
 
     def members(self, client: str) -> IntArray:
         """Some training rows of a client, in random order."""
-        return self._some(client, self.federation.rows.partition.clients[client].train, "members")
+        return self.trained(client, self.most_rows)
+
+    def trained(self, client: str, count: int) -> IntArray:
+        """So many training rows of a client, in random order: the first of them are those of `members`."""
+        rows: IntArray = self.federation.rows.partition.clients[client].train
+        chosen: IntArray = self.random("members", client).permutation(rows)[:count]
+        return chosen
 
     def others(self, client: str) -> IntArray:
         """Some rows of a client that it does not train on, in random order."""
         rows = self.federation.rows.partition.clients[client]
-        return self._some(client, np.concatenate([rows.validation, rows.test]), "others")
+        found = np.concatenate([rows.validation, rows.test])
+        chosen: IntArray = self.random("others", client).permutation(found)[: self.most_rows]
+        return chosen
 
     def random(self, *purpose: str | int) -> np.random.Generator:
         """Random numbers of their own for a purpose."""
@@ -155,7 +178,3 @@ class Subject:
     def with_federation(self, federation: Federation) -> Subject:
         """The same run with another federation, whose rows or settings an attack has changed."""
         return replace(self, federation=federation)
-
-    def _some(self, client: str, rows: IntArray, purpose: str) -> IntArray:
-        chosen: IntArray = self.random(purpose, client).permutation(rows)[: self.most_rows]
-        return chosen

@@ -11,10 +11,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedsa.accounting import noise_of
+from fedsa.accounting import noise_of, steps_of
 from fedsa.client.training.job import Job
 from fedsa.client.training.private import Privacy
 from fedsa.models.dropout import without_dropout
@@ -24,16 +25,18 @@ from fedsa.seeds import derive_seed
 from fedsa.steps import make_chain
 from fedsa.tasks.base import IntArray
 from fedsa.texts.words import counted
-from fedsa.types import Key, State
+from fedsa.types import Key, State, Update
 
 __all__ = [
     "OneStep",
     "Training",
     "change",
+    "in_sum",
     "mean_change",
     "privacy_in_words",
     "run_training",
     "train_again",
+    "unprotected",
     "weights_of",
 ]
 
@@ -53,6 +56,7 @@ class Training:
         dropout: as the model and the adapter have it; False: nothing is dropped.
         privacy: how rows are protected, with the noise that the whole run needs; None: they are not.
         learning_rate: None: the run's; of SGD 0.1, if the run has AdamW.
+        bare: what is sent is seen as the training left it, before any step at the client: so a control must be.
     """
 
     steps: int
@@ -61,6 +65,7 @@ class Training:
     dropout: bool = True
     privacy: ExamplePrivacySettings | None = None
     learning_rate: float | None = None
+    bare: bool = False
 
     @property
     def in_words(self) -> str:
@@ -75,8 +80,8 @@ class Training:
         return self.steps * self.batch_size
 
 
-OneStep = Training(1, 1, "sgd", dropout=False)
-"""What tells most: one row, one step of plain SGD, no dropout."""
+OneStep = Training(1, 1, "sgd", dropout=False, bare=True)
+"""What tells most: one row, one step of plain SGD, no dropout, no step at the client."""
 
 
 def privacy_in_words(subject: Subject, how: Training | None = None) -> str:
@@ -92,34 +97,45 @@ def privacy_in_words(subject: Subject, how: Training | None = None) -> str:
     if rows is not None:
         bound = f"σ = {rows.noise_multiplier:g}" if rows.target_epsilon is None else f"ε ≤ {rows.target_epsilon:g}"
         parts.append(f"differential privacy of each row, {bound}")
-    elif isinstance(recipe.privacy, ClientPrivacySettings):
-        parts.append(f"differential privacy of each client, noise at the {recipe.privacy.noise_at}")
+    elif isinstance(recipe.privacy, ClientPrivacySettings) and not (how and how.bare):
+        of_client = recipe.privacy.noise_at == "client"
+        parts.append(
+            "differential privacy of each client, noise at the client"
+            if of_client
+            else "each client's change is clipped (the noise comes at the server, after what is seen here)"
+        )
     if subject.summed:
         parts.append("secure aggregation")
     return ", ".join(parts) or "none"
 
 
-def run_training(subject: Subject, *, steps: int | None = None) -> Training:
-    """The training of a round as the run's recipe has it.
+def in_sum(subject: Subject, how: Training) -> str:
+    """What a server sees of an update behind secure aggregation, in words."""
+    return f"the mean of {counted(len(subject.together), 'client')}, each of {how.in_words}"
 
-    Args:
-        subject: the run.
-        steps: in place of the recipe's; None: the recipe's (with ``local_epochs``: ten).
-    """
+
+def run_training(subject: Subject) -> Training:
+    """The training of a round as the run's recipe has it; with ``local_epochs`` the median client's steps."""
     settings, privacy = subject.federation.recipe.training, subject.federation.recipe.privacy
+    rows = subject.federation.rows.partition.clients
     own = privacy if isinstance(privacy, ExamplePrivacySettings) else None
     return Training(
-        steps or settings.local_steps or 10,
+        int(np.median([steps_of(settings, len(rows[client].train)) for client in subject.clients])),
         settings.batch_size * settings.gradient_accumulation_steps,
         settings.optimizer,
         privacy=own,
     )
 
 
+def unprotected(how: Training) -> Training:
+    """The same training without any protection: for controls."""
+    return replace(how, privacy=None, bare=True)
+
+
 def train_again(
     subject: Subject, client: str, start: State, rows: IntArray, how: Training, *purpose: str | int
 ) -> State:
-    """Return a client's tensors after it has trained on rows: what it sends as it is sent, what it keeps as it is.
+    """Return a client's tensors after it has trained on rows: what it sends as the server takes it, the rest as it is.
 
     Args:
         subject: the run.
@@ -158,15 +174,23 @@ def train_again(
     with nullcontext() if how.dropout else without_dropout(federation.model.model):
         (result,) = learner.train([job])
     tensors = federation.algorithm.after_training(start, result.tensors, round)
-    sent, _ = make_chain(recipe.steps).on_client(
-        {key: tensors[key] for key in tensors if subject.is_sent(key)},
+    return tensors if how.bare else {**tensors, **_taken(subject, client, start, tensors, seed)}
+
+
+def _taken(subject: Subject, client: str, start: State, tensors: State, seed: int) -> State:
+    """What a client sends, as the server takes it: through the halves of the run's steps."""
+    chain, round = make_chain(subject.federation.recipe.steps), subject.federation.recipe.rounds + 1
+    before = {key: start[key] for key in tensors if subject.is_sent(key)}
+    sent, _ = chain.on_client(
+        {key: tensors[key] for key in before},
         {},
         client=client,
         round=round,
-        before={key: start[key] for key in tensors if subject.is_sent(key)},
+        before={**before, **chain.notes_to_client(subject.slots)},
         seed=seed,
     )
-    return {**tensors, **sent}
+    taken, _ = chain.on_server(Update(client, round, 1, sent), 1, before)
+    return {key: tensor for key, tensor in taken.tensors.items() if key in before}
 
 
 def _settings(settings: TrainingSettings, how: Training) -> TrainingSettings:
@@ -201,7 +225,7 @@ def weights_of(subject: Subject) -> dict[str, float]:
     """What each client counts in the run's mean."""
     rows = subject.federation.rows.partition.clients
     by_rows = subject.federation.recipe.weighting == "num_examples"
-    return {client: float(len(rows[client].train)) if by_rows else 1.0 for client in subject.clients}
+    return {client: float(len(rows[client].train)) if by_rows else 1.0 for client in subject.together}
 
 
 def mean_change(changes: Mapping[str, Mapping[Key, Tensor]], weights: Mapping[str, float]) -> dict[Key, Tensor]:
