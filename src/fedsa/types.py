@@ -163,6 +163,26 @@ class Key(NamedTuple):
         return cls(parts[0], Factor(parts[1]), parts[2])
 
 
+class Plan(NamedTuple):
+    """What happens to one tensor in one round.
+
+    Attributes:
+        trained: the client's optimiser changes it.
+        sent: the client sends it to the server after training.
+        received: the server's value replaces the client's before training, whenever the server's is newer.
+    """
+
+    trained: bool
+    sent: bool
+    received: bool
+
+
+SHARED = Plan(trained=True, sent=True, received=True)
+LOCAL = Plan(trained=True, sent=False, received=False)
+FROZEN = Plan(trained=False, sent=False, received=False)
+RECEIVED = Plan(trained=False, sent=False, received=True)
+
+
 State: TypeAlias = "Mapping[Key, Tensor]"
 """Named tensors. Functions that take a State do not change it."""
 

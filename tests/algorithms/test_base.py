@@ -123,7 +123,7 @@ def test_an_algorithm_from_outside_is_found_and_gets_its_options():
 
 def test_share_head_is_the_methods_own_unless_given():
     local = {name for name in algorithm_names() if not make_algorithm(name, {}).share_head}
-    assert local == {"alora", "clustered", "fedalt", "feddpa", "fedsa", "local", "partial_pooling", "sfed"}
+    assert local == {"alora", "clustered", "fedalt", "feddpa", "fedsa", "local", "partial_pooling", "potara", "sfed"}
     assert make_algorithm("fedsa", {}, True) == FedSA(share_head=True)
     assert make_algorithm("fedit", {}, False) == FedIT(share_head=False)
 

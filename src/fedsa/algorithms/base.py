@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
 
 from fedsa.adapters.factors import VARIANTS
 from fedsa.adapters.means import weighted_mean
-from fedsa.types import Key, Side, State, Update
+from fedsa.types import FROZEN, LOCAL, RECEIVED, SHARED, Key, Plan, Side, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,26 +38,6 @@ __all__ = [
 
 Penalty: TypeAlias = "Callable[[State, State], Tensor | None]"
 """A scalar from a client's trained tensors and the same tensors before the training."""
-
-
-class Plan(NamedTuple):
-    """What happens to one tensor in one round.
-
-    Attributes:
-        trained: the client's optimiser changes it.
-        sent: the client sends it to the server after training.
-        received: the server's value replaces the client's before training, whenever the server's is newer.
-    """
-
-    trained: bool
-    sent: bool
-    received: bool
-
-
-SHARED = Plan(trained=True, sent=True, received=True)
-LOCAL = Plan(trained=True, sent=False, received=False)
-FROZEN = Plan(trained=False, sent=False, received=False)
-RECEIVED = Plan(trained=False, sent=False, received=True)
 
 
 @dataclass(frozen=True)
@@ -222,9 +202,11 @@ class Algorithm(Facts):
         return self.plan(key, round).sent or key.factor.side is Side.BASE
 
     def keeps(self, key: Key) -> bool:
-        """Whether a tensor is personal: the client trains it, and it is never sent or received."""
-        plans = [self.plan(key, round) for round in (1, 2)]  # methods that alternate do so from round to round
-        return any(plan.trained for plan in plans) and not any(plan.sent or plan.received for plan in plans)
+        """Whether a tensor is personal: the client trains it, never receives it, and what it learns never leaves."""
+        rounds = (1, 2)  # methods that alternate do so from round to round
+        plans = [self.plan(key, round) for round in rounds]
+        left = any(self.leaves(key, round) for round in rounds)
+        return any(plan.trained for plan in plans) and not any(plan.received for plan in plans) and not left
 
     def leaves(self, key: Key, round: int) -> bool:
         """Whether what a client learns of a tensor leaves it: it is sent, or one `beside` it that stands for it."""
@@ -234,8 +216,8 @@ class Algorithm(Facts):
     def sends(self) -> bool:
         """Whether a client sends anything in some round."""
         factors = {factor for about in VARIANTS.values() for factor in about.factors}
-        keys = [Key("layer", factor, adapter) for factor in factors for adapter in self.adapters]
-        return any(self.plan(key, round).sent for key in keys for round in (1, 2))
+        some = {Key("layer", factor, adapter): torch.zeros(1, 1) for factor in factors for adapter in self.adapters}
+        return any(self.plan(key, round).sent for key in self.whole(some) for round in (1, 2))
 
     def mean_refusal(self) -> str | None:
         """Why no step can act on the mean of a round's updates; None if one can."""
@@ -295,6 +277,10 @@ class Algorithm(Facts):
             **{key: value.to(torch.promote_types(value.dtype, torch.float32)) for key, value in received.items()},
         }
 
+    def begin(self, tensors: State, received: State, initial: State) -> State:
+        """A client's tensors as its training begins: by default what it would use, `absorb` of the same arguments."""
+        return self.absorb(tensors, received, initial)
+
     def after_training(self, before: State, after: State, round: int) -> State:
         """The tensors that a client keeps after local training: ``after``, unless the method changes it.
 
@@ -307,6 +293,8 @@ class Algorithm(Facts):
 
     def outgoing(self, before: State, kept: State, halves: Sequence[State], round: int) -> State:
         """The values that a client sends, of the tensors that the plan declares sent: by default what it keeps.
+
+        Of tensors `beside` the model's that are not sent, the values that it keeps.
 
         Args:
             before: the client's tensors before the training.

@@ -115,7 +115,7 @@ class Site:
         plans = self._plans(round)
         received = {key: value for key, value in payload.tensors.items() if key in plans}
         notes = {key: value for key, value in payload.tensors.items() if key not in plans}  # of the steps
-        tensors = personal_tensors(self.algorithm, self.initial(client), state, received)
+        tensors = personal_tensors(self.algorithm, self.initial(client), state, received, for_training=True)
         return Job(
             client=client,
             round=round,
@@ -147,8 +147,9 @@ class Site:
             seed=self.seed,
         )
         if self.reconstruction is None:
+            own = {key: outgoing[key] for key, plan in plans.items() if not (plan.sent or algorithm.in_model(key))}
             changed = {
-                key: tensors[key]
+                key: own.get(key, tensors[key])
                 for key, plan in plans.items()
                 if plan.trained or plan.received or key in job.stored or not algorithm.in_model(key)
             }

@@ -51,7 +51,9 @@ def own_tensors(initial: State, state: ClientState | None) -> State:
     return {**initial, **(state.tensors if state else {})}
 
 
-def personal_tensors(algorithm: Algorithm, initial: State, state: ClientState | None, received: State) -> State:
+def personal_tensors(
+    algorithm: Algorithm, initial: State, state: ClientState | None, received: State, *, for_training: bool = False
+) -> State:
     """A client's tensors after it has absorbed its payload. This is the only place where they are computed.
 
     Args:
@@ -59,6 +61,8 @@ def personal_tensors(algorithm: Algorithm, initial: State, state: ClientState | 
         initial: the tensors that the client started the run with, of its own rank.
         state: what it keeps; None if it has not trained yet.
         received: the tensors that the server sent it, of its own rank or of the full one.
+        for_training: those that its training begins with; else those that it would use.
     """
     fitting = {key: cropped(value, initial[key].shape) for key, value in received.items()}
-    return algorithm.absorb(own_tensors(initial, state), fitting, initial)
+    taken = algorithm.begin if for_training else algorithm.absorb
+    return taken(own_tensors(initial, state), fitting, initial)

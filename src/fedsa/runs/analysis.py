@@ -243,7 +243,7 @@ def _trained(
                 version=earlier.version if earlier else 0,
                 steps=make_chain(recipe.steps),
             )
-            start = algorithm.models(personal_tensors(algorithm, own, earlier, received))
+            start = algorithm.models(personal_tensors(algorithm, own, earlier, received, for_training=True))
         yield client, (algorithm.models(own), start, algorithm.models(own_tensors(own, state)))
 
 

@@ -25,7 +25,8 @@ def change_refusal(algorithm: Algorithm, so_that: str) -> str | None:
         return reason
     factors = {factor for about in VARIANTS.values() for factor in about.factors}
     some = {Key("layer", factor, adapter): torch.zeros(1, 1) for factor in factors for adapter in algorithm.adapters}
-    if any(key.factor is Factor.NOTE for key in algorithm.whole(some)):
+    notes = [key for key in algorithm.whole(some) if key.factor is Factor.NOTE]
+    if any(algorithm.plan(key, round).sent for key in notes for round in (1, 2)):
         return f"its clients also send numbers that are no change of anything, so {so_that}"
     for key in (Key("layer", factor, adapter) for factor in factors for adapter in algorithm.adapters):
         plans = [algorithm.plan(key, round) for round in (1, 2)]
