@@ -20,7 +20,7 @@ from fedsa.testing import check_step
 from fedsa.types import Factor, Key, Update
 
 A = Key("layer", Factor.A)
-FITTING = {"alora", "fed_sb", "feddpa", "fedit", "fedsa", "ffa", "ravan", "sfed"}
+FITTING = {"alora", "fed_sb", "feddpa", "fedit", "fedsa", "ffa", "potara", "ravan", "sfed"}
 
 
 def server_of(*clients: str, exponent: float = 0.5, most: int = 3, start: float = 0.0, **options) -> Server:
