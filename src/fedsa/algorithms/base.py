@@ -292,9 +292,7 @@ class Algorithm(Facts):
         return after
 
     def outgoing(self, before: State, kept: State, halves: Sequence[State], round: int) -> State:
-        """The values that a client sends, of the tensors that the plan declares sent: by default what it keeps.
-
-        Of tensors `beside` the model's that are not sent, the values that it keeps.
+        """The values that a client sends, by default what it keeps; and that it keeps, of unsent tensors `beside`.
 
         Args:
             before: the client's tensors before the training.
