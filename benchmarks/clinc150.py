@@ -1,6 +1,7 @@
-"""CLINC150 by domain: write the rows and a recipe for them, ten clients with fifteen intents each.
+"""CLINC150 by domain, ten clients with fifteen intents each: the rows of the recipe clinc150-small, and one of them.
 
     python benchmarks/clinc150.py --out runs/clinc150
+    FEDSA_DATA=runs/clinc150 fedsa run clinc150-small
     fedsa sweep quickstart --recipe runs/clinc150/clinc150.toml --out runs/clinc150-compare
 
 Reads ``clinc150/data_full.json`` and ``clinc150/domains.json`` (github.com/clinc/oos-eval, CC BY 3.0) in
@@ -17,36 +18,9 @@ from pathlib import Path
 
 import tomli_w
 
+from fedsa.recipe import read_recipe
+
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
-
-
-def recipe(folder: Path, intents: list[str], rounds: int, max_examples: int) -> dict[str, object]:
-    """Return the recipe as data."""
-    return {
-        "description": "CLINC150 by domain on MiniLM: ten clients with intents of their own",
-        "algorithm": "fedsa",
-        "rounds": rounds,
-        "seed": 0,
-        "model": {"path": "part:all-minilm-l6-v2", "attn_implementation": "eager"},
-        "adapter": {"variant": "lora", "target_modules": ["query", "value"]},
-        "task": {"text_columns": ["text"], "label_column": "intent", "labels": intents, "max_length": 32},
-        "data": {
-            "path": str(folder.absolute()),
-            "validation_split": "validation",
-            "test_split": "test",
-            "partition": {"kind": "column", "column": "domain", "max_examples": max_examples},
-        },
-        "training": {
-            "local_steps": 10,
-            "batch_size": 8,
-            "learning_rate": 5e-3,
-            "optimizer_state": "keep",
-            "schedule": "linear",
-            "head_warmup_epochs": 20,
-            "head_warmup_learning_rate": 2e-2,
-        },
-        "evaluation": {"evaluate_every": 2},
-    }
 
 
 def main() -> None:
@@ -62,15 +36,18 @@ def main() -> None:
     rows = json.loads((source / "data_full.json").read_text(encoding="utf-8"))
     domains = json.loads((source / "domains.json").read_text(encoding="utf-8"))
     domain_of = {intent: domain for domain, intents in domains.items() for intent in intents}
-    data = options.out / "rows"
+    recipe, _ = read_recipe("clinc150-small")
+    data = options.out / recipe["data"]["path"]
     data.mkdir(parents=True, exist_ok=True)
     for split, name in SPLITS.items():
         lines = [{"text": text, "intent": intent, "domain": domain_of[intent]} for text, intent in rows[name]]
         (data / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    recipe["rounds"] = options.rounds
+    recipe["model"]["attn_implementation"] = "eager"
+    recipe["data"]["path"] = str(data.absolute())
+    recipe["data"]["partition"]["max_examples"] = options.max_examples
     path = options.out / "clinc150.toml"
-    path.write_text(
-        tomli_w.dumps(recipe(data, sorted(domain_of), options.rounds, options.max_examples)), encoding="utf-8"
-    )
+    path.write_text(tomli_w.dumps(recipe), encoding="utf-8")
     print(f"wrote {path}")
 
 

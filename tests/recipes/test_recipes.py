@@ -34,7 +34,7 @@ SMALL_DECODERS = (  # of gsm8k-small's model
 SHAPES = {"conversation": ("instruction", "output"), "preference": ("prompt", "chosen", "rejected")}
 SMALL = (
     *("glue-mnli-small", "glue-sst2-small", "glue-qnli-small", "glue-qqp-small", "glue-rte-small"),
-    "newsgroups-small",
+    *("newsgroups-small", "clinc150-small"),
 )
 ELSEWHERE = ("quickstart", "pacs-small", "domainnet", "cifar100-gl-dir", "cifar100-sc-dir", "cifar100-patho")
 
@@ -71,7 +71,7 @@ def write_stand_in(recipe, folder, words):
     for split, count in COUNTS.items():
         rows = {name: [text() for _ in range(count)] for name in SHAPES.get(task.shape, task.columns)}
         if task.has_classes:
-            rows["label"] = (np.arange(count) % len(task.labels)).tolist()
+            rows[task.label_column] = (np.arange(count) % len(task.labels)).tolist()
         if task.kind == "multiple_choice":
             rows |= choices_of(task, rng, count, text)
         if task.kind == "generation" and task.extract != "none":
@@ -83,7 +83,7 @@ def write_stand_in(recipe, folder, words):
                 rows[recipe["data"]["partition"][key]] = [f"{key} {row % parts}" for row in range(count)]
         table = datasets.Dataset.from_dict(rows)
         if task.has_classes:
-            table = table.cast_column("label", datasets.ClassLabel(names=task.labels))
+            table = table.cast_column(task.label_column, datasets.ClassLabel(names=task.labels))
         if by_file:
             for client in range(CLIENTS if split == "train" else 0):
                 table.shard(CLIENTS, client).to_parquet(place / f"client {client}.parquet")

@@ -18,6 +18,7 @@ import pytest
 import tomli_w
 from filelock import FileLock
 
+from fedsa.errors import ConfigError
 from fedsa.statistics import paired_difference
 from fedsa.sweep.files import SweepFile, read_sweep, sweep_names
 from fedsa.sweep.grid import Cell, Grid, Group, make_grid
@@ -80,6 +81,23 @@ def test_rates_are_extended_while_the_best_is_at_the_edge(best: float, tried: li
     assert next_cells(GROUP, grid, results) == ([], chosen)
     assert sorted(cell.rate for cell in results if cell.seed == 5) == tried
     assert [cell.rate for cell in results if cell.seed == 6] == [chosen]
+
+
+def test_a_setting_may_have_seeds_of_its_own(tmp_path: Path) -> None:
+    text = 'recipe="r"\nmethods=["fedsa"]\nrates=[0.01]\nseeds=[0, 1, 2]\n'
+    text += '[[settings]]\nlabel="a"\n[[settings]]\nlabel="b"\n'
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text(text + "seeds=[5, 6]\n", encoding="utf-8")
+    groups = {name: Group(name, "", "fedsa") for name in "ab"}
+    grid = Grid(read_sweep(str(sweep))[0], dict.fromkeys(groups.values(), ("r", ())), {})
+    asked = {name: [cell.seed for cell in next_cells(group, grid, {})[0]] for name, group in groups.items()}
+    assert asked == {"a": [0, 1, 2], "b": [5, 6]}
+    assert grid.tuning_seeds(groups["b"]) == [5]
+    given = read_sweep(str(sweep), seeds=[7])[0]
+    assert [entry.seeds for entry in given.settings] == [[], []], "seeds on the command line are of all"
+    sweep.write_text(text + "seeds=[5, 5]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="seeds must differ"):
+        read_sweep(str(sweep))
 
 
 def test_paired_difference_is_the_mean_over_seeds_of_the_mean_over_clients() -> None:

@@ -29,6 +29,7 @@ from fedsa.data.sources import CLIENT, Rows, class_names, load_rows, require_col
 from fedsa.errors import DataError, near
 from fedsa.recipe import DataSettings, PartitionSettings, Recipe, TaskSettings
 from fedsa.seeds import derive_seed
+from fedsa.texts.words import counted
 from fedsa.types import CLASS_NUMBER, NO_CLASS
 
 __all__ = ["ClientTable", "DealtRows", "deal_client", "deal_rows", "deal_tables", "wanted_columns"]
@@ -197,10 +198,10 @@ def _share(rows: Rows, data: DataSettings, task: TaskSettings, seed: int, *, min
         for client, parts in partition.clients.items()
     }
     texts = [table.select_columns(task.columns) for table in present.values()]
-    table = datasets.concatenate_datasets(
-        [table.add_column(CLASS_NUMBER, numbers[split]) for split, table in zip(present, texts, strict=True)]
-    )
     labels = np.concatenate([numbers[split] for split in present])
+    if settings.permuted_clients:
+        labels = _permuted(labels, moved, names, settings.permuted_clients, task, notes)
+    table = datasets.concatenate_datasets(texts).add_column(CLASS_NUMBER, labels)
     fingerprint = data_fingerprint(numbers["train"], numbers.get("validation"), numbers.get("test"))
     inputs = task.input_columns
     outputs = [name for name in task.columns if name not in inputs]
@@ -216,6 +217,41 @@ def _share(rows: Rows, data: DataSettings, task: TaskSettings, seed: int, *, min
         drawn=client_column(settings) is None,
     )
     return DealtRows(table, labels, names, Partition(moved), (partition, fingerprint), tuple(notes))
+
+
+def _permuted(
+    labels: IntArray,
+    clients: Mapping[str, ClientRows],
+    names: Sequence[str],
+    part: float,
+    task: TaskSettings,
+    notes: list[str],
+) -> IntArray:
+    """Return every row's class number, where some clients' classes have traded names: the first with the last.
+
+    Args:
+        labels: the class numbers, as the rows have them.
+        clients: client id to its rows.
+        names: of the classes.
+        part: of the clients; of each prefix of their ids, as nearly as whole clients allow.
+        task: the task.
+        notes: added to.
+
+    Raises:
+        DataError: the task has no classes.
+    """
+    if not task.has_classes:
+        raise DataError(f"data.partition.permuted_clients: task.kind = {task.kind!r} has no classes: set it to 0")
+    ids = sorted(clients)
+    chosen = [client for place, client in enumerate(ids) if int((place + 1) * part) > int(place * part)]
+    traded = labels.copy()
+    for client in chosen:
+        own = np.concatenate([*clients[client]])
+        traded[own] = len(names) - 1 - labels[own]
+    whose = f"{counted(len(chosen), 'client')} ({some(chosen)})"
+    traders = f"{names[0]!r} and {names[-1]!r}, and so on"
+    notes.append(f"data.partition.permuted_clients: classes have traded names at {whose}: {traders}.")
+    return traded
 
 
 def _checked(

@@ -64,6 +64,8 @@ def check_deployable(recipe: Recipe, sites: int) -> None:
     mistakes = []
     if find_algorithm(recipe.algorithm).pools_rows:
         mistakes.append(Mistake("algorithm", f"{recipe.algorithm} puts all rows together, which stay at their sites"))
+    if recipe.data.partition.permuted_clients:
+        mistakes.append(Mistake("data.partition.permuted_clients", "is a control of simulations: set it to 0"))
     if recipe.holdout_clients:
         mistakes.append(
             Mistake("holdout_clients", "goes with a simulation only: at a site, `fedsa adapt` takes in a new client")

@@ -46,6 +46,13 @@ class PartitionSettings(Settings):
     )
     min_examples: Agreed[int] = Field(10, ge=3, description="fewest rows a client may have, all splits together")
     max_examples: Agreed[int | None] = Field(None, ge=3, description="most rows a client keeps, all splits together")
+    permuted_clients: Machine[float] = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="part of the clients, evenly over their ids, whose classes trade names, the first with the last "
+        "and so on: a control, for simulations, of clients that mean different things by one class",
+    )
     leave_out_small: Machine[bool] = Field(
         False, description="leave out clients that have fewer rows than min_examples, or too few for their splits"
     )

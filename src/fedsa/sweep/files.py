@@ -60,6 +60,7 @@ class SettingEntry(_Entry):
     label: str = Field("", description="its name in tables and folders")
     recipe: str | None = Field(None, description="a recipe of its own; empty: the sweep's")
     set: list[str] = Field([], description="settings as for --set")
+    seeds: list[int] = Field([], description="seeds of its own; empty: the sweep's")
 
 
 class Printed(_Entry):
@@ -118,8 +119,9 @@ class SweepFile(_Entry):
             problems += [f"{name}: {twice}" for twice in repeated_labels(labels)]
             if len(labels) > 1 and "" in labels:
                 problems.append(f"{name}: each needs a label")
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            problems.append("seeds must differ, and be 0 or more")
+        for seeds in (self.seeds, *(entry.seeds for entry in self.settings)):
+            if len(set(seeds)) < len(seeds) or min(seeds, default=0) < 0:
+                problems.append("seeds must differ, and be 0 or more")
         if any(rate <= 0 for rate in self.rates) or len({f"{rate:g}" for rate in self.rates}) < len(self.rates):
             problems.append("rates must differ, and be greater than 0")
         if self.tuning_seeds > len(self.seeds):
@@ -173,6 +175,7 @@ def read_sweep(sweep: str, rates: Sequence[float] = (), seeds: Sequence[int] = (
     own: dict[str, Any] = {"rates": list(rates)} if rates else {}
     if seeds:
         own |= {"seeds": list(seeds), "tuning_seeds": min(len(seeds), file.tuning_seeds)}
+        own["settings"] = [entry.model_dump() | {"seeds": []} for entry in file.settings]
     return _parse(file.model_dump() | own, f"sweep {name}"), name
 
 

@@ -88,6 +88,15 @@ class Grid:
         """The rates that are tried first, as they stand in folders' names, ascending."""
         return sorted(float(f"{rate:g}") for rate in self.file.rates)
 
+    def seeds(self, group: Group) -> list[int]:
+        """The seeds of a row of the table: its setting's, or the sweep's."""
+        own = next((entry.seeds for entry in self.file.settings if entry.label == group.setting), [])
+        return own or self.file.seeds
+
+    def tuning_seeds(self, group: Group) -> list[int]:
+        """Those of them that a rate is chosen on."""
+        return self.seeds(group)[: self.file.tuning_seeds]
+
     def recipe(self, cell: Cell) -> Recipe:
         """The recipe of a cell's run; settings that only the run itself resolves are left open."""
         source, settings = self.groups[cell.group]

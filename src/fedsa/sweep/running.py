@@ -71,7 +71,7 @@ Results = Mapping[Cell, Result]
 
 def scores(group: Group, grid: Grid, results: Results) -> dict[float, float]:
     """Return the mean score over the tuning seeds at each rate that was tried on all of them, ascending."""
-    seeds = grid.file.seeds[: grid.file.tuning_seeds]
+    seeds = grid.tuning_seeds(group)
     rates = sorted({cell.rate for cell in results if cell.group == group})
     return {
         rate: mean(results[Cell(group, rate, seed)].score for seed in seeds)
@@ -87,11 +87,10 @@ def next_cells(group: Group, grid: Grid, results: Results) -> tuple[list[Cell], 
     is tried too, ``max_extensions`` times at most. The rate is chosen on validation alone; of equals, the lowest.
     A row whose runs failed at every rate has none.
     """
-    file, rates = grid.file, grid.rates
-    seeds = file.seeds[: file.tuning_seeds]
+    rates, seeds, every = grid.rates, grid.tuning_seeds(group), grid.seeds(group)
     if len(rates) == 1:
-        return [cell for seed in file.seeds if (cell := Cell(group, rates[0], seed)) not in results], rates[0]
-    for left in range(file.max_extensions, -1, -1):
+        return [cell for seed in every if (cell := Cell(group, rates[0], seed)) not in results], rates[0]
+    for left in range(grid.file.max_extensions, -1, -1):
         missing = [cell for seed in seeds for rate in rates if (cell := Cell(group, rate, seed)) not in results]
         if missing:
             return missing, None
@@ -102,7 +101,7 @@ def next_cells(group: Group, grid: Grid, results: Results) -> tuple[list[Cell], 
         rates = sorted([*rates, float(f"{best / 2 if best == rates[0] else best * 2:g}")])
     if found[best] == float("-inf"):
         return [], None
-    return [cell for seed in file.seeds if (cell := Cell(group, best, seed)) not in results], best
+    return [cell for seed in every if (cell := Cell(group, best, seed)) not in results], best
 
 
 def chosen_rate(group: Group, grid: Grid, results: Results) -> float | None:
@@ -118,7 +117,7 @@ def missing_runs(grid: Grid, results: Results) -> dict[Group, str]:
         if rate is None:
             missing[group] = "not all rates are run" if next_cells(group, grid, results)[0] else "every rate failed"
             continue
-        lacking = [seed for seed in grid.file.seeds if not _has_summary(results.get(Cell(group, rate, seed)))]
+        lacking = [seed for seed in grid.seeds(group) if not _has_summary(results.get(Cell(group, rate, seed)))]
         if lacking:
             missing[group] = f"rate {rate:g}, seed {', '.join(map(str, lacking))}"
     return missing

@@ -66,7 +66,9 @@ def _table(setting: str, variant: str, grid: Grid, results: Results, command: st
         rows,
         [
             *dict.fromkeys(notes),
-            *_how(grid, bool(reference), optional, list(dict.fromkeys(_metric(runs) for runs in done.values()))),
+            *_how(
+                grid, groups[0], bool(reference), optional, list(dict.fromkeys(_metric(runs) for runs in done.values()))
+            ),
             *_tried(groups, grid, results),
             *_missing(setting, variant, groups, grid, results),
             f"Made by: {command}",
@@ -79,7 +81,7 @@ def _chosen_runs(group: Group, grid: Grid, results: Results) -> dict[int, Result
     rate = chosen_rate(group, grid, results)
     if rate is None:
         return {}
-    cells = {seed: results.get(Cell(group, rate, seed)) for seed in grid.file.seeds}
+    cells = {seed: results.get(Cell(group, rate, seed)) for seed in grid.seeds(group)}
     return {seed: run for seed, run in cells.items() if run is not None and run.summary is not None}
 
 
@@ -110,7 +112,7 @@ def _row(
     rate = chosen_rate(group, grid, results)
     summaries = [run.summary or {} for run in runs.values()]
     seconds = [run.processor_seconds for run in runs.values() if run.processor_seconds is not None]
-    name = group.method if len(runs) == len(grid.file.seeds) else f"{group.method} ({len(runs)} of the seeds)"
+    name = group.method if len(runs) == len(grid.seeds(group)) else f"{group.method} ({len(runs)} of the seeds)"
     row = [
         name,
         f"{rate:g}",
@@ -168,9 +170,11 @@ def _range(counts: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _how(grid: Grid, has_reference: bool, optional: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+def _how(
+    grid: Grid, group: Group, has_reference: bool, optional: Mapping[str, Any], metrics: Sequence[str]
+) -> list[str]:
     file = grid.file
-    seeds, tuning = ", ".join(map(str, file.seeds)), ", ".join(map(str, file.seeds[: file.tuning_seeds]))
+    seeds, tuning = (", ".join(map(str, own)) for own in (grid.seeds(group), grid.tuning_seeds(group)))
     choice = (
         f"every row's rate is chosen by the weighted validation mean at seed {tuning}" if len(file.rates) > 1 else ""
     )

@@ -135,5 +135,5 @@ def _left(grid: Grid, results: Mapping[Cell, Result]) -> int:
         missing, rate = next_cells(group, grid, results)
         left += len(missing)
         if rate is None and missing:
-            left += len(grid.file.seeds) - grid.file.tuning_seeds
+            left += len(grid.seeds(group)) - len(grid.tuning_seeds(group))
     return left
