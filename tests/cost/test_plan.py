@@ -288,6 +288,32 @@ def test_memory_has_parts(tiny_recipe: Callable[..., Recipe]) -> None:
     assert set(on_gpu["memory"]) == {"weights", "clients", "activations"}
 
 
+def test_memory_counts_tensors_beside_the_models_and_halves(tiny_recipe: Callable[..., Recipe]) -> None:
+    fedit, pooling, potara, given = (
+        plan_run(tiny_recipe("training.trainer=sequential", *settings), clients=3)
+        for settings in (
+            ["algorithm=fedit"],
+            ["algorithm=partial_pooling"],
+            ["algorithm=potara"],
+            ["algorithm=potara", "algorithm_options.federated_weight=0.5"],
+        )
+    )
+    own, trained = 7 * 4 * fedit["trained_parameters"], 4 * fedit["trained_parameters"]
+    each = 4 * (parameters_of(fedit)["B"] + parameters_of(fedit)["head"])
+    notes = sum(4 * entry["parameters"] for entry in pooling["sharing_plan"] if entry["factor"] == "note")
+    assert fedit["memory"]["clients"] == own
+    # three tensors beside each B and the head; four vectors of numbers; both halves of all that is trained
+    assert pooling["memory"]["clients"] == own + 3 * each + notes + 2 * trained
+    assert given["memory"]["clients"] == own + trained + 4  # the federated value of each, and one number
+    assert potara["memory"]["clients"] == own + trained + 4 + 2 * trained
+    assert pooling["memory"]["server"] == 2 * (trained + 3 * each + notes) + 2 * pooling["upload_bytes"]
+    on_gpu = [
+        plan_run(tiny_recipe("compute.device=cuda", f"algorithm={name}"), clients=3)["memory"]["clients"]
+        for name in ("fedit", "potara")
+    ]
+    assert on_gpu[0] == on_gpu[1], "they are not on the device"
+
+
 def test_activations_of_training_are_those_that_autograd_keeps(tiny_model: Path, tiny_recipe: Any) -> None:
     """Counted once more with real tensors: what the forward pass saves is most of the peak."""
     base = transformers.BertForSequenceClassification.from_pretrained(tiny_model).train()

@@ -54,26 +54,34 @@ def memory_of(
 
     Returns:
         ``runtime``: libraries and kernels; ``weights``, with what the server adds to them; ``clients``: for each client
-        that trains at once its tensors and, for what is trained, gradients and the optimiser's; ``server``: initial
-        tensors, the server's, the sums of what is sent, in float64, and the updates; ``activations``. Runtime and
-        server are not on a device other than the CPU.
+        that trains at once its tensors and, for what is trained, gradients and the optimiser's, and what two halves of
+        its rows come to where it trains on each; ``server``: initial tensors, the server's, the sums of what is sent,
+        in float64, and the updates; ``activations``. Runtime and server are not on a device other than the CPU, and
+        neither are halves and what the method holds beside the model's tensors.
     """
-    plans = {key: algorithm.plan(key, 1) for key in tensors}
-    whole = total_bytes(tensors)
+    every = algorithm.whole(tensors)
+    whole, beside = total_bytes(every), total_bytes(every) - total_bytes(tensors)
     deltas = {key: tensor for key, tensor in tensors.items() if key.factor.side is Side.BASE}
 
-    def size(role: str) -> int:
-        return total_bytes({key: tensor for key, tensor in tensors.items() if getattr(plans[key], role)})
+    def size(role: str, of: State = tensors) -> int:
+        return total_bytes({key: tensor for key, tensor in of.items() if getattr(algorithm.plan(key, 1), role)})
 
     anchors = size("received") - total_bytes(deltas) if training.proximal_mu else 0
-    client = whole - total_bytes(deltas) + size("trained") // 4 * bytes_of_a_parameter(training, compute_type) + anchors
+    client = (
+        total_bytes(tensors)
+        - total_bytes(deltas)
+        + size("trained") // 4 * bytes_of_a_parameter(training, compute_type)
+        + anchors
+    )
     weights += total_elements(deltas) * compute_type.itemsize  # one copy: clients hold the same ones
     parts = {"weights": weights, "clients": cohort * client, "activations": activations}
     if device != "cpu":
         return parts
+    halves = 2 * size("trained") if algorithm.trains_halves(1) else 0
     return parts | {
+        "clients": cohort * (client + beside + halves),
         "runtime": RUNTIME_BYTES,
-        "server": 2 * whole + 2 * size("sent") + updates,
+        "server": 2 * whole + 2 * size("sent", every) + updates,
         "activations": int(CPU_ACTIVATION_FACTOR * activations),
     }
 
@@ -86,7 +94,8 @@ def bytes_of_updates(recipe: Recipe, algorithm: Algorithm, model: EmptyModel, cl
     steps = make_chain(recipe.steps)
     if algorithm.is_additive() and not steps.holds_updates:
         return 0
-    sent = {key: parameter.detach() for key, parameter in model.parameters.items() if algorithm.plan(key, 1).sent}
+    every = algorithm.whole({key: parameter.detach() for key, parameter in model.parameters.items()})
+    sent = {key: tensor for key, tensor in every.items() if algorithm.plan(key, 1).sent}
     return clients * (total_bytes(sent) if recipe.compression.kind != "none" else steps.upload_bytes(sent))
 
 
