@@ -1142,6 +1142,63 @@ FAULTS = (
         "summed.setdefault(key, part)",
         ("runs/audit/test_audit.py::test_what_a_server_sees_of_a_sum_is_the_weighted_mean",),
     ),
+    # -- controls and baselines ---------------------------------------------------------------------------------------
+    Fault(
+        "halves: both draw one dropout",
+        "client/halves.py",
+        'replace(job, rows=two, seed=derive_seed(job.seed, "other half"))',
+        "replace(job, rows=two)",
+        ("client/test_halves.py",),
+    ),
+    Fault(
+        "pooled: as few steps as one client takes",
+        "federation/pooling.py",
+        "training.local_steps * in_a_round",
+        "training.local_steps",
+        ("algorithms/test_pooled.py::test_it_is_the_training_of_one_client_that_has_all_rows",),
+    ),
+    Fault(
+        "pooled: rows of clients outside are among them",
+        "federation/pooling.py",
+        "for client in clients])",
+        "for client in site.rows])",
+        ("algorithms/test_pooled.py::test_rows_of_clients_that_are_held_out_are_not_among_them",),
+    ),
+    Fault(
+        "potara: training begins from the merge",
+        "client/state.py",
+        "taken = algorithm.begin if for_training else algorithm.absorb",
+        "taken = algorithm.absorb",
+        ("algorithms/test_potara.py::test_the_federated_model_is_fedit_and_both_ends_are_its_clients",),
+    ),
+    Fault(
+        "potara: the variance of a half is taken for that of the mean of both",
+        "algorithms/potara.py",
+        "precision = 4 / _distance(",
+        "precision = 2 / _distance(",
+        ("algorithms/test_potara.py::test_the_weight_is_that_of_the_formula",),
+    ),
+    Fault(
+        "LoRA-XS: all adapters have the same directions",
+        "models/from_weights.py",
+        "a[place::count], b[:, place::count]",
+        "a[: len(a) // count], b[:, : len(a) // count]",
+        ("models/test_adapted.py::test_each_of_several_lora_xs_adapters_has_an_r_of_its_own",),
+    ),
+    Fault(
+        "permuted classes: the test rows keep theirs",
+        "data/rows.py",
+        "own = np.concatenate([*clients[client]])",
+        "own = np.concatenate([clients[client].train, clients[client].validation])",
+        ("data/test_permuted.py",),
+    ),
+    Fault(
+        "a plan's memory: tensors beside the model's are left out",
+        "cost/memory.py",
+        "cohort * (client + beside + halves)",
+        "cohort * (client + halves)",
+        ("cost/test_plan.py::test_memory_counts_tensors_beside_the_models_and_halves",),
+    ),
 )
 
 
