@@ -26,7 +26,8 @@ NAMES = {
 COMPUTING = [
     name
     for name in built_in_names()
-    if find_algorithm(name).needs_product or find_algorithm(name).folds or len(find_algorithm(name).adapters) > 1
+    if (find_algorithm(name).needs_product or find_algorithm(name).folds or len(find_algorithm(name).adapters) > 1)
+    and find_algorithm(name)().refusal("lora") is None  # LoRA-XS refuses such layers by itself
 ]
 
 
