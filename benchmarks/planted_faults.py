@@ -96,6 +96,16 @@ FAULTS = (
         ("client/test_evaluation.py::test_a_part_of_the_clients_is_evaluated_anew_each_round",),
     ),
     Fault(
+        "update: a lower rank than was sent is taken",
+        "server/arrivals.py",
+        "if cut_ranks else tuple(tensor.shape) == shape)",
+        "or cut_ranks)",
+        (
+            "server/test_server.py::test_a_lower_rank_than_a_client_was_given_is_refused_unless_the_method_cuts_ranks",
+            "server/test_server.py::test_one_clients_lower_rank_does_not_spoil_the_bound_of_the_others",
+        ),
+    ),
+    Fault(
         "versions: a client is taken to hold what it has only helped to make",
         "server/arrivals.py",
         "update.round - 1 if base is None else base",
@@ -279,6 +289,13 @@ FAULTS = (
         "digest != known",
         "not digest",
         ("client/test_trained_once.py::test_other_tensors_and_earlier_rounds_are_refused_and_nobody_trains",),
+    ),
+    Fault(
+        "privacy: a round is trained again beside other clients",
+        "client/trained_once.py",
+        'hash_of("\\n".join(each).encode())',
+        "each[0]",
+        ("client/test_trained_once.py::test_nobody_trains_a_round_again_beside_other_clients",),
     ),
     Fault(
         "privacy: the count of adaptive clipping is not paid for",

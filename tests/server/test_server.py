@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -5,6 +7,8 @@ from fedsa.algorithms import make_algorithm
 from fedsa.client import personal_tensors
 from fedsa.errors import ProtocolError
 from fedsa.server import Server, received_by
+from fedsa.steps.chain import Chain
+from fedsa.steps.client_privacy import NoisyMean
 from fedsa.types import Factor, Key, Update
 
 A = Key("layer", Factor.A)
@@ -102,6 +106,38 @@ def test_modules_may_have_ranks_of_their_own():
     own = personal_tensors(algorithm, initial, None, received_by(algorithm, server.state, "a", 2))
     assert {key: tuple(value.shape) for key, value in own.items()} == {**small, **large}
     assert all(bool((value == 1).all()) for value in own.values())
+
+
+@pytest.mark.parametrize(("method", "options"), [("fedit", {}), ("hetlora", {}), ("hetlora", {"decay": 0.5})], ids=str)
+def test_a_lower_rank_than_a_client_was_given_is_refused_unless_the_method_cuts_ranks(
+    method: str, options: dict[str, Any]
+) -> None:
+    """A row of A that one client alone sends would be its own: no bound and no noise is made for that."""
+    algorithm = make_algorithm(method, options)
+    shapes = {Key("x", Factor.A): (2, 3), Key("x", Factor.B): (3, 2)}
+    lower = {Key("x", Factor.A): torch.ones(1, 3), Key("x", Factor.B): torch.ones(3, 1)}
+    whole = {key: torch.ones(shape) for key, shape in shapes.items()}
+    server = Server(algorithm, algorithm.init(whole, {"x": 1.0}), ["a", "b", "c"], seed=0, quorum=1, ranks={"c": 1})
+    server.begin_round(1)
+    record = server.end_round(1, [Update("a", 1, 1, whole), Update("b", 1, 1, lower), Update("c", 1, 1, lower)])
+    if options:
+        assert record.finished == ("a", "b", "c")
+    else:
+        assert record.finished == ("a", "c"), "the third one has a lower rank, as the recipe says"
+        assert "has shape (1, 3), not (2, 3)" in record.rejected["b"]
+
+
+def test_one_clients_lower_rank_does_not_spoil_the_bound_of_the_others() -> None:
+    """The mean over k clients, times all n of them, would move a row by n/k times what a client may move it."""
+    algorithm, key = make_algorithm("fedit", {}), Key("x", Factor.A)
+    state = algorithm.init({key: torch.zeros(2, 1)})
+    steps = Chain((NoisyMean(clipping_norm=1.0, noise_multiplier=0.0),))
+    server = Server(algorithm, state, ["a", "b", "c"], seed=0, weighting="uniform", quorum=1, steps=steps)
+    server.begin_round(1)
+    bent = [torch.zeros(1, 1), torch.zeros(1, 1)]
+    honest = torch.tensor([[0.0], [1.0]])
+    server.end_round(1, [Update(c, 1, 1, {key: value}) for c, value in zip("abc", [*bent, honest], strict=True)])
+    assert float(server.state.tensors[key].norm()) == pytest.approx(1 / 3)
 
 
 def bad(how: str) -> Update:

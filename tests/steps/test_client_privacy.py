@@ -257,6 +257,13 @@ def test_a_change_from_values_of_a_clients_own_cannot_be_clipped(tiny_data: dict
         )
 
 
+def test_a_rank_that_is_cut_is_no_change_that_noise_could_cover(tiny_data: dict[str, Any]) -> None:
+    """Which rank is left depends on the rows, and a cut tensor has no difference from the one before."""
+    cut = "its clients may send tensors of other shapes than they were given, so a change cannot be clipped"
+    assert cut in mistakes(tiny_data, AT_CLIENT, "algorithm=hetlora", "algorithm_options.decay=0.5")
+    parse_recipe(apply_overrides(tiny_data, [AT_CLIENT, "algorithm=hetlora"]), checks=CHECKS)
+
+
 def test_noise_at_the_client_leaves_the_server_free(tiny_data: dict[str, Any]) -> None:
     data = apply_overrides(tiny_data, [AT_CLIENT, "wire_dtype=bf16", "robust.kind=median"])
     parse_recipe(data, checks=CHECKS)

@@ -18,6 +18,7 @@ from fedsa.errors import ConfigError, ProtocolError
 from fedsa.federation import Federation
 from fedsa.recipe import StepSettings, compression_settings, parse_recipe
 from fedsa.runs.sent import sent_in_run
+from fedsa.server import Server
 from fedsa.steps import CHECKS, SecureSum, make_chain
 from fedsa.steps.base import Form
 from fedsa.steps.cast import Cast
@@ -97,6 +98,18 @@ def test_a_late_update_is_a_change_of_what_its_client_began_with() -> None:
     assert taken.tensors[A].tolist() == [6.0, 5.0]
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (1, 3), (2, 3), (6,)], ids=str)
+def test_an_update_of_another_form_is_refused_and_does_not_end_the_run(shape: tuple[int, ...]) -> None:
+    algorithm = make_algorithm("fedit", {})
+    state = algorithm.init({A: torch.zeros(2)})
+    server = Server(algorithm, state, ["a", "b"], seed=0, steps=Chain((Int8(),)), quorum=1)
+    server.begin_round(1)
+    good, bad = (torch.zeros(size, dtype=torch.int8) for size in ((1, 6), shape))
+    record = server.end_round(1, [Update("a", 1, 1, {A: good}), Update("b", 1, 1, {A: bad})])
+    assert record.finished == ("a",)
+    assert f"has shape {shape}, not (1, 6)" in record.rejected["b"]
+
+
 @pytest.mark.parametrize("scale", [torch.nan, torch.inf])
 def test_a_scale_that_is_no_number_is_refused(scale: float) -> None:
     packed = torch.cat([torch.ones(1, 2, dtype=torch.int8), torch.tensor([[scale]]).view(torch.int8)], dim=1)
@@ -109,7 +122,10 @@ def test_a_scale_that_is_no_number_is_refused(scale: float) -> None:
     [
         ({"secure_aggregation": True}, "each client's eight bits have a scale of their own"),
         ({"algorithm": "flora"}, "its clients do not begin with the server's values"),
-        ({"algorithm": "hetlora"}, "its clients may send tensors of other shapes"),
+        (
+            {"algorithm": "hetlora", "algorithm_options": {"decay": 0.5}},
+            "its clients may send tensors of other shapes than they were given, so the server cannot add",
+        ),
         ({"algorithm": "local"}, "it sends nothing"),
         ({"adapter": {"ranks": [2, 4]}}, "leave adapter.ranks out"),
         ({"adapter": {"own_initial_a": True}}, "set adapter.own_initial_a = false"),

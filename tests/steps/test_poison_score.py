@@ -104,7 +104,21 @@ def test_it_looks_at_a_alone_where_a_is_sent() -> None:
     assert found == pytest.approx([1 / 3] * 3)
     of_b = [Update(each.client, 1, 1, {B: each.tensors[B]}) for each in updates]
     assert step.screen(of_b, before)["2"].reason is not None
-    assert step.screen([updates[0], *of_b[1:]], before) == {}  # of other shapes: they cannot be compared
+
+
+@pytest.mark.parametrize("leave_out", [True, False])
+def test_one_update_of_other_shapes_does_not_switch_the_score_off_for_the_others(leave_out: bool) -> None:
+    step = PoisonScore(1.0, leave_out)
+    updates = [Update(f"c{number}", 1, 1, {A: torch.tensor(value)}) for number, value in enumerate(HONEST)]
+    attack, odd = Update("d", 1, 1, {A: torch.full((2,), 100.0)}), Update("e", 1, 1, {A: torch.zeros(1)})
+    found = step.screen([*updates, attack, odd], {A: torch.zeros(2)})
+    assert found["e"].reason == (
+        "its tensors have other shapes than the server's, so it cannot be compared with the others"
+    )
+    assert (found["d"].reason is not None) == leave_out
+    assert found["d"].values["score"] > 30
+    without = step.screen([*updates, attack], {A: torch.zeros(2)})
+    assert without == {client: verdict for client, verdict in found.items() if client != "e"}
 
 
 def test_what_does_not_go_with_it_is_refused(tiny_data: dict[str, Any]) -> None:
@@ -117,6 +131,8 @@ def test_what_does_not_go_with_it_is_refused(tiny_data: dict[str, Any]) -> None:
     assert "it sends nothing" in told(algorithm="local")
     privacy = {"kind": "client", "noise_multiplier": 1.0, "clipping_norm": 1.0, "target_delta": 1e-5}
     assert "set robust.leave_out = false" in told(privacy=privacy, weighting="uniform")
+    cut = {"algorithm": "hetlora", "algorithm_options": {"decay": 0.5}}
+    assert "its clients may send tensors of other shapes than they were given, which cannot be compared" in told(**cut)
     (mistake,) = check_steps({"adapter": {"ranks": [2, 4]}, "robust": {"kind": "poison_score"}})
     assert mistake.what.endswith("leave adapter.ranks out")
 

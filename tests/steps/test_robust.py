@@ -37,6 +37,7 @@ from fedsa.steps.server_optimizer import ServerOptimizer
 from fedsa.steps.trimmed_mean import TrimmedMean
 from fedsa.testing import check_step
 from fedsa.types import Factor, Key, State, Update
+from support.methods import Halving
 
 A, B = Key("layer", Factor.A), Key("layer", Factor.B)
 VALUES = st.lists(st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3), min_size=1, max_size=9)
@@ -177,8 +178,8 @@ def test_a_median_without_updates_changes_nothing() -> None:
     assert server.state.tensors[A].tolist() == [1.0, 1.0]
 
 
-def test_a_client_that_sends_fewer_rows_than_its_rank_does_not_end_the_median() -> None:
-    algorithm = make_algorithm("fedit", {})
+def test_a_client_that_has_cut_its_rank_does_not_end_the_median() -> None:
+    algorithm = Halving()
     state = ServerState({A: torch.full((2, 1), 7.0)}, {A: 0})
     server = Server(algorithm, state, ["a", "b", "c"], seed=0, steps=Chain((Median(),)))
     server.begin_round(1)
@@ -212,6 +213,8 @@ def test_a_median_and_a_server_optimiser_go_together() -> None:
 # -- the recipe -------------------------------------------------------------------------------------------------------
 
 NO_MEAN = "its server needs each client's update, not their mean"
+MEANS_BESIDE = "its server computes with numbers that must be means, as those of the tensors are"
+NUMBERS_BESIDE = "its clients also send numbers about their change, which would not fit a smaller one"
 
 
 @pytest.mark.parametrize(
@@ -226,6 +229,11 @@ NO_MEAN = "its server needs each client's update, not their mean"
         ("local", {"kind": "norm_bound", "clipping_norm": 1.0}, "it sends nothing"),
         ("local", {"kind": "median"}, "it sends nothing"),
         ("local", {"kind": "none"}, None),
+        ("partial_pooling", {"kind": "median"}, MEANS_BESIDE),
+        ("partial_pooling", {"kind": "trimmed_mean"}, MEANS_BESIDE),
+        ("partial_pooling", {"kind": "norm_bound", "clipping_norm": 1.0}, NUMBERS_BESIDE),
+        ("partial_pooling", {"kind": "poison_score"}, None),
+        ("potara", {"kind": "median"}, None),
     ],
 )
 def test_what_does_not_go_with_a_method_is_refused_with_the_reason(
@@ -234,6 +242,12 @@ def test_what_does_not_go_with_a_method_is_refused_with_the_reason(
     mistakes = check_steps({"algorithm": name, "robust": robust})
     expected = [] if reason is None else [("robust.kind", f"{robust['kind']} does not go with {name}: {reason}")]
     assert [(mistake.where, mistake.what) for mistake in mistakes] == expected
+
+
+@pytest.mark.parametrize("robust", [{"kind": "median"}, {"kind": "norm_bound", "clipping_norm": 1.0}], ids=str)
+def test_where_nothing_is_estimated_there_are_no_numbers_beside_the_tensors(robust: dict[str, Any]) -> None:
+    data = {"algorithm": "partial_pooling", "algorithm_options": {"own_share": 0.5}, "robust": robust}
+    assert check_steps(data) == []
 
 
 def test_a_median_of_clients_with_different_ranks_is_refused() -> None:

@@ -186,6 +186,10 @@ class Algorithm(Facts):
         """The model's tensors of what a client holds."""
         return {key: value for key, value in tensors.items() if self.in_model(key)}
 
+    def cuts_ranks(self) -> bool:
+        """Whether a client may come out of its training with a lower rank: only `after_training` can cut it."""
+        return type(self).after_training is not Algorithm.after_training
+
     def trains_halves(self, round: int) -> bool:
         """Whether a client trains twice in a round, from the same start, each time on one half of its rows.
 

@@ -51,6 +51,10 @@ class HetLoRA(Algorithm):
         full = super().absorb(tensors, received, initial)
         return {key: cropped(value, tensors[key].shape) if key in tensors else value for key, value in full.items()}
 
+    def cuts_ranks(self) -> bool:
+        """Whether ranks are cut."""
+        return self.decay < 1
+
     def after_training(self, before: State, after: State, round: int) -> State:
         """The trained tensors, without the last directions if these have become smaller."""
         rank = max(1, int(self.decay * (rank_of(after) or 1)))

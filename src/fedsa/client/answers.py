@@ -38,7 +38,7 @@ class Answers:
         trains: False: its clients are measured only, whatever the server asks for.
         on_finish: is called with the run's summary at its end, before the site says that it is done.
         masking: secure aggregation: what was trained leaves the site only through this; None: as it is.
-        trained_once: with differential privacy: refuses to train a round again from other tensors; None: it may.
+        trained_once: with differential privacy: refuses to train a round again from another message; None: it may.
     """
 
     def __init__(
@@ -127,8 +127,10 @@ class Answers:
     def _check_tensors(self, message: Message) -> None:
         """Refuse tensors that a client does not receive, such as its B: they would replace its own.
 
+        The numbers that the steps at a client need must be there.
+
         Raises:
-            ProtocolError: the run has no such round, or the server sends a tensor that stays here.
+            ProtocolError: the run has no such round, the server sends a tensor that stays here, or a number is missing.
         """
         site = self._site
         if not 1 <= message.round <= site.rounds + 1:
@@ -136,6 +138,9 @@ class Answers:
         whole = site.algorithm.whole(site.learner.model.initial)
         notes = site.steps.notes_to_client({}) if message.about.get("do") == "train" else {}
         for client, state in message.states.items():
+            missing = sorted(notes.keys() - state.keys())
+            if missing:
+                raise ProtocolError(f"client {client!r} is not sent {missing[0]} in round {message.round}")
             for key, tensor in state.items():
                 if key in notes and tensor.shape == notes[key].shape and bool(tensor.isfinite().all()):
                     continue

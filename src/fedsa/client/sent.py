@@ -1,8 +1,9 @@
 """What has left a site: a list for its owner, and every answer as it went, so that a repeated message gets the same.
 
 Each line of the list ends with a hash of the hash of the line before and of what stands before it in the line: so a
-line that was changed, and one that is lacking, is noticed. A site keeps its last answers by the digest of the message.
-It writes an answer and its entry in the list before the answer goes: what is not on the disk has not left.
+line that was changed, and one that is lacking between others, is noticed; whole lines cut off at the end are not. A
+site keeps its last answers by the digest of the message. It writes an answer and its entry in the list before the
+answer goes: what is not on the disk has not left.
 """
 
 from __future__ import annotations

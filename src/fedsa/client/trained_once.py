@@ -1,24 +1,26 @@
 """With differential privacy a client trains once in a round: what it was asked to train from is written down first.
 
 What a run spends is counted for one training in each round. A server that had a client train the same round from other
-tensors would get a second update with a second noise, and the client would have spent twice.
+tensors would get a second update with a second noise, and the client would have spent twice. Clients that are asked
+together may go through the model together, where one's result depends a little on who else is there. So a message
+counts as a whole: other clients in it are another beginning too.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import final
 
 from fedsa.errors import ProtocolError, RunFolderError
 from fedsa.messages import digest_of
-from fedsa.store.files import read_file, write_atomically
-from fedsa.texts.json_text import parsed_json
+from fedsa.store.files import hash_of, write_atomically
+from fedsa.store.seals import read_sealed, sealed_table
 from fedsa.types import Payload, Payloads
 
 __all__ = ["TrainedOnce"]
 
-_NAME = "trained.json"
+_NAME, _ENTRY = "trained.json", "begun"
 
 
 @final
@@ -39,36 +41,43 @@ class TrainedOnce:
         The same again is no second training: it comes to the same update.
 
         Args:
-            payloads: what the server sends them.
+            payloads: what the server sends them in one message.
 
         Raises:
-            ProtocolError: a client has begun this round from other tensors, or a later round.
+            ProtocolError: a client has begun this round from another message, or a later round.
             RunFolderError: the file is damaged or cannot be read.
             UserError: it cannot be written.
         """
-        last, begun = self._read(), {}
+        last, digest = self._read(), _digest([payloads[client] for client in payloads])
         for client in payloads:
-            digest, (round, known) = _digest(payloads[client]), last.get(client, (0, ""))
+            round, known = last.get(client, (0, ""))
             if payloads.round < round or (payloads.round == round and digest != known):
                 raise ProtocolError(
-                    f"client {client!r} has begun round {round} from other tensors: a second training of round "
-                    f"{payloads.round} would spend its privacy twice"
+                    f"client {client!r} has begun round {round} from other tensors or beside other clients: a second "
+                    f"training of round {payloads.round} would spend its privacy twice. With a quorum the server goes "
+                    "on without this site in that round"
                 )
-            begun[client] = (payloads.round, digest)
-        write_atomically(self._path, json.dumps(last | begun).encode())
-        self._last = last | begun
+        begun = last | dict.fromkeys(payloads, (payloads.round, digest))
+        write_atomically(self._path, sealed_table({_ENTRY: begun}).encode())
+        self._last = begun
 
     def _read(self) -> dict[str, tuple[int, str]]:
         """What was written down last."""
         if self._last is None:
             try:
-                entries = parsed_json(read_file(self._path)) if self._path.exists() else {}
+                entries = read_sealed(self._path)[_ENTRY] if self._path.exists() else {}
                 self._last = {client: (int(round), str(digest)) for client, (round, digest) in entries.items()}
-            except (OSError, ValueError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise RunFolderError(f"{self._path} cannot be read ({error}): put it back from a copy") from None
         return self._last
 
 
-def _digest(payload: Payload) -> str:
-    """A hash of what a client trains from: the server's tensors, and the version that they bring the client to."""
-    return digest_of(f"version {payload.version}", {str(key): tensor for key, tensor in payload.tensors.items()})
+def _digest(payloads: Iterable[Payload]) -> str:
+    """A hash of what clients train from: of each the server's tensors, and the version that they bring it to."""
+    each = [
+        digest_of(
+            f"{payload.client} version {payload.version}", {str(key): value for key, value in payload.tensors.items()}
+        )
+        for payload in payloads
+    ]
+    return hash_of("\n".join(each).encode())

@@ -56,7 +56,8 @@ class Arrivals:
 
     def note(self, update: Update, verdict: Verdict) -> None:
         """Keep what a step says of an update; with a reason it does not count."""
-        self.verdicts[update.client] = verdict.values
+        if verdict.values:
+            self.verdicts[update.client] = verdict.values
         if verdict.reason is not None:
             self.rejected[update.client] = f"{name_of(update)} does not count: {verdict.reason}"
 
@@ -117,8 +118,16 @@ def check_place(update: Update, round: int, asked: Mapping[str, int], seen: dict
         raise ProtocolError(f"{whose}: num_examples is {update.num_examples}, must be at least 1")
 
 
-def check_tensors(update: Update, forms: Mapping[Key, Form]) -> None:
+def check_tensors(update: Update, forms: Mapping[Key, Form], *, cut_ranks: bool = False) -> None:
     """Refuse an update whose tensors are not those that are sent, or not in the form that they travel in.
+
+    A row of A that few clients send is a mean over few: one client would then change it by more than its share, which
+    is what a bound and a noise count on.
+
+    Args:
+        update: as it arrived.
+        forms: of what its client is to send.
+        cut_ranks: the method may cut a client's rank: fewer rows of A and columns of B are right too.
 
     Raises:
         ProtocolError: with the tensor's name.
@@ -129,7 +138,7 @@ def check_tensors(update: Update, forms: Mapping[Key, Form]) -> None:
         raise ProtocolError(f"{whose}: its tensors are not exactly those that the plan declares sent ({wrong}, ...)")
     for key, tensor in update.tensors.items():
         shape, dtype = forms[key]
-        if not fits(key, tensor.shape, shape):
+        if not (fits(key, tensor.shape, shape) if cut_ranks else tuple(tensor.shape) == shape):
             raise ProtocolError(f"{whose}: {key} has shape {tuple(tensor.shape)}, not {shape}")
         if tensor.dtype != dtype:
             raise ProtocolError(f"{whose}: {key} is of {tensor.dtype}, not {dtype}, the wire's")

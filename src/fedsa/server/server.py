@@ -292,7 +292,8 @@ class Server:
         check_place(update, round, self._asked, seen)
         if self._sums_only and not update.tensors:
             return  # its site has added it to another client's
-        check_tensors(update, self._steps.forms(ranked(planned, self._ranks.get(update.client))))
+        forms = self._steps.forms(ranked(planned, self._ranks.get(update.client)))
+        check_tensors(update, forms, cut_ranks=self.algorithm.cuts_ranks())
 
 
 def _refuse_unknown(state: ServerState, algorithm: Algorithm, round: int) -> None:

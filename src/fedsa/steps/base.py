@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias, final
 import torch
 
 from fedsa.algorithms.base import Algorithm
+from fedsa.steps.changes import sends_notes
 from fedsa.steps.noise import Noise
 from fedsa.types import Key, State, Update
 
@@ -198,6 +199,8 @@ class Reduction(Step):
         reason = algorithm.mean_refusal()
         if reason is None and mixed_ranks:
             return "clients of different ranks do not have the same numbers to compare: leave adapter.ranks out"
+        if reason is None and sends_notes(algorithm):
+            return "its server computes with numbers that must be means, as those of the tensors are"
         return reason
 
     def reduce(self, updates: Iterable[tuple[State, int]], before: State) -> State:

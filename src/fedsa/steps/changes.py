@@ -8,7 +8,10 @@ from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.types import Factor, Key
 
-__all__ = ["change_refusal"]
+__all__ = ["CUT_RANKS", "change_refusal", "sends_notes"]
+
+CUT_RANKS = "its clients may send tensors of other shapes than they were given"
+"""Why what a client sends has no change, where the method may cut its rank."""
 
 
 def change_refusal(algorithm: Algorithm, so_that: str) -> str | None:
@@ -23,13 +26,21 @@ def change_refusal(algorithm: Algorithm, so_that: str) -> str | None:
     reason = f"its clients do not begin with the server's values of what they send, so {so_that}"
     if algorithm.restarts or algorithm.folds:
         return reason
+    if algorithm.cuts_ranks():
+        return f"{CUT_RANKS}, so {so_that}"
     factors = {factor for about in VARIANTS.values() for factor in about.factors}
-    some = {Key("layer", factor, adapter): torch.zeros(1, 1) for factor in factors for adapter in algorithm.adapters}
-    notes = [key for key in algorithm.whole(some) if key.factor is Factor.NOTE]
-    if any(algorithm.plan(key, round).sent for key in notes for round in (1, 2)):
+    if sends_notes(algorithm):
         return f"its clients also send numbers that are no change of anything, so {so_that}"
     for key in (Key("layer", factor, adapter) for factor in factors for adapter in algorithm.adapters):
         plans = [algorithm.plan(key, round) for round in (1, 2)]
         if any(plan.sent and not plan.received for plan in plans):
             return reason
     return None
+
+
+def sends_notes(algorithm: Algorithm) -> bool:
+    """Whether a method's clients send numbers that belong together with the tensors: no step may change one alone."""
+    factors = {factor for about in VARIANTS.values() for factor in about.factors}
+    some = {Key("layer", factor, adapter): torch.zeros(1, 1) for factor in factors for adapter in algorithm.adapters}
+    notes = [key for key in algorithm.whole(some) if key.factor is Factor.NOTE]
+    return any(algorithm.plan(key, round).sent for key in notes for round in (1, 2))

@@ -48,8 +48,6 @@ class Int8(Step):
         """Why the step cannot be used with a method: its clients must begin with the server's values."""
         if mixed_ranks:
             return "clients of different ranks send tensors of different shapes: leave adapter.ranks out"
-        if type(algorithm).after_training is not Algorithm.after_training:
-            return "its clients may send tensors of other shapes than they were given"
         return change_refusal(algorithm, "the server cannot add what they send to its own")
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:

@@ -67,11 +67,24 @@ class Noise:
             return torch.rand(count, generator=self._quick, dtype=torch.float64)
         return torch.from_numpy(self._uniform(count))
 
+    def seeds(self, count: int) -> npt.NDArray[np.int64]:
+        """Seeds for other generators, 0 <= seed < 2**63, shape (count,).
+
+        Args:
+            count: how many.
+        """
+        if not self._is_secret:
+            return torch.randint(2**63 - 1, (count,), generator=self._quick).numpy()
+        return (self._whole(count) >> np.uint64(1)).astype(np.int64)
+
     def _uniform(self, count: int) -> npt.NDArray[np.float64]:
+        return ((self._whole(count) >> np.uint64(64 - _BITS)).astype(np.float64) + 0.5) / 2.0**_BITS
+
+    def _whole(self, count: int) -> npt.NDArray[np.uint64]:
+        """Whole numbers of 64 bits."""
         self._taken += 1
         block = hashlib.shake_256(self._key + self._taken.to_bytes(8, "big")).digest(8 * count)
-        numbers = np.frombuffer(block, dtype="<u8") >> np.uint64(64 - _BITS)
-        return (numbers.astype(np.float64) + 0.5) / 2.0**_BITS
+        return np.frombuffer(block, dtype="<u8")
 
 
 def input_of(secret: bytes | None, *tensors: Mapping[Any, Tensor]) -> tuple[str, ...]:

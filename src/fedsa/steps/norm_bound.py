@@ -10,6 +10,7 @@ import torch
 from fedsa.adapters.algebra import cropped, norm_of
 from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import Step
+from fedsa.steps.changes import sends_notes
 from fedsa.types import Factor, State, Update
 
 __all__ = ["NormBound"]
@@ -22,7 +23,7 @@ class NormBound(Step):
 
     Δ is what the client sent less what the server holds, and ‖Δ‖ the root of the sum of squares over all tensors of an
     update together. So no client moves the mean by more than C times its share of the weights. Every method that sends
-    something can have it: the method gets the updates as they are then.
+    tensors alone can have it: the method gets the updates as they are then.
 
     Source: Sun et al., arXiv:1911.07963 (norm thresholding).
 
@@ -42,7 +43,9 @@ class NormBound(Step):
         return "norm_bound"
 
     def refusal(self, algorithm: Algorithm, *, mixed_ranks: bool = False) -> str | None:
-        """Why the step cannot be used with a method: the method must send something."""
+        """Why the step cannot be used with a method: the method must send something, and tensors alone."""
+        if sends_notes(algorithm):
+            return "its clients also send numbers about their change, which would not fit a smaller one"
         return None if algorithm.sends() else "it sends nothing"
 
     def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 import torch
 
-from fedsa.adapters.algebra import cropped
 from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import Screening, Verdict
+from fedsa.steps.changes import CUT_RANKS
 from fedsa.types import Factor, Key, Side, State, Update
 
 if TYPE_CHECKING:
@@ -106,29 +106,40 @@ class PoisonScore(Screening):
             return "it sends nothing"
         if mixed_ranks:
             return "clients of different ranks do not have the same numbers to compare: leave adapter.ranks out"
+        if algorithm.cuts_ranks():
+            return f"{CUT_RANKS}, which cannot be compared"
         return None
 
     def screen(self, updates: Sequence[Update], before: State) -> Mapping[str, Verdict]:
-        """The verdict on each update of a round; none on any, where they are too few or differ in their shapes."""
-        changes = [_change(update.tensors, before) for update in updates]
-        shapes = [{key: tensor.shape for key, tensor in change.items()} for change in changes]
-        if any(shape != shapes[0] for shape in shapes):
-            return {}
-        scores = poison_scores(changes)
+        """The verdict on each update of a round; those of the server's own shapes have none where they are too few.
+
+        An update of other shapes cannot be compared. It is left out, also where scores are only recorded.
+        """
+        comparable = [update for update in updates if _has_shapes_of(before, update.tensors)]
+        scores = poison_scores([_change(update.tensors, before) for update in comparable])
         worst = sorted(range(len(scores)), key=lambda place: -scores[place].score)[: (len(scores) - 1) // 2]
-        verdicts = {}
-        for place, (update, scored) in enumerate(zip(updates, scores, strict=bool(scores))):
+        others = {update.client for update in updates} - {update.client for update in comparable}
+        verdicts = {client: Verdict({}, _OTHER_SHAPES) for client in sorted(others)}
+        for place, (update, scored) in enumerate(zip(comparable, scores, strict=bool(scores))):
             values = {"score": scored.score, "cosine": scored.cosine, "norm_ratio": scored.ratio}
             is_out = self.leave_out and place in worst and scored.score > self.threshold
             verdicts[update.client] = Verdict(values, _reason(scored, self.threshold) if is_out else None)
         return verdicts
 
 
+_OTHER_SHAPES = "its tensors have other shapes than the server's, so it cannot be compared with the others"
+
+
+def _has_shapes_of(before: State, tensors: State) -> bool:
+    """Whether tensors have the shapes of the server's; numbers beside them are not compared."""
+    return all(tensor.shape == before[key].shape for key, tensor in tensors.items() if key.factor is not Factor.NOTE)
+
+
 def _change(tensors: State, before: State) -> dict[Key, Tensor]:
     """The change of A, or of all that was sent where no A was."""
     sent = {key: tensor for key, tensor in tensors.items() if key.factor is not Factor.NOTE}
     of_a = {key: tensor for key, tensor in sent.items() if key.factor.side is Side.A}
-    return {key: tensor.float() - cropped(before[key], tensor.shape).float() for key, tensor in (of_a or sent).items()}
+    return {key: tensor.float() - before[key].float() for key, tensor in (of_a or sent).items()}
 
 
 def _reason(scored: Scored, threshold: float) -> str:

@@ -5,6 +5,9 @@ row is clipped to C, over all trained tensors together: A, B and head. To their 
 gets it divided by the expected number of rows, q·n. All that the training comes to, and all that is made of it later,
 tells about a row no more than that.
 
+A row's gradient must not depend on which other rows there are, for whoever knows what is public. So with a secret all
+dropout is drawn by it too: the masks of a pass come from one stream, and one row more moves those of the rows behind.
+
 Sources: Abadi et al., arXiv:1607.00133; Li et al., arXiv:2110.05679 (with Adam).
 """
 
@@ -42,8 +45,8 @@ class Privacy:
 
     Attributes:
         settings: the recipe's ``[privacy]``.
-        secret: of this machine: what rows are drawn by, and noise is made from; None: the run's seed, as in a
-            simulation.
+        secret: of this machine: what rows and dropout are drawn by, and noise is made from; None: the run's seed, as in
+            a simulation.
     """
 
     settings: ExamplePrivacySettings
@@ -89,7 +92,7 @@ def train(
     clients, steps = [job for _, job, _ in ordered], [count for _, _, count in ordered]
     values = _values(clients, model)
     optimizers = Optimizers(values, clients, steps, settings)
-    seed_torch(derive_seed(clients[0].seed, "base dropout", clients[0].round, *[job.client for job in jobs]))
+    seed_torch(_base_seed(jobs, privacy))
     together = settings.trainer == "cohort"
     most = len(clients) * settings.batch_size if together else 1
     losses: list[list[Tensor]] = [[] for _ in clients]
@@ -147,9 +150,26 @@ def _drawn(
             continue
         random = _noise("rows", job, privacy, step)
         drawn = (random.uniform(len(job.rows)) < sampling_of(settings, len(job.rows))).numpy()
-        seed = derive_seed(job.seed, "dropout", job.client, job.round, step)
+        seeds = _row_seeds(job, privacy, step)
         for number in np.flatnonzero(drawn).tolist():
-            yield place, int(job.rows[number]), (seed + number) % 2**63
+            yield place, int(job.rows[number]), int(seeds[number])
+
+
+def _row_seeds(job: Job, privacy: Privacy, step: int) -> IntArray:
+    """The seed of the adapters' dropout for each of a client's rows in a step, shape (rows,)."""
+    if privacy.secret is not None:
+        return _noise("dropout", job, privacy, step).seeds(len(job.rows))
+    seed = derive_seed(job.seed, "dropout", job.client, job.round, step)
+    return np.array([(seed + number) % 2**63 for number in range(len(job.rows))], dtype=np.int64)
+
+
+def _base_seed(jobs: Sequence[Job], privacy: Privacy) -> int:
+    """The seed of the base model's own dropout, one stream for all who train together."""
+    purpose = ("base dropout", jobs[0].round, *[job.client for job in jobs])
+    if privacy.secret is None:
+        return derive_seed(jobs[0].seed, *purpose)
+    begun = [job.beginning for job in jobs]
+    return int(Noise(jobs[0].seed, privacy.secret, *purpose, *begun).seeds(1)[0])
 
 
 def _noise(what: str, job: Job, privacy: Privacy, step: int) -> Noise:
