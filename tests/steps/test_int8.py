@@ -98,16 +98,23 @@ def test_a_late_update_is_a_change_of_what_its_client_began_with() -> None:
     assert taken.tensors[A].tolist() == [6.0, 5.0]
 
 
-@pytest.mark.parametrize("shape", [(1, 5), (1, 3), (2, 3), (6,)], ids=str)
-def test_an_update_of_another_form_is_refused_and_does_not_end_the_run(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("key", "shape", "form", "sent"),
+    [(A, (3, 70), (3, 74), (2, 74)), (A, (3, 70), (3, 74), (3, 73)), (B, (5, 3), (1, 19), (1, 18))],
+    ids=str,
+)
+def test_an_update_of_another_form_is_refused_and_does_not_end_the_run(
+    key: Key, shape: tuple[int, ...], form: tuple[int, ...], sent: tuple[int, ...]
+) -> None:
+    """Packed rows are no rows of A, and packed numbers no columns of B: none of them may be fewer."""
     algorithm = make_algorithm("fedit", {})
-    state = algorithm.init({A: torch.zeros(2)})
+    state = algorithm.init({key: torch.zeros(shape)})
     server = Server(algorithm, state, ["a", "b"], seed=0, steps=Chain((Int8(),)), quorum=1)
     server.begin_round(1)
-    good, bad = (torch.zeros(size, dtype=torch.int8) for size in ((1, 6), shape))
-    record = server.end_round(1, [Update("a", 1, 1, {A: good}), Update("b", 1, 1, {A: bad})])
+    good, bad = (torch.zeros(size, dtype=torch.int8) for size in (form, sent))
+    record = server.end_round(1, [Update("a", 1, 1, {key: good}), Update("b", 1, 1, {key: bad})])
     assert record.finished == ("a",)
-    assert f"has shape {shape}, not (1, 6)" in record.rejected["b"]
+    assert f"has shape {sent}, not {form}" in record.rejected["b"]
 
 
 @pytest.mark.parametrize("scale", [torch.nan, torch.inf])
