@@ -165,7 +165,7 @@ def _row_seeds(job: Job, privacy: Privacy, step: int) -> IntArray:
 
 def _base_seed(jobs: Sequence[Job], privacy: Privacy) -> int:
     """The seed of the base model's own dropout, one stream for all who train together."""
-    purpose = ("base dropout", jobs[0].round, *[job.client for job in jobs])
+    purpose: list[str | int] = ["base dropout", jobs[0].round, *[job.client for job in jobs]]
     if privacy.secret is None:
         return derive_seed(jobs[0].seed, *purpose)
     begun = [job.beginning for job in jobs]
