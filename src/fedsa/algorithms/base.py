@@ -133,6 +133,10 @@ class Facts:
         """
         return scaling
 
+    def cuts_ranks(self) -> bool:
+        """Whether a client may come out of its training with a lower rank: only `after_training` can cut it."""
+        return isinstance(self, Algorithm) and type(self).after_training is not Algorithm.after_training
+
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm(Facts):
@@ -185,10 +189,6 @@ class Algorithm(Facts):
     def models(self, tensors: State) -> State:
         """The model's tensors of what a client holds."""
         return {key: value for key, value in tensors.items() if self.in_model(key)}
-
-    def cuts_ranks(self) -> bool:
-        """Whether a client may come out of its training with a lower rank: only `after_training` can cut it."""
-        return type(self).after_training is not Algorithm.after_training
 
     def trains_halves(self, round: int) -> bool:
         """Whether a client trains twice in a round, from the same start, each time on one half of its rows.
