@@ -77,6 +77,13 @@ def test_a_run_compared_with_its_copy_differs_in_nothing(paths: Callable[..., li
     assert beside.counts == {"better": 0, "worse": 0, "same": 3}
 
 
+def test_where_rows_were_put_together_no_bytes_are_shown(paths: Callable[..., list[Path]]) -> None:
+    table = table_of(compare(paths(FEDSA, ["algorithm=pooled"])))
+    sent = {row[0]: row[table.header.index("sent")] for row in table.rows}
+    assert sent["pooled"] == "all rows"
+    assert sent["fedsa"].endswith("kB")
+
+
 def test_curves_count_what_was_sent_and_end_at_the_runs_totals(paths: Callable[..., list[Path]]) -> None:
     found = compare(paths(FEDSA, LOCAL))
     for group in found.groups:

@@ -173,7 +173,8 @@ def test_a_finished_sweep_is_read_not_repeated(
 ) -> None:
     sweep, out = tmp_path / "two.toml", tmp_path / "out"
     sweep.write_text(
-        f'recipe = "{recipe_file().as_posix()}"\nmethods = ["fedsa", "local"]\nreference = "fedsa"\nrates = [1e-2]\n',
+        f'recipe = "{recipe_file().as_posix()}"\nmethods = ["fedsa", "local", "pooled"]\nreference = "fedsa"\n'
+        "rates = [1e-2]\n",
         encoding="utf-8",
     )
     first = fedsa_command("sweep", sweep, "--out", out, "--jobs", 2)
@@ -183,7 +184,10 @@ def test_a_finished_sweep_is_read_not_repeated(
     assert [(row["method"], row["seed"], row["run_folder"]) for row in rows] == [
         ("fedsa", "0", "fedsa_lr0.01_seed0"),
         ("local", "0", "local_lr0.01_seed0"),
+        ("pooled", "0", "pooled_lr0.01_seed0"),
     ]
+    (pooled,) = [line for line in first.out.splitlines() if line.startswith("| pooled ")]
+    assert "| all rows |" in pooled
     assert int(rows[1]["upload_bytes"]) == 0 < int(rows[0]["upload_bytes"])
     assert all(float(row["processor_seconds"]) > 0 for row in rows)
 

@@ -121,10 +121,15 @@ def _row(
         _spread(runs, "test", "worst"),
         _spread(runs, "test_final", "weighted_mean"),
         ", ".join(str(summary["chosen_round"]) for summary in summaries),
-        ", ".join(dict.fromkeys(f"{summary['upload_bytes']:,}" for summary in summaries)),
+        ", ".join(dict.fromkeys(_uploaded(summary) for summary in summaries)),
         f"{mean(seconds):.0f}" if seconds else "–",
     ]
     return row if reference is None else [*row, "" if runs is reference else _difference(runs, reference)]
+
+
+def _uploaded(summary: Mapping[str, Any]) -> str:
+    """The bytes of a client's update; where rows were put together, it was the rows that left clients."""
+    return "all rows" if summary.get("pools_rows") else f"{summary['upload_bytes']:,}"
 
 
 def _difference(runs: Mapping[int, Result], reference: Mapping[int, Result]) -> str:

@@ -57,7 +57,9 @@ def _row(found: Comparison, group: Group, beside: Beside | None) -> list[str]:
         spread([each["mean"] for each in figures], metric),
         spread([each["worst"] for each in figures], metric),
         ", ".join(str(summary["chosen_round"]) for summary in summaries),
-        sized(_mean(summaries, "total_upload_bytes") + _mean(summaries, "total_download_bytes")),
+        "all rows"
+        if summaries[0].get("pools_rows")
+        else sized(_mean(summaries, "total_upload_bytes") + _mean(summaries, "total_download_bytes")),
         f"{_mean(summaries, 'train_seconds'):.0f} s",
     ]
     if not found.beside:
