@@ -141,3 +141,15 @@ def test_evaluated_rounds_are_counted(tiny_recipe: Callable[..., Recipe], rounds
             round for round in range(after + 1, rounds + 1) if is_evaluated(recipe.evaluation, recipe.rounds, round)
         ]
         assert evaluated_rounds(recipe.evaluation, rounds, after) == len(listed)
+
+
+def test_one_training_on_all_rows_is_that_of_all_clients(tiny_recipe: Callable[..., Recipe]) -> None:
+    """Three clients of 40 rows would train 3 steps of 4 rows each; or two passes over their rows."""
+    for settings, expected in ((), 36.0), (("training={local_epochs=2, batch_size=4}",), 240.0):
+        now = [0.0]
+        pace = Pace(tiny_recipe("algorithm=pooled", *settings), rows_of([40, 40, 40]), clock=lambda now=now: now[0])
+        for round in (1, 2):
+            pace.round_begins(round, ["client 0"])
+            now[0] += 2.0
+            pace.trained("client 0")
+        assert pace.rows_per_second("training") == pytest.approx(expected / 2)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, final
 
+from fedsa.algorithms import find_algorithm
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, AdaptationSettings, EvaluationSettings, Recipe, TrainingSettings
 from fedsa.server import sample_size
 from fedsa.types import SPLITS
@@ -98,7 +99,9 @@ class Pace:
         count = max(1, len(self._rows))
         self._totals = {split: sum(each[split] for each in self._rows.values()) for split in SPLITS}
         trained = sum(self._trained_rows(each["train"]) for each in self._rows.values())
-        self._training_rows = trained / count * sample_size(recipe.fraction_train, count)
+        self._pooled = find_algorithm(recipe.algorithm).pools_rows  # one training is that of all clients of the round
+        passes = self._pooled and recipe.training.local_epochs  # over all rows
+        self._training_rows = trained if passes else trained / count * sample_size(recipe.fraction_train, count)
         part = sample_size(settings.fraction_evaluate, count) / count
         self._validation_rows = self._totals["validation"] * part * passes_on_validation(settings)
         self._training = self._validation = 0.0  # rows that are left in the round
@@ -117,10 +120,13 @@ class Pace:
     def _trained_rows(self, rows: int) -> int:
         return trained_rows(self._recipe.training, rows, self._refit_steps)
 
+    def _rows_of_training(self, client: str) -> int:
+        return round(self._training_rows) if self._pooled else self._trained_rows(self._rows[client]["train"])
+
     def round_begins(self, round: int, clients: Sequence[str]) -> None:
         """Take note of a round and of who trains in it."""
         self._round, self._since = round, self._clock()
-        self._training = float(sum(self._trained_rows(self._rows[client]["train"]) for client in clients))
+        self._training = float(sum(map(self._rows_of_training, clients)))
         self._validation = (
             self._validation_rows if is_evaluated(self._recipe.evaluation, self._recipe.rounds, round) else 0.0
         )
@@ -129,7 +135,7 @@ class Pace:
 
     def trained(self, client: str) -> None:
         """Take note of a finished local training."""
-        rows = self._trained_rows(self._rows[client]["train"])
+        rows = self._rows_of_training(client)
         self._training = max(0.0, self._training - rows)
         self._count("training", rows)
 
