@@ -14,6 +14,7 @@ from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
 from fedsa.algorithms.potara import Potara
 from fedsa.client.training.job import Job, TrainingResult
+from fedsa.runs.personal import PersonalStates
 from fedsa.testing.world import Case, World
 from fedsa.types import Factor, Key, State
 from support.tiny_runs import states_of
@@ -165,3 +166,15 @@ def test_the_estimate_goes_with_sums_alone(tiny_run: Callable[..., Any]):
         for name, value in plain.items():
             if name.endswith(":federated"):
                 torch.testing.assert_close(other[name], value, rtol=0, atol=5e-3)
+
+
+@pytest.mark.run
+def test_an_audit_trains_again_from_the_federated_model(tiny_run: Callable[..., Any]):
+    run = tiny_run("algorithm=potara", "rounds=2", "algorithm_options.federated_weight=0.5")
+    states, method = PersonalStates(run.folder, run.federation.algorithm, 2), run.federation.algorithm
+    server = states_of(run)
+    for client in run.federation.clients:
+        begins, uses = (states.of(client, for_training=each) for each in (True, False))
+        assert begins.keys() == uses.keys() == method.models(begins).keys()
+        assert all(torch.equal(begins[key], server[f"server {key._replace(adapter='federated')}"]) for key in begins)
+        assert any(not torch.equal(begins[key], uses[key]) for key in uses)

@@ -61,8 +61,12 @@ class PersonalStates:
         self._chosen_round = 0 if progress is None else progress.chosen_round or 0
         self._ranks = client_ranks(self.recipe.adapter, list(self._about))
 
-    def of(self, client: str) -> State:
+    def of(self, client: str, *, for_training: bool = False) -> State:
         """The tensors that a client would use: its own and the server's.
+
+        Args:
+            client: its id.
+            for_training: those that its training would begin with.
 
         Raises:
             RunFolderError: there is no such client, or its files are not there.
@@ -91,7 +95,8 @@ class PersonalStates:
             version=state.version if state else 0,
             steps=make_chain(self.recipe.steps),
         )
-        return self._algorithm.models(personal_tensors(self._algorithm, initial, state, received))
+        tensors = personal_tensors(self._algorithm, initial, state, received, for_training=for_training)
+        return self._algorithm.models(tensors)
 
     def trained(self) -> Iterator[Weighted]:
         """Yield what each client of the federation would use, with its weight, of those that have trained."""

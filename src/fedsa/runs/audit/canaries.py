@@ -64,7 +64,7 @@ def canaries(subject: Subject, training: Training | None = None, *, control: flo
     names = [part.name for part in parts] + ["adapter"]
     scores: dict[str, dict[str, Scores]] = {name: {} for name in names}
     for client, own_canaries in planted.items():
-        before = subject.state(client)
+        before = subject.beginning(client)
         rows = np.concatenate([subject.federation.rows.partition.clients[client].train, own_canaries.there])
         after = train_again(subject, client, before, rows, how, "canaries", client)
         changed = change(before, after, subject.keys)
@@ -153,7 +153,7 @@ def _guessed(scores: Mapping[str, Scores], planted: Mapping[str, _Planted]) -> t
 def _control(subject: Subject, planted: Mapping[str, _Planted], delta: float) -> float:
     """What is proved where one client trains on its canaries alone, by the loss."""
     client, own = next(iter(planted.items()))
-    before, size = subject.state(client), min(8, max(1, len(own.there)))
+    before, size = subject.beginning(client), min(8, max(1, len(own.there)))
     how = Training(_ALONE * -(-len(own.there) // size), size, "adamw", dropout=False, bare=True)
     after = train_again(subject, client, before, own.there, how, "canaries alone", client)
     guesses, correct = _guessed({client: _gains(subject, before, after, own.rows)}, planted)

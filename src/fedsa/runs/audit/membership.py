@@ -131,7 +131,7 @@ def of_updates(subject: Subject, clients: Sequence[str], how: Training) -> Itera
     for training, found, summed in ((how, groups, subject.summed), (OneStep, controls, False)):
         changes = {}
         for client in subject.together if summed else clients:
-            state, rows = subject.state(client), subject.trained(client, training.rows)
+            state, rows = subject.beginning(client), subject.trained(client, training.rows)
             if training.privacy is not None:  # its noise is computed for all rows: of fewer, each is drawn more often
                 rows = subject.federation.rows.partition.clients[client].train
             after = train_again(subject, client, state, rows, training, "membership", client)
@@ -140,7 +140,7 @@ def of_updates(subject: Subject, clients: Sequence[str], how: Training) -> Itera
         for client in clients:
             members = subject.trained(client, min(training.rows, subject.most_rows))
             asked = np.concatenate([members, subject.others(client)[:_OTHERS]])
-            scores = alignment(subject, subject.state(client), mean or changes[client], asked, keys)
+            scores = alignment(subject, subject.beginning(client), mean or changes[client], asked, keys)
             for into, each in zip(found, scores, strict=True):
                 into.append((each[: len(members)], each[len(members) :]))
     for part, own, control in zip(parts, groups, controls, strict=True):

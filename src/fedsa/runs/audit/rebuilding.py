@@ -220,7 +220,7 @@ class Rebuilder:
         subject, changes = self.subject, {}
         before: State = {}
         for client, own in rows.items():
-            before = subject.state(client)
+            before = subject.beginning(client)
             batch = replace(how, batch_size=min(how.batch_size, len(own)))
             after = train_again(subject, client, before, own, batch, "rebuilding", client, number)
             changes[client] = change(before, after, part.keys)

@@ -104,7 +104,7 @@ def _updates(
     for client in subject.clients:
         rows = subject.federation.rows.partition.clients[client].train
         chosen = subject.random("source", client, number).permutation(rows)[: how.rows]
-        before = subject.state(client)
+        before = subject.beginning(client)
         after = train_again(subject, client, before, chosen, how, "source", client, number, int(again))
         changed = change(before, after, subject.keys)
         for into, part in zip(found, parts, strict=True):

@@ -150,6 +150,10 @@ class Subject:
         """What a client would use after the last round."""
         return self.states.of(client)
 
+    def beginning(self, client: str) -> State:
+        """What a client's training would begin with after the last round."""
+        return self.states.of(client, for_training=True)
+
     def start(self, client: str) -> State:
         """What a client started the run with: the base model, with an adapter that does nothing yet."""
         return self.states.start(client)
