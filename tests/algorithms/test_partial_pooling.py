@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedsa.adapters.means import weighted_mean
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.algorithms.partial_pooling import PartialPooling
+from fedsa.secure.fixed_point import FixedPoint, added, fixed_point_for
 from fedsa.testing.world import Case, World
 from fedsa.types import Factor, Key, State, Update
 from support.tiny_rows import write_rows
@@ -223,6 +225,34 @@ def test_ranks_that_differ_need_a_given_share():
     assert "set algorithm_options.own_share to a number" in str(PartialPooling().refusal("lora", mixed_ranks=True))
     assert PartialPooling(own_share=0.5).refusal("lora", mixed_ranks=True) is None
     assert "has no A side and B side" in str(PartialPooling().refusal("ia3"))
+
+
+def shares_after(signs: Iterable[int], size: float, point: FixedPoint | None) -> list[float]:
+    """λ of B after a round in which each client's halves move one number of it, both alike or one against the other."""
+    algorithm, clients = PartialPooling(estimate_every=1), list(enumerate(signs))
+    state = algorithm.init({A: torch.zeros(2, 3), B: torch.zeros(2, 2)})
+    sent: list[State] = []
+    for place, sign in clients:
+        one = torch.zeros(4).index_fill(0, torch.tensor([place]), size).view(2, 2)
+        halves = [{**state.tensors, B: half} for half in (one, sign * one)]
+        kept = {**state.tensors, B: (halves[0][B] + halves[1][B]) / 2}
+        outgoing = algorithm.outgoing(state.tensors, kept, halves, 1)
+        sent.append({key: value for key, value in outgoing.items() if algorithm.plan(key, 1).sent})
+    if point is None:
+        mean = weighted_mean((tensors, 1) for tensors in sent)
+    else:
+        mean = point.decode_mean(added(point.encode(tensors, 1, "a client") for tensors in sent), len(sent))
+    after = algorithm.combine_weighted(state, mean, [1] * len(sent), 1)
+    return algorithm.own_shares(after)[1][B]
+
+
+@pytest.mark.parametrize("size", [0.02, 2e-3, 3e-4])
+@pytest.mark.parametrize("point", [None, fixed_point_for(2600)], ids=["plain", "secure"])
+def test_what_cannot_be_told_from_noise_is_not_told_where_sums_round_either(size: float, point: FixedPoint | None):
+    """Three halves that agree and one that does not: the mean agreement is one standard error."""
+    assert shares_after([1, 1, 1, -1], size, point) == [0.0]
+    if size == 0.02:
+        assert shares_after([1, 1, 1, 1], size, point) == pytest.approx([1.0], abs=1e-3)
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------

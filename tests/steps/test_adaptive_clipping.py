@@ -177,6 +177,20 @@ def test_a_client_says_whether_its_change_was_within_the_norm_that_the_server_se
             sent(norm)
 
 
+def test_another_norm_has_another_noise() -> None:
+    """The same noise, made larger and smaller on one sum, would tell both the noise and the sum."""
+    step, start = AdaptiveMean(1.0, 1.0, 0.5, 0.2, 1.0), {A: torch.zeros(64)}
+
+    def noise(norm: float) -> torch.Tensor:
+        state = ServerState(start, {A: 0}, slots={f"by round|{NORM}": torch.tensor([norm])})
+        updates = [(Update("c", 1, 1, {A: torch.ones(64), WITHIN: torch.tensor(1.0)}), 1)]
+        mean, _ = Chain((step,), b"s" * 32).mean(iter(updates), state, 1, 0)
+        return (mean[A] - 1.0) / norm
+
+    assert torch.allclose(noise(1.0), noise(1.0))
+    assert not torch.allclose(noise(1.0), noise(2.0), atol=0.5)
+
+
 def test_a_client_that_lies_about_its_bit_counts_as_one_client() -> None:
     chain = Chain((NormBound(0.1), AdaptiveMean(1.0, 0.0, 0.5, 0.2, 0.0)))
     for said, taken in ((1e30, 1.0), (-7.0, 0.0)):

@@ -50,6 +50,18 @@ def of_side(tensors: State, *sides: Side) -> dict[Key, torch.Tensor]:
     return {key: tensor for key, tensor in tensors.items() if key.factor.side in sides}
 
 
+def test_numbers_beside_the_tensors_keep_all_their_digits() -> None:
+    """Their squares and differences would have none that are right."""
+    chain = make_chain(StepSettings("bf16"))
+    note, a = Key("numbers", Factor.NOTE), Key("layer", Factor.A)
+    tensors = {note: torch.tensor([1 + 2**-20]), a: torch.tensor([1 + 2**-20])}
+    sent, _ = chain.on_client(tensors, {}, client="c", round=1, before=tensors, seed=0)
+    for travelling in (sent, chain.on_payload(tensors)):
+        assert torch.equal(travelling[note], tensors[note])
+        assert {key: value.dtype for key, value in travelling.items()} == {note: torch.float32, a: torch.bfloat16}
+    assert {key: form.dtype for key, form in chain.forms(tensors).items()} == {note: torch.float32, a: torch.bfloat16}
+
+
 @pytest.fixture(scope="module")
 def crossing(
     tiny_recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory

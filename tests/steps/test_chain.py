@@ -71,7 +71,7 @@ class Halves(Step):
         sent = {key: (2 * value).round().clamp(-127, 127).to(torch.int8) for key, value in wanted.items()}
         return sent, {f"halves|{key}": value - sent[key] / 2 for key, value in wanted.items()}
 
-    def form(self, form: Form) -> Form:
+    def form(self, key: Key, form: Form) -> Form:
         return form._replace(dtype=torch.int8)
 
     def on_server(self, update: Update, weight: int, before: State) -> tuple[Update, int]:

@@ -195,6 +195,22 @@ def test_a_server_with_a_secret_has_other_noise_for_other_sums() -> None:
     assert torch.allclose(noise(None, 1.0), noise(None, 2.0), atol=1e-6)
 
 
+def test_a_servers_noise_is_another_one_for_another_sum_of_the_same_mean() -> None:
+    """Two clients that send the same have the mean of one of them: with one noise, one client would be the difference.
+
+    How many were asked changes nothing of the sum: with two noises, the mean of both would tell more than one does.
+    """
+    state, value = ServerState({A: torch.zeros(64)}, {A: 0}), torch.full((64,), 2.0)
+
+    def sum_of(clients: int, asked: int) -> torch.Tensor:
+        updates = [(Update(f"c{number}", 1, 1, {A: value}), 1) for number in range(clients)]
+        mean, _ = Chain((NoisyMean(100.0, 1.0),), b"s" * 32).mean(iter(updates), state, 1, 0, asked)
+        return mean[A] * asked
+
+    assert not torch.allclose(sum_of(1, 2) - value, sum_of(2, 2) - 2 * value, atol=1.0)
+    assert torch.allclose(sum_of(1, 2), sum_of(1, 3))
+
+
 @pytest.mark.parametrize("secret", [None, b"s" * 32])
 def test_noise_is_normal_and_each_draw_is_a_new_one(secret: bytes | None) -> None:
     noise = Noise(3, secret, "a purpose")

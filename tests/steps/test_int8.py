@@ -56,7 +56,7 @@ def test_a_recipe_gets_it() -> None:
     ],
 )
 def test_long_rows_have_a_scale_of_their_own(shape: tuple[int, ...], form: tuple[int, ...]) -> None:
-    assert Int8().form(Form(shape, torch.float32)) == Form(form, torch.int8)
+    assert Int8().form(A, Form(shape, torch.float32)) == Form(form, torch.int8)
     zeros = {A: torch.zeros(shape)}
     sent, _ = Chain((Int8(),)).on_client(zeros, {}, client="a", round=1, before=zeros, seed=0)
     assert sent[A].shape == form

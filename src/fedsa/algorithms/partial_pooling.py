@@ -21,6 +21,10 @@ _POWER = Key("partial_pooling", Factor.NOTE, "power")
 _AGREEMENT = Key("partial_pooling", Factor.NOTE, "agreement")
 _SQUARE = Key("partial_pooling", Factor.NOTE, "agreement_squared")
 _SLOT = "own_share"
+_LARGER = 2.0**10
+"""What squares are sent as a multiple of: under secure aggregation small numbers lose their last digits."""
+_ROUNDED = 1e-3
+"""A mean of squares is never below the square of the mean, but for this part, which rounding may take away."""
 
 
 @final
@@ -159,7 +163,11 @@ class PartialPooling(Algorithm):
                 numbers[_AGREEMENT].append(self._summed(key, one * two))
         if halves:
             power, agreement = (torch.cat(numbers[key]) for key in (_POWER, _AGREEMENT))
-            sent |= {_POWER: power.float(), _AGREEMENT: agreement.float(), _SQUARE: agreement.square().float()}
+            sent |= {
+                _POWER: power.float(),
+                _AGREEMENT: agreement.float(),
+                _SQUARE: (_LARGER * agreement.square()).float(),
+            }
         return sent
 
     def combine_weighted(self, state: ServerState, mean: State, weights: Sequence[int], round: int) -> ServerState:
@@ -199,11 +207,13 @@ class PartialPooling(Algorithm):
             for key in self._pooled(state.tensors)
         ]
         signal, power = mean[_AGREEMENT], mean[_POWER]
-        error = ((mean[_SQUARE] - signal.square()).clamp(min=0) * q / (1 - q)).sqrt()
+        square = mean[_SQUARE] / _LARGER
+        error = ((square - signal.square()).clamp(min=0) * q / (1 - q)).sqrt()
+        told = (square >= (1 - _ROUNDED) * signal.square()) & (signal > 2 * error)
         common = (torch.cat(moved) - q * power) / (1 - q)
         differences = (signal - common).clamp(min=0)
         whole = signal if self.own_share == "difference" else differences + (power - signal).clamp(min=0)
-        shares = torch.where(signal > 2 * error, differences / whole, 0.0).clamp(0, 1)
+        shares = torch.where(told, differences / whole, 0.0).clamp(0, 1)
         return shares.nan_to_num(0.0).float()
 
     @property

@@ -138,7 +138,7 @@ class Step:
         """
         return tensors, {}
 
-    def form(self, form: Form) -> Form:
+    def form(self, key: Key, form: Form) -> Form:
         """The shape and type that `on_client` gives a tensor. Bytes are planned and checked with it."""
         return form
 

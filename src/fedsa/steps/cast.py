@@ -12,7 +12,7 @@ import torch
 
 from fedsa.recipe import WireDtype
 from fedsa.steps.base import ClientContext, Form, Slots, Step
-from fedsa.types import State
+from fedsa.types import Factor, Key, State
 
 __all__ = ["Cast"]
 
@@ -23,6 +23,8 @@ _DTYPES: dict[WireDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bf
 @dataclass(frozen=True)
 class Cast(Step):
     """Each value becomes the nearest one of the wire's dtype, where that is narrower; whole numbers stay as they are.
+
+    So do the numbers beside the tensors: they are few, and formulas with their squares and differences need all digits.
 
     Attributes:
         wire_dtype: the recipe's.
@@ -35,12 +37,15 @@ class Cast(Step):
     def on_payload(self, tensors: State) -> State:
         """The tensors in the wire's dtype."""
         dtype = _DTYPES[self.wire_dtype]
-        return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+        return {key: each.to(dtype) if self._casts(key, each.dtype) else each for key, each in tensors.items()}
 
     def on_client(self, tensors: State, slots: Slots, context: ClientContext) -> tuple[State, Slots]:
         """The tensors in the wire's dtype."""
         return self.on_payload(tensors), {}
 
-    def form(self, form: Form) -> Form:
+    def form(self, key: Key, form: Form) -> Form:
         """The form with the wire's dtype."""
-        return form._replace(dtype=_DTYPES[self.wire_dtype]) if form.dtype.is_floating_point else form
+        return form._replace(dtype=_DTYPES[self.wire_dtype]) if self._casts(key, form.dtype) else form
+
+    def _casts(self, key: Key, dtype: torch.dtype) -> bool:
+        return dtype.is_floating_point and key.factor is not Factor.NOTE

@@ -124,7 +124,7 @@ class Chain:
         """What each tensor of an update, and each note, looks like as it travels; only shapes and types count."""
         forms = {key: Form(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
         for step in self.steps:
-            forms = {key: step.form(form) for key, form in forms.items()} | dict(step.notes_to_server())
+            forms = {key: step.form(key, form) for key, form in forms.items()} | dict(step.notes_to_server())
         return forms
 
     def upload_bytes(self, tensors: State) -> int:
@@ -202,7 +202,10 @@ class Chain:
             if isinstance(step, MeanStep) and mean:
                 purpose = ("step", step.name, round)
                 random = _generator(seed, *purpose)
-                of = input_of(self.secret, mean, {key: state.tensors[key] for key in mean if key in state.tensors})
+                before = {key: state.tensors[key] for key in mean if key in state.tensors}
+                # Not how many were asked: that divides the sum together with its noise, and another noise on the same
+                # sum would tell more.
+                of = input_of(self.secret, mean, before, slots, {"weights": torch.tensor(weights)})
                 noise = Noise(seed, self.secret, "noise", *purpose, *of)
                 context = MeanContext(round, state.tensors, weights, random, noise, asked)
                 mean, own = step.on_mean(mean, slots, context)

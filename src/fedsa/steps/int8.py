@@ -13,7 +13,7 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.errors import ProtocolError
 from fedsa.steps.base import ClientContext, Form, Slots, Step
 from fedsa.steps.changes import change_refusal
-from fedsa.types import State, Update
+from fedsa.types import Key, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ class Int8(Step):
         kept_of_others = {name: slot for name, slot in slots.items() if name.startswith(f"{_SLOT}|")}
         return packed, kept_of_others | sent  # a tensor that is not sent in this round keeps what was left of it
 
-    def form(self, form: Form) -> Form:
+    def form(self, key: Key, form: Form) -> Form:
         """Rows of eight bits, with the scale's four bytes behind each."""
         rows, length = _rows(form.shape)
         return Form((rows, length + _SCALE), torch.int8)

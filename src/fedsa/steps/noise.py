@@ -95,7 +95,8 @@ def input_of(secret: bytes | None, *tensors: Mapping[Any, Tensor]) -> tuple[str,
 
     Args:
         secret: of the machine that makes the noise; None: a simulation, whose noise depends on seed and purpose alone.
-        tensors: all that the result is computed from, by names.
+        tensors: by names, all that decides what the noise is added to, and how large it is. What the sum of both is
+            divided by afterwards is none of it.
     """
     if secret is None:
         return ()

@@ -11,6 +11,7 @@ from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import Form, Step
 from fedsa.steps.int8 import Int8
 from fedsa.steps.staleness import Staleness
+from fedsa.types import Key
 
 __all__ = ["SecureSum"]
 
@@ -46,6 +47,6 @@ class SecureSum(Step):
             return "each client's eight bits have a scale of their own, so they have no sum"
         return None if other.additive else "it needs single updates, and the server sees their sum only"
 
-    def form(self, form: Form) -> Form:
+    def form(self, key: Key, form: Form) -> Form:
         """Integers of 64 bits."""
         return form._replace(dtype=torch.int64)

@@ -15,11 +15,18 @@ __all__ = ["Licence", "LicenceKind", "kind_of", "licences"]
 
 LicenceKind: TypeAlias = Literal["permissive", "copyleft", "unknown"]
 
-_COPYLEFT = re.compile(r"GPL|GNU |MPL|Mozilla|EPL-|Eclipse|CDDL|EUPL|CeCILL|OSL-|CC-BY-SA", re.IGNORECASE)
+_COPYLEFT = re.compile(r"\b([AL]?GPL|GNU\b|MPL|Mozilla\b|EPL-|Eclipse\b|CDDL|EUPL|CeCILL|OSL-|CC-BY-SA)", re.IGNORECASE)
 _PERMISSIVE = re.compile(
-    r"MIT|BSD|Apache|ISC|PSF|Python Software Foundation|Zlib|Unlicense|Public Domain|CC0|HPND|BSL-1|Boost|CNRI",
+    r"\b(MIT\b|0?BSD|Apache\b|ISC\b|PSF|Python Software Foundation|Zlib\b|Unlicense\b|Public Domain|CC0|HPND\b|"
+    r"BSL-1\.0\b|Boost\b|CNRI\b)",
     re.IGNORECASE,
 )
+_TOKENS = re.compile(r"[()]|\bAND\b|\bOR\b|(?:(?!\bAND\b|\bOR\b)[^()])+")
+"""Of an SPDX expression: brackets, AND, OR, and the licences between them, each with what WITH adds to it."""
+_CHOSEN: tuple[LicenceKind, ...] = ("permissive", "copyleft", "unknown")
+_HELD: tuple[LicenceKind, ...] = ("copyleft", "unknown", "permissive")
+"""The kind of several: the first of these that is among theirs, where one is chosen, and where all of them hold."""
+
 _LONGEST = 60  # of the field License: some packages have the whole text there
 _CLASSIFIER = "License :: "
 
@@ -35,7 +42,7 @@ class Licence:
         licence: as the package names it; empty: it does not.
         kind: ``copyleft``: what is made with it may have to be given away under the same terms, at least changes of
             the package itself; ``unknown``: it has to be looked up. A choice (A OR B) with a permissive part is
-            permissive.
+            permissive; both together (A AND B) are if both are.
     """
 
     package: str
@@ -59,10 +66,56 @@ def kind_of(licence: str) -> LicenceKind:
     >>> kind_of("MIT"), kind_of("GPL-3.0-or-later OR Apache-2.0"), kind_of("LGPLv3+"), kind_of("see LICENSE")
     ('permissive', 'permissive', 'copyleft', 'unknown')
     """
-    choices = re.split(r"\bOR\b", licence)
-    if any(_PERMISSIVE.search(each) and not _COPYLEFT.search(each) for each in choices):
-        return "permissive"
-    return "copyleft" if _COPYLEFT.search(licence) else "unknown"
+    tokens = [token.strip() for token in _TOKENS.findall(licence) if token.strip()]
+    if not {"AND", "OR"} & {*tokens}:
+        return _single(licence)  # its brackets, if it has any, are those of a name
+    try:
+        kind: LicenceKind | None = _choice(tokens)
+    except IndexError:
+        kind = None
+    if kind is None or tokens:  # a bracket or a name is missing, or one too many
+        return "copyleft" if _COPYLEFT.search(licence) else "unknown"
+    return kind
+
+
+def _choice(tokens: list[str]) -> LicenceKind:
+    """Take A OR B OR ... from the front of an expression's tokens: one may choose.
+
+    Raises:
+        IndexError: the expression ends too early.
+    """
+    kinds = [_together(tokens)]
+    while tokens and tokens[0] == "OR":
+        tokens.pop(0)
+        kinds.append(_together(tokens))
+    return min(kinds, key=_CHOSEN.index)
+
+
+def _together(tokens: list[str]) -> LicenceKind:
+    """Take A AND B AND ...: all of them hold."""
+    kinds = [_part(tokens)]
+    while tokens and tokens[0] == "AND":
+        tokens.pop(0)
+        kinds.append(_part(tokens))
+    return min(kinds, key=_HELD.index)
+
+
+def _part(tokens: list[str]) -> LicenceKind:
+    """Take one licence, or what is in brackets."""
+    if tokens[0] != "(":
+        return _single(tokens.pop(0))
+    tokens.pop(0)
+    kind = _choice(tokens)
+    if tokens.pop(0) != ")":
+        raise IndexError("a bracket is not closed")
+    return kind
+
+
+def _single(licence: str) -> LicenceKind:
+    """What a licence asks for that is no expression."""
+    if _COPYLEFT.search(licence):
+        return "copyleft"
+    return "permissive" if _PERMISSIVE.search(licence) else "unknown"
 
 
 def _needed(package: str) -> Iterator[str]:
