@@ -298,6 +298,20 @@ FAULTS = (
         ("client/test_trained_once.py::test_nobody_trains_a_round_again_beside_other_clients",),
     ),
     Fault(
+        "privacy: the base's dropout comes from the public seed, also where there is a secret",
+        "client/training/private.py",
+        "return int(Noise(jobs[0].seed, privacy.secret, *purpose, *begun).seeds(1)[0])",
+        "return derive_seed(jobs[0].seed, *purpose, *begun)",
+        ("client/training/test_private.py::test_with_a_secret_all_dropout_comes_from_it",),
+    ),
+    Fault(
+        "privacy: the same mean of more clients has the same noise",
+        "steps/chain.py",
+        '{"weights": torch.tensor(weights)}',
+        "{}",
+        ("steps/test_client_privacy.py::test_a_servers_noise_is_another_one_for_another_sum_of_the_same_mean",),
+    ),
+    Fault(
         "privacy: the count of adaptive clipping is not paid for",
         "accounting.py",
         "(noise_multiplier**-2 - (2 * count_noise) ** -2) ** -0.5",
@@ -345,7 +359,7 @@ FAULTS = (
     Fault(
         "wire: bf16 is cut off instead of rounded",
         "steps/cast.py",
-        "return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}",
+        "return {key: each.to(dtype) if self._casts(key, each.dtype) else each for key, each in tensors.items()}",
         "cut = {\n"
         "            key: (tensor.contiguous().view(torch.int32) & -65536).view(torch.float32)\n"
         '            if self.wire_dtype == "bf16" and tensor.dtype == torch.float32\n            else tensor\n'
