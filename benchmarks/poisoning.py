@@ -43,7 +43,7 @@ from transformers import (
 )
 
 import fedsa
-from fedsa.client import Site
+from fedsa.client.site import Site
 from fedsa.client.training.job import Job, TrainingResult
 from fedsa.data.rows import deal_rows
 from fedsa.errors import FedsaError

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedsa.agreement import Agreement, hash_of_state
-from fedsa.client import Site
+from fedsa.client.site import Site
 from fedsa.errors import ConfigError, DataError, ModelError, ProtocolError, UserError
 from fedsa.federation import Federation
 from fedsa.recipe import Recipe

@@ -56,6 +56,17 @@ def test_help_and_version_answer_without_torch() -> None:
     assert "Usage: fedsa" in done.stdout
 
 
+@pytest.mark.run
+def test_a_party_and_its_owners_commands_load_no_models_libraries() -> None:
+    """The server has no model; a site's command only starts the worker that has one."""
+    modules = ("fedsa.deploy.project", "fedsa.deploy.waiting", "fedsa.deploy.status", "fedsa.deploy.submitted_jobs")
+    code = (
+        f"import sys, {', '.join(modules)}\n"
+        "heavy = {'transformers', 'peft', 'datasets'} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the tunables")
 
 

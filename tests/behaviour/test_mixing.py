@@ -13,7 +13,7 @@ from peft import LoraConfig
 
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import make_algorithm
-from fedsa.client import evaluate
+from fedsa.client.evaluation import evaluate
 from fedsa.errors import ModelError
 from fedsa.federation import Federation
 from fedsa.models import AdaptedModel, require_weighable

@@ -12,7 +12,7 @@ import torch
 
 from fedsa.adapters.similarity import cosine
 from fedsa.algorithms import make_algorithm
-from fedsa.client import initial_of_client
+from fedsa.client.state import initial_of_client
 from fedsa.client.training import sequential
 from fedsa.client.training.job import Job
 from fedsa.errors import ConfigError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsa.client import evaluate
+from fedsa.client.evaluation import evaluate
 from fedsa.client.training import sequential
 from fedsa.cost.traffic import count_traffic
 from fedsa.federation import Federation

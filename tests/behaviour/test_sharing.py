@@ -10,7 +10,7 @@ import torch
 from fedsa.adapters.algebra import pairs
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import make_algorithm
-from fedsa.client import Site
+from fedsa.client.site import Site
 from fedsa.engines.simulator import simulate
 from fedsa.federation import Federation
 from fedsa.recipe import dump_recipe

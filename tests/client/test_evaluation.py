@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from fedsa.adapters.factors import VARIANTS
-from fedsa.client import evaluate, learner, majority_accuracy
+from fedsa.client import learner
+from fedsa.client.evaluation import evaluate, majority_accuracy
 from fedsa.engines.simulator import simulate
 from fedsa.errors import TrainingError
 from fedsa.federation import Federation

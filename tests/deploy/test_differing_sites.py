@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fedsa.agreement import over
 from fedsa.deploy.preparing import prepare
-from fedsa.deploy.site import SETTINGS as OWN
+from fedsa.deploy.site_folder import SETTINGS as OWN
 from fedsa.recipe import Recipe
 from fedsa.store import RunFolder
 from support.sites import opened, serve_sites

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedsa.client import evaluate, personal_tensors
+from fedsa.client.evaluation import evaluate
+from fedsa.client.state import personal_tensors
 from fedsa.client.training import sequential
 from fedsa.client.training.job import Job
 from fedsa.federation import Federation

@@ -322,7 +322,7 @@ def test_the_card_states_the_score_of_the_tensors_beside_it(
     )
     result = fedsa.run(federation, tmp_path / "run")
     for client, folder in zip(federation.clients, result.export(tmp_path / "all", round=round), strict=True):
-        from fedsa.client import evaluate
+        from fedsa.client.evaluation import evaluate
 
         number = result.summary["chosen_round" if round == "chosen" else "rounds"]
         tensors = personal_state(RunFolder.open(result.path), federation.algorithm, client, number)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedsa.algorithms import make_algorithm
-from fedsa.client import personal_tensors
+from fedsa.client.state import personal_tensors
 from fedsa.errors import ProtocolError
 from fedsa.server import Server, received_by
 from fedsa.steps.chain import Chain

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from fedsa.adapters.means import weighted_mean
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import ServerState
-from fedsa.client import Site, evaluate
+from fedsa.client.evaluation import evaluate
+from fedsa.client.site import Site
 from fedsa.client.training.job import Job, TrainingResult
 from fedsa.errors import ProtocolError
 from fedsa.federation import Federation

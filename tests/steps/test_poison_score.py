@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsa.algorithms import make_algorithm
-from fedsa.client import Site
+from fedsa.client.site import Site
 from fedsa.client.training.job import Job, TrainingResult
 from fedsa.errors import ConfigError
 from fedsa.federation import Federation

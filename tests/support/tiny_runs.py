@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedsa.client import personal_tensors
+from fedsa.client.state import personal_tensors
 from fedsa.federation import Federation
 from fedsa.server import load_state
 from fedsa.store import RunFolder

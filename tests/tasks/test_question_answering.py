@@ -26,7 +26,7 @@ from transformers import (
 )
 
 import fedsa
-from fedsa.client import Learner
+from fedsa.client.learner import Learner
 from fedsa.client.training import cohort, sequential
 from fedsa.client.training.job import Job
 from fedsa.cost.plan import plan_run

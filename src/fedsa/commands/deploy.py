@@ -43,7 +43,7 @@ def local(
     from fedsa.commands.shared.display import live_progress, print_json, show_summary
     from fedsa.commands.shared.recipe import recipe_of_command
     from fedsa.deploy.local import SITES, deploy_local
-    from fedsa.deploy.site import ADAPTERS
+    from fedsa.deploy.site_folder import ADAPTERS
 
     count, kind = (sites, "site") if workers is None else (workers, "worker")
     parsed, name = recipe_of_command(recipe, set_)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedsa.algorithms.base import ServerState
-from fedsa.deploy.site import ADAPTERS, FINISHED_RUN
+from fedsa.deploy.site_folder import ADAPTERS, FINISHED_RUN
 from fedsa.engines.beginning import begin
 from fedsa.engines.summary import is_test
 from fedsa.errors import ProtocolError, RunFolderError

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedsa.agreement import AGREEMENT
 from fedsa.data.portions import portion_of, write_portion
-from fedsa.deploy.site import ROWS, SETTINGS
+from fedsa.deploy.site_folder import ROWS, SETTINGS
 from fedsa.engines.deployed import check_deployable, check_drawn
 from fedsa.errors import FedsaError, UserError
 from fedsa.federation import Federation

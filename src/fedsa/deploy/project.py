@@ -18,7 +18,7 @@ from fedsa.deploy.own_rows import AS_WRITTEN, Names, own_rows, read_note
 from fedsa.deploy.parties import run_server, run_site
 from fedsa.deploy.preflight import KIT, Kit, PreflightError, read_kit, warning_of
 from fedsa.deploy.provision import ADMINISTRATOR
-from fedsa.deploy.site import SETTINGS
+from fedsa.deploy.site_folder import SETTINGS
 from fedsa.deploy.submitted_jobs import run_worker, wait_for_jobs
 from fedsa.engines.deployed import check_deployable, check_drawn, open_server_folder, run_id_of, serve
 from fedsa.engines.membership import Membership, check_only_measured, check_same_scale

@@ -25,6 +25,7 @@ from fedsa.client.sent import KEPT_OF_SUMS, SentAnswers
 from fedsa.client.site import with_secret
 from fedsa.client.trained_once import TrainedOnce
 from fedsa.deploy.own_rows import NAMES, Names, own_rows, read_note
+from fedsa.deploy.site_folder import ROWS, SETTINGS
 from fedsa.deploy.worker import SOCKET, serve
 from fedsa.errors import DisagreementError, FedsaError, ProtocolError, RunFolderError
 from fedsa.messages import Message, decode
@@ -39,20 +40,12 @@ if TYPE_CHECKING:
     from fedsa.recipe import Recipe
 
 __all__ = [
-    "ADAPTERS",
-    "FINISHED_RUN",
-    "ROWS",
-    "SETTINGS",
     "SiteProgram",
     "handler_of",
     "main",
     "name_of",
     "open_site",
 ]
-
-SETTINGS, ROWS = "settings.json", "rows"
-FINISHED_RUN, ADAPTERS = "run", "adapters"
-"""Files and folders in a site's folder."""
 
 _RUN, _STATES, _SECURE = "run.json", "states", "secure"
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsa.agreement import AGREEMENT, Agreement
-from fedsa.client import majority_accuracy
+from fedsa.client.evaluation import majority_accuracy
 from fedsa.data.partition import label_counts, label_totals
 from fedsa.errors import RunFolderError
 from fedsa.federation import Federation, adapter_config, spec_of

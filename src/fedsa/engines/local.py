@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
-from fedsa.client import Sampling, Site
+from fedsa.client.evaluation import Sampling
+from fedsa.client.site import Site
 from fedsa.types import Moment, Payloads, SplitName, Update
 
 __all__ = ["LocalFleet"]

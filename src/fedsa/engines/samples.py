@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedsa.client import Sampling
+from fedsa.client.evaluation import Sampling
 from fedsa.federation import Federation
 from fedsa.store import RunFolder
 from fedsa.tasks.base import Sample

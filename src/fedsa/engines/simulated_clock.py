@@ -8,7 +8,7 @@ from typing import final
 
 import numpy as np
 
-from fedsa.client import Site
+from fedsa.client.site import Site
 from fedsa.messages import Message, decode, encode
 from fedsa.recipe import BufferedSettings
 from fedsa.seeds import derive_seed

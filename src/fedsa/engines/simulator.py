@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedsa.callbacks import Callback
-from fedsa.client import Personal
+from fedsa.client.evaluation import Personal
 from fedsa.engines.beginning import begin, check_unchanged
 from fedsa.engines.fleet import Fleet
 from fedsa.engines.listed import ListedFleet

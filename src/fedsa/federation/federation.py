@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, final
 
 from fedsa.agreement import Agreement
 from fedsa.algorithms.base import Algorithm, ServerState
-from fedsa.client import ClientStates, Learner, Mixing, Site
+from fedsa.client.evaluation import Mixing
+from fedsa.client.learner import Learner
+from fedsa.client.site import ClientStates, Site
 from fedsa.client.training.private import Privacy
 from fedsa.data.rows import ClientTable, DealtRows, deal_rows, deal_tables
 from fedsa.errors import DataError

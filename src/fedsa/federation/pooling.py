@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedsa.client import Site
+from fedsa.client.site import Site
 from fedsa.texts.words import counted
 
 __all__ = ["note_on_pooling", "pooled_site"]

@@ -15,7 +15,7 @@ from fedsa.adapters.algebra import cropped, pairs
 from fedsa.adapters.factors import VARIANTS
 from fedsa.adapters.similarity import cosine, product_cosine, span_similarity
 from fedsa.algorithms import make_algorithm
-from fedsa.client import initial_of_client, own_tensors, personal_tensors
+from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
 from fedsa.errors import UserError
 from fedsa.federation import client_ranks
 from fedsa.server import load_state, own_shares, received_by

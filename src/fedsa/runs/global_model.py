@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsa.adapters.algebra import pairs
 from fedsa.algorithms.base import Algorithm
-from fedsa.client import personal_tensors
+from fedsa.client.state import personal_tensors
 from fedsa.runs.personal import PersonalStates, Weighted, mean_personal, trained_keys
 from fedsa.server import received_by
 from fedsa.types import Factor, Key, State

@@ -13,8 +13,10 @@ import torch
 
 from fedsa.adapters.algebra import padded, rank_of, ranked
 from fedsa.adapters.similarity import clusters
-from fedsa.client import Learner, Personal, initial_of_client, personal_tensors
 from fedsa.client.batches import batched
+from fedsa.client.evaluation import Personal
+from fedsa.client.learner import Learner
+from fedsa.client.state import initial_of_client, personal_tensors
 from fedsa.client.training.job import Job
 from fedsa.errors import UserError
 from fedsa.federation import Federation

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsa.adapters.means import weighted_mean
 from fedsa.algorithms.base import Algorithm
-from fedsa.client import initial_of_client, own_tensors, personal_tensors
+from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
 from fedsa.errors import RunFolderError, UserError
 from fedsa.federation import client_ranks
 from fedsa.server import load_state, received_by

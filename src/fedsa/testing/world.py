@@ -20,8 +20,9 @@ from safetensors.torch import load, save
 from fedsa.adapters.algebra import pairs, ranked
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm, ServerState
-from fedsa.client import Site, personal_tensors
 from fedsa.client.halves import mean_of_halves
+from fedsa.client.site import Site
+from fedsa.client.state import personal_tensors
 from fedsa.client.training.job import Job, TrainingResult
 from fedsa.data.partition import ClientRows
 from fedsa.seeds import derive_seed

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
-from fedsa.client import Personal
-from fedsa.client import predict as ask
+from fedsa.client.evaluation import Personal
+from fedsa.client.evaluation import predict as ask
 from fedsa.data.asked import AskedRows, Given, asked_of_objects, read_asked
 from fedsa.errors import DataError, TrainingError, UserError, near
 from fedsa.federation import encode_table
