@@ -84,6 +84,9 @@ def test_a_sum_is_of_the_texts_of_all(rebuilder: Rebuilder) -> None:
     alone, together = score(rebuilder, "A", OneStep, texts=1), score(summed, "A", OneStep, texts=1)
     assert together.tokens > alone.tokens
     assert together.ordered is None
+    one = replace(rebuilder.subject, clients=rebuilder.subject.clients[:1])
+    few = Rebuilder.of(one)  # a sum has more clients than are attacked
+    assert score(replace(few, subject=replace(one, summed=True)), "A", OneStep, texts=1).tokens == together.tokens
 
 
 def test_an_adapter_that_has_learned_by_heart_tells_its_rows(rebuilder: Rebuilder) -> None:

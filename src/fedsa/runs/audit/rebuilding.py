@@ -91,7 +91,7 @@ class Rebuilder:
         subject: the run.
         inputs: what the layers that read single tokens get.
         dictionary: of these inputs.
-        short: client id to its training rows that are short enough, in random order.
+        short: client id to its training rows that are short enough, in random order; of all that may be in a sum.
         frequent: tokens, the most frequent first, by the rows that are not attacked.
         special: tokens that are in every text, and tell nothing.
     """
@@ -116,12 +116,11 @@ class Rebuilder:
         lengths, most = federation.encoded.lengths, min(_TOKENS, most_positions(federation.model))
         clients = federation.rows.partition.clients
         items_of(subject, clients[subject.clients[0]].train)
-        trained = subject.together if subject.summed else subject.clients
         short = {
             client: subject.random("texts", client).permutation(
                 clients[client].train[lengths[clients[client].train] <= most]
             )
-            for client in trained
+            for client in subject.together
         }
         if not any(len(rows) for rows in short.values()):
             raise UserError(f"no training row has at most {counted(most, 'token')}: leave the attack `rebuilding` out")
