@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import mmap
 import os
 import random
@@ -227,7 +228,7 @@ def _wait(process: int, watch: Watch) -> tuple[bool, str]:
 def shares(kinds: dict[str, Kind], inputs: int) -> dict[str, int]:
     """How many inputs of each kind there are."""
     everything = sum(kind.share for kind in kinds.values())
-    return {name: max(1, round(inputs * kind.share / everything)) for name, kind in kinds.items()}
+    return {name: math.ceil(inputs * kind.share / everything) for name, kind in kinds.items()}
 
 
 def in_its_own_process(do: Callable[[], None], what: str) -> None:

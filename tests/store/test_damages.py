@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import zlib
@@ -182,3 +183,31 @@ def test_no_change_of_thousands_gives_a_traceback(world: World, tmp_path: Path) 
     count = 2500
     told = no_traceback(world, tmp_path / "one", range(1000, 1000 + count))
     print(f"\n{count} changed run folders: {told} told, {count - told} without effect or done, no traceback")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "text"),
+    [
+        (("test", "worst"), "~", "test.worst: Input should be a valid number"),
+        (("test_final", "weighted_mean"), None, "test_final.weighted_mean: Input should be a valid number"),
+        (("per_client", "site 1", "test", "accuracy"), "~", "per_client.site 1.test: accuracy is no number"),
+        (("train_seconds",), "long", "train_seconds: Input should be a valid number"),
+        (("source",), "\ud800", "it has half a character"),
+    ],
+)
+def test_a_summary_with_other_values_is_told_by_whoever_reads_it(
+    world: World, tmp_path: Path, where: Sequence[str], value: Any, text: str
+) -> None:
+    """Its hash is right, as somebody who wants to break a run folder would make it."""
+    run = copied(world.finished, tmp_path / "one")
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    *path, last = where
+    place = summary
+    for name in path:
+        place = place[name]
+    place[last] = value
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    reseal(run, "summary.json")
+    for verb in ("compare", "report", "export"):
+        told, said = outcome(verb, world, run)
+        assert (told, text in said) == ("told", True), (verb, said)

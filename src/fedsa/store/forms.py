@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError, model_validator
 
 from fedsa.errors import RunFolderError
 from fedsa.store.small_files import SmallFiles
@@ -23,6 +23,16 @@ class _Sent(BaseModel):
     sent: bool
 
 
+class _Statistics(BaseModel):
+    """What must stand in a test of the summary."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    weighted_mean: float
+    mean: float
+    worst: float
+    std: float = 0.0
+
+
 class _Summary(BaseModel):
     """What must stand in ``summary.json``."""
 
@@ -31,14 +41,26 @@ class _Summary(BaseModel):
     rounds: NonNegativeInt
     metric: str = "accuracy"
     chosen_round: NonNegativeInt = 0
-    test: dict[str, Any]
-    test_final: dict[str, Any]
+    test: _Statistics
+    test_final: _Statistics
     per_client: dict[str, dict[str, Any]]
+    train_seconds: float = 0.0
+    total_upload_bytes: NonNegativeInt = 0
+    total_download_bytes: NonNegativeInt = 0
     clients: NonNegativeInt = 0
     source: str = ""
     variant: str = ""
     evaluated_after: str = "aggregate"
     sharing_plan: list[_Sent] = []
+
+    @model_validator(mode="after")
+    def _has_figures(self) -> Self:
+        for client, entry in self.per_client.items():
+            for name, figures in entry.items():
+                value = figures.get(self.metric, 0.0) if isinstance(figures, dict) else 0.0
+                if type(value) not in (int, float):
+                    raise ValueError(f"per_client.{client:.40}.{name:.40}: {self.metric:.40} is no number")
+        return self
 
 
 class _Client(BaseModel):
@@ -120,7 +142,8 @@ def check_form(folder: SmallFiles, name: str, form: TypeAdapter[Any], data: Any)
 def _unreadable(folder: SmallFiles, name: str, error: Exception) -> RunFolderError:
     if isinstance(error, ValidationError):
         first, *_ = error.errors(include_url=False, include_input=False)
-        what = f"{'.'.join(str(part)[:40] for part in first['loc'])}: {first['msg']}"
+        place = "".join(f"{str(part)[:40]}." for part in first["loc"]).removesuffix(".")
+        what = f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
     else:
         what = str(error)
     return RunFolderError(
