@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fedsa.errors import RunFolderError
 from fedsa.store.small_files import SmallFiles
@@ -41,8 +49,8 @@ class _Summary(BaseModel):
     rounds: NonNegativeInt
     metric: str = "accuracy"
     chosen_round: NonNegativeInt = 0
-    test: _Statistics
-    test_final: _Statistics
+    test: _Statistics | None
+    test_final: _Statistics | None
     per_client: dict[str, dict[str, Any]]
     train_seconds: float = 0.0
     total_upload_bytes: NonNegativeInt = 0
@@ -52,6 +60,11 @@ class _Summary(BaseModel):
     variant: str = ""
     evaluated_after: str = "aggregate"
     sharing_plan: list[_Sent] = []
+
+    @field_validator("test", "test_final", mode="before")
+    @classmethod
+    def _or_nothing(cls, value: Any) -> Any:
+        return None if value == {} else value
 
     @model_validator(mode="after")
     def _has_figures(self) -> Self:

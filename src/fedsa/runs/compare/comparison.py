@@ -100,8 +100,14 @@ class Comparison:
         return run.results(self.which[run.path])
 
     def figures(self, run: ComparedRun) -> Mapping[str, Any]:
-        """The statistics over clients of the results that are compared."""
+        """The statistics over clients of the results that are compared.
+
+        Raises:
+            RunFolderError: there are none.
+        """
         figures: Mapping[str, Any] = run.summary[self.which[run.path]]
+        if not figures:
+            raise RunFolderError(f"{run.path}: its summary.json has no figures under {self.which[run.path]!r}")
         return figures
 
 
