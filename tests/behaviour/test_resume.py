@@ -257,7 +257,7 @@ def test_a_finished_run_has_no_file_that_nobody_needs(
     federation_of: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files go behind the training; here they go only when somebody waits for it."""
-    federation = federation_of("plain")
+    federation = federation_of("clients sampled for both, half the bytes")  # its last round makes files needless
     fedsa.run(federation, tmp_path / "whole")
     monkeypatch.setattr(background, "ThreadPoolExecutor", WhenAskedFor)
     fedsa.run(federation, tmp_path / "late")
