@@ -92,12 +92,18 @@ def test_a_question_stays_open_until_its_site_has_answered(tmp_path: Path) -> No
     assert dict(runners.underway) == {}
 
 
+def with_south_open(sites: Sites, run: Path) -> RemoteRunners:
+    """Runners of which north has answered, and south is still asked."""
+    runners = RemoteRunners(sites.fleet, MessagesUnderWay(run), Progress())
+    runners.begin(asked(1, "north", "south"))
+    runners.wait()
+    runners.keep()
+    return runners
+
+
 def test_after_a_crash_what_is_open_is_asked_again_with_the_same_bytes(tmp_path: Path) -> None:
     before, after = Sites(), Sites()
-    first = RemoteRunners(before.fleet, MessagesUnderWay(tmp_path), Progress())
-    first.begin(asked(1, "north", "south"))
-    first.wait()
-    first.keep()
+    with_south_open(before, tmp_path)
     after.may_answer.set()
     again = RemoteRunners(after.fleet, MessagesUnderWay(tmp_path), Progress(round=1, underway={"south client": 1}))
     assert names([*again.wait()]) == [("south client", 1)]
@@ -107,10 +113,7 @@ def test_after_a_crash_what_is_open_is_asked_again_with_the_same_bytes(tmp_path:
 
 def test_a_damaged_question_is_named_and_not_asked_again(tmp_path: Path) -> None:
     sites = Sites()
-    runners = RemoteRunners(sites.fleet, MessagesUnderWay(tmp_path), Progress())
-    runners.begin(asked(1, "north", "south"))
-    runners.wait()
-    runners.keep()
+    with_south_open(sites, tmp_path)
     sites.may_answer.set()
     for path in flipped(tmp_path / "under-way"):
         with pytest.raises(RunFolderError, match=rf"{path} cannot be read \(a damaged message: .*put it back"):
@@ -119,10 +122,7 @@ def test_a_damaged_question_is_named_and_not_asked_again(tmp_path: Path) -> None
 
 def test_a_site_that_has_left_is_not_waited_for_and_what_it_sends_is_dropped(tmp_path: Path) -> None:
     sites = Sites()
-    runners = RemoteRunners(sites.fleet, MessagesUnderWay(tmp_path), Progress())
-    runners.begin(asked(1, "north", "south"))
-    runners.wait()
-    runners.keep()
+    runners = with_south_open(sites, tmp_path)
     sites.fleet.leave_out("south")
     runners.begin(asked(2))
     assert dict(runners.underway) == {}

@@ -46,6 +46,19 @@ def test_of_several_writes_to_one_path_the_last_one_stands(writes: WriteBehind, 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"one": bytes([49])}
 
 
+def test_a_file_is_as_the_last_thing_that_was_asked_for_it(writes: WriteBehind, tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    for number in range(25):
+        writes.write(path, partial(bytes, [number]))
+        writes.remove(path)
+        writes.write(path, partial(bytes, [100 + number]))
+    writes.settle()
+    assert path.read_bytes() == bytes([124])
+    writes.remove(path)
+    writes.settle()
+    assert not path.exists()
+
+
 def test_what_is_removed_is_gone_when_it_is_settled_or_the_end_comes(tmp_path: Path) -> None:
     for end in ("settle", "close"):
         writes = WriteBehind()

@@ -201,13 +201,43 @@ def test_a_summary_with_other_values_is_told_by_whoever_reads_it(
     """Its hash is right, as somebody who wants to break a run folder would make it."""
     run = copied(world.finished, tmp_path / "one")
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    *path, last = where
-    place = summary
-    for name in path:
-        place = place[name]
-    place[last] = value
+    _put(summary, where, value)
     (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     reseal(run, "summary.json")
     for verb in ("compare", "report", "export"):
         told, said = outcome(verb, world, run)
         assert (told, text in said) == ("told", True), (verb, said)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "text"),
+    [
+        (("validation", "accuracy"), "~", "validation.accuracy is no number"),
+        (("validation", "examples"), None, "validation.examples is no number"),
+        (("validation",), {"accuracy": 0.5}, "validation has no number of examples"),
+        (("validation",), 7, "validation has no number of examples"),
+        (("upload_bytes",), "many", "upload_bytes: Input should be a valid integer"),
+        (("train",), {"seconds": "long"}, "train.seconds: Input should be a valid number"),
+    ],
+)
+def test_a_line_of_figures_with_other_values_is_told_by_whoever_reads_it(
+    world: World, tmp_path: Path, where: Sequence[str], value: Any, text: str
+) -> None:
+    run = copied(world.finished, tmp_path / "one")
+    first, *lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    line = json.loads(first)
+    _put(line, where, value)
+    (run / "metrics.jsonl").write_text("\n".join([json.dumps(line), *lines, ""]), encoding="utf-8")
+    reseal(run, "metrics.jsonl")
+    told, said = outcome("report", world, run)
+    assert told == "told"
+    assert f"{run / 'metrics.jsonl'}, line 1" in said
+    assert text in said
+
+
+def _put(table: dict[str, Any], where: Sequence[str], value: Any) -> None:
+    """Put a value somewhere into a table of tables."""
+    *path, last = where
+    for name in path:
+        table = table[name]
+    table[last] = value

@@ -19,7 +19,7 @@ import torch
 
 from fedsa.adapters.factors import VARIANTS
 from fedsa.adapters.means import weighted_mean
-from fedsa.types import FROZEN, LOCAL, RECEIVED, SHARED, Key, Plan, Side, State, Update
+from fedsa.types import FROZEN, LOCAL, RECEIVED, SHARED, Factor, Key, Plan, Side, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +85,8 @@ class Facts:
     """The method treats the A side and the B side differently, so the adapter must have both."""
     needs_product: ClassVar[bool] = False
     """The server computes ΔW = s·B·A, so this must be the adapter's whole update."""
+    needs_middle: ClassVar[bool] = False
+    """The method averages the R that is trained between a frozen B and A, so the adapter must have one."""
     needs_initial_values: ClassVar[bool] = False
     """The server computes with the values that clients start from. Otherwise it starts from shapes alone."""
     pools_rows: ClassVar[bool] = False
@@ -111,6 +113,8 @@ class Facts:
         sides = {factor.side for factor in about.factors}
         if self.needs_sides and not {Side.A, Side.B} <= sides:
             return f"it treats the sides of the update differently, and {variant} has no A side and B side"
+        if self.needs_middle and Factor.MIDDLE not in about.factors:
+            return f"it averages the R of s·B·R·A, and {variant} has no R: use adapter.variant = 'lora_xs'"
         if self.needs_product and not about.is_product:
             return f"the server computes ΔW = s·B·A, which is not {variant}'s whole update"
         if self.folds and not about.is_product:
@@ -133,9 +137,13 @@ class Facts:
         """
         return scaling
 
-    def cuts_ranks(self) -> bool:
-        """Whether a client may come out of its training with a lower rank: only `after_training` can cut it."""
-        return isinstance(self, Algorithm) and type(self).after_training is not Algorithm.after_training
+    def in_model(self, key: Key) -> bool:
+        """Whether a tensor is one of the model's, not one that the method has `beside` them."""
+        return key.adapter in self.adapters
+
+    def models(self, tensors: State) -> State:
+        """The model's tensors of what a client holds."""
+        return {key: value for key, value in tensors.items() if self.in_model(key)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,17 +186,9 @@ class Algorithm(Facts):
         """
         return {}
 
-    def in_model(self, key: Key) -> bool:
-        """Whether a tensor is one of the model's, not one that the method has `beside` them."""
-        return key.adapter in self.adapters
-
     def whole(self, initial: State) -> State:
         """The model's tensors and those `beside` them."""
         return {**initial, **self.beside({key: value for key, value in initial.items() if self.in_model(key)})}
-
-    def models(self, tensors: State) -> State:
-        """The model's tensors of what a client holds."""
-        return {key: value for key, value in tensors.items() if self.in_model(key)}
 
     def trains_halves(self, round: int) -> bool:
         """Whether a client trains twice in a round, from the same start, each time on one half of its rows.
@@ -219,9 +219,16 @@ class Algorithm(Facts):
 
     def sends(self) -> bool:
         """Whether a client sends anything in some round."""
+        return any(self.plan(key, round).sent for key in self.every_kind() for round in (1, 2))
+
+    def every_kind(self) -> State:
+        """A small tensor of each kind that the method may meet, whatever the adapter, and of those `beside` them."""
         factors = {factor for about in VARIANTS.values() for factor in about.factors}
-        some = {Key("layer", factor, adapter): torch.zeros(1, 1) for factor in factors for adapter in self.adapters}
-        return any(self.plan(key, round).sent for key in self.whole(some) for round in (1, 2))
+        return self.whole({Key("layer", each, own): torch.zeros(1, 1) for each in factors for own in self.adapters})
+
+    def cuts_ranks(self) -> bool:
+        """Whether a client may come out of its training with a lower rank: only `after_training` can cut it."""
+        return type(self).after_training is not Algorithm.after_training
 
     def mean_refusal(self) -> str | None:
         """Why no step can act on the mean of a round's updates; None if one can."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fedsa.adapters.factors import VARIANTS
-from fedsa.algorithms.base import Algorithm, Plan
-from fedsa.types import Factor, Key
+from fedsa.algorithms.base import Algorithm
 
 
 @final
@@ -31,13 +29,4 @@ class FedSB(Algorithm):
     source: ClassVar[str] = "arXiv:2502.15436"
     exact: ClassVar[bool] = True
     needs_sides: ClassVar[bool] = False
-
-    def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
-        """Why the method cannot be used with an adapter variant; None if it can."""
-        if Factor.MIDDLE not in VARIANTS[variant].factors:
-            return f"it averages the R of s·B·R·A, and {variant} has no R: use adapter.variant = 'lora_xs'"
-        return super().refusal(variant, mixed_ranks=mixed_ranks)
-
-    def plan(self, key: Key, round: int) -> Plan:
-        """Whether clients train, send and receive a tensor: R is shared, like every tensor without sides."""
-        return self.rest_plan(key)
+    needs_middle: ClassVar[bool] = True

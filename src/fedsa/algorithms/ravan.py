@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fedsa.adapters.factors import VARIANTS
-from fedsa.algorithms.base import Algorithm, Plan
-from fedsa.types import Factor, Key
+from fedsa.algorithms.base import Algorithm
 
 
 @final
@@ -33,13 +31,4 @@ class Ravan(Algorithm):
     export: ClassVar[str] = "merged model"
     adapters: ClassVar[tuple[str, ...]] = ("default", "second", "third", "fourth")
     needs_sides: ClassVar[bool] = False
-
-    def refusal(self, variant: str, *, mixed_ranks: bool = False) -> str | None:
-        """Why the method cannot be used with an adapter variant; None if it can."""
-        if Factor.MIDDLE not in VARIANTS[variant].factors:
-            return f"it averages the R's of s·B·R·A, and {variant} has no R: use adapter.variant = 'lora_xs'"
-        return super().refusal(variant, mixed_ranks=mixed_ranks)
-
-    def plan(self, key: Key, round: int) -> Plan:
-        """Whether clients train, send and receive a tensor: R's are shared, like every tensor without sides."""
-        return self.rest_plan(key)
+    needs_middle: ClassVar[bool] = True

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
-from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
-from fedsa.types import Factor, Key
+from fedsa.types import Factor
 
 __all__ = ["CUT_RANKS", "change_refusal", "sends_notes"]
 
@@ -28,10 +25,9 @@ def change_refusal(algorithm: Algorithm, so_that: str) -> str | None:
         return reason
     if algorithm.cuts_ranks():
         return f"{CUT_RANKS}, so {so_that}"
-    factors = {factor for about in VARIANTS.values() for factor in about.factors}
     if sends_notes(algorithm):
         return f"its clients also send numbers that are no change of anything, so {so_that}"
-    for key in (Key("layer", factor, adapter) for factor in factors for adapter in algorithm.adapters):
+    for key in filter(algorithm.in_model, algorithm.every_kind()):
         plans = [algorithm.plan(key, round) for round in (1, 2)]
         if any(plan.sent and not plan.received for plan in plans):
             return reason
@@ -40,7 +36,5 @@ def change_refusal(algorithm: Algorithm, so_that: str) -> str | None:
 
 def sends_notes(algorithm: Algorithm) -> bool:
     """Whether a method's clients send numbers that belong together with the tensors: no step may change one alone."""
-    factors = {factor for about in VARIANTS.values() for factor in about.factors}
-    some = {Key("layer", factor, adapter): torch.zeros(1, 1) for factor in factors for adapter in algorithm.adapters}
-    notes = [key for key in algorithm.whole(some) if key.factor is Factor.NOTE]
+    notes = [key for key in algorithm.every_kind() if key.factor is Factor.NOTE]
     return any(algorithm.plan(key, round).sent for key in notes for round in (1, 2))

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from fedsa.adapters.algebra import cropped
-from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms.base import Algorithm
 from fedsa.steps.base import Step
 from fedsa.steps.server_optimizer import optimizer_refusal
-from fedsa.types import Key, State, Update
+from fedsa.types import State, Update
 
 __all__ = ["Staleness"]
 
@@ -48,8 +47,7 @@ class Staleness(Step):
             return reason
         if algorithm.restarts:
             return "its clients do not begin with the server's values"
-        factors = {factor for about in VARIANTS.values() for factor in about.factors}
-        for key in (Key("layer", factor, adapter) for factor in factors for adapter in algorithm.adapters):
+        for key in filter(algorithm.in_model, algorithm.every_kind()):
             first, second = (algorithm.plan(key, round) for round in (1, 2))
             if first != second:
                 return "what its clients send is not the same in all rounds, so a late update fits none but its own"

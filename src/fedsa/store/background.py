@@ -31,12 +31,12 @@ class WriteBehind:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_WRITERS, "fedsa-write")
         self._writing: dict[Path, Future[None]] = {}
-        self._removing: list[Future[None]] = []
+        self._removing: dict[Path, Future[None]] = {}
 
     def write(self, path: Path, content: Callable[[], bytes]) -> None:
         """Write a file, whole or not at all, some time before `settle` returns.
 
-        Of two writes to one path the later one stands: it begins when the earlier one has ended.
+        It begins when an earlier write to the path, or its removal, has ended: the later one stands.
 
         Args:
             path: where to.
@@ -45,8 +45,7 @@ class WriteBehind:
         Raises:
             UserError: an earlier write failed.
         """
-        if path in self._writing:
-            self._writing.pop(path).result()
+        self._finish(path)
         while self._writing:
             oldest = next(iter(self._writing))
             if len(self._writing) < _MOST_WRITING and not self._writing[oldest].done():
@@ -55,8 +54,13 @@ class WriteBehind:
         self._writing[path] = self._threads.submit(lambda: write_atomically(path, content()))
 
     def remove(self, path: Path) -> None:
-        """Remove a file some time before `settle` returns. It must not be one that is being written."""
-        self._removing.append(self._threads.submit(remove, path))
+        """Remove a file some time before `settle` returns; after it is written, where it still is to be.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        self._finish(path)
+        self._removing[path] = self._threads.submit(remove, path)
 
     def wait(self, path: Path) -> None:
         """Return when a file can be read, if it was being written; any thread may ask.
@@ -77,7 +81,13 @@ class WriteBehind:
         while self._writing:
             self._writing.pop(next(iter(self._writing))).result()
         while self._removing:
-            self._removing.pop().result()
+            self._removing.pop(next(iter(self._removing))).result()
+
+    def _finish(self, path: Path) -> None:
+        """Return when what was asked for a path before has been done."""
+        for pending in (self._writing, self._removing):
+            if path in pending:
+                pending.pop(path).result()
 
     def close(self) -> None:
         """Give up what has not begun to be written, and return when no thread is at work any more."""

@@ -94,7 +94,22 @@ class _Line(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     round: NonNegativeInt
     client: str
-    train: dict[str, Any] | None = None
+    train: dict[str, float] | None = None
+    upload_bytes: NonNegativeInt = 0
+    download_bytes: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _has_figures(self) -> Self:
+        for name in ("validation", "validation_after_training"):
+            figures = (self.model_extra or {}).get(name)
+            if not figures:
+                continue
+            if not isinstance(figures, dict) or "examples" not in figures:
+                raise ValueError(f"{name} has no number of examples")
+            wrong = [each for each, value in figures.items() if each != "after" and type(value) not in (int, float)]
+            if wrong:
+                raise ValueError(f"{name}.{wrong[0]:.40} is no number")
+        return self
 
 
 class _Sample(BaseModel):

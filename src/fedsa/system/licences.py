@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
@@ -84,20 +84,18 @@ def _choice(tokens: list[str]) -> LicenceKind:
     Raises:
         IndexError: the expression ends too early.
     """
-    kinds = [_together(tokens)]
-    while tokens and tokens[0] == "OR":
-        tokens.pop(0)
-        kinds.append(_together(tokens))
-    return min(kinds, key=_CHOSEN.index)
+    return _several(tokens, "OR", lambda rest: _several(rest, "AND", _part, _HELD), _CHOSEN)
 
 
-def _together(tokens: list[str]) -> LicenceKind:
-    """Take A AND B AND ...: all of them hold."""
-    kinds = [_part(tokens)]
-    while tokens and tokens[0] == "AND":
+def _several(
+    tokens: list[str], word: str, part: Callable[[list[str]], LicenceKind], order: Sequence[LicenceKind]
+) -> LicenceKind:
+    """Take parts with a word between them from the front: their kind is the one of theirs that is first in an order."""
+    kinds = [part(tokens)]
+    while tokens and tokens[0] == word:
         tokens.pop(0)
-        kinds.append(_part(tokens))
-    return min(kinds, key=_HELD.index)
+        kinds.append(part(tokens))
+    return min(kinds, key=order.index)
 
 
 def _part(tokens: list[str]) -> LicenceKind:
