@@ -40,7 +40,7 @@ def protected(how: Training) -> Training:
 
 def of_source(subject: Subject) -> Iterator[Finding]:
     """Whose updates are: of one step and of ten, without and with protection. A sum has no single source."""
-    for how in (ONE, TEN, protected(TEN)):
+    for how in (ONE, TEN, protected(ONE), protected(TEN)):
         yield from source(subject, [how], rounds=3)
 
 
@@ -62,7 +62,14 @@ def of_membership(subject: Subject, steps: int) -> Iterator[Finding]:
     }
     yield of_adapters(subject, trained, how, control=plain.control)
     summed = replace(subject, summed=True)
-    for seen, update in ((subject, ONE), (subject, TEN), (subject, protected(TEN)), (summed, ONE), (summed, TEN)):
+    for seen, update in (
+        (subject, ONE),
+        (subject, TEN),
+        (subject, protected(ONE)),
+        (subject, protected(TEN)),
+        (summed, ONE),
+        (summed, TEN),
+    ):
         yield from of_updates(seen, seen.clients, update)
 
 
