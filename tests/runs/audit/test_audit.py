@@ -153,7 +153,9 @@ def test_a_protected_update_is_trained_on_all_rows_as_its_noise_is_computed_for_
         return {key: tensor + 1 for key, tensor in start.items()}
 
     monkeypatch.setattr(membership, "train_again", train_again)
-    list(membership.of_updates(subject, [client], replace(run_training(subject), steps=1)))
+    found = list(membership.of_updates(subject, [client], replace(run_training(subject), steps=1)))
+    others = min(len(subject.others(client)), 40)
+    assert {each.count for each in found} == {len(subject.members(client)) + others}, "all that may have been drawn"
     (protected, rows), (control_protected, few) = trained
     assert protected
     assert rows == sorted(run.federation.rows.partition.clients[client].train.tolist())

@@ -138,7 +138,9 @@ def of_updates(subject: Subject, clients: Sequence[str], how: Training) -> Itera
             changes[client] = change(state, after, subject.keys)
         mean = mean_change(changes, weights_of(subject)) if summed else {}
         for client in clients:
-            members = subject.trained(client, min(training.rows, subject.most_rows))
+            # With privacy all rows are trained on, each by chance: so all may be asked about.
+            members = subject.trained(client, training.rows if training.privacy is None else subject.most_rows)
+            members = members[: subject.most_rows]
             asked = np.concatenate([members, subject.others(client)[:_OTHERS]])
             scores = alignment(subject, subject.beginning(client), mean or changes[client], asked, keys)
             for into, each in zip(found, scores, strict=True):
