@@ -45,6 +45,7 @@ VARIANTS = {
         "rounds=4",
         "fraction_train=0.67",
         "evaluation.fraction_evaluate=0.34",
+        "evaluation.fit_head_epochs=2",
         "wire_dtype=bf16",
     ],
     "every second round evaluated": ["rounds=4", "evaluation.evaluate_every=2"],

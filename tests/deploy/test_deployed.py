@@ -24,6 +24,7 @@ from fedsa.engines.remote import Exchange, RemoteFleet
 from fedsa.errors import ConfigError, ProtocolError, RunFolderError, UserError
 from fedsa.messages import Message, decode, encode
 from fedsa.recipe import Recipe
+from fedsa.runs.export import personal_state
 from fedsa.store import FinishedRun, RunFolder
 from fedsa.store.seals import sealed_table
 from fedsa.types import Factor, Key
@@ -214,6 +215,34 @@ def test_a_new_client_of_a_site_starts_from_what_its_clients_received(
         mine = RunFolder.open(deployed.sites / site / "run").server_states.load_server(chosen)[0]
         assert {key.factor.value for key in mine} == {"A"}
         assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+
+
+def test_clients_that_were_never_drawn_are_measured_and_exported_as_in_a_simulation(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """With a head that is sent: a fitted one is its client's own, and no part of what a new client would receive."""
+    settings = (*SETTINGS, "algorithm=fedit", "fraction_train=0.34", "rounds=2", "evaluation.fit_head_epochs=20")
+    simulated, run = tiny_run(*settings), Deployed(tmp_path, tiny_recipe(*settings))
+    chosen, method = simulated.summary["chosen_round"], simulated.federation.algorithm
+    away = [c for c in simulated.federation.clients if simulated.folder.client_states.load_client(c, 2) is None]
+    assert away
+    for name in ("chosen_round", "chosen_score", "test", "test_final"):
+        assert run.summary[name] == simulated.summary[name]
+    for site in SITES:
+        mine, clients = RunFolder.open(run.sites / site / "run"), run.programs[site].federation.clients
+        for client in clients:
+            for round in {chosen, 2}:
+                one, two = (personal_state(folder, method, client, round) for folder in (mine, simulated.folder))
+                assert one.keys() == two.keys()
+                assert all(torch.equal(one[key], value) for key, value in two.items())
+        received = mine.server_states.load_server(2)[0]
+        theirs = simulated.folder.server_states.load_server(2)[0]
+        alike = [key for key, value in received.items() if torch.equal(value, theirs[key])]
+        if {*clients} - {*away}:
+            assert {key.factor for key in alike} == {Factor.A, Factor.B, Factor.HEAD}
+        else:
+            assert {key.factor for key in alike} == {Factor.A, Factor.B}
+    run.close()
 
 
 @pytest.mark.parametrize(

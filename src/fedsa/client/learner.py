@@ -98,6 +98,21 @@ class Learner:
                 jobs, model=self.model, task=self.task, encoded=self.encoded, settings=self.training
             )
 
+    def fit_head(self, job: Job, epochs: int) -> TrainingResult:
+        """Fit a client's head alone as its warm-up does, and return the result.
+
+        Args:
+            job: of a client that has never trained; its keys are those of the head. A head that the server has sent is
+                fitted too: the job says of no tensor that it was received.
+            epochs: passes over its rows.
+
+        Raises:
+            TrainingError: the training went wrong.
+        """
+        training = self.training.model_copy(update={"head_warmup_epochs": epochs})
+        (result,) = replace(self, training=training).warm_heads([job])
+        return result
+
     def fit_personal(self, jobs: Sequence[Job], settings: ReconstructionSettings) -> Sequence[TrainingResult]:
         """Fit the personal tensors (trained, not received) anew, the others frozen, and return the results.
 

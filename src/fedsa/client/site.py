@@ -44,7 +44,7 @@ class ClientStates(Protocol):
         ...
 
     def save_personal(self, client: str, round: int, tensors: State) -> None:
-        """Keep a client's tensors of its test after ``round``: if it keeps no state, or if its site exports."""
+        """Keep a client's tensors of its test after ``round`` that no state tells; all, if its site exports."""
         ...
 
     def prune(self, rounds: Collection[int]) -> None:
@@ -76,6 +76,8 @@ class Site:
         ranks: client id to its rank, where that is less than the adapter's.
         own_initial_a: each client starts with an A of its own.
         reconstruction: how clients that keep nothing fit their personal tensors anew; None: they keep their state.
+        fit_head_epochs: passes over a client's training rows that fit its head before it is measured, as long as it has
+            not trained; 0: none.
         keeps_tested: what a client is tested with after the aggregate is kept, for a site that exports by itself.
     """
 
@@ -89,6 +91,7 @@ class Site:
     ranks: Mapping[str, int] = field(default_factory=dict)
     own_initial_a: bool = False
     reconstruction: ReconstructionSettings | None = None
+    fit_head_epochs: int = 0
     keeps_tested: bool = False
 
     def train(self, payloads: Payloads) -> Iterator[Update]:
@@ -213,9 +216,26 @@ class Site:
                 else personal_tensors(self.algorithm, initial, state, payloads[client].tensors)
             )
             tensors = self.algorithm.models(tensors)
-            if self.keeps_tested and split == "test" and moment == "aggregate":
-                self.states.save_personal(client, round, tensors)
+            head = self._fitted_head(client, payloads.round, tensors) if state is None else {}
+            tensors = {**tensors, **head}
+            if split == "test" and moment == "aggregate" and (self.keeps_tested or head):
+                self.states.save_personal(client, round, tensors if self.keeps_tested else head)
             yield Personal(client, tensors, getattr(self.rows[client], split))
+
+    def _fitted_head(self, client: str, round: int, tensors: State) -> State:
+        """Return the head of a client that has not trained, fitted to its training rows for a measurement alone.
+
+        Args:
+            client: its id.
+            round: that comes next.
+            tensors: the model's, as the client holds them.
+        """
+        heads = tuple(key for key in tensors if key.factor.side is Side.HEAD)
+        if not self.fit_head_epochs or not heads:
+            return {}
+        job = Job(client, round, self.rounds, self.seed, tensors, heads, (), {}, self.rows[client].train)
+        fitted = self.learner.fit_head(job, self.fit_head_epochs).tensors
+        return {key: fitted[key] for key in heads}
 
     def _reconstructed(self, payloads: Payloads, split: SplitName) -> Iterator[Personal]:
         """Yield clients with personal tensors that were fitted to their training rows just now.

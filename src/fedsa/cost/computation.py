@@ -70,8 +70,15 @@ def count_computation(
         if recipe.personal_state == "reconstruct":
             steps += recipe.reconstruction.steps
         batches = training.gradient_accumulation_steps * steps
-    if training.head_warmup_epochs:
-        notes.append("training.head_warmup_epochs: its pass over a client's rows is not counted (FLOPs, some 60 MiB)")
+    alone = {
+        "training.head_warmup_epochs": training.head_warmup_epochs,
+        "evaluation.fit_head_epochs": recipe.evaluation.fit_head_epochs,
+    }
+    notes += [
+        f"{name}: its pass over a client's rows is not counted (FLOPs, some 60 MiB)"
+        for name, epochs in alone.items()
+        if epochs
+    ]
     figures: dict[str, Any] = {"tokens_per_row": tokens, "batches_per_round": batches}
     figures |= dict.fromkeys(["flops_per_client", "flops_per_round", "total_flops", "memory_bytes", "memory"])
     together = _cohort_size(training, clients, training.batch_size * tokens, compute.device)

@@ -59,7 +59,11 @@ def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, 
                         raise ProtocolError(f"client {client!r} was not tested after round {round}: nothing to export")
                     run.client_states.save_personal(client, round, tensors)
                     tested[client] = tensors
-                save_state(run.server_states, round, _received(federation, tested, round), {})
+                alike = tested
+                if federation.recipe.evaluation.fit_head_epochs:  # the head of one that has not trained is its own
+                    trained = {c: own for c, own in tested.items() if states.load_client(c, round)}
+                    alike = trained or tested
+                save_state(run.server_states, round, _received(federation, alike, round), {})
             summary["per_client"] = {
                 client: {**numbers_of(clients[client]), **entry} for client, entry in about["per_client"].items()
             }
@@ -98,7 +102,7 @@ def _received(federation: Federation, tested: Mapping[str, State], round: int) -
 
     Args:
         federation: the site's part of the federation.
-        tested: what each client used after the round.
+        tested: what each of them used after the round.
         round: the round.
     """
     first, *others = tested.values()

@@ -13,6 +13,7 @@ from fedsa.server import updates_in_round
 from fedsa.store import Progress, RunFolder, replace_clients
 from fedsa.store.run_folder import CLIENTS
 from fedsa.texts.words import counted
+from fedsa.types import Side
 
 __all__ = ["Membership", "check_only_measured", "check_same_scale", "mark_left"]
 
@@ -30,6 +31,8 @@ def check_only_measured(agreement: Agreement) -> None:
         return
     rounds, keys = range(1, recipe.rounds + 1), [*agreement.adapter.empty()]
     for key in keys:
+        if key.factor.side is Side.HEAD and recipe.evaluation.fit_head_epochs:
+            continue  # each client fits it when it is measured
         plans = [algorithm.plan(key, round) for round in rounds]
         if any(plan.trained for plan in plans) and not any(plan.received for plan in plans):
             why = (

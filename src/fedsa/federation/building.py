@@ -12,7 +12,7 @@ from fedsa.data.rows import DealtRows
 from fedsa.federation.base_models import load_named_base, load_processor
 from fedsa.federation.checks import (
     check_base,
-    check_head_warmup,
+    check_heads,
     check_layers,
     check_personal,
     check_single_items,
@@ -186,9 +186,7 @@ def adapt_base(
     )
     check_personal(recipe, algorithm, model.keys, model.variant)
     check_layers(model.model, recipe.algorithm, algorithm, recipe.adapter, recipe.evaluation.global_model)
-    check_head_warmup(
-        recipe.training.head_warmup_epochs, algorithm, model, task, recipe.task.kind, recipe.server.optimizer
-    )
+    check_heads(recipe, algorithm, model, task)
     check_weighable(algorithm, recipe.algorithm, model, task, recipe.task.kind)
     check_base(task, recipe.task.kind, algorithm, recipe.algorithm, model.variant)
     return AdaptedBase(model, algorithm, compute, loaded)

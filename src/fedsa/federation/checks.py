@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_base",
     "check_early",
-    "check_head_warmup",
+    "check_heads",
     "check_layers",
     "check_personal",
     "check_single_items",
@@ -110,6 +110,11 @@ def _of_pooling(recipe: Recipe) -> Iterator[Mistake]:
     if recipe.evaluation.evaluate_after != "aggregate":
         why = f"{name} trains nothing at a client, so there is nothing to measure before the aggregate: use 'aggregate'"
         yield Mistake("evaluation.evaluate_after", why)
+    if recipe.evaluation.fit_head_epochs:
+        why = (
+            f"{name} trains one head on the rows of all clients, so there is no client whose head was not: set it to 0"
+        )
+        yield Mistake("evaluation.fit_head_epochs", why)
     if recipe.privacy.kind == "example":
         why = f"'example' does not go with {name}, in which every row leaves its client: use 'none'"
         yield Mistake("privacy.kind", why)
@@ -198,35 +203,35 @@ def check_steady(model: AdaptedModel, task: Task, encoded: Encoded, items: IntAr
     model.check_steady(run)
 
 
-def check_head_warmup(
-    epochs: int, algorithm: Algorithm, model: AdaptedModel | EmptyModel, task: Task, kind: str, optimizer: str
-) -> None:
-    """Refuse a warm-up of heads that goes with the rest as little.
+def check_heads(recipe: Recipe, algorithm: Algorithm, model: AdaptedModel | EmptyModel, task: Task) -> None:
+    """Refuse to fit heads alone, before training or for a measurement, where that does not go with the rest.
 
     Args:
-        epochs: the recipe's ``training.head_warmup_epochs``.
-        algorithm: the method.
+        recipe: any.
+        algorithm: its method.
         model: the base with its adapter.
         task: the task.
-        kind: its name.
-        optimizer: the server's, by its name.
 
     Raises:
         ModelError: there is no head to fit alone, or the server would take the warm-up for a step of the training.
     """
-    if not epochs:
-        return
-    why = obstacle(model, task)
-    if why:
-        raise ModelError(
-            f"training.head_warmup_epochs = {epochs} does not go with task.kind = "
-            f"{kind!r} and this model ({why}): set it to 0"
-        )
+    warmup = recipe.training.head_warmup_epochs
+    settings = {
+        "training.head_warmup_epochs": warmup,
+        "evaluation.fit_head_epochs": recipe.evaluation.fit_head_epochs,
+    }
+    for name, epochs in settings.items():
+        why = obstacle(model, task) if epochs else None
+        if why:
+            raise ModelError(
+                f"{name} = {epochs} does not go with task.kind = {recipe.task.kind!r} and this model ({why}): set it "
+                "to 0"
+            )
     sent = any(key.factor.side is Side.HEAD and algorithm.plan(key, 1).sent for key in model.keys)
-    if sent and optimizer != "none":
+    if warmup and sent and recipe.server.optimizer != "none":
         raise ModelError(
-            f"training.head_warmup_epochs = {epochs} does not go with server.optimizer = "
-            f"{optimizer!r} where the head is sent, which would carry the warm-up on like a step of "
+            f"training.head_warmup_epochs = {warmup} does not go with server.optimizer = "
+            f"{recipe.server.optimizer!r} where the head is sent, which would carry the warm-up on like a step of "
             "the training: set it to 0, or share_head = false"
         )
 

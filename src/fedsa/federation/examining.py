@@ -20,7 +20,7 @@ from fedsa.federation.building import shapes_of
 from fedsa.federation.checks import (
     check_base,
     check_early,
-    check_head_warmup,
+    check_heads,
     check_layers,
     check_personal,
     check_weighable,
@@ -278,9 +278,7 @@ def _check_adapted(
     with found.part("settings"):
         check_personal(recipe, algorithm, model.keys, recipe.adapter.variant)
     with found.part("model"):
-        check_head_warmup(
-            recipe.training.head_warmup_epochs, algorithm, model, task, recipe.task.kind, recipe.server.optimizer
-        )
+        check_heads(recipe, algorithm, model, task)
     with found.part("model"):
         obstacles = model.obstacles()
         if obstacles and recipe.training.trainer != "sequential":

@@ -233,6 +233,7 @@ class Federation:
             ranks=self.ranks,
             own_initial_a=recipe.adapter.own_initial_a,
             reconstruction=recipe.reconstruction if recipe.personal_state == "reconstruct" else None,
+            fit_head_epochs=recipe.evaluation.fit_head_epochs,
         )
         if not self.algorithm.pools_rows:
             return site

@@ -41,6 +41,13 @@ class EvaluationSettings(Settings):
         description="aggregate: with the tensors that the client would use next; training: its own model after local "
         "training; both: the round is chosen by the first",
     )
+    fit_head_epochs: Agreed[int] = Field(
+        0,
+        ge=0,
+        description="passes over a client's training rows that fit its head alone before it is measured, as long as "
+        "the client has not trained; for the measurement only, at training.head_warmup_learning_rate; 0: it is "
+        "measured with the head that it holds",
+    )
     batch_size: Machine[int] = Field(64, gt=0, description="rows per forward pass")
     samples: Machine[int] = Field(
         3,

@@ -93,6 +93,11 @@ def _of_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
     without = "would be trained without noise, and carry rows into what is sent later"
     if recipe.training.head_warmup_epochs:
         yield "training.head_warmup_epochs", f"the head {without}: set it to 0"
+    if recipe.evaluation.fit_head_epochs:
+        yield (
+            "evaluation.fit_head_epochs",
+            "the head would be fitted without noise, and be in the client's adapter: set it to 0",
+        )
     if recipe.personal_state == "reconstruct":
         yield "personal_state", f"personal tensors {without}: use 'store'"
     if recipe.holdout_clients:

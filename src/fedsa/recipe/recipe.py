@@ -163,6 +163,14 @@ def contradictions(recipe: Recipe) -> list[Mistake]:
                 "does not go with personal_state = 'reconstruct', which fits heads again in every round: set it to 0",
             )
         )
+    if recipe.evaluation.fit_head_epochs and recipe.personal_state == "reconstruct":
+        mistakes.append(
+            Mistake(
+                "evaluation.fit_head_epochs",
+                "does not go with personal_state = 'reconstruct', where every client fits its personal tensors before "
+                "it is measured, whether it has trained or not: set it to 0",
+            )
+        )
     if recipe.model.quantization and not recipe.adapter.can_be_quantized:
         mistakes.append(
             Mistake(

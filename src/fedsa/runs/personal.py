@@ -16,7 +16,7 @@ from fedsa.federation import client_ranks
 from fedsa.server import load_state, received_by
 from fedsa.steps import make_chain
 from fedsa.store import RunFolder, recipe_of
-from fedsa.types import Key, State
+from fedsa.types import Key, Side, State
 
 __all__ = ["PersonalStates", "Weighted", "mean_personal", "trained_keys"]
 
@@ -72,8 +72,8 @@ class PersonalStates:
             RunFolderError: there is no such client, or its files are not there.
             UserError: it was held out, and has an adapter of its own for the chosen round only.
         """
-        kept = self._folder.client_states.load_personal(client, self._round)
-        if kept is not None:
+        kept = self._folder.client_states.load_personal(client, self._round) or {}
+        if kept.keys() >= self.initial.keys():
             return kept
         held_out = bool(self._about.get(client, {}).get("held_out"))
         if held_out and self._round != self._chosen_round:
@@ -81,12 +81,13 @@ class PersonalStates:
                 f"client {client!r} was held out of the federation: it has an adapter for the chosen round only, "
                 f"not for round {self._round}"
             )
-        if held_out or self.recipe.personal_state == "reconstruct":
+        state, initial = self._folder.client_states.load_client(client, self._round), self._initial(client)
+        is_head_fitted = self._fits_heads and state is None and not for_training
+        if held_out or self.recipe.personal_state == "reconstruct" or (is_head_fitted and not kept):
             raise RunFolderError(
                 f"{self._folder.path}: the tensors of client {client!r} after round {self._round}, which were fitted "
                 "for the test, are missing: put their file back from a copy, or start the run again"
             )
-        state, initial = self._folder.client_states.load_client(client, self._round), self._initial(client)
         received = received_by(
             self._algorithm,
             self.server,
@@ -96,7 +97,8 @@ class PersonalStates:
             steps=make_chain(self.recipe.steps),
         )
         tensors = personal_tensors(self._algorithm, initial, state, received, for_training=for_training)
-        return self._algorithm.models(tensors)
+        tensors = self._algorithm.models(tensors)
+        return {**tensors, **kept} if is_head_fitted else tensors
 
     def trained(self) -> Iterator[Weighted]:
         """Yield what each client of the federation would use, with its weight, of those that have trained."""
@@ -113,12 +115,25 @@ class PersonalStates:
     def _each(self) -> Iterator[tuple[str, State]]:
         for client, about in self._about.items():
             if not about.get("held_out"):
-                tensors, initial = self.of(client), self._initial(client)
-                if any(
-                    not self._algorithm.plan(key, 1).received and not torch.equal(value, initial[key])
-                    for key, value in tensors.items()
-                ):
+                tensors = self.of(client)
+                if self._has_trained(client, tensors):
                     yield client, tensors
+
+    def _has_trained(self, client: str, tensors: State) -> bool:
+        """Whether a client has changed a tensor that it keeps; a head may have been fitted for its test alone."""
+        initial = self._initial(client)
+        if self._fits_heads and self._folder.client_states.load_client(client, self._round) is not None:
+            return True
+        return any(
+            not self._algorithm.plan(key, 1).received and not torch.equal(value, initial[key])
+            for key, value in tensors.items()
+            if not (self._fits_heads and key.factor.side is Side.HEAD)
+        )
+
+    @property
+    def _fits_heads(self) -> bool:
+        """The head of a client that has not trained is fitted before it is measured."""
+        return self.recipe.evaluation.fit_head_epochs > 0
 
     def start(self, client: str) -> State:
         """The model's tensors that a client started the run with."""

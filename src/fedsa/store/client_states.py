@@ -127,7 +127,10 @@ class ClientStateFiles:
         self._reads.expect(((client, round) for client in clients if client in self._kept), self._read)
 
     def save_personal(self, client: str, round: int, tensors: State) -> None:
-        """Write what a client was tested with after a round: where no other file tells it, or at a site that exports.
+        """Write what a client was tested with after a round.
+
+        Where no state tells it, this is the only file that does. Where one tells the rest, it may be a part: the head
+        that was fitted for the test. At a site that exports, it is always all of it.
 
         Raises:
             RunFolderError: there is no such client.
