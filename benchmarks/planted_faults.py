@@ -1210,6 +1210,20 @@ FAULTS = (
         ("algorithms/test_potara.py::test_the_weight_is_that_of_the_formula",),
     ),
     Fault(
+        "ravan: a core is sent without the number that scales it",
+        "algorithms/ravan.py",
+        "number * kept[key] for key",
+        "kept[key] for key",
+        ("algorithms/test_methods.py::test_ravan_sends_each_core_times_its_number_which_is_1_again_then",),
+    ),
+    Fault(
+        "gates: a merged model lacks them",
+        "models/gates.py",
+        "layer.scaling[adapter] *= multiplier",
+        "layer.scaling[adapter] *= 1",
+        ("models/test_gates.py::test_a_merged_model_has_what_the_gates_left_of_each_adapter",),
+    ),
+    Fault(
         "LoRA-XS: all adapters have the same directions",
         "models/from_weights.py",
         "a[place::count], b[:, place::count]",

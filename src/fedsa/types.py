@@ -20,6 +20,7 @@ __all__ = [
     "SHARED",
     "SPLITS",
     "Factor",
+    "Gating",
     "Key",
     "Moment",
     "Payload",
@@ -31,6 +32,7 @@ __all__ = [
     "SplitName",
     "State",
     "Update",
+    "gate_shape",
     "total_bytes",
     "total_elements",
 ]
@@ -66,8 +68,8 @@ class Factor(StrEnum):
 
     MAGNITUDE is DoRA's: the length of each row of the weight. LoHa's ΔW is the elementwise product of two low-rank
     ones, HADAMARD_B1·HADAMARD_A1 (PEFT's hada_w1_a, hada_w1_b) and HADAMARD_B2·HADAMARD_A2. SCALE is IA³'s vector.
-    MIDDLE is LoRA-XS's R between frozen B and A. GATE weighs several adapters of one layer. NOTE is no part of an
-    adapter: a number of a step that travels beside the tensors, and is named after the step.
+    MIDDLE is LoRA-XS's R between frozen B and A. GATE weighs several adapters of one layer (`Gating`). NOTE is no part
+    of an adapter: a number of a step that travels beside the tensors, and is named after the step.
     """
 
     A = "A"
@@ -116,6 +118,16 @@ _SHAPES = {
     Factor.DELTA: ("out", "in"),
 }
 """Each factor's sizes, but for those that do not follow from the layer alone (a gate, a head)."""
+
+Gating: TypeAlias = Literal["token", "layer", "free"]
+"""What a layer's gate gives its adapters: shares of each token, softmax(G·x) of its input x; shares of all tokens,
+softmax(g), equal at the start; or free numbers g, 1 at the start. An adapter's update is multiplied by what it gets."""
+
+
+def gate_shape(gating: Gating, adapters: int, width: int) -> tuple[int, ...]:
+    """The shape of ``Factor.GATE`` in a layer whose input has ``width`` features."""
+    return (adapters, width) if gating == "token" else (adapters,)
+
 
 _SIDES = {
     Factor.A: Side.A,

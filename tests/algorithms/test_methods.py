@@ -216,26 +216,47 @@ def test_ravan_averages_each_core():
     assert "lora has no R: use adapter.variant = 'lora_xs'" in str(method.refusal("lora"))
 
 
+def test_ravan_sends_each_core_times_its_number_which_is_1_again_then():
+    method, gate = make("ravan"), Key(LAYER, Factor.GATE)
+    cores = [Key(LAYER, Factor.MIDDLE, adapter) for adapter in method.adapters]
+    drawn = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 4, 2, 2)))
+    kept = {**dict(zip(cores, drawn[0], strict=True)), gate: torch.tensor([1.0, 2.0, -0.5, 0.0], dtype=torch.float64)}
+    sent = method.outgoing({}, kept, (), 1)
+    assert all(same(sent[key], number * kept[key].numpy()) for key, number in zip(cores, (1, 2, -0.5, 0), strict=True))
+    assert method.plan(gate, 1) == (True, False, False)
+    assert not method.keeps(gate), "it leaves the client in what it scales"
+    received = dict(zip(cores, drawn[1], strict=True))
+    taken = method.absorb(kept, received, kept)
+    assert taken[gate].tolist() == [1, 1, 1, 1]
+    assert all(torch.equal(taken[key], value) for key, value in received.items())
+    assert torch.equal(method.absorb(kept, {}, kept)[gate], kept[gate]), "its cores are its own then"
+
+
 @pytest.mark.parametrize("name", ["fed_sb", "ravan"])
 def test_the_mean_of_middle_factors_is_exact_in_a_model(name):
     method, weights = make(name), (1, 3, 5)
-    model = adapt(variant="lora_xs", method={"adapters": method.adapters})  # in float64
+    model = adapt(variant="lora_xs", method={"adapters": method.adapters, "gated": method.gated})  # in float64
     clients = client_tensors(model, 3)
 
     def weight_updates(state: State) -> dict[str, torch.Tensor]:
         model.write(state)
-        return {
-            path: sum(layer.get_delta_weight(adapter) for adapter in method.adapters)
-            for path, layer in model.model.named_modules()
-            if isinstance(layer, LoraLayer)
-        }
+        found = {}
+        for path, layer in model.model.named_modules():
+            if isinstance(layer, LoraLayer):
+                gate = state.get(Key(path.removeprefix("base_model.model."), Factor.GATE), [1])
+                pairs = zip(gate, method.adapters, strict=True)
+                found[path] = sum(number * layer.get_delta_weight(adapter) for number, adapter in pairs)
+        return found
 
-    updates = [
-        (Update(f"c{place}", 1, weight, own), weight)
-        for place, (own, weight) in enumerate(zip(clients, weights, strict=True))
-    ]
-    state = method.init(model.read(model.keys), model.scaling)
-    given = weight_updates(method.aggregate(state, updates, 1).tensors)
+    updates = []
+    for place, (own, weight) in enumerate(zip(clients, weights, strict=True)):
+        outgoing = method.outgoing({}, own, (), 1)
+        sent = {key: value for key, value in outgoing.items() if method.plan(key, 1).sent}
+        updates.append((Update(f"c{place}", 1, weight, sent), weight))
+    initial = model.read(model.keys)
+    state = method.init(initial, model.scaling)
+    after = method.aggregate(state, updates, 1)
+    given = weight_updates(method.absorb(clients[0], method.broadcast(after, "c0", 2, 0), initial))
     own = [weight_updates(client) for client in clients]
     for path, update in given.items():
         mean = sum(weight * each[path] for weight, each in zip(weights, own, strict=True)) / sum(weights)

@@ -1,4 +1,4 @@
-"""Whole runs of a method whose layers weigh an own adapter and the other clients' for each token."""
+"""Whole runs of methods whose layers weigh their adapters as each client has learned."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from fedsa.types import Factor, Key
 from support.tiny_runs import MEASURED, SETTINGS, states_of
 
 FEDALT = ["algorithm=fedalt", *SETTINGS]
+RAVAN = ["algorithm=ravan", "adapter.variant=lora_xs", *SETTINGS]
+METHODS = pytest.mark.parametrize("method", [FEDALT, RAVAN], ids=lambda settings: settings[0])
 
 
+@METHODS
 def test_a_cohort_comes_to_what_one_at_a_time_comes_to(
-    tiny_run: Callable[..., Any], tiny_model_without_dropout: Path
+    tiny_run: Callable[..., Any], tiny_model_without_dropout: Path, method: list[str]
 ) -> None:
-    settings = [*FEDALT, f"model.path={tiny_model_without_dropout}", "fraction_train=0.6"]
+    settings = [*method, f"model.path={tiny_model_without_dropout}", "fraction_train=0.6"]
     one, other = (tiny_run(*settings, f"training.trainer={name}") for name in ("sequential", "cohort"))
     assert other.federation.recipe.training.cohort_size > 1
     given = states_of(other)
@@ -33,9 +36,12 @@ def test_a_cohort_comes_to_what_one_at_a_time_comes_to(
         assert figures["test"]["loss"] == pytest.approx(tests[1][client]["test"]["loss"], abs=1e-3)
 
 
-def test_what_is_sent_is_what_was_planned(tiny_run: Callable[..., Any], tiny_recipe: Callable[..., Recipe]) -> None:
+@METHODS
+def test_what_is_sent_is_what_was_planned(
+    tiny_run: Callable[..., Any], tiny_recipe: Callable[..., Recipe], method: list[str]
+) -> None:
     partition = "data.partition={kind='iid', clients=5}"
-    settings = [*FEDALT, partition, "fraction_train=0.4", "training.local_steps=1", "rounds=6"]
+    settings = [*method, partition, "fraction_train=0.4", "training.local_steps=1", "rounds=6"]
     plan, summary = plan_run(tiny_recipe(*settings)), tiny_run(*settings).summary
     assert {name: plan[name] for name in MEASURED} == {name: summary[name] for name in MEASURED}
 
@@ -53,6 +59,16 @@ def test_each_client_holds_the_mean_of_the_others(tiny_run: Callable[..., Any]) 
                 torch.testing.assert_close(own[client][key].double(), mean, atol=1e-6, rtol=1e-5)
         if key.factor is Factor.GATE:
             assert not torch.equal(own["site 0"][key], own["site 1"][key])
+
+
+def test_the_numbers_of_cores_are_learned_and_are_1_after_the_mean(tiny_run: Callable[..., Any]) -> None:
+    run = tiny_run(*RAVAN)
+    (client, *_) = run.federation.clients
+    state = run.folder.client_states.load_client(client, 3)
+    learned = {key: value for key, value in state.tensors.items() if key.factor is Factor.GATE}
+    assert learned
+    assert all(value.shape == (4,) and (value - 1).abs().min() > 1e-4 for value in learned.values())
+    assert all(run.personal(client)[key].tolist() == [1, 1, 1, 1] for key in learned)
 
 
 @pytest.mark.parametrize("merge", [False, True])

@@ -1,18 +1,22 @@
-"""Layers whose gate weighs several adapters for each token, one client's and many clients'."""
+"""Layers whose gate weighs several adapters, for each token or for all, one client's and many clients'."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import pytest
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 
 from fedsa.errors import ModelError
-from fedsa.types import Factor, Key
-from support.stacks import ROWS, alone, check, together
+from fedsa.types import Factor, Gating, Key
+from support.stacks import ENCODED, ROWS, alone, check, together
 from support.tiers import first_is_quick
-from support.tiny_models import BASES, adapt, bert, client_tensors, gpt2, llama
+from support.tiny_models import BASES, TASK, adapt, begin, bert, client_tensors, gpt2, llama
 
-GATED = {"adapters": ("default", "rest"), "gated": True}
+GATED = {"adapters": ("default", "rest"), "gated": "token"}
+CONSTANT = {"layer": lambda gate: gate.softmax(dim=0), "free": lambda gate: gate}
+"""What a gate multiplies by that gives all tokens the same."""
 
 
 def test_a_layer_is_the_base_and_what_the_gate_leaves_of_each_adapter():
@@ -31,10 +35,51 @@ def test_a_layer_is_the_base_and_what_the_gate_leaves_of_each_adapter():
     assert shares.std(dim=0).min() > 0.01, "tokens differ"
 
 
+@pytest.mark.parametrize("variant", ["lora", "lora_xs"])
+@pytest.mark.parametrize("gating", CONSTANT)
+def test_a_gate_that_gives_all_tokens_the_same_is_a_scale_of_each_adapter(gating, variant):
+    model, plain = (adapt(variant=variant, method={**GATED, "gated": kind}) for kind in (gating, None))
+    (tensors,) = client_tensors(model, 1)
+    model.write(tensors)
+    plain.write({key: value for key, value in tensors.items() if key.factor is not Factor.GATE})
+    layers = [
+        {path.removeprefix("base_model.model."): layer for path, layer in each.model.named_modules()}
+        for each in (model, plain)
+    ]
+    module = next(path for path, layer in layers[0].items() if isinstance(layer, LoraLinear))
+    gate = tensors[Key(module, Factor.GATE)]
+    assert gate.shape == (2,)
+    for adapter, multiplier in zip(("default", "rest"), CONSTANT[gating](gate).tolist(), strict=True):
+        layers[1][module].scaling[adapter] *= multiplier
+    values = torch.randn(5, 16, dtype=torch.float64)
+    expected = layers[1][module](values)
+    torch.testing.assert_close(layers[0][module](values), expected, atol=1e-12, rtol=0)
+    assert (expected - layers[1][module].base_layer(values)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("gating", CONSTANT)
+def test_a_merged_model_has_what_the_gates_left_of_each_adapter(gating):
+    model = adapt(method={**GATED, "gated": gating})
+    (tensors,) = client_tensors(model, 1)
+    expected = alone(model, tensors, ROWS[0])
+    batch = begin(model, ENCODED, [ROWS[0]])
+    merged = model.merge()
+    with torch.no_grad():
+        torch.testing.assert_close(TASK.outputs(merged, batch), expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("gating", "first"), [("layer", 0.0), ("free", 1.0)])
+def test_gates_begin_with_equal_shares_and_with_one(gating, first):
+    gates = [value for key, value in adapt(method={**GATED, "gated": gating}).initial.items() if key.factor == "gate"]
+    assert gates
+    assert all(value.tolist() == [first, first] for value in gates)
+
+
+@pytest.mark.parametrize("gating", get_args(Gating))
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("name", first_is_quick(BASES))
-def test_many_clients_gates_at_once(name, pack):
-    check(adapt(BASES[name], method=GATED), pack=pack)
+def test_many_clients_gates_at_once(name, pack, gating):
+    check(adapt(BASES[name], method={**GATED, "gated": gating}), pack=pack)
 
 
 @pytest.mark.parametrize("clients", [1, 2])

@@ -42,6 +42,9 @@ ADAPTERS = {
     "lora_xs": "adapter={variant='lora_xs', r=5, lora_alpha=4, target_modules=['query', 'output.dense']}",
 }
 
+MERGED = [["algorithm=ravan", ADAPTERS["lora_xs"].replace("r=5", "r=3")]]
+"""Methods whose layers weigh their adapters, the same for all tokens."""
+
 
 @pytest.fixture(
     scope="module",
@@ -108,6 +111,17 @@ def test_transformers_alone_gives_the_same_logits_from_a_merged_model(
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert model.config.id2label == {0: "bad", 1: "good"}
     torch.testing.assert_close(outside(model, folder), inside(federation, run, "site 2", round), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("settings", MERGED, ids=lambda settings: settings[0])
+def test_a_merged_model_has_all_of_a_clients_weighed_adapters(
+    tiny_run: Callable[..., Any], tmp_path: Path, settings: list[str]
+) -> None:
+    run = tiny_run(*settings, "rounds=3", "training.learning_rate=0.05")
+    (folder,) = export(run.folder.path, tmp_path / "one", clients=["site 2"], merge=True)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    expected = inside(run.federation, run.folder.path, "site 2", "chosen")
+    torch.testing.assert_close(outside(model, folder), expected, atol=1e-5, rtol=0)
 
 
 def test_every_folder_has_a_card_and_nothing_is_a_pickle(trained: tuple[Federation, Path], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from fedsa.adapters.factors import VARIANTS
 from fedsa.adapters.means import weighted_mean
-from fedsa.types import FROZEN, LOCAL, RECEIVED, SHARED, Factor, Key, Plan, Side, State, Update
+from fedsa.types import FROZEN, LOCAL, RECEIVED, SHARED, Factor, Gating, Key, Plan, Side, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,9 +76,9 @@ class Facts:
     folds: ClassVar[bool] = False
     """The server adds to the frozen weights. Each adapted layer then has a tensor ``Factor.DELTA`` of the weight's
     shape, zero at the start, which is added to the weight."""
-    gated: ClassVar[bool] = False
-    """Each adapted layer weighs its adapters for each token by softmax(G·x) of its input x. Each layer then has a
-    tensor ``Factor.GATE``, G of shape (adapters, in), under the first adapter's name."""
+    gated: ClassVar[Gating | None] = None
+    """Each adapted layer weighs its adapters: for each token, the same for all tokens, or by numbers that are free
+    (`fedsa.types.Gating`). Each layer then has a tensor ``Factor.GATE`` under the first adapter's name."""
     restarts: ClassVar[bool] = False
     """A client begins each round from the initial A's and B's, not from its own."""
     needs_sides: ClassVar[bool] = True
@@ -119,7 +119,8 @@ class Facts:
             return f"the server computes ΔW = s·B·A, which is not {variant}'s whole update"
         if self.folds and not about.is_product:
             return f"the server adds s·B·A to the frozen weights, but {variant}'s update is not s·B·A"
-        if (self.references or self.gated) and not (about.is_product and about.starts_at_zero):
+        weighable = about.starts_at_zero and (about.is_product or Factor.MIDDLE in about.factors)
+        if (self.references or self.gated) and not weighable:
             return f"it weighs updates s·B·A that are zero at the start, and {variant}'s update is not one of these"
         if mixed_ranks and not self.mixed_ranks:
             return "it combines tensors that must have one rank: leave adapter.ranks out"

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 from fedsa.adapters.means import weighted_mean
 from fedsa.algorithms.base import LOCAL, RECEIVED, Algorithm, Plan, ServerState
-from fedsa.types import Factor, Key, Side, State, Update
+from fedsa.types import Factor, Gating, Key, Side, State, Update
 
 _REST = "rest"
 
@@ -31,7 +31,7 @@ class FedALT(Algorithm):
 
     source: ClassVar[str] = "arXiv:2503.11880"
     adapters: ClassVar[tuple[str, ...]] = ("default", _REST)
-    gated: ClassVar[bool] = True
+    gated: ClassVar[Gating] = "token"
     export: ClassVar[str] = "none"
     needs_product: ClassVar[bool] = True
     needs_initial_values: ClassVar[bool] = True

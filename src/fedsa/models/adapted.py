@@ -18,7 +18,7 @@ from fedsa.models.configs import scaled, variant_of
 from fedsa.models.deltas import Deltas
 from fedsa.models.dropout import Streams
 from fedsa.models.from_weights import STARTS, start_from_base
-from fedsa.models.gates import with_gates
+from fedsa.models.gates import fold_gates, with_gates
 from fedsa.models.insertion import by_key, use_own_dropout, with_adapter, with_further_adapters
 from fedsa.models.layout import Layout
 from fedsa.models.packing import LayerStack
@@ -27,7 +27,7 @@ from fedsa.models.stacked import AdaptedLayer, Stack, adapted_layers, obstacles
 from fedsa.models.steady import check_kept, check_norms, persistent_buffers, steady_layers, versions
 from fedsa.models.weighing import require_weighable
 from fedsa.seeds import seed_torch
-from fedsa.types import Key, State
+from fedsa.types import Gating, Key, State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +48,7 @@ class AdaptedModel:
             adapters and head stay fp32.
         adapters: their names; the updates of several are added.
         folds: there is a tensor ``Factor.DELTA`` for each adapted layer, which is added to its frozen weight.
-        gated: each layer weighs its adapters for each token; there is a tensor ``Factor.GATE`` for each.
+        gated: how each layer weighs its adapters, if it does; there is a tensor ``Factor.GATE`` for each layer.
         scaling: given the variant's own s in ΔW = s·B·A and the rank, returns the s to use.
 
     Attributes:
@@ -74,7 +74,7 @@ class AdaptedModel:
         precision: str = "fp32",
         adapters: tuple[str, ...] = ("default",),
         folds: bool = False,
-        gated: bool = False,
+        gated: Gating | None = None,
         scaling: Callable[[float, int], float] | None = None,
     ) -> None:
         self.variant = variant_of(config)
@@ -90,7 +90,7 @@ class AdaptedModel:
         self.streams = Streams()
         if gated:
             require_weighable(self.model)
-            with_gates(self.model, adapters, self.streams, seed)
+            with_gates(self.model, gated, adapters, self.streams, seed)
         check_norms(self.model)
         self._steady = steady_layers(self.model)
         self._parameters = by_key(self.model)
@@ -265,6 +265,7 @@ class AdaptedModel:
 
     def merge(self) -> Any:
         """Return the base model with everything added to its weights. This model is of no use any more."""
+        fold_gates(self.model, self.adapters)
         if self._deltas is not None:
             self._deltas.merge()
         return self.model.merge_and_unload(safe_merge=True)

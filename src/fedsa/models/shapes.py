@@ -28,7 +28,7 @@ from fedsa.models.opening import check_files, no_pickle, own_code
 from fedsa.models.stacked import obstacles
 from fedsa.models.tokenizers import positions_of
 from fedsa.recipe import AdapterSettings, ModelSettings
-from fedsa.types import Key
+from fedsa.types import Gating, Key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +75,7 @@ def empty_model(
     task_type: str | None,
     adapters: Sequence[str] = ("default",),
     folds: bool = False,
-    gated: bool = False,
+    gated: Gating | None = None,
     takes_images: bool = False,
     image_size: int | None = None,
     on_progress: Callable[[str], None] | None = None,
@@ -94,7 +94,7 @@ def empty_model(
         task_type: PEFT's, e.g. ``SEQ_CLS``.
         adapters: their names.
         folds: the server adds to the frozen weights.
-        gated: each layer has a gate that weighs the adapters.
+        gated: each layer has a gate that weighs the adapters, in this way.
         takes_images: the task's rows are images.
         image_size: of them, pixels of the side; None: what the model's config says.
         on_progress: told what is fetched.
@@ -110,7 +110,7 @@ def empty_model(
         model = with_adapter(base, config, adapters[0])
         with_further_adapters(model, adapters, seed=0)
         if gated:
-            with_gates(model, tuple(adapters), Streams(), seed=0)
+            with_gates(model, gated, tuple(adapters), Streams(), seed=0)
     deltas = empty_deltas(model) if folds else {}
     return EmptyModel(model, {**by_key(model), **deltas}, longest, side)
 

@@ -33,7 +33,7 @@ AdaptedLayer: TypeAlias = "tuple[nn.Module, str, Any, str]"
 Values = Mapping[Key, Tensor]
 """Tensors of several clients under one key: shape (clients, *shape of the key's tensor)."""
 
-_FACTORS_OF_OUTPUTS = (Factor.MAGNITUDE, Factor.SCALE)
+_MULTIPLIERS = (Factor.MAGNITUDE, Factor.SCALE, Factor.GATE)
 """Numbers near a size of their own that whole outputs are multiplied by: steps of 2⁻⁸ of it, bf16's, are too large."""
 
 
@@ -138,7 +138,7 @@ class Stack:
 
 def _computed_in(key: Key, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """Return the type that a key's values have in a stack whose adapters compute in ``dtype``."""
-    return tensor.dtype if dtype is None or key.factor in _FACTORS_OF_OUTPUTS else dtype
+    return tensor.dtype if dtype is None or key.factor in _MULTIPLIERS else dtype
 
 
 def _whole_rank(key: Key, tensor: Tensor, place: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from fedsa.data.partition import ClientRows
 from fedsa.seeds import derive_seed
 from fedsa.server import Server, received_by
 from fedsa.store import ClientState
-from fedsa.types import Factor, Key, Side, State, Update
+from fedsa.types import Factor, Key, Side, State, Update, gate_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,8 +106,10 @@ def initial_tensors(case: Case) -> dict[Key, Tensor]:
         drawn = torch.randn(factor.shape(out=out, width=width, rank=RANK), generator=generator)
         zero = case.mixed_ranks and factor is Factor.B
         tensors[Key(module, factor, adapter)] = torch.zeros_like(drawn) if zero else drawn
-    for module, (_, width) in LAYERS.items() if case.algorithm.gated else ():
-        tensors[Key(module, Factor.GATE)] = torch.randn(len(case.algorithm.adapters), width, generator=generator)
+    if gating := case.algorithm.gated:
+        for module, (_, width) in LAYERS.items():
+            drawn = torch.randn(gate_shape(gating, len(case.algorithm.adapters), width), generator=generator)
+            tensors[Key(module, Factor.GATE)] = torch.ones_like(drawn) if gating == "free" else drawn
     for module, shape in LAYERS.items() if case.algorithm.folds else ():
         tensors[Key(module, Factor.DELTA)] = torch.zeros(shape)
     tensors[Key("classifier.weight", Factor.HEAD)] = torch.randn(HEAD, generator=generator)
@@ -118,11 +120,11 @@ def layer_effects(case: Case, tensors: State, scaling: Mapping[str, float]) -> d
     """Return all that a client's tensors do, in float64.
 
     For an adapter whose whole update is a product: Δ + Σ s·B·A of each layer, over its adapters, and the head. For
-    others the tensors themselves.
+    others the tensors themselves, times what a gate of free numbers gives their adapter.
     """
     tensors = case.algorithm.models(tensors)
     if not VARIANTS[case.variant].is_product:
-        return {str(key): tensor.double() for key, tensor in tensors.items()}
+        return {str(key): tensor.double() for key, tensor in _multiplied(case.algorithm, tensors).items()}
     effects = {str(key): tensor.double() for key, tensor in tensors.items() if key.factor.side is Side.HEAD}
     for module in LAYERS:
         delta = tensors.get(Key(module, Factor.DELTA))
@@ -131,6 +133,18 @@ def layer_effects(case: Case, tensors: State, scaling: Mapping[str, float]) -> d
         for module, (b, a) in pairs(tensors, adapter).items():
             effects[module] = effects[module] + scaling[module] * b.double() @ a.double()
     return effects
+
+
+def _multiplied(algorithm: Algorithm, tensors: State) -> State:
+    """The tensors, where gates of free numbers have been multiplied with those of the adapters that they weigh."""
+    if algorithm.gated != "free":
+        return tensors
+    gates = {key.module: gate for key, gate in tensors.items() if key.factor is Factor.GATE}
+    return {
+        key: gates[key.module][algorithm.adapters.index(key.adapter)] * tensor if key.module in gates else tensor
+        for key, tensor in tensors.items()
+        if key.factor is not Factor.GATE
+    }
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from fedsa.client.training import job as jobs_module
 from fedsa.client.training.job import Job, TrainingResult
 from fedsa.models import AdaptedModel
 from fedsa.recipe import TrainingSettings
-from fedsa.types import Factor
+from fedsa.types import Factor, Gating
 from support.cohorts import SETTINGS, both, jobs_of, largest_difference, moved
 from support.methods import Pulled
 from support.tiny_models import BASES, TASK, adapt, token_rows
@@ -130,9 +131,10 @@ def test_deltas_and_two_adapters_in_both_trainers(name, pack):
 # -- penalties ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("gating", get_args(Gating))
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_gates_in_both_trainers(settings):
-    model = adapt(method={"gated": True, "adapters": ("default", "rest")}, dropout=0.1)
+def test_gates_in_both_trainers(settings, gating):
+    model = adapt(method={"gated": gating, "adapters": ("default", "rest")}, dropout=0.1)
     jobs = [
         replace(job, keys=tuple(key for key in job.keys if key.adapter != "rest"))
         for job in jobs_of(model, (7, 20, 12))

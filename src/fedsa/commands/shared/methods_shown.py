@@ -20,6 +20,14 @@ LEGEND = (
 )
 
 
+_GATES = {
+    "token": "each layer weighs its adapters for each token, as its client has learned",
+    "layer": "each layer weighs its adapters, the same for all tokens, as its client has learned",
+    "free": "each layer multiplies each of its adapters by a number that its client has learned",
+}
+"""What the gates of a method do, by `fedsa.types.Gating`."""
+
+
 def overview(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     """A table with a line per method, and its header: with LoRA, or the first variant that the method accepts."""
     header = ["method", "a client sends", "and keeps", "exact", "secure", "export", "paper"]
@@ -171,7 +179,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     if len(entry["adapters"]) > 1:
         facts.append(("adapters", ", ".join(entry["adapters"])))
     if entry["gated"]:
-        facts.append(("gates", "each layer weighs its adapters for each token, as its client has learned"))
+        facts.append(("gates", _GATES[entry["gated"]]))
     if entry["references"]:
         similarity = f"its similarity to {counted(entry['references'], 'training row')} of its client"
         facts.append(("at inference", f"adapters are weighed for each row by {similarity}: one more forward pass"))

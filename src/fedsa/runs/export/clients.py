@@ -206,7 +206,7 @@ def _refuse_gates(name: str, algorithm: Algorithm) -> None:
     Raises:
         UserError: each layer weighs its adapters for each token.
     """
-    if algorithm.gated:
+    if algorithm.gated == "token":
         raise UserError(
             f"{name} weighs its adapters for each token. Neither a PEFT adapter nor merged weights can do this, "
             "so there is nothing to write: for adapters in PEFT's format use another method"
@@ -247,7 +247,9 @@ def _adapted(
     run.check_base(plain_fingerprint(plain, config))
     if not task.takes_images:
         fit_padding(plain, tokenizer)
-    return AdaptedModel(plain, config, seed=seed, adapters=algorithm.adapters, folds=algorithm.folds)
+    return AdaptedModel(
+        plain, config, seed=seed, adapters=algorithm.adapters, folds=algorithm.folds, gated=algorithm.gated
+    )
 
 
 def _more_stops(model: AdaptedModel, task: TaskSettings, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
