@@ -27,6 +27,7 @@ from fedsa.runs.export import export, personal_state
 from fedsa.runs.personal import PersonalStates
 from fedsa.server import load_state, received_by
 from fedsa.store import RunFolder
+from fedsa.texts.words import counted
 from fedsa.types import Key, Payload, Payloads, Side, State
 
 SAMPLED = (
@@ -320,3 +321,53 @@ def test_a_task_without_a_head_is_refused(tiny_recipe: Callable[..., Recipe], mo
         ModelError, match=r"evaluation\.fit_head_epochs = 2 does not go with task\.kind = .*has no head.*set it to 0"
     ):
         Federation.from_recipe(tiny_recipe("evaluation.fit_head_epochs=2"))
+
+
+# -- what the results say of them --------------------------------------------------------------------------------------
+
+
+def test_the_results_tell_who_has_not_trained_and_how_they_do(tiny_run: Callable[..., Any]) -> None:
+    run = tiny_run(*FITTED)
+    summary, chosen = run.summary, run.summary["chosen_round"]
+    lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for name, round, count in (("test", chosen, "rounds_trained_until_chosen"), ("test_final", 3, "rounds_trained")):
+        away, per_client = untrained(run, round), summary["per_client"]
+        for client, entry in per_client.items():
+            rounds = {line["round"] for line in lines if line["client"] == client and line["train"]}
+            assert entry[count] == len([each for each in rounds if each <= round])
+        assert {client for client, entry in per_client.items() if entry[count] == 0} == {*away}
+        assert summary[name]["untrained_clients"] == len(away) > 0
+        values = [per_client[client][name]["accuracy"] for client in away]
+        assert summary[name]["untrained_mean"] == pytest.approx(sum(values) / len(values))
+    assert summary["test_final"]["untrained_mean"] != pytest.approx(summary["test_final"]["mean"])
+
+
+def test_where_all_have_trained_there_is_no_mean_of_others(tiny_run: Callable[..., Any]) -> None:
+    summary = tiny_run("algorithm=pooled", "rounds=2").summary
+    assert summary["test_final"]["untrained_clients"] == 0, (
+        "the rows of all are trained, though one client stands for them"
+    )
+    assert summary["test_final"]["untrained_mean"] is None
+    assert {entry["rounds_trained"] for entry in summary["per_client"].values()} == {2}
+    summary = tiny_run("rounds=2").summary
+    assert summary["test_final"]["untrained_mean"] is None
+    assert {entry["rounds_trained"] for entry in summary["per_client"].values()} == {2}
+
+
+def test_terminal_and_report_have_a_line_of_them_where_there_are_some(
+    tiny_run: Callable[..., Any], fedsa_command: Callable[..., Any], tmp_path: Path
+) -> None:
+    for settings in (SAMPLED, ("rounds=2",)):
+        run = tiny_run(*settings)
+        path = tmp_path / str(len(settings))
+        shutil.copytree(run.folder.path, path)
+        out = " ".join(fedsa_command("resume", path).out.split())
+        tests = [run.summary[name] for name in ("test", "test_final")]
+        assert (tests[1]["untrained_clients"] > 0) is (settings == SAMPLED)
+        for figures in tests:
+            told = f"{counted(figures['untrained_clients'], 'client')} that had not trained by then: mean "
+            mean = figures["untrained_mean"]
+            assert (mean is not None and f"{told}{100 * mean:.1f}" in out) is (figures["untrained_clients"] > 0)
+        page, some = (path / "report.html").read_text("utf-8"), any(each["untrained_clients"] for each in tests)
+        assert ("Mean of clients that had not trained by then" in page) is some
+        assert ("had not trained" in out) is some

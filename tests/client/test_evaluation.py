@@ -485,7 +485,8 @@ def test_every_figure_says_what_it_was_measured_after(tiny_run, after):
     assert run.summary["evaluated_after"] == primary
     for name in in_summary:
         assert run.summary[name]["after"] == (name.partition("_after_")[2] or primary)
-        assert set(run.summary[name]) == {"round", "after", "weighted_mean", "mean", "std", "worst", "worst_client"}
+        statistics = {"weighted_mean", "mean", "std", "worst", "worst_client", "untrained_clients", "untrained_mean"}
+        assert set(run.summary[name]) == {"round", "after", *statistics}
         assert all(name in client for client in run.summary["per_client"].values())
     for name in in_lines:
         assert {line[name]["after"] for line in lines} == {name.partition("_after_")[2] or primary}

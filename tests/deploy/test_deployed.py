@@ -235,6 +235,9 @@ def test_clients_that_were_never_drawn_are_measured_and_exported_as_in_a_simulat
                 one, two = (personal_state(folder, method, client, round) for folder in (mine, simulated.folder))
                 assert one.keys() == two.keys()
                 assert all(torch.equal(one[key], value) for key, value in two.items())
+        figures = FinishedRun.open(run.sites / site / "run").summary["test_final"]
+        assert figures["untrained_clients"] == len({*clients} & {*away})
+        assert (figures["untrained_mean"] is None) is (not {*clients} & {*away})
         received = mine.server_states.load_server(2)[0]
         theirs = simulated.folder.server_states.load_server(2)[0]
         alike = [key for key, value in received.items() if torch.equal(value, theirs[key])]

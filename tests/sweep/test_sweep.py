@@ -165,6 +165,33 @@ def test_a_sweep_of_a_task_without_classes(tmp_path: Path, fedsa_command: Callab
     assert all(float(row["before"]) < 0 and float(row["test"]) < 0 for row in clients)  # log-likelihoods
 
 
+def test_clients_that_never_trained_have_figures_of_their_own(
+    tmp_path: Path, recipe_file: Callable[..., Path], fedsa_command: Callable[..., Any]
+) -> None:
+    recipe, sweep, out = recipe_file("rounds=1"), tmp_path / "sampled.toml", tmp_path / "out"
+    sweep.write_text(
+        f'recipe = "{recipe.as_posix()}"\nmethods = ["fedsa"]\nrates = [5e-2]\n'
+        'settings = [{label = "all"}, {label = "one", set = ["fraction_train=0.1", "evaluation.fit_head_epochs=1"]}]\n',
+        encoding="utf-8",
+    )
+    outcome = fedsa_command("sweep", sweep, "--out", out, "--jobs", 1)
+    assert outcome.code == 0, outcome.err
+    with (out / "results.csv").open(encoding="utf-8") as file:
+        rows = {row["setting"]: row for row in csv.DictReader(file)}
+    assert (rows["all"]["test_final_untrained_clients"], rows["all"]["test_final_untrained_mean"]) == ("0", "")
+    assert rows["one"]["test_final_untrained_clients"] == "2"
+    with (out / "clients.csv").open(encoding="utf-8") as file:
+        clients = [row for row in csv.DictReader(file) if row["setting"] == "one"]
+    away = [float(row["test_final"]) for row in clients if row["rounds_trained"] == "0"]
+    assert float(rows["one"]["test_final_untrained_mean"]) == pytest.approx(sum(away) / 2)
+    assert sorted(row["rounds_trained"] for row in clients) == ["0", "0", "1"]
+    headers = [line for line in outcome.out.splitlines() if line.startswith("| method ")]
+    has_untrained = [bool(rows[name]["test_untrained_mean"]) for name in ("all", "one")]
+    assert has_untrained[1]
+    assert ["never trained" in line for line in headers] == has_untrained
+    assert "Never trained: mean over the clients that had not trained by the chosen round" in outcome.out
+
+
 def test_a_finished_sweep_is_read_not_repeated(
     tmp_path: Path,
     recipe_file: Callable[..., Path],

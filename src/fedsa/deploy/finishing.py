@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,11 @@ import torch
 from fedsa.algorithms.base import ServerState
 from fedsa.deploy.site_folder import ADAPTERS, FINISHED_RUN
 from fedsa.engines.beginning import begin
-from fedsa.engines.summary import is_test
+from fedsa.engines.summary import is_test, scores_of, trained_until
 from fedsa.errors import ProtocolError, RunFolderError
 from fedsa.recipe import dump_recipe
 from fedsa.runs.export import export
 from fedsa.server import save_state
-from fedsa.statistics import summarize_clients
 from fedsa.store import RunFolder, numbers_of
 from fedsa.store.client_states import ClientStateFiles
 from fedsa.types import State
@@ -131,9 +130,10 @@ def _rounds(about: Mapping[str, Any], federation: Federation) -> dict[str, int]:
 
 def _scores(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Each test's statistics over the site's own clients."""
-    entries, metric = summary["per_client"], summary["metric"]
-    return {
-        name: {**value, **asdict(summarize_clients({client: each[name] for client, each in entries.items()}, metric))}
-        for name, value in summary.items()
-        if is_test(name, value)
-    }
+    entries, found = summary["per_client"], {}
+    for name, value in summary.items():
+        if is_test(name, value):
+            until = trained_until(value["round"], summary["chosen_round"])
+            results, trained = ({client: each[key] for client, each in entries.items()} for key in (name, until))
+            found[name] = {**value, **scores_of(results, summary["metric"], trained)}
+    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from fedsa.store import Progress, RunFolder, numbers_of
 from fedsa.system.process import peak_rss_bytes
 from fedsa.types import Moment, Results, State
 
-__all__ = ["Test", "Tests", "is_test", "measure", "summary_of"]
+__all__ = ["Test", "Tests", "is_test", "measure", "scores_of", "summary_of", "trained_until"]
 
 
 class Test(NamedTuple):
@@ -90,6 +92,19 @@ def measure(
     )
 
 
+_UNTIL_CHOSEN, _UNTIL_END = "rounds_trained_until_chosen", "rounds_trained"
+
+
+def trained_until(round: int, chosen: int) -> str:
+    """The name in a client's entry of the number of rounds that it had trained in by the round of a test.
+
+    Args:
+        round: of the test: the chosen or the final one.
+        chosen: the chosen one.
+    """
+    return _UNTIL_CHOSEN if round == chosen else _UNTIL_END
+
+
 def is_test(name: str, value: Any) -> bool:
     """Whether an entry of a summary has the statistics of a test over clients."""
     return name.startswith("test") and isinstance(value, dict)
@@ -102,25 +117,56 @@ def _shares(algorithm: Algorithm, folder: RunFolder, rounds: int) -> dict[str, A
     return {"own_shares": own_shares(algorithm, load_state(folder.server_states, rounds))}
 
 
-def _scores(tests: Tests, metric: str) -> dict[str, Any]:
-    """The statistics of each test over clients, by its name in the summary."""
+def scores_of(results: Results, metric: str, trained: Mapping[str, int]) -> dict[str, Any]:
+    """The statistics of a test over clients, and of those among them that had not trained.
+
+    Args:
+        results: client id to its metrics.
+        metric: the task's.
+        trained: client id to the number of rounds that it had trained in by then.
+
+    Returns:
+        Those of `summarize_clients`, ``untrained_clients`` (how many had not trained) and ``untrained_mean`` (their
+        mean, each client alike; None: all had).
+    """
+    untrained = {client: result for client, result in results.items() if not trained[client]}
     return {
-        name: {"round": test.round, "after": test.moment, **asdict(summarize_clients(test.results, metric))}
-        for name, test in tests.by_name.items()
+        **asdict(summarize_clients(results, metric)),
+        "untrained_clients": len(untrained),
+        "untrained_mean": summarize_clients(untrained, metric).mean if untrained else None,
     }
 
 
-def _per_client(tests: Tests, metric: str, about: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _rounds_trained(
+    trainings: Iterable[tuple[int, str]], clients: Iterable[str], until: int, *, pools: bool
+) -> dict[str, int]:
+    """The number of rounds in which each client had trained, and its update had come, by the end of a round.
+
+    Args:
+        trainings: rounds and the clients whose updates came in them.
+        clients: ids of all.
+        until: the round.
+        pools: the rows of all clients are trained together: who trains, trains for all.
+    """
+    found = Counter(client for round, client in trainings if round <= until)
+    return dict.fromkeys(clients, max(found.values(), default=0)) if pools else {each: found[each] for each in clients}
+
+
+def _per_client(
+    tests: Tests, metric: str, about: Mapping[str, Mapping[str, Any]], trained: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, Any]]:
     """The numbers and test results of each client, as the summary has them.
 
     Args:
         tests: the results.
         metric: the task's.
         about: client id to what ``clients.json`` says of it.
+        trained: name in the summary to each client's number of rounds in which it has trained.
     """
     return {
         client: {
             **numbers_of(about[client]),
+            **{name: by_client[client] for name, by_client in trained.items()},
             "before": tests.before[client][metric],
             **{name: test.results[client] for name, test in tests.by_name.items()},
         }
@@ -154,8 +200,14 @@ def summary_of(
         more: further entries, which only one kind of run has.
     """
     metric = settings.metric
-    about = folder.read_json("clients.json")
-    clients = _per_client(tests, metric, about)
+    about, metrics = folder.read_json("clients.json"), folder.read_metrics().splitlines()
+    chosen = progress.chosen_round or 0
+    trainings = [(line["round"], line["client"]) for line in map(json.loads, metrics) if line["train"] is not None]
+    trained = {
+        name: _rounds_trained(trainings, tests.before, until, pools=algorithm.pools_rows)
+        for name, until in ((_UNTIL_CHOSEN, chosen), (_UNTIL_END, recipe.rounds))
+    }
+    clients = _per_client(tests, metric, about, trained)
     return {
         "algorithm": recipe.algorithm,
         "source": algorithm.source,
@@ -174,15 +226,22 @@ def summary_of(
         "evaluated_after": settings.moments[0],
         **privacy_of(
             recipe,
-            folder.read_metrics().splitlines(),
+            metrics,
             about,
             lambda: load_state(folder.server_states, recipe.rounds).slots,
         ),
         **_shares(algorithm, folder, recipe.rounds),
-        "chosen_round": progress.chosen_round or 0,
+        "chosen_round": chosen,
         "chosen_score": progress.chosen_score,
         "chosen_by": f"weighted mean of validation {metric}",
-        **_scores(tests, metric),
+        **{
+            name: {
+                "round": test.round,
+                "after": test.moment,
+                **scores_of(test.results, metric, trained[trained_until(test.round, chosen)]),
+            }
+            for name, test in tests.by_name.items()
+        },
         **more,
         **first_round(algorithm, tensors, make_chain(recipe.steps), recipe.rounds),
         "total_upload_bytes": progress.upload_bytes,

@@ -39,6 +39,8 @@ class _Statistics(BaseModel):
     mean: float
     worst: float
     std: float = 0.0
+    untrained_clients: NonNegativeInt = 0
+    untrained_mean: float | None = None
 
 
 class _Summary(BaseModel):

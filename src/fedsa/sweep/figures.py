@@ -12,6 +12,7 @@ __all__ = ["cell_rows", "client_rows"]
 
 _TESTS = ("test", "test_final", "test_after_training", "test_final_after_training", "test_after_aggregate")
 _FIGURES = ("weighted_mean", "mean", "worst")
+_UNTRAINED = ("untrained_clients", "untrained_mean")
 
 
 def cell_rows(grid: Grid, results: Mapping[Cell, Result]) -> list[dict[str, Any]]:
@@ -22,7 +23,11 @@ def cell_rows(grid: Grid, results: Mapping[Cell, Result]) -> list[dict[str, Any]
             "metric": summary["metric"],
             "chosen_round": summary["chosen_round"],
             "chosen_score": summary["chosen_score"],
-            **{f"{test}_{name}": summary.get(test, {}).get(name) for test in _TESTS for name in _FIGURES},
+            **{
+                f"{test}_{name}": summary.get(test, {}).get(name)
+                for test in _TESTS
+                for name in (*_FIGURES, *_UNTRAINED)
+            },
             **{
                 f"unseen_{moment}_{name}": summary.get("unseen", {}).get(moment, {}).get(name)
                 for moment in ("before", "after")
@@ -57,6 +62,7 @@ def client_rows(grid: Grid, results: Mapping[Cell, Result]) -> list[dict[str, An
                         "client": client,
                         "is_unseen": unseen,
                         **{name: entry[name] for name in ("train_examples", "validation_examples", "test_examples")},
+                        **{name: entry.get(name) for name in ("rounds_trained", "rounds_trained_until_chosen")},
                         "majority": entry.get("majority"),  # where rows have classes
                         "before": before[metric] if unseen else before,
                         **{test: entry.get(test, {}).get(metric) for test in (*_TESTS, "after")},

@@ -23,6 +23,9 @@ __all__ = ["tables_of", "write_results"]
 Results = Mapping[Cell, Result]
 
 
+_NEVER_TRAINED = "never trained"
+
+
 def tables_of(grid: Grid, results: Results, command: str) -> list[Table]:
     """Return a table per setting and variant, then those of other people's numbers.
 
@@ -44,6 +47,7 @@ def _table(setting: str, variant: str, grid: Grid, results: Results, command: st
     done = {group: runs for group in groups if (runs := _chosen_runs(group, grid, results))}
     reference = next((group for group in done if group.method == grid.file.reference), None)
     optional = {
+        _NEVER_TRAINED: ("test", "untrained_mean"),
         "before aggregation": ("test_after_training", "weighted_mean"),
         "unseen, before": ("unseen", "before"),
         "unseen, after": ("unseen", "after"),
@@ -190,6 +194,11 @@ def _how(
         "Worst client: of each seed. Upload: bytes of one client in one round. cpu s: processor seconds of a run, "
         "mean over seeds."
     ]
+    if _NEVER_TRAINED in optional:
+        notes.append(
+            "Never trained: mean over the clients that had not trained by the chosen round, each client alike; of the "
+            "seeds that had such clients."
+        )
     if "before aggregation" in optional:
         notes.append("Before aggregation: each client's own model after its local training, at the same round.")
     if "unseen, before" in optional:

@@ -221,7 +221,8 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
             f"{name} {figures['round']}: weighted mean {score(figures['weighted_mean'], metric, unit='')}"
             + (f" (95 % interval {ends}, {counted(rows, 'row')})" if ends else "")
             + f", mean {score(figures['mean'], metric, unit='')}, std {score(figures['std'], metric, unit='')}, "
-            f"worst {score(figures['worst'], metric, unit='')} ({for_terminal(figures['worst_client'])})",
+            f"worst {score(figures['worst'], metric, unit='')} ({for_terminal(figures['worst_client'])})"
+            + _untrained(figures, metric),
             markup=False,
         )
     _show_beside(console, summary)
@@ -241,6 +242,13 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         f"{summary['train_seconds']:.0f} s of local training, {summary['wall_seconds']:.0f} s in all, "
         f"{summary['peak_rss_bytes'] / 2**20:.0f} MiB at the peak"
     )
+
+
+def _untrained(figures: Mapping[str, Any], metric: str) -> str:
+    """Return the end of a line on a test: what the clients came to that had not trained; empty where all had."""
+    count = figures.get("untrained_clients")
+    mean = score(figures["untrained_mean"], metric, unit="") if count else ""
+    return f", {counted(count, 'client')} that had not trained by then: mean {mean}" if count else ""
 
 
 def _ends(figures: Mapping[str, Any], metric: str) -> str:

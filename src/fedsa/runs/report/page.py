@@ -137,6 +137,7 @@ def _render(
         mixes={client: _mix(entry.get("labels", {}), labels) for client, entry in summary["per_client"].items()},
         rows={split: sum(c.get(f"{split}_examples", 0) for c in clients) for split in ("train", "validation", "test")},
         headlines=[(key, title) for key, title in titles if key in summary and key != "before"],
+        has_untrained=any(summary.get(key, {}).get("untrained_clients") for key, _ in titles),
         columns=[(key, title) for key, title in titles if any(key in client for client in clients)],
         rows_range=_range({metric: summary["test"].get("weighted_mean"), "examples": _test_rows(summary)}, metric),
         kinds=summary.get("sharing_by_round") or ([{**summary, "rounds": None}] if plan else []),
