@@ -1210,6 +1210,20 @@ FAULTS = (
         ("algorithms/test_potara.py::test_the_weight_is_that_of_the_formula",),
     ),
     Fault(
+        "fedtreelora: a layer is cut by the distances of all layers",
+        "algorithms/fedtreelora.py",
+        "silhouette(own, cut) if",
+        "silhouette(whole, cut) if",
+        ("algorithms/test_fedtreelora.py::test_groups_are_nested_cuts_of_best_silhouette",),
+    ),
+    Fault(
+        "fedtreelora: layers are in the order of the alphabet",
+        "algorithms/fedtreelora.py",
+        "sorted({_depth(key) for key in tensors if _is_expert(key)})",
+        "sorted({_depth(key) for key in tensors if _is_expert(key)}, key=str)",
+        ("algorithms/test_fedtreelora.py::test_a_shallow_layer_has_one_group_and_a_deep_one_two",),
+    ),
+    Fault(
         "ravan: a core is sent without the number that scales it",
         "algorithms/ravan.py",
         "number * kept[key] for key",

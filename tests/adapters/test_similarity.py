@@ -1,11 +1,22 @@
 """Similarities of hand-made matrices, whose values are known."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from fedsa.adapters.similarity import clusters, cosine, pairwise, principal_angles, product_cosine, span_similarity
+from fedsa.adapters.similarity import (
+    clusters,
+    cosine,
+    cut_tree,
+    distances,
+    pairwise,
+    principal_angles,
+    product_cosine,
+    silhouette,
+    span_similarity,
+)
 from fedsa.types import Side
 
 E = torch.eye(6, dtype=torch.float64)
@@ -94,3 +105,27 @@ def test_clusters_are_of_one_direction():
     assert first == third != second == fourth
     assert clusters(rows, 4) == [0, 1, 2, 3]
     assert len(set(clusters(torch.cat([rows, torch.zeros(1, 2)]), 3))) == 3
+
+
+def test_cuts_of_a_tree_are_nested():
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    apart = distances(list(rows))
+    cuts = [cut_tree(apart, number) for number in (1, 2, 5, 9, 40)]
+    assert [len(set(cut)) for cut in cuts] == [1, 2, 5, 9, 40]
+    for wide, fine in itertools.pairwise(cuts):
+        assert len(set(zip(wide, fine, strict=True))) == len(set(fine)), "each small cluster is in one large one"
+
+
+def test_distances_of_equal_rows_are_zero():
+    row = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    apart = distances([row] * 30 + [row + 3 * torch.eye(5000)[0]])
+    assert not apart[:30, :30].any()
+    assert apart[30, :30].tolist() == pytest.approx([3] * 30, rel=1e-6)
+
+
+def test_the_silhouette_of_clusters_that_are_apart_and_of_exchanged_ones():
+    apart = distances([torch.tensor([x]) for x in (0.0, 1.0, 9.0, 10.0)])
+    assert silhouette(apart, [0, 0, 1, 1]) == pytest.approx(1 - (1 / 9.5 + 1 / 8.5) / 2)
+    assert silhouette(apart, [0, 1, 0, 1]) < 0
+    assert silhouette(apart, [0, 0, 1, 2]) == pytest.approx((1 - 1 / 9 + 1 - 1 / 8) / 4)
+    assert silhouette(torch.zeros(4, 4), [0, 0, 1, 1]) == 0

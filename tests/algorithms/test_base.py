@@ -123,7 +123,8 @@ def test_an_algorithm_from_outside_is_found_and_gets_its_options():
 
 def test_share_head_is_the_methods_own_unless_given():
     local = {name for name in algorithm_names() if not make_algorithm(name, {}).share_head}
-    assert local == {"alora", "clustered", "fedalt", "feddpa", "fedsa", "local", "partial_pooling", "potara", "sfed"}
+    merging = {"partial_pooling", "potara"}
+    assert local == {"alora", "clustered", "fedalt", "feddpa", "fedsa", "fedtreelora", "local", "sfed"} | merging
     assert make_algorithm("fedsa", {}, True) == FedSA(share_head=True)
     assert make_algorithm("fedit", {}, False) == FedIT(share_head=False)
 

@@ -94,7 +94,7 @@ OTHERS = {
     "fed_sb",
     "ravan",
 }
-ELSEWHERE = {"partial_pooling", "potara"}
+ELSEWHERE = {"fedtreelora", "partial_pooling", "potara"}
 """Methods with a test file of their own."""
 
 

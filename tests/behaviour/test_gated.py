@@ -18,7 +18,8 @@ from support.tiny_runs import MEASURED, SETTINGS, states_of
 
 FEDALT = ["algorithm=fedalt", *SETTINGS]
 RAVAN = ["algorithm=ravan", "adapter.variant=lora_xs", *SETTINGS]
-METHODS = pytest.mark.parametrize("method", [FEDALT, RAVAN], ids=lambda settings: settings[0])
+TREE = ["algorithm=fedtreelora", *SETTINGS]
+METHODS = pytest.mark.parametrize("method", [FEDALT, RAVAN, TREE], ids=lambda settings: settings[0])
 
 
 @METHODS

@@ -42,7 +42,7 @@ ADAPTERS = {
     "lora_xs": "adapter={variant='lora_xs', r=5, lora_alpha=4, target_modules=['query', 'output.dense']}",
 }
 
-MERGED = [["algorithm=ravan", ADAPTERS["lora_xs"].replace("r=5", "r=3")]]
+MERGED = [["algorithm=ravan", ADAPTERS["lora_xs"].replace("r=5", "r=3")], ["algorithm=fedtreelora", ADAPTERS["lora"]]]
 """Methods whose layers weigh their adapters, the same for all tokens."""
 
 

@@ -14,7 +14,17 @@ from fedsa.types import Side
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["clusters", "cosine", "pairwise", "principal_angles", "product_cosine", "span_similarity"]
+__all__ = [
+    "clusters",
+    "cosine",
+    "cut_tree",
+    "distances",
+    "pairwise",
+    "principal_angles",
+    "product_cosine",
+    "silhouette",
+    "span_similarity",
+]
 
 
 def cosine(first: Tensor, second: Tensor) -> float:
@@ -106,16 +116,49 @@ def clusters(rows: Tensor, number: int) -> list[int]:
         rows: shape (rows, features); one of zeros is as far from all others as from a right angle.
         number: of clusters; as many as there are rows, where these are fewer.
     """
-    if len(rows) <= number:
-        return list(range(len(rows)))
+    directions = rows.double() / rows.double().norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    return cut_tree((1 - directions @ directions.T).clamp(min=0), number)
+
+
+def distances(rows: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean distance of each two of several vectors of one length, in float64: shape (rows, rows)."""
+    stacked = torch.stack([row.double() for row in rows])
+    return torch.cdist(stacked, stacked, compute_mode="donot_use_mm_for_euclid_dist")  # 0 of two that are equal
+
+
+def cut_tree(distances: Tensor, number: int) -> list[int]:
+    """Return the cluster of each item where the tree of average linkage is cut into so many.
+
+    Cuts of one tree are nested: items that are apart stay apart where there are more clusters.
+
+    Args:
+        distances: of each two, shape (items, items).
+        number: of clusters; as many as there are items, where these are fewer.
+    """
+    if len(distances) <= number:
+        return list(range(len(distances)))
     from sklearn.cluster import AgglomerativeClustering
 
-    directions = rows.double() / rows.double().norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    distances = (1 - directions @ directions.T).clamp(min=0).numpy()
-    found: list[int] = (
-        AgglomerativeClustering(number, metric="precomputed", linkage="average").fit(distances).labels_.tolist()
-    )
+    tree = AgglomerativeClustering(number, metric="precomputed", linkage="average").fit(distances.numpy())
+    found: list[int] = tree.labels_.tolist()
     return found
+
+
+def silhouette(distances: Tensor, labels: Sequence[int]) -> float:
+    """Return the mean silhouette of clusters, from -1 to 1: how much nearer items are to their own than to the next.
+
+    It is 0 for a cluster of one item, and where all are in one place (Rousseeuw 1987).
+
+    Args:
+        distances: of each two, shape (items, items), zero on the diagonal.
+        labels: of each item; at least two different ones, and fewer than items.
+
+    >>> silhouette(distances([torch.tensor([x]) for x in (0.0, 1.0, 9.0, 10.0)]), [0, 0, 1, 1])
+    0.8885448916408669
+    """
+    from sklearn.metrics import silhouette_score
+
+    return float(silhouette_score(distances.numpy(), labels, metric="precomputed"))
 
 
 def _basis(matrix: Tensor, side: Side) -> Tensor:
