@@ -23,6 +23,7 @@ from fedsa.statistics import paired_difference
 from fedsa.sweep.files import SweepFile, read_sweep, sweep_names
 from fedsa.sweep.grid import Cell, Grid, Group, make_grid
 from fedsa.sweep.running import Result, missing_runs, next_cells, run_sweep
+from fedsa.sweep.tables import tables_of
 from fedsa.texts.tables import Table, as_latex
 from support.moments import Moment
 from support.tiny_decoder import write_decoder, write_sums
@@ -98,6 +99,13 @@ def test_a_setting_may_have_seeds_of_its_own(tmp_path: Path) -> None:
     sweep.write_text(text + "seeds=[5, 5]\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="seeds must differ"):
         read_sweep(str(sweep))
+
+
+def test_a_setting_with_which_no_method_goes_has_a_table_that_says_so() -> None:
+    grid = Grid(SweepFile(recipe="r", methods=["fedsa"], rates=[0.01]), {}, {GROUP: "it has no sides"})
+    (table,) = tables_of(grid, {}, "fedsa sweep")
+    assert table.rows == []
+    assert table.notes == ["Not run: fedsa: it has no sides.", "Made by: fedsa sweep"]
 
 
 def test_paired_difference_is_the_mean_over_seeds_of_the_mean_over_clients() -> None:

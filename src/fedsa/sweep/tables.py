@@ -64,15 +64,14 @@ def _table(setting: str, variant: str, grid: Grid, results: Results, command: st
         for group, runs in done.items()
     ]
     notes = [_scale(runs) for runs in done.values()]
+    metrics = list(dict.fromkeys(_metric(runs) for runs in done.values()))
     return Table(
         ", ".join(name for name in (setting, variant) if name),
         header,
         rows,
         [
             *dict.fromkeys(notes),
-            *_how(
-                grid, groups[0], bool(reference), optional, list(dict.fromkeys(_metric(runs) for runs in done.values()))
-            ),
+            *(_how(grid, groups[0], bool(reference), optional, metrics) if groups else ()),
             *_tried(groups, grid, results),
             *_missing(setting, variant, groups, grid, results),
             f"Made by: {command}",
