@@ -120,6 +120,47 @@ def test_a_newcomer_begins_with_what_is_common():
             assert not torch.equal(tensors[key], world.initial[key])
 
 
+def test_an_own_part_draws_the_common_one_and_so_does_the_warm_up_of_a_head():
+    """In the first round the warm-up is sent; later it is an own part, of which `anchor` goes into what is common."""
+    method = PartialPooling(anchor=0.2)
+    common = method.whole({A: torch.zeros(2, 3), HEAD: torch.ones(2, 2)})
+    warmed = {**common, HEAD: common[HEAD] + 5}
+    trained = {**warmed, HEAD: warmed[HEAD] + 0.25}
+
+    def sent(round: int, halves: list[State]) -> float:
+        return float(method.outgoing(warmed, trained, halves, round)[HEAD._replace(adapter="common")][0, 0])
+
+    assert [sent(1, []), sent(2, [])] == pytest.approx([1 + 5 + 0.25, 1 + 0.2 * 5 + 0.25])
+    assert sent(6, [trained, trained]) == 1 + 0.25, "what the server takes for a movement is one"
+
+
+@pytest.mark.parametrize(("anchor", "end"), [(0.0, 2.0), (0.2, 4.0)])
+def test_what_is_common_comes_to_be_the_mean_of_clients_that_stay_where_they_are(anchor: float, end: float):
+    """It was the mean of the first two clients; movements tell nothing of two more, which do not move at all."""
+    method, place = PartialPooling(own_share=0.5, anchor=anchor), HEAD._replace(adapter="common")
+    clients = [torch.full((2, 2), value) for value in (1.0, 3.0, 5.0, 7.0)]
+    state = method.init({HEAD: torch.full((2, 2), 2.0)})
+    for round in range(2, 40):
+        stays = [{**state.tensors, HEAD: client} for client in clients]
+        sent = torch.stack([method.outgoing(each, each, (), round)[place] for each in stays])
+        state = method.combine_weighted(state, {place: sent.double().mean(0)}, [1] * 4, round)
+    assert float(state.tensors[place].mean()) == pytest.approx(end, abs=0.01)
+
+
+def test_between_rounds_that_train_a_it_is_frozen_and_not_sent():
+    world = World(Case(PartialPooling(train_a_every=3), "lora", weights=(4, 4, 4)))
+    key, moved, sent = Key("layer.0", Factor.A), [], []
+    for round in range(1, 5):
+        before = world.server.state.tensors[key]
+        sent.append(sorted({name.factor.side.name for name in world.server.payload("c0", round).tensors}))
+        world.round(round, world.case.clients)
+        ends = [world.states.load_client(client, round).tensors[key] for client in world.case.clients]
+        moved.append([not torch.equal(each, before) for each in (world.server.state.tensors[key], *ends)])
+    assert moved == [[True] * 4, [False] * 4, [False] * 4, [True] * 4]
+    assert ["A" in sides for sides in sent] == [False, True, False, False], "it is told once after each change"
+    assert [PartialPooling(train_a_every=3).plan(A, round).sent for round in (1, 2, 3, 4)] == [True, False, False, True]
+
+
 # -- the estimate -----------------------------------------------------------------------------------------------------
 
 
@@ -227,32 +268,42 @@ def test_ranks_that_differ_need_a_given_share():
     assert "has no A side and B side" in str(PartialPooling().refusal("ia3"))
 
 
-def shares_after(signs: Iterable[int], size: float, point: FixedPoint | None) -> list[float]:
+def shares_after(
+    signs: Iterable[int], size: float, point: FixedPoint | None, state: ServerState | None = None, round: int = 1
+) -> tuple[list[float], ServerState]:
     """λ of B after a round in which each client's halves move one number of it, both alike or one against the other."""
     algorithm, clients = PartialPooling(estimate_every=1), list(enumerate(signs))
-    state = algorithm.init({A: torch.zeros(2, 3), B: torch.zeros(2, 2)})
+    state = state or algorithm.init({A: torch.zeros(2, 3), B: torch.zeros(2, 2)})
     sent: list[State] = []
     for place, sign in clients:
+        start = algorithm.absorb(state.tensors, {}, state.tensors)
+        start = {**start, B: start[B._replace(adapter="common")]}
         one = torch.zeros(4).index_fill(0, torch.tensor([place]), size).view(2, 2)
-        halves = [{**state.tensors, B: half} for half in (one, sign * one)]
-        kept = {**state.tensors, B: (halves[0][B] + halves[1][B]) / 2}
-        outgoing = algorithm.outgoing(state.tensors, kept, halves, 1)
-        sent.append({key: value for key, value in outgoing.items() if algorithm.plan(key, 1).sent})
+        halves = [{**start, B: start[B] + half} for half in (one, sign * one)]
+        kept = {**start, B: (halves[0][B] + halves[1][B]) / 2}
+        outgoing = algorithm.outgoing(start, kept, halves, round)
+        sent.append({key: value for key, value in outgoing.items() if algorithm.plan(key, round).sent})
     if point is None:
         mean = weighted_mean((tensors, 1) for tensors in sent)
     else:
         mean = point.decode_mean(added(point.encode(tensors, 1, "a client") for tensors in sent), len(sent))
-    after = algorithm.combine_weighted(state, mean, [1] * len(sent), 1)
-    return algorithm.own_shares(after)[1][B]
+    after = algorithm.combine_weighted(state, mean, [1] * len(sent), round)
+    return algorithm.own_shares(after)[round][B], after
 
 
 @pytest.mark.parametrize("size", [0.02, 2e-3, 3e-4])
 @pytest.mark.parametrize("point", [None, fixed_point_for(2600)], ids=["plain", "secure"])
 def test_what_cannot_be_told_from_noise_is_not_told_where_sums_round_either(size: float, point: FixedPoint | None):
     """Three halves that agree and one that does not: the mean agreement is one standard error."""
-    assert shares_after([1, 1, 1, -1], size, point) == [0.0]
+    assert shares_after([1, 1, 1, -1], size, point)[0] == [0.0]
     if size == 0.02:
-        assert shares_after([1, 1, 1, 1], size, point) == pytest.approx([1.0], abs=1e-3)
+        assert shares_after([1, 1, 1, 1], size, point)[0] == pytest.approx([1.0], abs=1e-3)
+
+
+def test_where_nothing_can_be_told_the_last_share_holds():
+    told, state = shares_after([1, 1, 1, 1], 0.02, None)
+    again, _ = shares_after([1, 1, 1, -1], 0.02, None, state, 2)
+    assert again == told == pytest.approx([1.0])
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------

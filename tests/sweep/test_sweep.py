@@ -18,7 +18,7 @@ import pytest
 import tomli_w
 from filelock import FileLock
 
-from fedsa.errors import ConfigError
+from fedsa.errors import ConfigError, UserError
 from fedsa.statistics import paired_difference
 from fedsa.sweep.files import SweepFile, read_sweep, sweep_names
 from fedsa.sweep.grid import Cell, Grid, Group, make_grid
@@ -84,21 +84,42 @@ def test_rates_are_extended_while_the_best_is_at_the_edge(best: float, tried: li
     assert [cell.rate for cell in results if cell.seed == 6] == [chosen]
 
 
-def test_a_setting_may_have_seeds_of_its_own(tmp_path: Path) -> None:
+def test_a_setting_may_have_seeds_and_rates_of_its_own(tmp_path: Path) -> None:
     text = 'recipe="r"\nmethods=["fedsa"]\nrates=[0.01]\nseeds=[0, 1, 2]\n'
     text += '[[settings]]\nlabel="a"\n[[settings]]\nlabel="b"\n'
     sweep = tmp_path / "sweep.toml"
-    sweep.write_text(text + "seeds=[5, 6]\n", encoding="utf-8")
+    sweep.write_text(text + "seeds=[5, 6]\nrates=[0.2, 0.1]\n", encoding="utf-8")
     groups = {name: Group(name, "", "fedsa") for name in "ab"}
     grid = Grid(read_sweep(str(sweep))[0], dict.fromkeys(groups.values(), ("r", ())), {})
     asked = {name: [cell.seed for cell in next_cells(group, grid, {})[0]] for name, group in groups.items()}
-    assert asked == {"a": [0, 1, 2], "b": [5, 6]}
+    assert asked == {"a": [0, 1, 2], "b": [5, 5]}, "rates are tried on the first seed"
+    assert {name: grid.rates(group) for name, group in groups.items()} == {"a": [0.01], "b": [0.1, 0.2]}
     assert grid.tuning_seeds(groups["b"]) == [5]
-    given = read_sweep(str(sweep), seeds=[7])[0]
+    given = read_sweep(str(sweep), seeds=[7], rates=[0.3])[0]
     assert [entry.seeds for entry in given.settings] == [[], []], "seeds on the command line are of all"
+    assert [entry.rates for entry in given.settings] == [[], []]
     sweep.write_text(text + "seeds=[5, 5]\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="seeds must differ"):
         read_sweep(str(sweep))
+    sweep.write_text(text + "rates=[0.1, 0.1]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="rates must differ"):
+        read_sweep(str(sweep))
+
+
+def test_settings_may_be_picked_by_their_labels() -> None:
+    file = SweepFile(
+        recipe="quickstart",
+        methods=["fedsa", "local"],
+        rates=[0.01],
+        settings=[{"label": "two", "set": ["rounds=2"]}, {"label": "three", "set": ["rounds=3"]}],
+    )
+    grid = make_grid(file, "sweep s", methods=["local"], settings=["three"])
+    assert list(grid.groups) == [Group("three", "", "local")]
+    assert "three" in grid.folder(Cell(Group("three", "", "local"), 0.01, 0), Path()).name, "as in the whole sweep"
+    with pytest.raises(UserError, match="sweep s has no setting 'tree'; did you mean 'three'"):
+        make_grid(file, "sweep s", settings=["tree"])
+    with pytest.raises(UserError, match="it has no settings"):
+        make_grid(SweepFile(recipe="quickstart", methods=["fedsa"], rates=[0.01]), "sweep s", settings=["three"])
 
 
 def test_a_setting_with_which_no_method_goes_has_a_table_that_says_so() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
 import torch
 from pydantic import Field
 
-from fedsa.algorithms.base import LOCAL, RECEIVED, SHARED, Algorithm, Plan, ServerState
+from fedsa.algorithms.base import FROZEN, LOCAL, RECEIVED, SHARED, Algorithm, Plan, ServerState
 from fedsa.types import Factor, Key, Side, State
 
 if TYPE_CHECKING:
@@ -38,7 +38,11 @@ class PartialPooling(Algorithm):
     end it keeps the part λ of its difference from the new B: Bᵢ moves by Δ + λ·(Δᵢ - Δ) with Δ the mean movement. A
     client that is away goes on with B. Complete pooling (λ = 0) is FedIT; no pooling (λ = 1) is FedSA, without any B
     sent; what is in between is called partial pooling in statistics. With ``pool_head`` the head is treated likewise,
-    with a λ for each of its rows, which are classes. What a client sends of Bᵢ is B + Δᵢ.
+    with a λ for each of its rows, which are classes. What a head's warm-up changes after the first round is Cᵢ too.
+
+    What a client sends of Bᵢ is B + Δᵢ + g·Cᵢ. Where all clients are drawn, the mean of all Cᵢ is zero, and g means
+    nothing. Where few are, it draws B to where clients are: movements alone do not, as a client that is at its place
+    moves no more.
 
     λ is estimated from variance components. In the first round, and in every ``estimate_every``-th after it, a client
     trains twice from one start, on two random halves of its rows, and Δᵢ is the mean of the two movements, Uᵢ and Vᵢ.
@@ -49,8 +53,9 @@ class PartialPooling(Algorithm):
     estimate how much of a movement does not come of the rows that a client happens to have (s), how much of that all
     clients have in common (b), and how much is noise (n). ``difference``: λ = 1 - b / s, the part of what clients learn
     that is not common. ``posterior``: λ = (s - b) / (s - b + n), with which a client's movement is shrunk to the mean
-    as in James-Stein estimation. Where s is less than twice its standard error there is nothing to tell: λ = 0. Sums
-    over clients are enough, so it goes with secure aggregation. With few clients the estimate itself is uncertain.
+    as in James-Stein estimation. Where s is less than twice its standard error there is nothing to tell: the last λ
+    holds, and at first λ = 0. Sums over clients are enough, so it goes with secure aggregation. With few clients the
+    estimate itself is uncertain.
 
     A client that was never drawn has B, and so has a newcomer. The server remembers B after each of the last ``memory``
     rounds, for clients that come back. With one client it is local training.
@@ -58,6 +63,8 @@ class PartialPooling(Algorithm):
     Attributes:
         own_share: λ: a number from 0 to 1, or how it is estimated.
         estimate_every: rounds from one estimate to the next; in such a round clients train twice.
+        anchor: g, the part of the own parts of who is there that goes into what is common.
+        train_a_every: rounds from one in which A is trained and sent to the next; between them it is frozen.
         pool_head: treat the head like B; else it stays, or with share_head all of it is averaged.
         memory: rounds after which B is remembered; who was away for longer counts as if it had trained then.
         share_a: average A; false is a control, for clients with initial A's of their own.
@@ -65,6 +72,8 @@ class PartialPooling(Algorithm):
 
     own_share: Literal["difference", "posterior"] | Annotated[float, Field(ge=0, le=1)] = "difference"
     estimate_every: Annotated[int, Field(gt=0)] = 5
+    anchor: Annotated[float, Field(ge=0, le=1)] = 0.5
+    train_a_every: Annotated[int, Field(gt=0)] = 1
     pool_head: bool = True
     memory: Annotated[int, Field(gt=0)] = 20
     share_a: bool = True
@@ -89,6 +98,8 @@ class PartialPooling(Algorithm):
         if self._pools(key):
             return LOCAL
         if key.factor.side is Side.A:
+            if (round - 1) % self.train_a_every:
+                return RECEIVED if self.share_a else FROZEN
             return SHARED if self.share_a else LOCAL
         return self.rest_plan(key)
 
@@ -105,7 +116,8 @@ class PartialPooling(Algorithm):
 
     def renews(self, key: Key, round: int) -> bool:
         """Whether the server gives a tensor a new value: it is sent, or told to who was away."""
-        return self.plan(key, round) == RECEIVED or super().renews(key, round)
+        told = key == _SHARES or key.adapter == _THEN
+        return (told and self.plan(key, round).received) or super().renews(key, round)
 
     def beside(self, initial: State) -> dict[Key, Tensor]:
         """The common part of each pooled tensor, now and before; the client's own part; numbers for the estimate."""
@@ -154,9 +166,13 @@ class PartialPooling(Algorithm):
         numbers: dict[Key, list[Tensor]] = {_POWER: [], _AGREEMENT: []}
         for key in pooled:
             common, own = key._replace(adapter=_COMMON), key._replace(adapter=_OWN)
-            sent[common] = (kept[key].double() - before[own].double()).to(kept[key].dtype)
+            # A head's warm-up, which came before, is a movement in the first round alone: later it is the client's own.
+            apart = before[own].double() if round == 1 else before[key].double() - before[common].double()
+            # In a round of halves nothing draws the common part: the server takes its movement for what was learned.
+            drawn = 0.0 if halves else self.anchor
+            sent[common] = (kept[key].double() - (1 - drawn) * apart).to(kept[key].dtype)
             if halves:
-                start = before[common].double() + before[own].double()
+                start = before[common].double() + apart
                 moved = kept[key].double() - start
                 one, two = (half[key].double() - start for half in halves)
                 numbers[_POWER].append(self._summed(key, moved * moved))
@@ -174,7 +190,7 @@ class PartialPooling(Algorithm):
         """The state with the means, which is remembered, and with new λ where they are estimated."""
         slots = dict(state.slots)
         if self.trains_halves(round) and len(weights) > 1 and mean:
-            slots[f"{_SLOT}|{round:06d}"] = self._estimated(state, mean, weights)
+            slots[f"{_SLOT}|{round:06d}"] = self._estimated(state, mean, weights, round)
         after = self.renewed(state, mean, round)
         if self.own_share != 1:
             old = f"{_THEN}|{round - self.memory:06d}|"
@@ -196,7 +212,7 @@ class PartialPooling(Algorithm):
             if name.startswith(f"{_SLOT}|")
         }
 
-    def _estimated(self, state: ServerState, mean: State, weights: Sequence[int]) -> Tensor:
+    def _estimated(self, state: ServerState, mean: State, weights: Sequence[int], round: int) -> Tensor:
         """λ from the sums of a round, shape (numbers,), fp32."""
         q = sum(weight**2 for weight in weights) / sum(weights) ** 2
         moved = [
@@ -213,8 +229,8 @@ class PartialPooling(Algorithm):
         common = (torch.cat(moved) - q * power) / (1 - q)
         differences = (signal - common).clamp(min=0)
         whole = signal if self.own_share == "difference" else differences + (power - signal).clamp(min=0)
-        shares = torch.where(told, differences / whole, 0.0).clamp(0, 1)
-        return shares.nan_to_num(0.0).float()
+        shares = (differences / whole).nan_to_num(0.0).clamp(0, 1)
+        return torch.where(told, shares, _shares(state, round).double()).float()
 
     @property
     def _given(self) -> Tensor:

@@ -25,6 +25,7 @@ def command(
     out: Annotated[Path | None, typer.Option(help="The folder of all runs; default: runs/NAME.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A recipe in place of the sweep's.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method, by its label; may be repeated.")] = None,
+    setting: Annotated[list[str] | None, typer.Option(help="Only this setting, by its label; may be repeated.")] = None,
     rate: Annotated[
         list[float] | None, typer.Option(help="Try this learning rate in place of the sweep's; may be repeated.")
     ] = None,
@@ -70,6 +71,7 @@ def command(
             f"sweep {sweep}",
             recipe=recipe,
             methods=method or [],
+            settings=setting or [],
             extra=set_ or [],
             small=small,
             threads=threads,
@@ -78,7 +80,13 @@ def command(
         sweep,
         out,
         recipe,
-        {"--method": method or [], "--rate": rate or [], "--seed": seed or [], "--set": set_ or []},
+        {
+            "--method": method or [],
+            "--setting": setting or [],
+            "--rate": rate or [],
+            "--seed": seed or [],
+            "--set": set_ or [],
+        },
         small=small,
         threads=threads,
     )

@@ -61,6 +61,7 @@ class SettingEntry(_Entry):
     recipe: str | None = Field(None, description="a recipe of its own; empty: the sweep's")
     set: list[str] = Field([], description="settings as for --set")
     seeds: list[int] = Field([], description="seeds of its own; empty: the sweep's")
+    rates: list[float] = Field([], description="learning rates of its own; empty: the sweep's")
 
 
 class Printed(_Entry):
@@ -122,8 +123,9 @@ class SweepFile(_Entry):
         for seeds in (self.seeds, *(entry.seeds for entry in self.settings)):
             if len(set(seeds)) < len(seeds) or min(seeds, default=0) < 0:
                 problems.append("seeds must differ, and be 0 or more")
-        if any(rate <= 0 for rate in self.rates) or len({f"{rate:g}" for rate in self.rates}) < len(self.rates):
-            problems.append("rates must differ, and be greater than 0")
+        for rates in (self.rates, *(entry.rates for entry in self.settings)):
+            if min(rates, default=1) <= 0 or len({f"{rate:g}" for rate in rates}) < len(rates):
+                problems.append("rates must differ, and be greater than 0")
         if self.tuning_seeds > len(self.seeds):
             problems.append(f"tuning_seeds = {self.tuning_seeds}, and there are {counted(len(self.seeds), 'seed')}")
         if self.recipe is None and not (self.settings and all(entry.recipe for entry in self.settings)):
@@ -172,10 +174,13 @@ def read_sweep(sweep: str, rates: Sequence[float] = (), seeds: Sequence[int] = (
     """
     data, name = find_toml(sweep, "sweep", sweep_names())
     file = _parse(data, f"sweep {name}")
-    own: dict[str, Any] = {"rates": list(rates)} if rates else {}
+    given = {name: list(values) for name, values in (("rates", rates), ("seeds", seeds)) if values}
+    own: dict[str, Any] = {
+        **given,
+        "settings": [entry.model_dump() | {key: [] for key in given} for entry in file.settings],
+    }
     if seeds:
-        own |= {"seeds": list(seeds), "tuning_seeds": min(len(seeds), file.tuning_seeds)}
-        own["settings"] = [entry.model_dump() | {"seeds": []} for entry in file.settings]
+        own["tuning_seeds"] = min(len(seeds), file.tuning_seeds)
     return _parse(file.model_dump() | own, f"sweep {name}"), name
 
 

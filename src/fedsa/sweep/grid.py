@@ -83,15 +83,16 @@ class Grid:
     groups: Mapping[Group, tuple[str, tuple[str, ...]]]
     refused: Mapping[Group, str]
 
-    @property
-    def rates(self) -> list[float]:
-        """The rates that are tried first, as they stand in folders' names, ascending."""
-        return sorted(float(f"{rate:g}") for rate in self.file.rates)
+    def rates(self, group: Group) -> list[float]:
+        """The rates that a row of the table tries first, as they stand in folders' names, ascending."""
+        return sorted(float(f"{rate:g}") for rate in self._setting(group).rates or self.file.rates)
 
     def seeds(self, group: Group) -> list[int]:
         """The seeds of a row of the table: its setting's, or the sweep's."""
-        own = next((entry.seeds for entry in self.file.settings if entry.label == group.setting), [])
-        return own or self.file.seeds
+        return self._setting(group).seeds or self.file.seeds
+
+    def _setting(self, group: Group) -> SettingEntry:
+        return next((entry for entry in self.file.settings if entry.label == group.setting), SettingEntry())
 
     def tuning_seeds(self, group: Group) -> list[int]:
         """Those of them that a rate is chosen on."""
@@ -124,6 +125,7 @@ def make_grid(
     *,
     recipe: str | None = None,
     methods: Sequence[str] = (),
+    settings: Sequence[str] = (),
     extra: Sequence[str] = (),
     small: bool = False,
     threads: int = 1,
@@ -135,13 +137,14 @@ def make_grid(
         source: named in errors.
         recipe: in place of the sweep's; settings that bring a recipe of their own then go.
         methods: labels of those that are wanted; empty: all.
+        settings: likewise.
         extra: settings for all runs; they come last.
         small: add the settings that the sweep has for that.
         threads: of each run.
 
     Raises:
         ConfigError: with every mistake in the sweep, its recipes and settings.
-        UserError: a recipe or a method is not there.
+        UserError: a recipe, a method or a setting is not there.
     """
     if recipe is not None:
         own = [entry for entry in file.settings if entry.recipe is None]
@@ -150,11 +153,8 @@ def make_grid(
         raise UserError(f'{source} has no settings for --small: add small = ["KEY=VALUE"] to it')
     entries = _methods(file.methods)
     mistakes = _mistakes(file, entries)
-    unknown = [name for name in methods if name not in [entry.label for entry in entries]]
-    if unknown:
-        raise UserError(
-            f"{source} has no method {unknown[0]!r}; {near(unknown[0], [entry.label for entry in entries])}"
-        )
+    _refuse_unknown("method", methods, [entry.label for entry in entries], source)
+    _refuse_unknown("setting", settings, [entry.label for entry in file.settings], source)
     groups: dict[Group, tuple[str, tuple[str, ...]]] = {}
     refused: dict[Group, str] = {}
     last = (f"compute.threads={threads}", *(file.small if small else ()), *extra)
@@ -167,22 +167,32 @@ def make_grid(
         for variant in variants:
             for method in entries:
                 group = Group(setting.label, variant.name if variant else "", method.label)
-                settings = (*file.set, *setting.set, *_variant_settings(variant), *method.set, *last)
-                chosen = apply_overrides(data, [*settings, f"{_RATE}={file.rates[0]:g}", f"{_SEED}={file.seeds[0]}"])
+                every = (*file.set, *setting.set, *_variant_settings(variant), *method.set, *last)
+                chosen = apply_overrides(data, [*every, f"{_RATE}={file.rates[0]:g}", f"{_SEED}={file.seeds[0]}"])
                 found, reason = _check(chosen, f"recipe {base}")
                 mistakes += [each for each in found if each not in mistakes]
                 if reason:
                     refused[group] = reason
                 else:
-                    groups[group] = (base, settings)
+                    groups[group] = (base, every)
     if mistakes:
         raise ConfigError(mistakes, source)
-    wanted = methods or [entry.label for entry in entries]
+
+    def is_wanted(group: Group) -> bool:
+        return (not methods or group.method in methods) and (not settings or group.setting in settings)
+
     return Grid(
         file,
-        {group: how for group, how in groups.items() if group.method in wanted},
-        {group: reason for group, reason in refused.items() if group.method in wanted},
+        {group: how for group, how in groups.items() if is_wanted(group)},
+        {group: reason for group, reason in refused.items() if is_wanted(group)},
     )
+
+
+def _refuse_unknown(what: str, wanted: Sequence[str], known: Sequence[str], source: str) -> None:
+    for name in wanted:
+        if name not in known:
+            hint = near(name, known) if known else f"it has no {what}s"
+            raise UserError(f"{source} has no {what} {name!r}; {hint}")
 
 
 def _methods(entries: Sequence[MethodEntry]) -> list[MethodEntry]:

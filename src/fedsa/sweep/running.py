@@ -87,7 +87,7 @@ def next_cells(group: Group, grid: Grid, results: Results) -> tuple[list[Cell], 
     is tried too, ``max_extensions`` times at most. The rate is chosen on validation alone; of equals, the lowest.
     A row whose runs failed at every rate has none.
     """
-    rates, seeds, every = grid.rates, grid.tuning_seeds(group), grid.seeds(group)
+    rates, seeds, every = grid.rates(group), grid.tuning_seeds(group), grid.seeds(group)
     if len(rates) == 1:
         return [cell for seed in every if (cell := Cell(group, rates[0], seed)) not in results], rates[0]
     for left in range(grid.file.max_extensions, -1, -1):

@@ -184,7 +184,9 @@ def _how(
     file = grid.file
     seeds, tuning = (", ".join(map(str, own)) for own in (grid.seeds(group), grid.tuning_seeds(group)))
     choice = (
-        f"every row's rate is chosen by the weighted validation mean at seed {tuning}" if len(file.rates) > 1 else ""
+        f"every row's rate is chosen by the weighted validation mean at seed {tuning}"
+        if len(grid.rates(group)) > 1
+        else ""
     )
     named = ", ".join(f"{metric} in %" if metric in FRACTIONS else metric for metric in metrics)
     notes = [
@@ -212,7 +214,7 @@ def _how(
 
 
 def _tried(groups: Sequence[Group], grid: Grid, results: Results) -> list[str]:
-    if len(grid.file.rates) == 1:
+    if len(grid.rates(groups[0])) == 1:
         return []
     metrics = {cell.group: run.summary["metric"] for cell, run in results.items() if run.summary is not None}
     lines = [
