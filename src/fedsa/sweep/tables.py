@@ -131,8 +131,11 @@ def _row(
 
 
 def _uploaded(summary: Mapping[str, Any]) -> str:
-    """The bytes of a client's update; where rows were put together, it was the rows that left clients."""
-    return "all rows" if summary.get("pools_rows") else f"{summary['upload_bytes']:,}"
+    """The mean bytes of an update; where rows were put together, it was the rows that left clients."""
+    if summary.get("pools_rows"):
+        return "all rows"
+    updates = sum(entry.get("rounds_trained", 0) for entry in summary["per_client"].values())
+    return f"{summary['total_upload_bytes'] / updates if updates else summary['upload_bytes']:,.0f}"
 
 
 def _difference(runs: Mapping[int, Result], reference: Mapping[int, Result]) -> str:
@@ -192,8 +195,8 @@ def _how(
     notes = [
         f"Test: {named}, each client on its own rows, weighted mean at the round chosen on validation: mean ± "
         f"sample standard deviation over seeds {seeds}" + (f"; {choice}." if choice else ".") + " "
-        "Worst client: of each seed. Upload: bytes of one client in one round. cpu s: processor seconds of a run, "
-        "mean over seeds."
+        "Worst client: of each seed. Upload: bytes of an update, mean over clients and rounds. cpu s: processor "
+        "seconds of a run, mean over seeds."
     ]
     if _NEVER_TRAINED in optional:
         notes.append(
@@ -214,7 +217,7 @@ def _how(
 
 
 def _tried(groups: Sequence[Group], grid: Grid, results: Results) -> list[str]:
-    if len(grid.rates(groups[0])) == 1:
+    if not groups or len(grid.rates(groups[0])) == 1:
         return []
     metrics = {cell.group: run.summary["metric"] for cell, run in results.items() if run.summary is not None}
     lines = [
