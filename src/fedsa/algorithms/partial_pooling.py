@@ -72,7 +72,7 @@ class PartialPooling(Algorithm):
 
     own_share: Literal["difference", "posterior"] | Annotated[float, Field(ge=0, le=1)] = "difference"
     estimate_every: Annotated[int, Field(gt=0)] = 5
-    anchor: Annotated[float, Field(ge=0, le=1)] = 0.5
+    anchor: Annotated[float, Field(ge=0, le=1)] = 0.2
     train_a_every: Annotated[int, Field(gt=0)] = 1
     pool_head: bool = True
     memory: Annotated[int, Field(gt=0)] = 20

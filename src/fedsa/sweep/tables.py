@@ -57,7 +57,8 @@ def _table(setting: str, variant: str, grid: Grid, results: Results, command: st
         for name, where in optional.items()
         if any(_figure(run, *where) is not None for runs in done.values() for run in runs.values())
     }
-    header = ["method", "rate", "test", *optional, "worst client", "final round", "chosen rounds", "upload, B", "cpu s"]
+    header = ["method", "rate", "test", "clients alike", *optional, "worst client", "final round", "chosen rounds"]
+    header += ["upload, B", "cpu s"]
     header += [f"less {reference.method}"] if reference else []
     rows = [
         _row(group, runs, grid, results, list(optional.values()), done.get(reference) if reference else None)
@@ -120,6 +121,7 @@ def _row(
         name,
         f"{rate:g}",
         _spread(runs, "test", "weighted_mean"),
+        _spread(runs, "test", "mean"),
         *(_spread(runs, *where) for where in optional),
         _spread(runs, "test", "worst"),
         _spread(runs, "test_final", "weighted_mean"),
@@ -195,8 +197,8 @@ def _how(
     notes = [
         f"Test: {named}, each client on its own rows, weighted mean at the round chosen on validation: mean ± "
         f"sample standard deviation over seeds {seeds}" + (f"; {choice}." if choice else ".") + " "
-        "Worst client: of each seed. Upload: bytes of an update, mean over clients and rounds. cpu s: processor "
-        "seconds of a run, mean over seeds."
+        "Clients alike: the same, each client with the same weight. Worst client: of each seed. Upload: bytes of an "
+        "update, mean over clients and rounds. cpu s: processor seconds of a run, mean over seeds."
     ]
     if _NEVER_TRAINED in optional:
         notes.append(
