@@ -16,6 +16,7 @@ from fedsa.adapters.means import weighted_mean
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm, ServerState
 from fedsa.algorithms.partial_pooling import PartialPooling
+from fedsa.errors import UserError
 from fedsa.secure.fixed_point import FixedPoint, added, fixed_point_for
 from fedsa.testing.world import Case, World
 from fedsa.types import Factor, Key, State, Update
@@ -80,6 +81,23 @@ def test_a_client_keeps_its_share_of_a_movement():
         for client, end in ends.items():
             expected = end.double() - (1 - share) * (moved[client] - mean)
             torch.testing.assert_close(world.personal(client, round)[key].double(), expected, rtol=0, atol=1e-6)
+
+
+def test_shares_may_be_given_by_layer():
+    method = make_algorithm("partial_pooling", {"own_share": {"layer": 0.25, "layer.1": 1.0}})
+    world = World(Case(method, "lora", weights=(1, 3)))
+    world.round(1, world.case.clients)
+    given = method.own_shares(world.server.state)[1]
+    assert {key.module: values for key, values in given.items() if key.factor is Factor.B} == {
+        "layer.0": [0.25],
+        "layer.1": [1.0],
+    }
+    assert given[next(key for key in given if key.factor.side.name == "HEAD")] == [0.0]
+    with pytest.raises(UserError, match="has 'layer7' in its name; did you mean 'layer"):
+        PartialPooling(own_share={"layer7": 0.5}).init(world.initial)
+    for client in world.case.clients:
+        end = world.states.load_client(client, 1).tensors[Key("layer.1", Factor.B)]
+        assert torch.equal(world.personal(client, 1)[Key("layer.1", Factor.B)], end), "it is all the client's own"
 
 
 def test_a_client_that_was_away_keeps_its_share_of_how_it_differed_then():

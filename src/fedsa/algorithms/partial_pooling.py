@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, final
 
 import torch
 from pydantic import Field
 
 from fedsa.algorithms.base import FROZEN, LOCAL, RECEIVED, SHARED, Algorithm, Plan, ServerState
+from fedsa.errors import UserError, near
 from fedsa.types import Factor, Key, Side, State
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _SQUARE = Key("partial_pooling", Factor.NOTE, "agreement_squared")
 _SLOT = "own_share"
 _LARGER = 2.0**10
 """What squares are sent as a multiple of: under secure aggregation small numbers lose their last digits."""
+_Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 _ROUNDED = 1e-3
 """A mean of squares is never below the square of the mean, but for this part, which rounding may take away."""
 
@@ -61,7 +63,8 @@ class PartialPooling(Algorithm):
     rounds, for clients that come back. With one client it is local training.
 
     Attributes:
-        own_share: λ: a number from 0 to 1, or how it is estimated.
+        own_share: λ: a number from 0 to 1, or how it is estimated. A table gives it by layer: to parts of layers' names
+            the λ of the layers that have them in their name. The longest part that fits holds; where none does, λ = 0.
         estimate_every: rounds from one estimate to the next; in such a round clients train twice.
         anchor: g, the part of the own parts of who is there that goes into what is common.
         train_a_every: rounds from one in which A is trained and sent to the next; between them it is frozen.
@@ -70,7 +73,7 @@ class PartialPooling(Algorithm):
         share_a: average A; false is a control, for clients with initial A's of their own.
     """
 
-    own_share: Literal["difference", "posterior"] | Annotated[float, Field(ge=0, le=1)] = "difference"
+    own_share: Literal["difference", "posterior"] | _Share | dict[str, _Share] = "difference"
     estimate_every: Annotated[int, Field(gt=0)] = 5
     anchor: Annotated[float, Field(ge=0, le=1)] = 0.2
     train_a_every: Annotated[int, Field(gt=0)] = 1
@@ -90,6 +93,15 @@ class PartialPooling(Algorithm):
                 "to a number, or leave adapter.ranks out"
             )
         return super().refusal(variant, mixed_ranks=mixed_ranks)
+
+    def init(self, initial: State, scaling: Mapping[str, float] | None = None) -> ServerState:
+        """The server's first state; a UserError where ``own_share`` names a layer that is not there."""
+        layers = sorted({key.module for key in self._pooled(initial)})
+        for part in self.own_share if isinstance(self.own_share, dict) else ():
+            if not any(part in layer for layer in layers):
+                about = f"no layer that is pooled has {part!r} in its name"
+                raise UserError(f"algorithm_options.own_share: {about}; {near(part, layers)}")
+        return super().init(initial, scaling)
 
     def plan(self, key: Key, round: int) -> Plan:
         """Whether clients train, send and receive a tensor, and those beside the model."""
@@ -127,7 +139,7 @@ class PartialPooling(Algorithm):
             parts |= {key._replace(adapter=adapter): torch.zeros_like(value) for key, value in pooled.items()}
         if not self._estimates:
             return parts
-        numbers = torch.zeros(sum(self._count(key, value) for key, value in pooled.items()))
+        numbers = torch.zeros(sum(_count(key, value) for key, value in pooled.items()))
         return {**parts, **{key: numbers.clone() for key in (_SHARES, _POWER, _AGREEMENT, _SQUARE)}}
 
     def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
@@ -153,7 +165,7 @@ class PartialPooling(Algorithm):
                 now, kept, value = taken[common].double(), tensors[own].double(), tensors[key].double()
                 earlier = taken[then].double() if then in received else now
                 untrained = torch.equal(value, tensors[common].double() + kept)  # it has nothing of its own yet
-                share = torch.zeros((), dtype=torch.float64) if untrained else shares.get(key, self._given)
+                share = torch.zeros((), dtype=torch.float64) if untrained else shares.get(key, self._given(key))
                 # Both ends are exact: at 0 the value is the common part, at 1 it is the client's own.
                 taken[own] = torch.lerp(kept, value - earlier, share).to(tensors[own].dtype)
                 taken[key] = torch.lerp(now + kept, value + (now - earlier), share).to(tensors[key].dtype)
@@ -175,8 +187,8 @@ class PartialPooling(Algorithm):
                 start = before[common].double() + apart
                 moved = kept[key].double() - start
                 one, two = (half[key].double() - start for half in halves)
-                numbers[_POWER].append(self._summed(key, moved * moved))
-                numbers[_AGREEMENT].append(self._summed(key, one * two))
+                numbers[_POWER].append(_summed(key, moved * moved))
+                numbers[_AGREEMENT].append(_summed(key, one * two))
         if halves:
             power, agreement = (torch.cat(numbers[key]) for key in (_POWER, _AGREEMENT))
             sent |= {
@@ -203,7 +215,7 @@ class PartialPooling(Algorithm):
     def own_shares(self, state: ServerState) -> dict[int, dict[Key, list[float]]]:
         """λ by the round from which it holds, of each pooled tensor; of a head one for each of its rows."""
         if not self._estimates:
-            return {1: {key: [float(self.own_share)] for key in self._pooled(state.tensors)}}
+            return {1: {key: [float(self._given(key))] for key in self._pooled(state.tensors)}}
         return {
             int(name.partition("|")[2]): {
                 key: share.flatten().tolist() for key, share in self._by_key(value, state.tensors).items()
@@ -216,7 +228,7 @@ class PartialPooling(Algorithm):
         """λ from the sums of a round, shape (numbers,), fp32."""
         q = sum(weight**2 for weight in weights) / sum(weights) ** 2
         moved = [
-            self._summed(
+            _summed(
                 key,
                 (mean[key._replace(adapter=_COMMON)] - state.tensors[key._replace(adapter=_COMMON)].double()).square(),
             )
@@ -232,10 +244,14 @@ class PartialPooling(Algorithm):
         shares = (differences / whole).nan_to_num(0.0).clamp(0, 1)
         return torch.where(told, shares, _shares(state, round).double()).float()
 
-    @property
-    def _given(self) -> Tensor:
-        """λ where it is not estimated."""
-        return torch.tensor(0.0 if self._estimates else float(self.own_share), dtype=torch.float64)
+    def _given(self, key: Key) -> Tensor:
+        """λ of a tensor where it is not estimated."""
+        if isinstance(self.own_share, dict):
+            fitting = [part for part in self.own_share if part in key.module]
+            share = self.own_share[max(fitting, key=len)] if fitting else 0.0
+        else:
+            share = self.own_share if isinstance(self.own_share, float | int) else 0.0
+        return torch.tensor(share, dtype=torch.float64)
 
     @property
     def _estimates(self) -> bool:
@@ -249,22 +265,24 @@ class PartialPooling(Algorithm):
         """The pooled tensors, in the order of the numbers in a vector."""
         return sorted(key for key in tensors if self._pools(key))
 
-    def _count(self, key: Key, value: Tensor) -> int:
-        """How many λ a tensor has."""
-        return value.shape[0] if key.factor.side is Side.HEAD and value.dim() else 1
-
-    def _summed(self, key: Key, values: Tensor) -> Tensor:
-        """The sums of a tensor over what has one λ, shape (λ's,)."""
-        return values.reshape(self._count(key, values), -1).sum(1)
-
     def _by_key(self, numbers: Tensor, tensors: State) -> dict[Key, Tensor]:
         """The numbers of each pooled tensor out of a vector of all, in float64, shaped to go with the tensor's."""
         pooled = self._pooled(tensors)
-        parts = numbers.double().split([self._count(key, tensors[key]) for key in pooled])
+        parts = numbers.double().split([_count(key, tensors[key]) for key in pooled])
         return {
             key: part.reshape(-1, *[1] * (tensors[key].dim() - 1)) if len(part) > 1 else part.reshape(())
             for key, part in zip(pooled, parts, strict=True)
         }
+
+
+def _count(key: Key, value: Tensor) -> int:
+    """How many λ a tensor has."""
+    return value.shape[0] if key.factor.side is Side.HEAD and value.dim() else 1
+
+
+def _summed(key: Key, values: Tensor) -> Tensor:
+    """The sums of a tensor over what has one λ, shape (λ's,)."""
+    return values.reshape(_count(key, values), -1).sum(1)
 
 
 def _shares(state: ServerState, round: int) -> Tensor:
