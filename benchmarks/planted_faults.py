@@ -1252,6 +1252,38 @@ FAULTS = (
         ("algorithms/test_fedtreelora.py::test_a_shallow_layer_has_one_group_and_a_deep_one_two",),
     ),
     Fault(
+        "partial pooling: a late warm-up of a head is sent as a movement",
+        "algorithms/partial_pooling.py",
+        "before[own].double() if round == 1 else before[key].double() - before[common].double()",
+        "before[own].double()",
+        (
+            "algorithms/test_partial_pooling.py::test_an_own_part_draws_the_common_one_and_so_does_the_warm_up_of_a_head",
+        ),
+    ),
+    Fault(
+        "partial pooling: own parts do not draw the common one",
+        "algorithms/partial_pooling.py",
+        "drawn = 0.0 if halves else self.anchor",
+        "drawn = 0.0",
+        (
+            "algorithms/test_partial_pooling.py::test_what_is_common_comes_to_be_the_mean_of_clients_that_stay_where_they_are",
+        ),
+    ),
+    Fault(
+        "partial pooling: where nothing can be told, all is shared",
+        "algorithms/partial_pooling.py",
+        "torch.where(told, shares, _shares(state, round).double())",
+        "torch.where(told, shares, 0.0)",
+        ("algorithms/test_partial_pooling.py::test_where_nothing_can_be_told_the_last_share_holds",),
+    ),
+    Fault(
+        "partial pooling: A is sent in a round that does not train it",
+        "algorithms/partial_pooling.py",
+        "return RECEIVED if self.share_a else FROZEN",
+        "return SHARED if self.share_a else FROZEN",
+        ("algorithms/test_partial_pooling.py::test_between_rounds_that_train_a_it_is_frozen_and_not_sent",),
+    ),
+    Fault(
         "ravan: a core is sent without the number that scales it",
         "algorithms/ravan.py",
         "number * kept[key] for key",
