@@ -63,7 +63,7 @@ def _show(plan: Mapping[str, Any]) -> None:
             ["factor", "parameters", *roles],
             [
                 [
-                    entry["factor"],
+                    f"{entry['factor']}, {entry['beside']}" if entry["beside"] else entry["factor"],
                     f"{entry['parameters']:,}",
                     *(f"{entry['parameters']:,}" if entry[role] else "-" for role in roles),
                 ]

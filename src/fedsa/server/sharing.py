@@ -10,7 +10,7 @@ from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.steps import Chain
 from fedsa.types import Factor, Key, State, total_bytes, total_elements
 
-__all__ = ["first_round", "own_shares"]
+__all__ = ["first_round", "leaves", "own_shares"]
 
 
 def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int = 1) -> dict[str, Any]:
@@ -25,8 +25,10 @@ def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int 
     Returns:
         ``trained_parameters``, ``upload_parameters``, ``upload_bytes``, ``download_bytes`` (of all that is received,
         though in round 1 nothing is newer than what the client holds), and ``sharing_plan``: for each factor
-        ``factor``, ``tensors``, ``parameters``, ``trained``, ``sent``, ``received``; more than one entry for a factor
-        that is not treated alike in all adapters. Where clients have ranks of their own, it is one of the highest.
+        ``factor``, ``tensors``, ``parameters``, ``trained``, ``sent``, ``received``, ``leaves`` (what a client learns
+        of it leaves the client, be it by another tensor that stands for it) and ``beside`` (None, or what a tensor is
+        that is beside the model's, such as ``common``); more than one entry for a factor that is not treated alike in
+        all adapters. Where clients have ranks of their own, it is one of the highest.
         Where not every round is like the first, also ``sharing_by_round``: the same of each kind of round, and its
         ``rounds``.
     """
@@ -35,7 +37,7 @@ def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int 
     for round in range(1, rounds + 1):
         kinds.setdefault(tuple(algorithm.plan(key, round) for key in tensors), []).append(round)
     each = [
-        {"rounds": alike, **_sharing(dict(zip(tensors, plans, strict=True)), tensors, steps)}
+        {"rounds": alike, **_sharing(algorithm, alike[0], dict(zip(tensors, plans, strict=True)), tensors, steps)}
         for plans, alike in kinds.items()
     ]
     first = {name: value for name, value in each[0].items() if name != "rounds"}
@@ -66,12 +68,21 @@ def own_shares(algorithm: Algorithm, state: ServerState) -> list[dict[str, Any]]
     ]
 
 
-def _sharing(plans: Mapping[Key, Plan], tensors: State, steps: Chain) -> dict[str, Any]:
-    table: dict[tuple[Factor, Plan], dict[str, Any]] = {}
+def leaves(entry: Mapping[str, Any]) -> bool:
+    """Whether what a client learns of a row of a ``sharing_plan`` leaves it; older runs do not say so by itself."""
+    return bool(entry.get("leaves", entry["sent"]))
+
+
+def _sharing(
+    algorithm: Algorithm, round: int, plans: Mapping[Key, Plan], tensors: State, steps: Chain
+) -> dict[str, Any]:
+    table: dict[tuple[Factor, str | None, Plan], dict[str, Any]] = {}
     for key, plan in plans.items():
-        entry = table.setdefault(
-            (key.factor, plan), {"factor": key.factor.value, "tensors": 0, "parameters": 0, **plan._asdict()}
-        )
+        beside = None if algorithm.in_model(key) else key.adapter
+        about = {"factor": key.factor.value, "beside": beside, "tensors": 0, "parameters": 0, **plan._asdict()}
+        entry = table.setdefault((key.factor, beside, plan), about)
+        if "leaves" not in entry:
+            entry["leaves"] = plan.sent or (beside is None and algorithm.leaves(key, round))
         entry["tensors"] += 1
         entry["parameters"] += tensors[key].numel()
     trained, sent, received = (
@@ -83,5 +94,5 @@ def _sharing(plans: Mapping[Key, Plan], tensors: State, steps: Chain) -> dict[st
         "upload_parameters": total_elements(sent),
         "upload_bytes": steps.upload_bytes(sent),
         "download_bytes": total_bytes({**steps.on_payload(received), **steps.notes_to_client({})}),
-        "sharing_plan": [entry for factor in Factor for (of, _), entry in table.items() if of is factor],
+        "sharing_plan": [entry for factor in Factor for (of, *_), entry in table.items() if of is factor],
     }

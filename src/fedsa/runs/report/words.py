@@ -7,6 +7,7 @@ from typing import Any
 
 from fedsa.accounting import privacy_in_words
 from fedsa.runs.pages.engine import score, signed, size
+from fedsa.server import leaves
 from fedsa.texts.words import counted
 from fedsa.types import FRACTIONS
 
@@ -77,7 +78,7 @@ def _sent(summary: Table) -> str:
     if not total:
         return "Nothing was sent to the server: every client trained alone."
     sent, kept = (
-        _listed(list(dict.fromkeys(row["factor"] for row in plan if row["trained"] and row["sent"] is which)))
+        _listed(list(dict.fromkeys(row["factor"] for row in plan if row["trained"] and leaves(row) is which)))
         for which in (True, False)
     )
     if summary.get("sharing_by_round"):
