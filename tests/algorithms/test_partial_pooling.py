@@ -28,13 +28,16 @@ HEAD = Key("classifier.weight", Factor.HEAD)
 ROUNDS = (frozenset({0, 1, 2, 3}), frozenset({1, 3}), frozenset({0}), frozenset({0, 2, 3}), frozenset({2}))
 
 LIMITS = {
-    "no pooling is FedSA": (PartialPooling(own_share=1.0), make_algorithm("fedsa", {})),
+    "no pooling is FedSA": (PartialPooling(own_share=1.0, pool_columns=1.0), make_algorithm("fedsa", {})),
     "complete pooling is FedIT with a local head": (
-        PartialPooling(own_share=0.0, pool_head=False),
+        PartialPooling(own_share=0.0, pool_columns=1.0, pool_head=False),
         make_algorithm("fedit", {}, share_head=False),
     ),
-    "with the head it is FedIT": (PartialPooling(own_share=0.0), make_algorithm("fedit", {})),
-    "and so it is with share_head": (PartialPooling(own_share=0.0, share_head=True), make_algorithm("fedit", {})),
+    "with the head it is FedIT": (PartialPooling(own_share=0.0, pool_columns=1.0), make_algorithm("fedit", {})),
+    "and so it is with share_head": (
+        PartialPooling(own_share=0.0, pool_columns=1.0, share_head=True),
+        make_algorithm("fedit", {}),
+    ),
 }
 either_limit = pytest.mark.parametrize(("pooling", "limit"), LIMITS.values(), ids=LIMITS)
 
@@ -70,7 +73,7 @@ def test_a_limit_is_the_other_method_to_the_byte(pooling: Algorithm, limit: Algo
 def test_a_client_keeps_its_share_of_a_movement():
     """The next value is what training left, less (1 - λ) times the movement's distance from the mean one."""
     share, rows = 0.3, (1, 3)
-    world = World(Case(PartialPooling(own_share=share), "lora", weights=rows))
+    world = World(Case(PartialPooling(own_share=share, pool_columns=1.0), "lora", weights=rows))
     key = Key("layer.0", Factor.B)
     for round in (1, 2):
         before = {client: world.job(client, round).tensors[key] for client in world.case.clients}
@@ -83,8 +86,24 @@ def test_a_client_keeps_its_share_of_a_movement():
             torch.testing.assert_close(world.personal(client, round)[key].double(), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_columns_of_b_that_are_not_pooled_are_each_clients_own(mixed: bool):
+    """One of two columns is pooled in full; the other is what the client's own training has left."""
+    world = World(Case(PartialPooling(own_share=0.0, pool_columns=0.49), "lora", mixed, 3, (5, 1, 8), ROUNDS[:2]))
+    common, key = world.server.state.tensors, Key("layer.0", Factor.B)
+    columns = max(1, int(0.49 * common[key].shape[1]))
+    assert common[key._replace(adapter="common")].shape[1] == columns < common[key].shape[1]
+    for round in (1, 2):
+        world.round(round, world.case.clients)
+        for client in world.case.clients:
+            mine, end = world.personal(client, round)[key], world.states.load_client(client, round).tensors[key]
+            now = world.server.state.tensors[key._replace(adapter="common")]
+            assert torch.equal(mine[:, :columns], now[:, : mine.shape[1]])
+            assert torch.equal(mine[:, columns:], end[:, columns:])
+
+
 def test_shares_may_be_given_by_layer():
-    method = make_algorithm("partial_pooling", {"own_share": {"layer": 0.25, "layer.1": 1.0}})
+    method = make_algorithm("partial_pooling", {"own_share": {"layer": 0.25, "layer.1": 1.0}, "pool_columns": 1.0})
     world = World(Case(method, "lora", weights=(1, 3)))
     world.round(1, world.case.clients)
     given = method.own_shares(world.server.state)[1]
@@ -101,7 +120,7 @@ def test_shares_may_be_given_by_layer():
 
 
 def test_a_client_that_was_away_keeps_its_share_of_how_it_differed_then():
-    world = World(Case(PartialPooling(estimate_every=1), "lora", weights=(4, 4, 4), seed=1))
+    world = World(Case(PartialPooling(estimate_every=1, pool_columns=1.0), "lora", weights=(4, 4, 4), seed=1))
     key, common = Key("layer.0", Factor.B), []
     for round, clients in enumerate([["c0", "c1", "c2"], ["c1", "c2"], ["c1", "c2"]], start=1):
         world.round(round, clients)
@@ -134,8 +153,10 @@ def test_a_newcomer_begins_with_what_is_common():
     for key in world.algorithm.models(tensors):
         common = key._replace(adapter="common")
         if common in tensors:
-            assert torch.equal(tensors[key], world.server.state.tensors[common])
-            assert not torch.equal(tensors[key], world.initial[key])
+            value = world.server.state.tensors[common]
+            assert torch.equal(tensors[key][:, : value.shape[1]], value)
+            assert not torch.equal(value, world.initial[key][:, : value.shape[1]])
+            assert torch.equal(tensors[key][:, value.shape[1] :], world.initial[key][:, value.shape[1] :])
 
 
 def test_an_own_part_draws_the_common_one_and_so_does_the_warm_up_of_a_head():
@@ -290,7 +311,7 @@ def shares_after(
     signs: Iterable[int], size: float, point: FixedPoint | None, state: ServerState | None = None, round: int = 1
 ) -> tuple[list[float], ServerState]:
     """λ of B after a round in which each client's halves move one number of it, both alike or one against the other."""
-    algorithm, clients = PartialPooling(estimate_every=1), list(enumerate(signs))
+    algorithm, clients = PartialPooling(estimate_every=1, pool_columns=1.0), list(enumerate(signs))
     state = state or algorithm.init({A: torch.zeros(2, 3), B: torch.zeros(2, 2)})
     sent: list[State] = []
     for place, sign in clients:
@@ -339,7 +360,8 @@ def test_limits_of_whole_runs_are_the_other_methods_to_the_byte(tiny_run: Callab
             ("algorithm=fedit", "share_head=false"),
         ),
     ):
-        pooled = tiny_run(*FIVE, *cohort, "algorithm=partial_pooling", *settings)
+        every = "algorithm_options.pool_columns=1.0"
+        pooled = tiny_run(*FIVE, *cohort, "algorithm=partial_pooling", every, *settings)
         limit = tiny_run(*FIVE, *cohort, *other)
         mine = states_of(pooled)
         for name, value in states_of(limit).items():

@@ -293,7 +293,7 @@ def test_memory_counts_tensors_beside_the_models_and_halves(tiny_recipe: Callabl
         plan_run(tiny_recipe("training.trainer=sequential", *settings), clients=3)
         for settings in (
             ["algorithm=fedit"],
-            ["algorithm=partial_pooling"],
+            ["algorithm=partial_pooling", "algorithm_options.pool_columns=1.0"],
             ["algorithm=potara"],
             ["algorithm=potara", "algorithm_options.federated_weight=0.5"],
         )

@@ -36,11 +36,13 @@ class PartialPooling(Algorithm):
 
         A ← Σ pᵢ·Aᵢ,  B ← B + Σ pᵢ·Δᵢ,  Cᵢ ← (1 - λ)·Cᵢ + λ·(Bᵢ - B),  and then Bᵢ = B + Cᵢ
 
-    B is common to all. Cᵢ is client i's own part, zero at the start. Δᵢ is the movement of its Bᵢ in a round, at whose
-    end it keeps the part λ of its difference from the new B: Bᵢ moves by Δ + λ·(Δᵢ - Δ) with Δ the mean movement. A
-    client that is away goes on with B. Complete pooling (λ = 0) is FedIT; no pooling (λ = 1) is FedSA, without any B
-    sent; what is in between is called partial pooling in statistics. With ``pool_head`` the head is treated likewise,
-    with a λ for each of its rows, which are classes. What a head's warm-up changes after the first round is Cᵢ too.
+    B here stands for the first columns of each B, ``pool_columns`` of them. The others stay with the client, as in
+    FedSA, and are not sent. B is common to all. Cᵢ is client i's own part, zero at the start. Δᵢ is the movement of its
+    Bᵢ in a round, at whose end it keeps the part λ of its difference from the new B: Bᵢ moves by Δ + λ·(Δᵢ - Δ) with Δ
+    the mean movement. A client that is away goes on with B. Complete pooling (λ = 0, all columns) is FedIT; no pooling
+    (λ = 1) is FedSA, without any B sent; what is in between is called partial pooling in statistics. With ``pool_head``
+    the head is treated likewise, with a λ for each of its rows, which are classes. What a head's warm-up changes after
+    the first round is Cᵢ too.
 
     What a client sends of Bᵢ is B + Δᵢ + g·Cᵢ. Where all clients are drawn, the mean of all Cᵢ is zero, and g means
     nothing. Where few are, it draws B to where clients are: movements alone do not, as a client that is at its place
@@ -67,6 +69,8 @@ class PartialPooling(Algorithm):
             the λ of the layers that have them in their name. The longest part that fits holds; where none does, λ = 0.
         estimate_every: rounds from one estimate to the next; in such a round clients train twice.
         anchor: g, the part of the own parts of who is there that goes into what is common.
+        pool_columns: the part of each B's columns that is pooled, rounded down, but one at least. A B without columns
+            (VeRA's) is pooled whole.
         train_a_every: rounds from one in which A is trained and sent to the next; between them it is frozen.
         pool_head: treat the head like B; else it stays, or with share_head all of it is averaged.
         memory: rounds after which B is remembered; who was away for longer counts as if it had trained then.
@@ -76,6 +80,7 @@ class PartialPooling(Algorithm):
     own_share: Literal["difference", "posterior"] | _Share | dict[str, _Share] = "difference"
     estimate_every: Annotated[int, Field(gt=0)] = 5
     anchor: Annotated[float, Field(ge=0, le=1)] = 0.2
+    pool_columns: Annotated[float, Field(gt=0, le=1)] = 0.375
     train_a_every: Annotated[int, Field(gt=0)] = 1
     pool_head: bool = True
     memory: Annotated[int, Field(gt=0)] = 20
@@ -134,6 +139,8 @@ class PartialPooling(Algorithm):
     def beside(self, initial: State) -> dict[Key, Tensor]:
         """The common part of each pooled tensor, now and before; the client's own part; numbers for the estimate."""
         pooled = {key: value for key, value in initial.items() if self._pools(key)}
+        for key in (each for each in pooled if each.factor is Factor.B):
+            pooled[key] = pooled[key][:, : max(1, int(self.pool_columns * pooled[key].shape[1]))]
         parts = {key._replace(adapter=_COMMON): value.clone() for key, value in pooled.items()}
         for adapter in (_THEN, _OWN):
             parts |= {key._replace(adapter=adapter): torch.zeros_like(value) for key, value in pooled.items()}
@@ -162,31 +169,34 @@ class PartialPooling(Algorithm):
         for key in self._pooled(tensors):
             common, then, own = (key._replace(adapter=adapter) for adapter in (_COMMON, _THEN, _OWN))
             if common in received:
-                now, kept, value = taken[common].double(), tensors[own].double(), tensors[key].double()
+                now, kept = taken[common].double(), tensors[own].double()
+                value = _part(tensors[key], now).double()
                 earlier = taken[then].double() if then in received else now
                 untrained = torch.equal(value, tensors[common].double() + kept)  # it has nothing of its own yet
                 share = torch.zeros((), dtype=torch.float64) if untrained else shares.get(key, self._given(key))
                 # Both ends are exact: at 0 the value is the common part, at 1 it is the client's own.
                 taken[own] = torch.lerp(kept, value - earlier, share).to(tensors[own].dtype)
-                taken[key] = torch.lerp(now + kept, value + (now - earlier), share).to(tensors[key].dtype)
+                taken[key] = tensors[key].clone()
+                _part(taken[key], now).copy_(torch.lerp(now + kept, value + (now - earlier), share))
         used = [key for key in taken if key == _SHARES or key.adapter == _THEN]
         return {**taken, **{key: initial[key] for key in used}}
 
     def outgoing(self, before: State, kept: State, halves: Sequence[State], round: int) -> State:
         """The common part as the client has moved it, and the numbers for the estimate."""
-        sent, pooled = dict(kept), self._pooled(kept)
+        sent = dict(kept)
         numbers: dict[Key, list[Tensor]] = {_POWER: [], _AGREEMENT: []}
-        for key in pooled:
+        for key in self._pooled(kept):
             common, own = key._replace(adapter=_COMMON), key._replace(adapter=_OWN)
+            start, end = (_part(tensors[key], before[common]).double() for tensors in (before, kept))
             # A head's warm-up, which came before, is a movement in the first round alone: later it is the client's own.
-            apart = before[own].double() if round == 1 else before[key].double() - before[common].double()
+            apart = before[own].double() if round == 1 else start - before[common].double()
             # In a round of halves nothing draws the common part: the server takes its movement for what was learned.
             drawn = 0.0 if halves else self.anchor
-            sent[common] = (kept[key].double() - (1 - drawn) * apart).to(kept[key].dtype)
+            sent[common] = (end - (1 - drawn) * apart).to(kept[key].dtype)
             if halves:
-                start = before[common].double() + apart
-                moved = kept[key].double() - start
-                one, two = (half[key].double() - start for half in halves)
+                origin = before[common].double() + apart
+                moved = end - origin
+                one, two = (_part(half[key], origin).double() - origin for half in halves)
                 numbers[_POWER].append(_summed(key, moved * moved))
                 numbers[_AGREEMENT].append(_summed(key, one * two))
         if halves:
@@ -273,6 +283,11 @@ class PartialPooling(Algorithm):
             key: part.reshape(-1, *[1] * (tensors[key].dim() - 1)) if len(part) > 1 else part.reshape(())
             for key, part in zip(pooled, parts, strict=True)
         }
+
+
+def _part(tensor: Tensor, pooled: Tensor) -> Tensor:
+    """The columns of a tensor that are pooled, as a view of it: as many as the ones that are pooled of another."""
+    return tensor if tensor.shape == pooled.shape else tensor[:, : pooled.shape[1]]
 
 
 def _count(key: Key, value: Tensor) -> int:
