@@ -99,7 +99,10 @@ def _say_shares(found: Analysis) -> None:
         ["factor", "module", "own share"],
         [[row["factor"], row["module"], f"{row['own_share']:.2f}"] for row in shares if row["round"] == newest],
     )
-    say(f"\nThe part of a movement that clients keep of their own, from round {newest} on. 0: all is averaged.")
+    say(
+        f"\nThe part of a movement that clients keep of their own, from round {newest} on. 0: all is averaged. It is about "
+        "the columns of B that the method pools; others are each client's own in any case."
+    )
 
 
 def _write(found: Analysis, folder: Path, formats: list[str]) -> list[Path]:
