@@ -1,15 +1,16 @@
 """Does a share of B that is estimated with another norm come to a lower loss? One more round of a run tells.
 
-    fedsa run quickstart --out runs/norms --set algorithm=partial_pooling
+    fedsa run quickstart --out runs/norms --set algorithm=partial_pooling --set algorithm_options.pool_columns=1.0
     python benchmarks/share_norms.py runs/norms
 
 Every client trains once more from where the run's chosen round left it, on two random halves of its rows. λ, the part
-of a movement that is not common, is then estimated as partial pooling does (docs/partial-pooling.md), for each B and
-the head, with three norms:
+of a movement that is not common, is then estimated for each B and each tensor of the head: as partial pooling with all
+columns does it (docs/partial-pooling.md), but with one λ for all rows of a head, whatever its standard error, and with
+clients weighed by their rows. There are three norms:
 
 - distance: of B's numbers, which is what the method takes;
 - change of W: of ΔB·A, what the layer's output is changed by;
-- Fisher: each number weighted by the mean square of its gradient, over batches and clients.
+- Fisher: each number weighted by the mean square of its gradient, over batches (with dropout) and clients.
 
 With each of these, and with λ the same for all tensors, a client's B moves by Δ + λ·(Δᵢ - Δ), and A by Δ. What that
 comes to is measured on its rows of validation, which nothing was trained or chosen on but the round. Prints a Markdown
@@ -65,7 +66,7 @@ def moved(learner: Learner, job: Job) -> Moved:
     one, two = ({key: end[key].double() - job.tensors[key].double() for key in job.keys} for end in ends)
     step = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 1.0, "head_learning_rate": None, "local_steps": 1}
     plain = learner.training.model_copy(
-        update={**step, "local_epochs": None, "b_learning_rate_ratio": 1.0, "max_grad_norm": None}
+        update={**step, "local_epochs": None, "b_learning_rate_ratio": 1.0, "max_grad_norm": None, "weight_decay": 0.0}
     )
     single, squares = replace(learner, training=plain), {key: torch.zeros_like(one[key]) for key in job.keys}
     for batch in range(BATCHES):
@@ -100,7 +101,7 @@ def distance(key: Key, one: Tensor, two: Tensor) -> float:
 
 
 def change_of_w(key: Key, one: Tensor, two: Tensor, *, start: State) -> float:
-    """Of what the layer's matrix is changed by; a head is such a matrix itself."""
+    """Of what the layer's matrix is changed by, with the A that clients have in common; a head is a matrix itself."""
     if key.factor is not Factor.B:
         return distance(key, one, two)
     a = start[key._replace(factor=Factor.A)].double()

@@ -29,6 +29,7 @@ ROUNDS = (frozenset({0, 1, 2, 3}), frozenset({1, 3}), frozenset({0}), frozenset(
 
 LIMITS = {
     "no pooling is FedSA": (PartialPooling(own_share=1.0, pool_columns=1.0), make_algorithm("fedsa", {})),
+    "whatever the columns": (PartialPooling(own_share=1.0), make_algorithm("fedsa", {})),
     "complete pooling is FedIT with a local head": (
         PartialPooling(own_share=0.0, pool_columns=1.0, pool_head=False),
         make_algorithm("fedit", {}, share_head=False),
@@ -64,16 +65,18 @@ def test_a_limit_is_the_other_method_to_the_byte(pooling: Algorithm, limit: Algo
             assert as_bytes(one.algorithm.models(jobs[0])) == as_bytes(jobs[1])
         one.round(round, clients)
         two.round(round, clients)
-        assert as_bytes(common_to(one)) == as_bytes(two.server.state.tensors)
+        if pooling.pool_columns == 1:
+            assert as_bytes(common_to(one)) == as_bytes(two.server.state.tensors)
         for client in cases[0].clients:
             mine = one.algorithm.models(one.personal(client, round))
             assert as_bytes(mine) == as_bytes(two.personal(client, round))
 
 
-def test_a_client_keeps_its_share_of_a_movement():
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_client_keeps_its_share_of_a_movement(columns: int):
     """The next value is what training left, less (1 - λ) times the movement's distance from the mean one."""
     share, rows = 0.3, (1, 3)
-    world = World(Case(PartialPooling(own_share=share, pool_columns=1.0), "lora", weights=rows))
+    world = World(Case(PartialPooling(own_share=share, pool_columns=columns / 2), "lora", weights=rows))
     key = Key("layer.0", Factor.B)
     for round in (1, 2):
         before = {client: world.job(client, round).tensors[key] for client in world.case.clients}
@@ -83,6 +86,7 @@ def test_a_client_keeps_its_share_of_a_movement():
         mean = sum(weight * each for weight, each in zip(rows, moved.values(), strict=True)) / sum(rows)
         for client, end in ends.items():
             expected = end.double() - (1 - share) * (moved[client] - mean)
+            expected[:, columns:] = end[:, columns:].double()
             torch.testing.assert_close(world.personal(client, round)[key].double(), expected, rtol=0, atol=1e-6)
 
 
@@ -102,6 +106,13 @@ def test_columns_of_b_that_are_not_pooled_are_each_clients_own(mixed: bool):
             assert torch.equal(mine[:, columns:], end[:, columns:])
 
 
+def test_a_run_that_pools_other_columns_is_not_read_as_if_it_pooled_these():
+    world = World(Case(PartialPooling(pool_columns=1.0), "lora", weights=(4, 4)))
+    world.round(1, world.case.clients)
+    with pytest.raises(UserError, match=r"0\.5 does not fit this run, which pools 2 columns of 2"):
+        PartialPooling(pool_columns=0.5).broadcast(world.server.state, "c0", 2, 0)
+
+
 def test_shares_may_be_given_by_layer():
     method = make_algorithm("partial_pooling", {"own_share": {"layer": 0.25, "layer.1": 1.0}, "pool_columns": 1.0})
     world = World(Case(method, "lora", weights=(1, 3)))
@@ -119,8 +130,10 @@ def test_shares_may_be_given_by_layer():
         assert torch.equal(world.personal(client, 1)[Key("layer.1", Factor.B)], end), "it is all the client's own"
 
 
-def test_a_client_that_was_away_keeps_its_share_of_how_it_differed_then():
-    world = World(Case(PartialPooling(estimate_every=1, pool_columns=1.0), "lora", weights=(4, 4, 4), seed=1))
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_client_that_was_away_keeps_its_share_of_how_it_differed_then(columns: int):
+    method = PartialPooling(estimate_every=1, pool_columns=columns / 2)
+    world = World(Case(method, "lora", weights=(4, 4, 4), seed=1))
     key, common = Key("layer.0", Factor.B), []
     for round, clients in enumerate([["c0", "c1", "c2"], ["c1", "c2"], ["c1", "c2"]], start=1):
         world.round(round, clients)
@@ -130,8 +143,10 @@ def test_a_client_that_was_away_keeps_its_share_of_how_it_differed_then():
         slots[f"own_share|{round:06d}"] = torch.full_like(slots[f"own_share|{round:06d}"], share)
     state = dataclasses.replace(world.server.state, slots=slots)
     end, then = world.states.load_client("c0", 1).tensors[key], common[0]
-    own = world.personal("c0", 3, state)[key] - state.tensors[key._replace(adapter="common")]
-    torch.testing.assert_close(own, 0.25 * (end - then), rtol=1e-4, atol=1e-6)
+    mine = world.personal("c0", 3, state)[key]
+    own = mine[:, :columns] - state.tensors[key._replace(adapter="common")]
+    torch.testing.assert_close(own, 0.25 * (end[:, :columns] - then), rtol=1e-4, atol=1e-6)
+    assert torch.equal(mine[:, columns:], end[:, columns:])
     assert not torch.equal(then, common[1])
 
 

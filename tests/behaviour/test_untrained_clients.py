@@ -232,6 +232,17 @@ def test_a_head_that_was_fitted_for_a_test_is_no_training(tiny_run: Callable[...
         assert not same(states.of(client), held(run, client, 3))
 
 
+@pytest.mark.parametrize("method", ["fedsa", "fedit", "partial_pooling", "potara", "ravan"])
+def test_a_client_that_was_never_drawn_has_not_trained(tiny_run: Callable[..., Any], method: str) -> None:
+    """Whatever the server sent it: means of what clients keep are over those that trained."""
+    variant = ("adapter.variant=lora_xs",) if method == "ravan" else ()
+    run = tiny_run(*FITTED, "evaluation.fit_head_epochs=0", f"algorithm={method}", *variant)
+    states = PersonalStates(run.folder, run.federation.algorithm, 3)
+    away = untrained(run, 3)
+    assert away
+    assert len(list(states.trained())) == len(list(states.own())) == len(run.federation.clients) - len(away)
+
+
 def test_both_moments_fit_a_head(tiny_run: Callable[..., Any]) -> None:
     """What its own training left is, of a client without any, what it began with."""
     run = tiny_run(*FITTED, "evaluation.evaluate_after=both")

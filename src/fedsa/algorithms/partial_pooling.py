@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fedsa.algorithms.base import FROZEN, LOCAL, RECEIVED, SHARED, Algorithm, Plan, ServerState
 from fedsa.errors import UserError, near
+from fedsa.texts.words import counted
 from fedsa.types import Factor, Key, Side, State
 
 if TYPE_CHECKING:
@@ -32,17 +33,17 @@ _ROUNDED = 1e-3
 @final
 @dataclass(frozen=True, kw_only=True)
 class PartialPooling(Algorithm):
-    """Average A; of each B average all, and let a client keep as much of its difference as is really its own.
+    """Average A and a part of B; of that, let a client keep as much of its difference as is really its own.
 
         A ← Σ pᵢ·Aᵢ,  B ← B + Σ pᵢ·Δᵢ,  Cᵢ ← (1 - λ)·Cᵢ + λ·(Bᵢ - B),  and then Bᵢ = B + Cᵢ
 
-    B here stands for the first columns of each B, ``pool_columns`` of them. The others stay with the client, as in
-    FedSA, and are not sent. B is common to all. Cᵢ is client i's own part, zero at the start. Δᵢ is the movement of its
-    Bᵢ in a round, at whose end it keeps the part λ of its difference from the new B: Bᵢ moves by Δ + λ·(Δᵢ - Δ) with Δ
-    the mean movement. A client that is away goes on with B. Complete pooling (λ = 0, all columns) is FedIT; no pooling
-    (λ = 1) is FedSA, without any B sent; what is in between is called partial pooling in statistics. With ``pool_head``
-    the head is treated likewise, with a λ for each of its rows, which are classes. What a head's warm-up changes after
-    the first round is Cᵢ too.
+    Of each B only the first columns are pooled; ``pool_columns`` says which part of them. The others stay with the
+    client, as in FedSA. Below, B means the columns that are pooled. B is common to all. Cᵢ is client i's own part, zero
+    at the start. Δᵢ is the movement of its Bᵢ in a round, at whose end it keeps the part λ of its difference from the
+    new B: Bᵢ moves by Δ + λ·(Δᵢ - Δ) with Δ the mean movement. A client that is away goes on with B. Complete pooling
+    (λ = 0, all columns) is FedIT; no pooling (λ = 1) is FedSA, without any B sent; what is in between is called partial
+    pooling in statistics. With ``pool_head`` the head is treated likewise, with a λ for each of its rows, which are
+    classes. What a head's warm-up changes after the first round is Cᵢ too.
 
     What a client sends of Bᵢ is B + Δᵢ + g·Cᵢ. Where all clients are drawn, the mean of all Cᵢ is zero, and g means
     nothing. Where few are, it draws B to where clients are: movements alone do not, as a client that is at its place
@@ -61,16 +62,17 @@ class PartialPooling(Algorithm):
     holds, and at first λ = 0. Sums over clients are enough, so it goes with secure aggregation. With few clients the
     estimate itself is uncertain.
 
-    A client that was never drawn has B, and so has a newcomer. The server remembers B after each of the last ``memory``
-    rounds, for clients that come back. With one client it is local training.
+    A client that was never drawn has B, and initial values in the other columns; so has a newcomer. The server
+    remembers B after each of the last ``memory`` rounds, for clients that come back. With one client it is local
+    training.
 
     Attributes:
         own_share: λ: a number from 0 to 1, or how it is estimated. A table gives it by layer: to parts of layers' names
             the λ of the layers that have them in their name. The longest part that fits holds; where none does, λ = 0.
         estimate_every: rounds from one estimate to the next; in such a round clients train twice.
         anchor: g, the part of the own parts of who is there that goes into what is common.
-        pool_columns: the part of each B's columns that is pooled, rounded down, but one at least. A B without columns
-            (VeRA's) is pooled whole.
+        pool_columns: the part of B's columns that is pooled: of the highest rank that a client has, rounded down, but
+            one at least. It is for the B of s·B·A; vectors (VeRA's) and other factors are pooled whole.
         train_a_every: rounds from one in which A is trained and sent to the next; between them it is frozen.
         pool_head: treat the head like B; else it stays, or with share_head all of it is averaged.
         memory: rounds after which B is remembered; who was away for longer counts as if it had trained then.
@@ -140,7 +142,7 @@ class PartialPooling(Algorithm):
         """The common part of each pooled tensor, now and before; the client's own part; numbers for the estimate."""
         pooled = {key: value for key, value in initial.items() if self._pools(key)}
         for key in (each for each in pooled if each.factor is Factor.B):
-            pooled[key] = pooled[key][:, : max(1, int(self.pool_columns * pooled[key].shape[1]))]
+            pooled[key] = pooled[key][:, : _columns(pooled[key], self.pool_columns)]
         parts = {key._replace(adapter=_COMMON): value.clone() for key, value in pooled.items()}
         for adapter in (_THEN, _OWN):
             parts |= {key._replace(adapter=adapter): torch.zeros_like(value) for key, value in pooled.items()}
@@ -151,6 +153,8 @@ class PartialPooling(Algorithm):
 
     def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
         """The newer tensors; λ, and what was common then, are of the end of the client's last round of training."""
+        for key in (each for each in self._pooled(state.tensors) if each.factor is Factor.B):
+            _check_columns(state.tensors[key], state.tensors[key._replace(adapter=_COMMON)], self.pool_columns)
         newer, trained = super().broadcast(state, client, round, version), version + 1
         told: dict[Key, Tensor] = {}
         for key, value in newer.items():
@@ -165,7 +169,7 @@ class PartialPooling(Algorithm):
     def absorb(self, tensors: State, received: State, initial: State) -> State:
         """A client's tensors: its own part with λ of its last difference, and the new common part beneath it."""
         taken = dict(super().absorb(tensors, received, initial))
-        shares = self._by_key(taken[_SHARES], tensors) if self._estimates else {}
+        shares = _by_key(taken[_SHARES], self._pooled(tensors), tensors) if self._estimates else {}
         for key in self._pooled(tensors):
             common, then, own = (key._replace(adapter=adapter) for adapter in (_COMMON, _THEN, _OWN))
             if common in received:
@@ -228,7 +232,8 @@ class PartialPooling(Algorithm):
             return {1: {key: [float(self._given(key))] for key in self._pooled(state.tensors)}}
         return {
             int(name.partition("|")[2]): {
-                key: share.flatten().tolist() for key, share in self._by_key(value, state.tensors).items()
+                key: share.flatten().tolist()
+                for key, share in _by_key(value, self._pooled(state.tensors), state.tensors).items()
             }
             for name, value in sorted(state.slots.items())
             if name.startswith(f"{_SLOT}|")
@@ -245,13 +250,11 @@ class PartialPooling(Algorithm):
             for key in self._pooled(state.tensors)
         ]
         signal, power = mean[_AGREEMENT], mean[_POWER]
-        square = mean[_SQUARE] / _LARGER
-        error = ((square - signal.square()).clamp(min=0) * q / (1 - q)).sqrt()
-        told = (square >= (1 - _ROUNDED) * signal.square()) & (signal > 2 * error)
         common = (torch.cat(moved) - q * power) / (1 - q)
         differences = (signal - common).clamp(min=0)
         whole = signal if self.own_share == "difference" else differences + (power - signal).clamp(min=0)
         shares = (differences / whole).nan_to_num(0.0).clamp(0, 1)
+        told = _is_told(signal, mean[_SQUARE] / _LARGER, q)
         return torch.where(told, shares, _shares(state, round).double()).float()
 
     def _given(self, key: Key) -> Tensor:
@@ -275,19 +278,39 @@ class PartialPooling(Algorithm):
         """The pooled tensors, in the order of the numbers in a vector."""
         return sorted(key for key in tensors if self._pools(key))
 
-    def _by_key(self, numbers: Tensor, tensors: State) -> dict[Key, Tensor]:
-        """The numbers of each pooled tensor out of a vector of all, in float64, shaped to go with the tensor's."""
-        pooled = self._pooled(tensors)
-        parts = numbers.double().split([_count(key, tensors[key]) for key in pooled])
-        return {
-            key: part.reshape(-1, *[1] * (tensors[key].dim() - 1)) if len(part) > 1 else part.reshape(())
-            for key, part in zip(pooled, parts, strict=True)
-        }
+
+def _columns(b: Tensor, part: float) -> int:
+    """How many columns of a B are pooled."""
+    return max(1, int(part * b.shape[1] + 1e-9))
+
+
+def _check_columns(b: Tensor, common: Tensor, part: float) -> None:
+    """Refuse a state in which other columns of a B are pooled than the option says."""
+    if common.shape[1] != _columns(b, part):
+        raise UserError(
+            f"algorithm_options.pool_columns: {part:g} does not fit this run, which pools "
+            f"{counted(common.shape[1], 'column')} of {b.shape[1]}: give it the value that the run was begun with"
+        )
+
+
+def _is_told(signal: Tensor, square: Tensor, q: float) -> Tensor:
+    """Whether the mean agreement of halves, given the mean of its square, is more than twice its standard error."""
+    error = ((square - signal.square()).clamp(min=0) * q / (1 - q)).sqrt()
+    return (square >= (1 - _ROUNDED) * signal.square()) & (signal > 2 * error)
 
 
 def _part(tensor: Tensor, pooled: Tensor) -> Tensor:
     """The columns of a tensor that are pooled, as a view of it: as many as the ones that are pooled of another."""
     return tensor if tensor.shape == pooled.shape else tensor[:, : pooled.shape[1]]
+
+
+def _by_key(numbers: Tensor, pooled: Sequence[Key], tensors: State) -> dict[Key, Tensor]:
+    """The numbers of each pooled tensor out of a vector of all, in float64, shaped to go with the tensor's."""
+    parts = numbers.double().split([_count(key, tensors[key]) for key in pooled])
+    return {
+        key: part.reshape(-1, *[1] * (tensors[key].dim() - 1)) if len(part) > 1 else part.reshape(())
+        for key, part in zip(pooled, parts, strict=True)
+    }
 
 
 def _count(key: Key, value: Tensor) -> int:

@@ -100,8 +100,8 @@ def _say_shares(found: Analysis) -> None:
         [[row["factor"], row["module"], f"{row['own_share']:.2f}"] for row in shares if row["round"] == newest],
     )
     say(
-        f"\nThe part of a movement that clients keep of their own, from round {newest} on. 0: all is averaged. It is about "
-        "the columns of B that the method pools; others are each client's own in any case."
+        f"\nThe part of a movement that clients keep of their own, from round {newest} on. 0: all is averaged. For B "
+        "it is about the columns that are pooled; the others are each client's own in any case."
     )
 
 

@@ -120,10 +120,10 @@ class PersonalStates:
                     yield client, tensors
 
     def _has_trained(self, client: str, tensors: State) -> bool:
-        """Whether a client has changed a tensor that it keeps; a head may have been fitted for its test alone."""
+        """Whether a client has trained: it keeps a state then. One that keeps none has a tensor that is not initial."""
+        if self.recipe.personal_state == "store":
+            return self._folder.client_states.load_client(client, self._round) is not None
         initial = self._initial(client)
-        if self._fits_heads and self._folder.client_states.load_client(client, self._round) is not None:
-            return True
         return any(
             not self._algorithm.plan(key, 1).received and not torch.equal(value, initial[key])
             for key, value in tensors.items()
