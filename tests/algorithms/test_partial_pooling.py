@@ -420,6 +420,7 @@ def test_controls_on_a_tiny_model(
     write_rows(rows, 9600, seed=0)
     by_chance = (
         *(f"model.path={tiny_model_without_dropout}", f"data.path={rows}", "rounds=1", "algorithm=partial_pooling"),
+        "algorithm_options.pool_columns=1.0",  # an estimate from one column of four is less sure
         *("data.partition={kind='iid', clients=20}", "adapter.r=4", f"seed={seed}"),
         "training={local_steps=40,batch_size=32,optimizer='sgd',learning_rate=1.0,trainer='cohort'}",
     )
