@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from fedsa.algorithms import make_algorithm
 from fedsa.cost.pace import Pace, evaluated_rounds, is_evaluated, passes_on_test, passes_on_validation, trained_rows
 from fedsa.recipe import Recipe
 from fedsa.server import sample_size
@@ -26,7 +27,7 @@ Events = Iterator[tuple[float, Callable[[Pace], None]]]
 def events(recipe: Recipe, rows: dict[str, dict[str, int]], *, trained: float, evaluated: float, last: int) -> Events:
     """Yield the seconds before each event of a run, and the event; ``last``: the chosen round."""
     clients, together = list(rows), max(1, recipe.training.cohort_size)
-    draw = itertools.cycle(clients)
+    draw, algorithm = itertools.cycle(clients), make_algorithm(recipe.algorithm, recipe.algorithm_options)
 
     def in_groups(names: list[str], seconds: Callable[[str], float], tell: Callable[[Pace, str], None]) -> Events:
         for start in range(0, len(names), together):
@@ -46,7 +47,7 @@ def events(recipe: Recipe, rows: dict[str, dict[str, int]], *, trained: float, e
         yield 0.0, lambda pace, round=round, sampled=sampled: pace.round_begins(round, sampled)
         yield from in_groups(
             sampled,
-            lambda c: trained * trained_rows(recipe.training, rows[c]["train_examples"]),
+            lambda c, round=round: trained * trained_rows(recipe, algorithm, round, rows[c]["train_examples"]),
             lambda pace, c: pace.trained(c),
         )
         if is_evaluated(recipe.evaluation, recipe.rounds, round):
@@ -69,6 +70,7 @@ def events(recipe: Recipe, rows: dict[str, dict[str, int]], *, trained: float, e
         ["training={local_epochs=2}"],
         ["fraction_train=0.4", "evaluation.evaluate_every=3"],
         ["evaluation.evaluate_after=both"],
+        ["algorithm=partial_pooling", "algorithm_options.estimate_every=3"],
         ["training={local_epochs=1, trainer='cohort', cohort_size=2}", "evaluation.evaluate_after=training"],
     ],
     ids=str,

@@ -249,6 +249,22 @@ def test_flops_follow_the_settings(tiny_recipe: Callable[..., Recipe]) -> None:
     assert flops("task.max_length=16") < three_steps / 2  # attention is quadratic
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_training_on_halves_of_rows_is_counted(tiny_recipe: Callable[..., Recipe], every: int) -> None:
+    settings = "rounds=5", "algorithm=partial_pooling", "personal_state=reconstruct"
+
+    def planned(*more: str) -> dict[str, Any]:
+        return plan_run(tiny_recipe(*settings, "reconstruction.steps=3", *more), clients=3)
+
+    whole, halves = planned("algorithm_options.own_share=0.5"), planned(f"algorithm_options.estimate_every={every}")
+    assert whole["total_flops"] == 5 * whole["flops_per_round"]
+    assert halves["flops_per_round"] == whole["flops_per_round"] * 9 // 6  # three steps twice, and three to begin with
+    rounds = {1: 5, 3: 2}[every]
+    assert halves["total_flops"] == (rounds * 9 + (5 - rounds) * 6) * whole["flops_per_round"] // 6
+    assert any(f"in {rounds} rounds of 5 clients train on two halves" in note for note in halves["notes"])
+    assert not any("halves" in note for note in whole["notes"])
+
+
 def test_the_attention_kernel_of_cpus_is_counted(tiny_model_without_dropout: Path, tiny_recipe: Any) -> None:
     counts = [
         plan_run(tiny_recipe(f"model={{path='{tiny_model_without_dropout}', attn_implementation='{kernel}'}}"))
@@ -529,6 +545,8 @@ def test_hours_are_told_by_a_finished_run(
     assert same["training"] == pytest.approx(summary["train_seconds"])
     assert longer["training"] == pytest.approx(20 * same["training"])
     assert longer["training"] == pytest.approx(3 * fewer["training"])
+    halves = time("algorithm=partial_pooling", "algorithm_options.estimate_every=1")
+    assert halves["training"] == pytest.approx(2 * same["training"])
     measured = {summary["chosen_round"], summary["rounds"]}  # of the tests a plan counts two after the first
     evaluations, planned = 3 * (3 + 1 + len(measured)), 3 * (3 + 3)
     assert same["evaluation"] == pytest.approx(summary["evaluation_seconds"] * planned / evaluations)

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from fedsa.algorithms.base import Algorithm
 from fedsa.client.training.autotune import clients_until_saturated
 from fedsa.cost.memory import bytes_of_updates, frozen_bytes, frozen_tensors, memory_of
+from fedsa.cost.pace import local_steps
 from fedsa.models import EmptyModel
-from fedsa.recipe import DEFAULT_LOCAL_STEPS, ComputeSettings, Recipe, TrainingSettings
+from fedsa.recipe import ComputeSettings, Recipe, TrainingSettings
 from fedsa.tasks.base import Task
 from fedsa.texts.words import counted
 
@@ -62,14 +63,17 @@ def count_computation(
     for tensor in frozen_tensors(model).values():
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(FROZEN_TYPES[compute.precision])
-    batches = None
+    batches, steps = None, []
     if training.local_epochs:
         notes.append("training.local_epochs: how many batches a round has, and so its FLOPs, is for the data to tell")
     else:
-        steps = training.local_steps or DEFAULT_LOCAL_STEPS
-        if recipe.personal_state == "reconstruct":
-            steps += recipe.reconstruction.steps
-        batches = training.gradient_accumulation_steps * steps
+        steps = [local_steps(recipe, algorithm, round + 1) for round in range(recipe.rounds)]
+        batches = training.gradient_accumulation_steps * steps[0]
+        if halves := sum(algorithm.trains_halves(round + 1) for round in range(recipe.rounds)):
+            notes.append(
+                f"in {counted(halves, 'round')} of {recipe.rounds} clients train on two halves of their rows, which is "
+                "twice the steps: FLOPs of one round are those of round 1, and their total counts each round as it is"
+            )
     alone = {
         "training.head_warmup_epochs": training.head_warmup_epochs,
         "evaluation.fit_head_epochs": recipe.evaluation.fit_head_epochs,
@@ -91,7 +95,7 @@ def count_computation(
     if batches is not None:
         flops = batches * costs["flops"] // together
         figures |= {"flops_per_client": flops, "flops_per_round": flops * clients}
-        figures["total_flops"] = figures["flops_per_round"] * recipe.rounds
+        figures["total_flops"] = figures["flops_per_round"] * sum(steps) // steps[0]
     memory = memory_of(
         weights=frozen_bytes(model, recipe.model.quantization),
         tensors={key: parameter.detach() for key, parameter in model.parameters.items()},

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedsa.cost.pace import evaluated_rounds, passes_on_test, passes_on_validation
+from fedsa.algorithms import make_algorithm
+from fedsa.cost.pace import evaluated_rounds, local_steps, passes_on_test, passes_on_validation
 from fedsa.errors import UserError
-from fedsa.recipe import DEFAULT_LOCAL_STEPS, Recipe
+from fedsa.recipe import Recipe
 from fedsa.server import sample_size, updates_in_round
 from fedsa.store import FinishedRun, RunFolder, recipe_of
 
@@ -78,17 +79,17 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
             raise UserError(
                 f"--like {run} (in Python `run`): it has training.local_steps, and this recipe local_epochs"
             )
-        own_rows = rows / len(trained) / epochs * training.local_epochs
+        rows_of_one = rows / len(trained) / epochs * training.local_epochs * recipe.rounds
     else:
-        steps = training.local_steps or DEFAULT_LOCAL_STEPS
-        own_rows = steps * training.batch_size * training.gradient_accumulation_steps
-    updates = recipe.rounds * updates_in_round(recipe, clients)
+        algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
+        steps = sum(local_steps(recipe, algorithm, round + 1) for round in range(recipe.rounds))
+        rows_of_one = steps * training.batch_size * training.gradient_accumulation_steps
     validations = evaluated_rounds(recipe.evaluation, recipe.rounds, -1) * sample_size(
         recipe.evaluation.fraction_evaluate, clients
     )
     measures = validations * passes_on_validation(recipe.evaluation) + clients * passes_on_test(recipe.evaluation)
     parts = {
-        "training": updates * own_rows * summary["train_seconds"] / rows,
+        "training": updates_in_round(recipe, clients) * rows_of_one * summary["train_seconds"] / rows,
         "evaluation": measures * summary["evaluation_seconds"] / evaluations,
         "other": max(0.0, other) / measured.rounds * recipe.rounds,
     }

@@ -7,12 +7,21 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, final
 
-from fedsa.algorithms import find_algorithm
+from fedsa.algorithms import make_algorithm
+from fedsa.algorithms.base import Algorithm
 from fedsa.recipe import DEFAULT_LOCAL_STEPS, AdaptationSettings, EvaluationSettings, Recipe, TrainingSettings
 from fedsa.server import sample_size
 from fedsa.types import SPLITS
 
-__all__ = ["Pace", "evaluated_rounds", "is_evaluated", "passes_on_test", "passes_on_validation", "trained_rows"]
+__all__ = [
+    "Pace",
+    "evaluated_rounds",
+    "is_evaluated",
+    "local_steps",
+    "passes_on_test",
+    "passes_on_validation",
+    "trained_rows",
+]
 
 Kind: TypeAlias = Literal["training", "evaluation"]
 
@@ -52,18 +61,29 @@ def passes_on_test(settings: EvaluationSettings, rounds: int = 2) -> int:
     return 1 + modes * rounds
 
 
-def trained_rows(training: TrainingSettings, rows: int, refit_steps: int = 0) -> int:
+def local_steps(recipe: Recipe, algorithm: Algorithm, round: int) -> int:
+    """The number of optimiser steps of a client in a round, where the recipe does not count in epochs.
+
+    With those in which a client that keeps nothing first fits its personal tensors anew. A client that trains on each
+    half of its rows takes the recipe's steps twice.
+    """
+    steps = (recipe.training.local_steps or DEFAULT_LOCAL_STEPS) * (1 + algorithm.trains_halves(round))
+    return steps + (recipe.reconstruction.steps if recipe.personal_state == "reconstruct" else 0)
+
+
+def trained_rows(recipe: Recipe, algorithm: Algorithm, round: int, rows: int) -> int:
     """The number of rows that a client goes through in a round's training.
 
     Args:
-        training: the recipe's ``[training]``.
-        rows: of its training split.
-        refit_steps: in which a client that keeps nothing first fits its personal tensors anew.
+        recipe: the run's.
+        algorithm: its method.
+        round: from 1.
+        rows: of the client's training split.
     """
+    training = recipe.training
     if training.local_epochs:
         return training.local_epochs * rows
-    steps = (training.local_steps or DEFAULT_LOCAL_STEPS) + refit_steps
-    return steps * training.gradient_accumulation_steps * training.batch_size
+    return local_steps(recipe, algorithm, round) * training.gradient_accumulation_steps * training.batch_size
 
 
 @final
@@ -91,17 +111,20 @@ class Pace:
         outside: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._recipe, self._clock, self._round = recipe, clock, finished
-        self._refit_steps = recipe.reconstruction.steps if recipe.personal_state == "reconstruct" else 0
+        self._algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
         settings = recipe.evaluation
         self._rows: dict[str, dict[str, int]] = {
             client: {split: int(about[f"{split}_examples"]) for split in SPLITS} for client, about in rows.items()
         }
         count = max(1, len(self._rows))
         self._totals = {split: sum(each[split] for each in self._rows.values()) for split in SPLITS}
-        trained = sum(self._trained_rows(each["train"]) for each in self._rows.values())
-        self._pooled = find_algorithm(recipe.algorithm).pools_rows  # one training is that of all clients of the round
+        self._pooled = self._algorithm.pools_rows  # one training is that of all clients of the round
         passes = self._pooled and recipe.training.local_epochs  # over all rows
-        self._training_rows = trained if passes else trained / count * sample_size(recipe.fraction_train, count)
+        part_that_trains = 1.0 if passes else sample_size(recipe.fraction_train, count) / count
+        self._training_rows = [0.0] + [  # of each round, from 1
+            part_that_trains * sum(self._trained_rows(client, round + 1) for client in self._rows)
+            for round in range(recipe.rounds)
+        ]
         part = sample_size(settings.fraction_evaluate, count) / count
         self._validation_rows = self._totals["validation"] * part * passes_on_validation(settings)
         self._training = self._validation = 0.0  # rows that are left in the round
@@ -117,11 +140,11 @@ class Pace:
         self._measured = {kind: _Rate(max(1, together), 2 * count) for kind in ("training", "evaluation")}
         self._since = clock()
 
-    def _trained_rows(self, rows: int) -> int:
-        return trained_rows(self._recipe.training, rows, self._refit_steps)
+    def _trained_rows(self, client: str, round: int) -> int:
+        return trained_rows(self._recipe, self._algorithm, round, self._rows[client]["train"])
 
     def _rows_of_training(self, client: str) -> int:
-        return round(self._training_rows) if self._pooled else self._trained_rows(self._rows[client]["train"])
+        return round(self._training_rows[self._round]) if self._pooled else self._trained_rows(client, self._round)
 
     def round_begins(self, round: int, clients: Sequence[str]) -> None:
         """Take note of a round and of who trains in it."""
@@ -174,13 +197,13 @@ class Pace:
         training, evaluation = self._seconds()
         if training is None or evaluation is None:
             return None
-        rounds = max(0, self._recipe.rounds - max(self._round, 0))
+        rows_to_train = sum(self._training_rows[max(self._round, 0) + 1 :]) + self._adapting
         rows = (
             evaluated_rounds(self._recipe.evaluation, self._recipe.rounds, self._round) * self._validation_rows
             + self._test
             + self._beside
         )
-        later = (rounds * self._training_rows + self._adapting) * training + rows * evaluation
+        later = rows_to_train * training + rows * evaluation
         now, then = self._training * training, self._validation * evaluation
         if not now:  # what is under way counts down by the clock, but not into what comes after it
             now, then = then, 0.0
@@ -202,7 +225,7 @@ class Pace:
             return max(0, self._round - 1) / self._recipe.rounds
         rows = evaluated_rounds(self._recipe.evaluation, self._recipe.rounds, -1) * self._validation_rows + self._beside
         rows += self._totals["test"] * self._passes
-        whole = (self._recipe.rounds * self._training_rows + self._adapting) * training + rows * evaluation
+        whole = (sum(self._training_rows) + self._adapting) * training + rows * evaluation
         return min(1.0, max(0.0, 1 - left / whole)) if whole else 0.0
 
     def _seconds(self) -> tuple[float | None, float | None]:
