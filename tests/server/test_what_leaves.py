@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from fedsa.algorithms import algorithm_names, make_algorithm
+from fedsa.algorithms.base import Algorithm
 from fedsa.runs.export import export
+from fedsa.runs.report import report_html
 from fedsa.runs.report.words import in_words
-from fedsa.server import first_round, leaves
+from fedsa.server import first_round, kept_in_words, leaves, sent_in_words
 from fedsa.steps import Chain
-from fedsa.types import Factor, Key
+from fedsa.types import Factor, Key, State
 
 LORA = {
     Key("layer", Factor.A): torch.zeros(2, 4),
@@ -22,9 +24,18 @@ LORA = {
 }
 
 
+def tensors_of(algorithm: Algorithm) -> State:
+    return {
+        key._replace(adapter=adapter): value
+        for key, value in LORA.items()
+        for adapter in algorithm.adapters[: 1 if key.factor is Factor.HEAD else None]
+    }
+
+
 def rows_of(method: str, **options: Any) -> list[dict[str, Any]]:
     algorithm = make_algorithm(method, options)
-    about = first_round(algorithm, LORA, Chain([]), rounds=1)
+    tensors = tensors_of(algorithm)
+    about = first_round(algorithm, tensors, Chain([]), rounds=1)
     plan: list[dict[str, Any]] = about["sharing_plan"]
     return plan
 
@@ -52,7 +63,9 @@ def test_what_is_said_to_be_kept_is_what_the_method_keeps(name: str):
     for row in rows_of(name):
         if row["beside"] is None and row["trained"]:
             keys = [
-                key for key in algorithm.whole(LORA) if key.factor.value == row["factor"] and algorithm.in_model(key)
+                key
+                for key in tensors_of(algorithm)
+                if key.factor.value == row["factor"] and algorithm.plan(key, 1).sent == row["sent"]
             ]
             assert leaves(row) == any(algorithm.leaves(key, 1) for key in keys if algorithm.plan(key, 1).trained)
 
@@ -61,10 +74,65 @@ def test_runs_of_before_say_by_what_is_sent():
     assert [leaves({"sent": sent}) for sent in (True, False)] == [True, False]
 
 
+def in_both(plan: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    return sent_in_words(plan, trained=True), kept_in_words(plan)
+
+
+def test_of_a_factor_of_which_a_part_leaves_both_parts_are_told():
+    """Of a B of rank 2 one column of three numbers is pooled; FedDPA has two adapters, and one stays."""
+    assert in_both(rows_of("partial_pooling")) == (["A", "3 of 6 numbers of B", "head"], ["the other numbers of B"])
+    assert sent_in_words(rows_of("partial_pooling")) == ["A", "3 of 6 numbers of B", "head", "note"]
+    assert in_both(rows_of("partial_pooling", pool_columns=1.0)) == (["A", "B", "head"], [])
+    assert in_both(rows_of("fedsa")) == (["A"], ["B", "head"])
+    assert in_both(rows_of("fedit")) == (["A", "B", "head"], [])
+    assert in_both(rows_of("local")) == ([], ["A", "B", "head"])
+    assert in_both(rows_of("feddpa")) == (
+        ["8 of 16 numbers of A", "6 of 12 numbers of B"],
+        ["the other numbers of A", "the other numbers of B", "head"],
+    )
+
+
+def test_a_plan_of_before_has_whole_factors():
+    plan = [{"factor": "A", "trained": True, "sent": True}, {"factor": "B", "trained": True, "sent": False}]
+    assert in_both(plan) == (["A"], ["B"])
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_numbers_that_leave_are_counted(name: str):
+    for row in rows_of(name):
+        assert 0 <= row["parameters_that_leave"] <= row["parameters"]
+        assert bool(row["parameters_that_leave"]) == leaves(row)
+        assert not row["sent"] or row["parameters_that_leave"] == row["parameters"]
+
+
 @pytest.mark.run
 def test_report_and_card_do_not_say_that_it_stayed(tiny_run: Callable[..., Any], tmp_path: Any):
-    run = tiny_run("algorithm=partial_pooling", "algorithm_options.own_share=0.5", "rounds=1")
+    run = tiny_run(
+        "algorithm=partial_pooling", "algorithm_options={own_share=0.5, pool_columns=1.0}", "rounds=1", "adapter.r=4"
+    )
     assert "stayed with each client" not in " ".join(in_words(run.summary, run.summary["metric"]))
     export(run.folder.path, tmp_path)
     card = next(tmp_path.rglob("README.md")).read_text(encoding="utf-8")
     assert "Never left the client: nothing" in card
+
+
+@pytest.mark.run
+def test_report_and_card_say_which_part_of_b_left(tiny_run: Callable[..., Any], tmp_path: Any):
+    run = tiny_run("algorithm=partial_pooling", "algorithm_options={own_share=0.5}", "rounds=1")
+    said = " ".join(in_words(run.summary, run.summary["metric"]))
+    left, every = next(
+        (row["parameters_that_leave"], row["parameters"])
+        for row in run.summary["sharing_plan"]
+        if (row["factor"], row["beside"]) == ("B", None)
+    )
+    assert 0 < left < every
+    part = f"{left:,} of {every:,} numbers of B"
+    assert f"Clients sent A, {part} and head to the server" in said
+    assert "the other numbers of B stayed with each client" in said
+    export(run.folder.path, tmp_path)
+    card = next(tmp_path.rglob("README.md")).read_text(encoding="utf-8")
+    assert f"Averaged over clients: A, {part}, head" in card
+    assert "Never left the client: the other numbers of B" in card
+    page = report_html(run.folder.path)
+    assert f"Sent to the server: <strong>A, {part}, head</strong>" in page
+    assert f"what is learned of {left:,} numbers leaves the client by another part" in page

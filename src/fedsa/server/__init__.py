@@ -2,7 +2,7 @@
 
 from fedsa.server.sampling import held_out, most_rounds, sample_clients, sample_size, updates_in_round
 from fedsa.server.server import OpenSum, Server, received_by
-from fedsa.server.sharing import first_round, leaves, own_shares
+from fedsa.server.sharing import first_round, kept_in_words, leaves, own_shares, sent_in_words
 from fedsa.server.starting import server_of
 from fedsa.server.state import ServerStore, load_state, save_state
 
@@ -12,6 +12,7 @@ __all__ = [
     "ServerStore",
     "first_round",
     "held_out",
+    "kept_in_words",
     "leaves",
     "load_state",
     "most_rounds",
@@ -20,6 +21,7 @@ __all__ = [
     "sample_clients",
     "sample_size",
     "save_state",
+    "sent_in_words",
     "server_of",
     "updates_in_round",
 ]

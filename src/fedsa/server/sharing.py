@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -10,7 +10,7 @@ from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.steps import Chain
 from fedsa.types import Factor, Key, State, total_bytes, total_elements
 
-__all__ = ["first_round", "leaves", "own_shares"]
+__all__ = ["first_round", "kept_in_words", "leaves", "own_shares", "sent_in_words"]
 
 
 def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int = 1) -> dict[str, Any]:
@@ -26,8 +26,9 @@ def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int 
         ``trained_parameters``, ``upload_parameters``, ``upload_bytes``, ``download_bytes`` (of all that is received,
         though in round 1 nothing is newer than what the client holds), and ``sharing_plan``: for each factor
         ``factor``, ``tensors``, ``parameters``, ``trained``, ``sent``, ``received``, ``leaves`` (what a client learns
-        of it leaves the client, be it by another tensor that stands for it) and ``beside`` (None, or what a tensor is
-        that is beside the model's, such as ``common``); more than one entry for a factor that is not treated alike in
+        of it leaves the client, be it by another tensor that stands for it), ``parameters_that_leave`` (fewer than
+        ``parameters`` where a part stays) and ``beside`` (None, or what a tensor is that is beside the model's, such
+        as ``common``); more than one entry for a factor that is not treated alike in
         all adapters. Where clients have ranks of their own, it is one of the highest.
         Where not every round is like the first, also ``sharing_by_round``: the same of each kind of round, and its
         ``rounds``.
@@ -73,6 +74,39 @@ def leaves(entry: Mapping[str, Any]) -> bool:
     return bool(entry.get("leaves", entry["sent"]))
 
 
+def sent_in_words(plan: Sequence[Mapping[str, Any]], *, trained: bool = False) -> list[str]:
+    """The factors that leave a client, and how much of one where a part stays: ``288 of 768 numbers of B``.
+
+    Args:
+        plan: a ``sharing_plan``.
+        trained: only those that a client trains, also where another tensor stands for one; else all that is sent.
+    """
+    factors = dict.fromkeys(
+        row["factor"] for row in plan if (row["trained"] and leaves(row) if trained else row["sent"])
+    )
+    words = []
+    for factor in factors:
+        leaving, every = _parameters(plan, factor)
+        words.append(f"{leaving:,} of {every:,} numbers of {factor}" if 0 < leaving < every else factor)
+    return words
+
+
+def kept_in_words(plan: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The factors that a client trains and keeps: ``the other numbers of B`` where a part of one leaves."""
+    factors = dict.fromkeys(row["factor"] for row in plan if row["trained"])
+    counts = {factor: _parameters(plan, factor) for factor in factors}
+    words = {factor: f"the other numbers of {factor}" if left else factor for factor, (left, _) in counts.items()}
+    return [words[factor] for factor, (left, every) in counts.items() if left < every]
+
+
+def _parameters(plan: Sequence[Mapping[str, Any]], factor: str) -> tuple[int, int]:
+    """How many of the numbers of a factor that a client trains leave it, and how many there are."""
+    rows = [row for row in plan if row["factor"] == factor and row["trained"]]
+    sizes = [int(row.get("parameters", 1)) for row in rows]
+    left = [row.get("parameters_that_leave", size * leaves(row)) for row, size in zip(rows, sizes, strict=True)]
+    return sum(left), sum(sizes)
+
+
 def _sharing(
     algorithm: Algorithm, round: int, plans: Mapping[Key, Plan], tensors: State, steps: Chain
 ) -> dict[str, Any]:
@@ -84,7 +118,11 @@ def _sharing(
         if "leaves" not in entry:
             entry["leaves"] = plan.sent or (beside is None and algorithm.leaves(key, round))
         entry["tensors"] += 1
-        entry["parameters"] += tensors[key].numel()
+        entry["parameters"] += (size := tensors[key].numel())
+        stand_ins = [each for each in plans if plans[each].sent and each._replace(adapter=key.adapter) == key]
+        leaving = sum(tensors[each].numel() for each in stand_ins) or size
+        entry.setdefault("parameters_that_leave", 0)
+        entry["parameters_that_leave"] += min(size, leaving) if entry["leaves"] else 0
     trained, sent, received = (
         {key: tensors[key] for key, plan in plans.items() if getattr(plan, role)}
         for role in ("trained", "sent", "received")

@@ -29,6 +29,8 @@ class _Sent(BaseModel):
     factor: str
     trained: bool
     sent: bool
+    parameters: int = 0
+    parameters_that_leave: int = 0
 
 
 class _Statistics(BaseModel):

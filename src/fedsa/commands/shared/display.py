@@ -230,8 +230,10 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(
             "No federation: the training rows of all clients were put together, and one adapter was trained on them"
         )
+    from fedsa.server import sent_in_words
+
     for kind in () if summary.get("pools_rows") else summary.get("sharing_by_round", [summary]):
-        sent = ", ".join(dict.fromkeys(entry["factor"] for entry in kind["sharing_plan"] if entry["sent"])) or "nothing"
+        sent = ", ".join(sent_in_words(kind["sharing_plan"])) or "nothing"
         alike: Sequence[int] = kind["rounds"] if "sharing_by_round" in summary else ()
         where = f"in {counted(len(alike), 'round')} ({some(alike)})" if alike else "and round"
         console.print(

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from fedsa.algorithms.base import Algorithm
 from fedsa.recipe import Recipe, fields_of
 from fedsa.runs.export.base import BASE, Base
-from fedsa.server import leaves
+from fedsa.server import kept_in_words, sent_in_words
 from fedsa.tasks import make_task
 from fedsa.texts.escapes import for_markdown, for_markdown_code, for_terminal
 from fedsa.texts.words import counted
@@ -115,8 +115,8 @@ def card_of(
         client=repr(client),
         history=history,
         score=score,
-        shared=", ".join(dict.fromkeys(entry["factor"] for entry in plan if entry["sent"])) or "nothing",
-        kept=", ".join(entry["factor"] for entry in plan if entry["trained"] and not leaves(entry)) or "nothing",
+        shared=", ".join(sent_in_words(plan)) or "nothing",
+        kept=", ".join(kept_in_words(plan)) or "nothing",
         stayed=(
             "Kept at the client in the rounds, and put together afterwards where that was asked for"
             if recipe.adaptation.share_personal

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedsa.accounting import privacy_in_words
 from fedsa.runs.pages.engine import score, signed, size
-from fedsa.server import leaves
+from fedsa.server import kept_in_words, sent_in_words
 from fedsa.texts.words import counted
 from fedsa.types import FRACTIONS
 
@@ -77,10 +77,7 @@ def _sent(summary: Table) -> str:
         return ""
     if not total:
         return "Nothing was sent to the server: every client trained alone."
-    sent, kept = (
-        _listed(list(dict.fromkeys(row["factor"] for row in plan if row["trained"] and leaves(row) is which)))
-        for which in (True, False)
-    )
+    sent, kept = _listed(sent_in_words(plan, trained=True)), _listed(kept_in_words(plan))
     if summary.get("sharing_by_round"):
         return f"Clients sent {size(total)} to the server in the whole run; what they send differs from round to round."
     return f"Clients sent {sent or 'nothing that they train'} to the server, {size(total)} in the whole run" + (
