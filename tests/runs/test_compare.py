@@ -16,6 +16,7 @@ import pytest
 from fedsa.errors import RunFolderError, UserError
 from fedsa.runs.compare import Comparison, as_csv, as_json, compare, table_of
 from fedsa.runs.compare.page import as_html
+from fedsa.runs.scores import shown
 from fedsa.statistics import paired_difference
 from fedsa.store import FinishedRun, Progress, RunFolder
 from support.run_folders import resealed, rewrite_recipe, unfinish
@@ -82,6 +83,20 @@ def test_where_rows_were_put_together_no_bytes_are_shown(paths: Callable[..., li
     sent = {row[0]: row[table.header.index("sent")] for row in table.rows}
     assert sent["pooled"] == "all rows"
     assert sent["fedsa"].endswith("kB")
+
+
+def test_clients_that_never_trained_have_a_column(paths: Callable[..., list[Path]]) -> None:
+    """Of three clients one is drawn in each of two rounds; where all train there is a dash, or no such column."""
+    runs = paths(FEDSA, LOCAL, ["fraction_train=0.34"])
+    assert "never trained" not in table_of(compare(runs[:2])).header
+    table = table_of(found := compare(runs[::2]))
+    column = {row[0]: row[table.header.index("never trained")] for row in table.rows}
+    test = FinishedRun.open(runs[2]).summary["test"]
+    assert test["untrained_clients"] > 0
+    every, drawn = as_json(found)["groups"]
+    assert column == {every["name"]: "–", drawn["name"]: shown(test["untrained_mean"], "accuracy")}
+    assert (every["test"]["untrained_mean"], drawn["test"]["untrained_mean"]) == (None, test["untrained_mean"])
+    assert any(note.startswith("Never trained: ") for note in table.notes)
 
 
 def test_curves_count_what_was_sent_and_end_at_the_runs_totals(paths: Callable[..., list[Path]]) -> None:

@@ -23,10 +23,11 @@ __all__ = ["as_csv", "as_json", "in_words", "table_of"]
 
 def table_of(found: Comparison) -> Table:
     """Return one table: a row per group, with its difference from the reference."""
-    header = ["run", "seeds", "test", "mean", "worst client", "chosen rounds", "sent", "training"]
+    untrained = ["never trained"] if any(_untrained(found, group) for group in found.groups) else []
+    header = ["run", "seeds", "test", "mean", *untrained, "worst client", "chosen rounds", "sent", "training"]
     header += [f"less {found.reference.name}", "better, worse, same"] if found.beside else []
     beside = {each.group.name: each for each in found.beside}
-    rows = [_row(found, group, beside.get(group.name)) for group in found.groups]
+    rows = [_row(found, group, beside.get(group.name), bool(untrained)) for group in found.groups]
     unit = " in %" if found.metric in FRACTIONS else ""
     after = "they received the aggregate" if found.moment == "aggregate" else "their local training"
     notes = [
@@ -34,6 +35,11 @@ def table_of(found: Comparison) -> Table:
         "on validation; mean: every client alike. With several seeds: mean ± sample standard deviation. Worst client: "
         "of each seed. Sent: by and to all clients in the whole run. Training: seconds of all clients’ local training."
     ]
+    if untrained:
+        notes.append(
+            "Never trained: mean over the clients that had not trained by the chosen round, each client alike; of the "
+            "seeds that had such clients."
+        )
     if any(each.difference is not None for each in found.beside):
         notes.append(
             f"Less {found.reference.name}: mean difference over pairs of the same client and seed, all clients alike, "
@@ -45,7 +51,7 @@ def table_of(found: Comparison) -> Table:
     return Table("", header, rows, notes)
 
 
-def _row(found: Comparison, group: Group, beside: Beside | None) -> list[str]:
+def _row(found: Comparison, group: Group, beside: Beside | None, has_untrained: bool) -> list[str]:
     metric = group.runs[0].metric
     figures = [found.figures(run) for run in group.runs]
     summaries = [run.summary for run in group.runs]
@@ -55,6 +61,7 @@ def _row(found: Comparison, group: Group, beside: Beside | None) -> list[str]:
         ", ".join(map(str, group.seeds)),
         spread([each["weighted_mean"] for each in figures], metric) + named,
         spread([each["mean"] for each in figures], metric),
+        *([spread(values, metric) if (values := _untrained(found, group)) else "–"] if has_untrained else []),
         spread([each["worst"] for each in figures], metric),
         ", ".join(str(summary["chosen_round"]) for summary in summaries),
         "all rows"
@@ -67,6 +74,12 @@ def _row(found: Comparison, group: Group, beside: Beside | None) -> list[str]:
     if beside is None:
         return [*row, "", ""]
     return [*row, _difference(beside, metric), ", ".join(map(str, beside.counts.values())) if beside.clients else "–"]
+
+
+def _untrained(found: Comparison, group: Group) -> list[float]:
+    """The means over clients that had not trained by the chosen round, of the seeds that had some."""
+    figures = [found.figures(run).get("untrained_mean") for run in group.runs]
+    return [float(each) for each in figures if each is not None]
 
 
 def _difference(beside: Beside, metric: str) -> str:
@@ -120,7 +133,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 def _group(found: Comparison, group: Group, beside: Beside | None) -> dict[str, Any]:
     figures, summaries = [found.figures(run) for run in group.runs], [run.summary for run in group.runs]
-    values = [float(each["weighted_mean"]) for each in figures]
+    values, untrained = [float(each["weighted_mean"]) for each in figures], _untrained(found, group)
     return {
         "name": group.name,
         "runs": [str(run.path) for run in group.runs],
@@ -135,6 +148,7 @@ def _group(found: Comparison, group: Group, beside: Beside | None) -> dict[str, 
             "std_over_seeds": stdev(values) if len(values) > 1 else None,
             "mean": mean(each["mean"] for each in figures),
             "worst": mean(each["worst"] for each in figures),
+            "untrained_mean": mean(untrained) if untrained else None,
         },
         "chosen_rounds": [summary["chosen_round"] for summary in summaries],
         "upload_bytes": _mean(summaries, "total_upload_bytes"),
