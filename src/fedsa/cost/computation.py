@@ -71,8 +71,8 @@ def count_computation(
         batches = training.gradient_accumulation_steps * steps[0]
         if halves := sum(algorithm.trains_halves(round + 1) for round in range(recipe.rounds)):
             notes.append(
-                f"in {counted(halves, 'round')} of {recipe.rounds} clients train on two halves of their rows, which is "
-                "twice the steps: FLOPs of one round are those of round 1, and their total counts each round as it is"
+                f"in {counted(halves, 'round')}, clients train on two halves of their rows, which is twice the steps: "
+                "FLOPs of one round are those of round 1, and their total counts each round as it is"
             )
     alone = {
         "training.head_warmup_epochs": training.head_warmup_epochs,
