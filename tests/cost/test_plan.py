@@ -18,6 +18,7 @@ import transformers
 
 from fedsa.adapters.factors import VARIANTS
 from fedsa.algorithms import algorithm_names, make_algorithm
+from fedsa.cost.hours import time_like
 from fedsa.cost.plan import plan_run
 from fedsa.errors import ModelError, UserError
 from fedsa.federation import Federation
@@ -597,3 +598,21 @@ def test_folders_without_a_model(
     assert fedsa_command("plan", recipe_file(f"model.path={folder}")).code == 0
     (folder / "model.safetensors").write_bytes(b"half")
     assert "holds no model" in fedsa_command("plan", recipe_file(f"model.path={folder}")).error
+
+
+@pytest.mark.run
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["personal_state=reconstruct", "reconstruction.steps=7"],
+        ["algorithm=partial_pooling", "algorithm_options.estimate_every=2"],
+    ],
+    ids=str,
+)
+def test_a_run_takes_as_long_again(
+    tiny_run: Callable[..., Any], tiny_recipe: Callable[..., Recipe], settings: list[str]
+) -> None:
+    run = tiny_run("rounds=3", *settings)
+    recipe = tiny_recipe("rounds=3", *settings)
+    time = time_like(recipe, 3, run.folder.path)
+    assert time["training"] == pytest.approx(run.summary["train_seconds"])

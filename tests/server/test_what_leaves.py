@@ -10,10 +10,11 @@ import torch
 
 from fedsa.algorithms import algorithm_names, make_algorithm
 from fedsa.algorithms.base import Algorithm
+from fedsa.commands.shared.methods import describe
 from fedsa.runs.export import export
 from fedsa.runs.report import report_html
 from fedsa.runs.report.words import in_words
-from fedsa.server import first_round, kept_in_words, leaves, sent_in_words
+from fedsa.server import first_round, kept_in_words, leaves, plan_of_the_run, sent_in_words
 from fedsa.steps import Chain
 from fedsa.types import Factor, Key, State
 
@@ -92,6 +93,27 @@ def test_of_a_factor_of_which_a_part_leaves_both_parts_are_told():
     )
 
 
+def test_with_ranks_of_their_own_no_part_is_said_to_stay():
+    """All columns of a B of low rank may be among those that are pooled: a part of the highest rank's says nothing."""
+    tensors = tensors_of(algorithm := make_algorithm("partial_pooling", {"own_share": 0.5}))
+    plan = first_round(algorithm, tensors, Chain([]), mixed_ranks=True)["sharing_plan"]
+    assert in_both(plan) == (["A", "B", "head"], [])
+
+
+def test_what_leaves_in_any_round_has_left_the_run():
+    """RoLoRA sends B and A by turns; partial pooling sends its notes in some rounds alone."""
+    for name, both in (
+        ("rolora", (["A", "B", "head"], [])),
+        ("partial_pooling", (["A", "3 of 6 numbers of B", "head"], ["the other numbers of B"])),
+    ):
+        algorithm = make_algorithm(name, {})
+        summary = first_round(algorithm, tensors_of(algorithm), Chain([]), rounds=4)
+        assert len(summary["sharing_by_round"]) == 2
+        assert in_both(plan_of_the_run(summary)) == both
+    alike = first_round(make_algorithm("fedsa", {}), LORA, Chain([]), rounds=4)
+    assert plan_of_the_run(alike) == alike["sharing_plan"]
+
+
 def test_a_plan_of_before_has_whole_factors():
     plan = [{"factor": "A", "trained": True, "sent": True}, {"factor": "B", "trained": True, "sent": False}]
     assert in_both(plan) == (["A"], ["B"])
@@ -118,7 +140,7 @@ def test_report_and_card_do_not_say_that_it_stayed(tiny_run: Callable[..., Any],
 
 @pytest.mark.run
 def test_report_and_card_say_which_part_of_b_left(tiny_run: Callable[..., Any], tmp_path: Any):
-    run = tiny_run("algorithm=partial_pooling", "algorithm_options={own_share=0.5}", "rounds=1")
+    run = tiny_run("algorithm=partial_pooling", "rounds=2")
     said = " ".join(in_words(run.summary, run.summary["metric"]))
     left, every = next(
         (row["parameters_that_leave"], row["parameters"])
@@ -131,8 +153,30 @@ def test_report_and_card_say_which_part_of_b_left(tiny_run: Callable[..., Any], 
     assert "the other numbers of B stayed with each client" in said
     export(run.folder.path, tmp_path)
     card = next(tmp_path.rglob("README.md")).read_text(encoding="utf-8")
-    assert f"Averaged over clients: A, {part}, head" in card
+    assert f"Averaged over clients: A, {part}, head, note" in card
     assert "Never left the client: the other numbers of B" in card
     page = report_html(run.folder.path)
-    assert f"Sent to the server: <strong>A, {part}, head</strong>" in page
+    assert f"Sent to the server: <strong>A, {part}, head, note</strong>" in page
+    assert "the other numbers of B stayed with each client" in page
     assert f"what is learned of {left:,} numbers leaves the client by another part" in page
+
+
+@pytest.mark.run
+def test_what_left_for_a_global_model_is_told_where_it_is_said_to_stay(tiny_run: Callable[..., Any]):
+    run = tiny_run("rounds=1", "evaluation.global_model=average", "adaptation.share_personal=true")
+    later = "B and head left it afterwards for one global model"
+    assert f"B and head stayed with each client, but {later}." in " ".join(in_words(run.summary, run.summary["metric"]))
+    assert f"<strong>B, head</strong>, but {later}." in report_html(run.folder.path)
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_the_list_of_methods_keeps_only_what_does_not_leave(name: str):
+    """In every variant that a method goes with: what is listed as kept is trained, and leaves in no round."""
+    algorithm = make_algorithm(name, {})
+    for variant, roles in describe(name)["variants"].items():
+        if roles["ok"]:
+            assert not {*roles["kept"]} & {*roles["leaves_by_another"]}
+            assert not {*roles["leaves_by_another"]} & {*roles["sent"]}
+            heads = Key("classifier.weight", Factor.HEAD, algorithm.adapters[0])
+            leaving = any(algorithm.leaves(heads, round) for round in (1, 2))
+            assert ("head" in roles["kept"]) != leaving, variant

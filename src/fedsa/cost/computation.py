@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from fedsa.algorithms.base import Algorithm
 from fedsa.client.training.autotune import clients_until_saturated
 from fedsa.cost.memory import bytes_of_updates, frozen_bytes, frozen_tensors, memory_of
-from fedsa.cost.pace import local_steps
+from fedsa.cost.pace import local_steps, refit_steps
 from fedsa.models import EmptyModel
 from fedsa.recipe import ComputeSettings, Recipe, TrainingSettings
 from fedsa.tasks.base import Task
@@ -67,12 +67,12 @@ def count_computation(
     if training.local_epochs:
         notes.append("training.local_epochs: how many batches a round has, and so its FLOPs, is for the data to tell")
     else:
-        steps = [local_steps(recipe, algorithm, round + 1) for round in range(recipe.rounds)]
+        steps = [local_steps(training, algorithm, round + 1) + refit_steps(recipe) for round in range(recipe.rounds)]
         batches = training.gradient_accumulation_steps * steps[0]
         if halves := sum(algorithm.trains_halves(round + 1) for round in range(recipe.rounds)):
             notes.append(
                 f"in {counted(halves, 'round')}, clients train on two halves of their rows, which is twice the steps: "
-                "FLOPs of one round are those of round 1, and their total counts each round as it is"
+                "FLOPs of one round are those of round 1, and their total counts the steps of each round"
             )
     alone = {
         "training.head_warmup_epochs": training.head_warmup_epochs,

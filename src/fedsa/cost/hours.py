@@ -82,7 +82,7 @@ def time_like(recipe: Recipe, clients: int, run: Path) -> dict[str, Any]:
         rows_of_one = rows / len(trained) / epochs * training.local_epochs * recipe.rounds
     else:
         algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
-        steps = sum(local_steps(recipe, algorithm, round + 1) for round in range(recipe.rounds))
+        steps = sum(local_steps(training, algorithm, round + 1) for round in range(recipe.rounds))
         rows_of_one = steps * training.batch_size * training.gradient_accumulation_steps
     validations = evaluated_rounds(recipe.evaluation, recipe.rounds, -1) * sample_size(
         recipe.evaluation.fraction_evaluate, clients

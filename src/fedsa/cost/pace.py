@@ -20,6 +20,7 @@ __all__ = [
     "local_steps",
     "passes_on_test",
     "passes_on_validation",
+    "refit_steps",
     "trained_rows",
 ]
 
@@ -61,14 +62,17 @@ def passes_on_test(settings: EvaluationSettings, rounds: int = 2) -> int:
     return 1 + modes * rounds
 
 
-def local_steps(recipe: Recipe, algorithm: Algorithm, round: int) -> int:
-    """The number of optimiser steps of a client in a round, where the recipe does not count in epochs.
+def local_steps(training: TrainingSettings, algorithm: Algorithm, round: int) -> int:
+    """The number of steps that a client trains in a round, where the recipe does not count in epochs.
 
-    With those in which a client that keeps nothing first fits its personal tensors anew. A client that trains on each
-    half of its rows takes the recipe's steps twice.
+    On each half of its rows it trains as many as the recipe says.
     """
-    steps = (recipe.training.local_steps or DEFAULT_LOCAL_STEPS) * (1 + algorithm.trains_halves(round))
-    return steps + (recipe.reconstruction.steps if recipe.personal_state == "reconstruct" else 0)
+    return (training.local_steps or DEFAULT_LOCAL_STEPS) * (1 + algorithm.trains_halves(round))
+
+
+def refit_steps(recipe: Recipe) -> int:
+    """The number of steps in which a client that keeps nothing first fits its personal tensors anew, in each round."""
+    return recipe.reconstruction.steps if recipe.personal_state == "reconstruct" else 0
 
 
 def trained_rows(recipe: Recipe, algorithm: Algorithm, round: int, rows: int) -> int:
@@ -83,7 +87,8 @@ def trained_rows(recipe: Recipe, algorithm: Algorithm, round: int, rows: int) ->
     training = recipe.training
     if training.local_epochs:
         return training.local_epochs * rows
-    return local_steps(recipe, algorithm, round) * training.gradient_accumulation_steps * training.batch_size
+    steps = local_steps(training, algorithm, round) + refit_steps(recipe)
+    return steps * training.gradient_accumulation_steps * training.batch_size
 
 
 @final

@@ -90,7 +90,9 @@ def plan_run(recipe: Recipe, *, clients: int | None = None, on_progress: Progres
         "device": compute.device,
         "precision": compute.precision,
         "frozen_parameters": frozen_parameters(model),
-        **first_round(algorithm, tensors, make_chain(recipe.steps), recipe.rounds),
+        **first_round(
+            algorithm, tensors, make_chain(recipe.steps), recipe.rounds, mixed_ranks=bool(recipe.adapter.ranks)
+        ),
         "total_upload_bytes": upload,
         "total_download_bytes": download,
         **count_computation(recipe, compute, model, task, algorithm, each_round or 1, notes),

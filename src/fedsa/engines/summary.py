@@ -243,7 +243,9 @@ def summary_of(
             for name, test in tests.by_name.items()
         },
         **more,
-        **first_round(algorithm, tensors, make_chain(recipe.steps), recipe.rounds),
+        **first_round(
+            algorithm, tensors, make_chain(recipe.steps), recipe.rounds, mixed_ranks=bool(recipe.adapter.ranks)
+        ),
         "total_upload_bytes": progress.upload_bytes,
         "total_download_bytes": progress.download_bytes,
         "train_seconds": progress.train_seconds,

@@ -2,7 +2,7 @@
 
 from fedsa.server.sampling import held_out, most_rounds, sample_clients, sample_size, updates_in_round
 from fedsa.server.server import OpenSum, Server, received_by
-from fedsa.server.sharing import first_round, kept_in_words, leaves, own_shares, sent_in_words
+from fedsa.server.sharing import first_round, kept_in_words, leaves, own_shares, plan_of_the_run, sent_in_words
 from fedsa.server.starting import server_of
 from fedsa.server.state import ServerStore, load_state, save_state
 
@@ -17,6 +17,7 @@ __all__ = [
     "load_state",
     "most_rounds",
     "own_shares",
+    "plan_of_the_run",
     "received_by",
     "sample_clients",
     "sample_size",

@@ -10,10 +10,12 @@ from fedsa.algorithms.base import Algorithm, Plan, ServerState
 from fedsa.steps import Chain
 from fedsa.types import Factor, Key, State, total_bytes, total_elements
 
-__all__ = ["first_round", "kept_in_words", "leaves", "own_shares", "sent_in_words"]
+__all__ = ["first_round", "kept_in_words", "leaves", "own_shares", "plan_of_the_run", "sent_in_words"]
 
 
-def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int = 1) -> dict[str, Any]:
+def first_round(
+    algorithm: Algorithm, tensors: State, steps: Chain, rounds: int = 1, *, mixed_ranks: bool = False
+) -> dict[str, Any]:
     """The tensors that a client trains, sends and receives in round 1, as a run's summary shows them.
 
     Args:
@@ -21,6 +23,7 @@ def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int 
         tensors: every tensor of the adapter and the head; only shapes and types are looked at.
         steps: what happens to them on their way.
         rounds: of the run.
+        mixed_ranks: clients have ranks of their own: of a low one all may leave where a part of a high one does.
 
     Returns:
         ``trained_parameters``, ``upload_parameters``, ``upload_bytes``, ``download_bytes`` (of all that is received,
@@ -31,18 +34,36 @@ def first_round(algorithm: Algorithm, tensors: State, steps: Chain, rounds: int 
         as ``common``); more than one entry for a factor that is not treated alike in
         all adapters. Where clients have ranks of their own, it is one of the highest.
         Where not every round is like the first, also ``sharing_by_round``: the same of each kind of round, and its
-        ``rounds``.
+        ``rounds``; and ``sharing_plan_of_all_rounds``, of what is trained, sent or received in any.
     """
     tensors = algorithm.whole(tensors)
     kinds: dict[tuple[Plan, ...], list[int]] = {}
-    for round in range(1, rounds + 1):
+    for round in range(1, max(rounds, 1) + 1):
         kinds.setdefault(tuple(algorithm.plan(key, round) for key in tensors), []).append(round)
+
+    def table(of_rounds: Sequence[int], plans: Sequence[Plan]) -> list[dict[str, Any]]:
+        return _rows(algorithm, of_rounds, dict(zip(tensors, plans, strict=True)), tensors, mixed_ranks)
+
     each = [
-        {"rounds": alike, **_sharing(algorithm, alike[0], dict(zip(tensors, plans, strict=True)), tensors, steps)}
+        {
+            "rounds": alike,
+            **_bytes(dict(zip(tensors, plans, strict=True)), tensors, steps),
+            "sharing_plan": table(alike[:1], plans),
+        }
         for plans, alike in kinds.items()
     ]
     first = {name: value for name, value in each[0].items() if name != "rounds"}
-    return first | ({"sharing_by_round": each} if len(each) > 1 else {})
+    if len(each) == 1:
+        return first
+    ever = [Plan(*(any(role) for role in zip(*plans, strict=True))) for plans in zip(*kinds, strict=True)]
+    together = table([alike[0] for alike in kinds.values()], ever)
+    return first | {"sharing_by_round": each, "sharing_plan_of_all_rounds": together}
+
+
+def plan_of_the_run(summary: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The rows of a summary's ``sharing_plan`` for all of its rounds together; older runs have the first's alone."""
+    plan: Sequence[Mapping[str, Any]] = summary.get("sharing_plan_of_all_rounds", summary.get("sharing_plan", []))
+    return plan
 
 
 def own_shares(algorithm: Algorithm, state: ServerState) -> list[dict[str, Any]]:
@@ -107,22 +128,27 @@ def _parameters(plan: Sequence[Mapping[str, Any]], factor: str) -> tuple[int, in
     return sum(left), sum(sizes)
 
 
-def _sharing(
-    algorithm: Algorithm, round: int, plans: Mapping[Key, Plan], tensors: State, steps: Chain
-) -> dict[str, Any]:
+def _rows(
+    algorithm: Algorithm, rounds: Sequence[int], plans: Mapping[Key, Plan], tensors: State, mixed_ranks: bool
+) -> list[dict[str, Any]]:
     table: dict[tuple[Factor, str | None, Plan], dict[str, Any]] = {}
     for key, plan in plans.items():
         beside = None if algorithm.in_model(key) else key.adapter
         about = {"factor": key.factor.value, "beside": beside, "tensors": 0, "parameters": 0, **plan._asdict()}
         entry = table.setdefault((key.factor, beside, plan), about)
         if "leaves" not in entry:
-            entry["leaves"] = plan.sent or (beside is None and algorithm.leaves(key, round))
+            by_another = beside is None and any(algorithm.leaves(key, round) for round in rounds)
+            entry["leaves"] = plan.sent or by_another
         entry["tensors"] += 1
         entry["parameters"] += (size := tensors[key].numel())
         stand_ins = [each for each in plans if plans[each].sent and each._replace(adapter=key.adapter) == key]
-        leaving = sum(tensors[each].numel() for each in stand_ins) or size
+        leaving = size if mixed_ranks else sum(tensors[each].numel() for each in stand_ins) or size
         entry.setdefault("parameters_that_leave", 0)
         entry["parameters_that_leave"] += min(size, leaving) if entry["leaves"] else 0
+    return [entry for factor in Factor for (of, *_), entry in table.items() if of is factor]
+
+
+def _bytes(plans: Mapping[Key, Plan], tensors: State, steps: Chain) -> dict[str, Any]:
     trained, sent, received = (
         {key: tensors[key] for key, plan in plans.items() if getattr(plan, role)}
         for role in ("trained", "sent", "received")
@@ -132,5 +158,4 @@ def _sharing(
         "upload_parameters": total_elements(sent),
         "upload_bytes": steps.upload_bytes(sent),
         "download_bytes": total_bytes({**steps.on_payload(received), **steps.notes_to_client({})}),
-        "sharing_plan": [entry for factor in Factor for (of, *_), entry in table.items() if of is factor],
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeInt,
     TypeAdapter,
     ValidationError,
@@ -22,6 +23,10 @@ from fedsa.texts.json_text import parsed_json
 __all__ = ["CLIENTS_FORM", "ENVIRONMENT_FORM", "SAMPLES_FORM", "SUMMARY_FORM", "check_form", "lines_of"]
 
 
+_Count: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
+"""A number of numbers, which no model has more of than fit into a float."""
+
+
 class _Sent(BaseModel):
     """What must stand in a row of the summary's ``sharing_plan``."""
 
@@ -29,8 +34,14 @@ class _Sent(BaseModel):
     factor: str
     trained: bool
     sent: bool
-    parameters: int = 0
-    parameters_that_leave: int = 0
+    parameters: _Count = 0
+    parameters_that_leave: _Count = 0
+
+    @model_validator(mode="after")
+    def _no_more_leave_than_there_are(self) -> Self:
+        if self.parameters_that_leave > self.parameters:
+            raise ValueError("parameters_that_leave is more than parameters")
+        return self
 
 
 class _Statistics(BaseModel):
@@ -64,6 +75,7 @@ class _Summary(BaseModel):
     variant: str = ""
     evaluated_after: str = "aggregate"
     sharing_plan: list[_Sent] = []
+    sharing_plan_of_all_rounds: list[_Sent] = []
 
     @field_validator("test", "test_final", mode="before")
     @classmethod

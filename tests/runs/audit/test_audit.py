@@ -46,6 +46,13 @@ def test_every_attack_looks_at_each_side_and_at_both(found: list[Finding]) -> No
     assert all(each.chance <= 0.5 and each.chance >= 0 for each in found)
 
 
+def test_a_factor_leaves_where_one_of_two_adapters_sends_it(tiny_run: Callable[..., Any]) -> None:
+    """FedDPA sends A and B of one adapter and keeps those of the other."""
+    run = tiny_run("algorithm=feddpa", "rounds=1")
+    findings = list(audit(run.folder.path, federation=run.federation, attacks=["source"], clients=2, rows=8))
+    assert {each.shared: each.leaves for each in findings} == {"A": True, "B": True, "A and B": True}
+
+
 def test_controls_fire(found: list[Finding]) -> None:
     for each in found:
         assert each.control is not None

@@ -93,13 +93,15 @@ def _answer(refusal: str | None) -> dict[str, Any]:
 
 
 def _head(cls: type[Algorithm]) -> dict[str, Any]:
-    """Whether the head is sent by default, and whether ``share_head`` can change this."""
-    sent = cls().share_head
+    """Whether the head is sent by default, or leaves by another tensor, and whether ``share_head`` can change this."""
+    method = cls()
+    sent = method.share_head
+    leaves = any(method.leaves(Key("classifier.weight", Factor.HEAD), round) for round in ROUNDS)
     try:
         cls(share_head=not sent)
     except ValueError:
-        return {"sent": sent, "optional": False}
-    return {"sent": sent, "optional": True}
+        return {"sent": sent, "leaves": leaves, "optional": False}
+    return {"sent": sent, "leaves": leaves, "optional": True}
 
 
 def _variant(algorithm: Algorithm, variant: str) -> dict[str, Any]:
@@ -113,9 +115,15 @@ def _variant(algorithm: Algorithm, variant: str) -> dict[str, Any]:
     def named(which: Any) -> list[str]:
         return [_name(algorithm, key) for key in keys if which(key)]
 
+    def stays_itself(key: Key) -> bool:
+        return any(plan.trained for plan in plans[key]) and not any(plan.sent for plan in plans[key])
+
     roles = {
         "sent": named(lambda key: any(plan.sent for plan in plans[key])),
-        "kept": named(lambda key: any(p.trained for p in plans[key]) and not any(p.sent for p in plans[key])),
+        "kept": named(lambda key: stays_itself(key) and not any(algorithm.leaves(key, round) for round in ROUNDS)),
+        "leaves_by_another": named(
+            lambda key: stays_itself(key) and any(algorithm.leaves(key, round) for round in ROUNDS)
+        ),
         "frozen": named(
             lambda key: (
                 algorithm.in_model(key)

@@ -16,7 +16,8 @@ from fedsa.types import Factor
 __all__ = ["LEGEND", "as_markdown", "as_text", "matrix", "overview", "single_updates"]
 
 LEGEND = (
-    "* the head leaves the client unless share_head = false; + it stays unless share_head = true. ~ not in every round."
+    "* the head leaves the client unless share_head = false; + it stays unless share_head = true. ~ not in every "
+    "round. ^ what is learned of it leaves, all or a part, in another tensor that is sent."
 )
 
 
@@ -62,9 +63,10 @@ def _sent_and_kept(entry: Entry) -> tuple[str, str]:
         for name in names:
             own = mark if name == Factor.HEAD.value and optional else ""
             shown.append(name + own + ("~" if name in now_and_then else ""))
-        return ", ".join(shown) or "nothing"
+        return ", ".join(shown)
 
-    return marked(roles["sent"], "*"), marked(roles["kept"], "+")
+    kept = [name for name in (marked(roles["kept"], "+"), *(f"{each}^" for each in roles["leaves_by_another"])) if name]
+    return marked(roles["sent"], "*") or "nothing", ", ".join(kept) or "nothing"
 
 
 def matrix(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
@@ -111,14 +113,15 @@ def _cells(roles: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     def joined(names: Sequence[str]) -> str:
         return ", ".join(names) or "-"
 
-    everything = [*roles["sent"], *roles["kept"], *roles["frozen"]]
-    received = joined(roles["received"])
+    everything = [*roles["sent"], *roles["kept"], *roles["leaves_by_another"], *roles["frozen"]]
+    received, leaving = joined(roles["received"]), roles["leaves_by_another"]
     if not roles["rounds"]:
-        yield "all", joined(roles["sent"]), joined(roles["kept"]), joined(roles["frozen"]), received
+        kept_in_all = joined([*roles["kept"], *(f"{name}^" for name in leaving)])
+        yield "all", joined(roles["sent"]), kept_in_all, joined(roles["frozen"]), received
         return
     patterns: dict[tuple[str, ...], list[int]] = {}
     for entry in roles["rounds"]:
-        kept = [name for name in entry["trained"] if name not in entry["sent"]]
+        kept = [name + "^" * (name in leaving) for name in entry["trained"] if name not in entry["sent"]]
         frozen = [name for name in everything if name not in entry["trained"]]
         patterns.setdefault((joined(entry["sent"]), joined(kept), joined(frozen)), []).append(entry["round"])
     for (sent, kept_here, frozen_here), rounds in patterns.items():
@@ -156,6 +159,8 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     secure = entry["secure_aggregation"]
     if head["sent"]:
         about_head = "leaves the client" + (" unless share_head = false" if head["optional"] else "")
+    elif head["leaves"]:
+        about_head = "what is learned of it leaves the client in another tensor"
     else:
         about_head = "stays at the client" + (" unless share_head = true" if head["optional"] else "")
     facts = [

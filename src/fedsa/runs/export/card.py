@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from fedsa.algorithms.base import Algorithm
 from fedsa.recipe import Recipe, fields_of
 from fedsa.runs.export.base import BASE, Base
-from fedsa.server import kept_in_words, sent_in_words
+from fedsa.server import kept_in_words, plan_of_the_run, sent_in_words
 from fedsa.tasks import make_task
 from fedsa.texts.escapes import for_markdown, for_markdown_code, for_terminal
 from fedsa.texts.words import counted
@@ -107,7 +107,7 @@ def card_of(
         tags=["federated-learning", "fedsa", recipe.algorithm, summary["variant"]],
         pipeline_tag=task.pipeline_tag,
     )
-    plan = summary["sharing_plan"]
+    plan = plan_of_the_run(summary)
     by_model = not merged and summary["variant"] == "vera"  # PEFT refuses to put it into a model of transformers' own
     text = _template().render(
         metadata=data.to_yaml(),

@@ -21,8 +21,8 @@ from fedsa.runs.report.asymmetry import asymmetry_of
 from fedsa.runs.report.figures import MOST_LABELS, Table, draw_figures
 from fedsa.runs.report.rounds import rounds_of
 from fedsa.runs.report.scored import scored_clients
-from fedsa.runs.report.words import in_words
-from fedsa.server import kept_in_words, leaves, sent_in_words
+from fedsa.runs.report.words import in_words, left_later
+from fedsa.server import kept_in_words, leaves, plan_of_the_run, sent_in_words
 from fedsa.statistics import interval
 from fedsa.store import FinishedRun, write_atomically
 
@@ -148,8 +148,9 @@ def _render(
         in_words=in_words(summary, metric),
         moment=MOMENTS.get(summary.get("evaluated_after", ""), MOMENTS["aggregate"]),
         plan=plan,
-        sent=", ".join(sent_in_words(plan)),
-        kept=", ".join(kept_in_words(plan)),
+        sent=", ".join(sent_in_words(plan_of_the_run(summary))),
+        kept=", ".join(kept_in_words(plan_of_the_run(summary))),
+        later=left_later(summary),
         leaves=leaves,
         bytes_each=bytes_each,
         trained_bytes=trained_bytes,

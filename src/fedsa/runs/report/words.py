@@ -7,7 +7,7 @@ from typing import Any
 
 from fedsa.accounting import privacy_in_words
 from fedsa.runs.pages.engine import score, signed, size
-from fedsa.server import kept_in_words, sent_in_words
+from fedsa.server import kept_in_words, plan_of_the_run, sent_in_words
 from fedsa.texts.words import counted
 from fedsa.types import FRACTIONS
 
@@ -67,7 +67,7 @@ def _gain(summary: Table, metric: str) -> str:
 
 def _sent(summary: Table) -> str:
     """Say what has left a client."""
-    plan: Sequence[Table] = summary.get("sharing_plan", [])
+    plan = plan_of_the_run(summary)
     total = summary.get("total_upload_bytes")
     if summary.get("pools_rows"):
         return (
@@ -78,11 +78,23 @@ def _sent(summary: Table) -> str:
     if not total:
         return "Nothing was sent to the server: every client trained alone."
     sent, kept = _listed(sent_in_words(plan, trained=True)), _listed(kept_in_words(plan))
-    if summary.get("sharing_by_round"):
-        return f"Clients sent {size(total)} to the server in the whole run; what they send differs from round to round."
-    return f"Clients sent {sent or 'nothing that they train'} to the server, {size(total)} in the whole run" + (
-        f"; {kept} stayed with each client." if kept else "."
+    differs = ", not all of it in each round" if summary.get("sharing_by_round") else ""
+    return (
+        f"Clients sent {sent or 'nothing that they train'} to the server, {size(total)} in the whole run{differs}"
+        + (f"; {kept} stayed with each client" if kept else "")
+        + (f", but {later}" if kept and (later := left_later(summary)) else "")
+        + "."
     )
+
+
+def left_later(summary: Table) -> str:
+    """Say what clients keep in the rounds and gave away afterwards, as the recipe allows; empty: nothing."""
+    left = _listed((summary.get("global_model") or {}).get("left_the_clients", []))
+    if left:
+        return f"{left} left it afterwards for one global model"
+    if (summary.get("unseen") or {}).get("start", "initial") != "initial":
+        return "left it afterwards for clients outside the federation to begin with"
+    return ""
 
 
 def _listed(names: Sequence[str]) -> str:
