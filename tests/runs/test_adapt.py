@@ -22,12 +22,13 @@ from support.run_folders import resealed, rewrite_recipe
 from support.tiny_rows import write_rows
 
 CLIENTS = "data.partition={kind='iid', clients=5}"
+RATE = 0.05
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run: Callable[..., Any]) -> Path:
     """A finished run whose clients let their personal tensors be put together."""
-    path: Path = tiny_run(CLIENTS, "training.learning_rate=0.05", "adaptation.share_personal=true").folder.path
+    path: Path = tiny_run(CLIENTS, f"training.learning_rate={RATE}", "adaptation.share_personal=true").folder.path
     return path
 
 
@@ -69,6 +70,18 @@ def test_peft_alone_gives_the_accuracy_that_was_told(run: Path, rows: Path, tiny
 
 def test_the_same_again_gives_the_same(run: Path, rows: Path) -> None:
     assert fedsa.adapt(run, rows, steps=3) == fedsa.adapt(run, rows, steps=3)
+
+
+def test_a_rate_of_its_own(run: Path, rows: Path, tiny_run: Callable[..., Any]) -> None:
+    """As the run's it changes nothing; a tiny one hardly trains; a recipe may have one, an option goes before."""
+    again, tiny = (fedsa.adapt(run, rows, steps=3, learning_rate=rate) for rate in (RATE, 1e-12))
+    assert again == fedsa.adapt(run, rows, steps=3)
+    loss = {name: tiny.chosen.after["test"][name] - value for name, value in tiny.chosen.before["test"].items()}
+    assert loss == pytest.approx(dict.fromkeys(loss, 0), abs=1e-6)
+    path = tiny_run(CLIENTS, "rounds=1", "adaptation={learning_rate=1e-12, steps=3}").folder.path
+    own, given = (fedsa.adapt(path, rows, **rate).chosen for rate in ({}, {"learning_rate": RATE}))
+    assert own.after["test"] == pytest.approx(own.before["test"], abs=1e-6)
+    assert given.after["validation"] != own.after["validation"]
 
 
 def test_a_held_out_client_and_a_newcomer_of_the_same_rows_begin_alike(
@@ -255,6 +268,8 @@ def test_clients_that_do_not_share(refuses: Callable[..., str], finished_run: Pa
         (["--start", "middle"], "--start middle: must be initial, mean or nearest"),
         (["--steps", 1, "--epochs", 1], "--steps or --epochs, not both"),
         (["--steps", 0], "--steps 0: must be at least 1"),
+        (["--learning-rate", 0], "--learning-rate 0: must be a number greater than 0"),
+        (["--learning-rate", "nan"], "--learning-rate nan: must be a number greater than 0"),
         (["--compare", "--start", "mean"], "leave --start and --freeze-shared out"),
         (["--compare", "--freeze-shared"], "leave --start and --freeze-shared out"),
     ],

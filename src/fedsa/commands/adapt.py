@@ -38,6 +38,9 @@ def command(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the client's training rows, in place of steps.")
     ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Learning rate of its training; default: the recipe's, else that of the run.")
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Try every start, frozen or not; take the best on validation.")
     ] = False,
@@ -65,6 +68,7 @@ def command(
             freeze_shared=freeze_shared,
             steps=steps,
             epochs=epochs,
+            learning_rate=learning_rate,
             compare=compare,
             with_base=with_base,
             on_progress=tell,

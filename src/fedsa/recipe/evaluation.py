@@ -85,6 +85,9 @@ class AdaptationSettings(Settings):
         None, gt=0, description=f"optimiser steps; empty: as epochs says (default: {DEFAULT_ADAPTATION_EPOCHS})"
     )
     epochs: Agreed[int | None] = Field(None, gt=0, description="passes over the client's training rows")
+    learning_rate: Agreed[float | None] = Field(
+        None, gt=0, description="rate of these steps, as training.schedule has it; empty: training.learning_rate"
+    )
     freeze_shared: Agreed[bool] = Field(False, description="train the personal tensors only")
     start: Agreed[Start] = Field(
         "initial",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ def adapt(
     freeze_shared: bool | None = None,
     steps: int | None = None,
     epochs: int | None = None,
+    learning_rate: float | None = None,
     compare: bool = False,
     base: PreTrainedModel | Callable[[], PreTrainedModel] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -113,6 +115,8 @@ def adapt(
         freeze_shared: train the personal tensors only; None: as ``adaptation.freeze_shared``.
         steps: optimiser steps; None: ``epochs``, or as the run's recipe says.
         epochs: passes over its training rows.
+        learning_rate: None: as ``adaptation.learning_rate``, or that of the run's training, which may be too high for a
+            client that begins with what others have trained.
         compare: try every start, with the shared tensors frozen and not, and take the best on validation. Starts that
             need ``adaptation.share_personal`` are left out where the run's recipe does not have it.
         base: the base model as it was before the run (it is copied), or a function that loads it; None: loaded by its
@@ -130,7 +134,7 @@ def adapt(
     finished = FinishedRun.open(run)
     require_clients(finished.folder)
     folder, recipe, summary = finished.folder, finished.recipe, finished.summary
-    settings = _settings(recipe.adaptation, start, freeze_shared, steps, epochs, compare=compare)
+    settings = _settings(recipe.adaptation, start, freeze_shared, steps, epochs, learning_rate, compare=compare)
     if target is not None:
         require_empty(target)
         algorithm = make_algorithm(recipe.algorithm, recipe.algorithm_options, recipe.share_head)
@@ -192,6 +196,7 @@ def _settings(
     freeze_shared: bool | None,
     steps: int | None,
     epochs: int | None,
+    learning_rate: float | None,
     *,
     compare: bool,
 ) -> AdaptationSettings:
@@ -210,6 +215,10 @@ def _settings(
     for name, value in (("steps", steps), ("epochs", epochs)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1, as `{name}` in Python")
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise UserError(
+            f"--learning-rate {learning_rate:g}: must be a number greater than 0, as `learning_rate` in Python"
+        )
     if start not in (None, "initial", "mean", "nearest"):
         raise UserError(f"--start {cut(str(start), 80)}: must be initial, mean or nearest, as `start` in Python")
     if start in ("mean", "nearest") and not settings.share_personal:
@@ -225,6 +234,8 @@ def _settings(
         update["freeze_shared"] = freeze_shared
     if steps is not None or epochs is not None:
         update |= {"steps": steps, "epochs": epochs}
+    if learning_rate is not None:
+        update["learning_rate"] = learning_rate
     return settings.model_copy(update=update)
 
 

@@ -124,6 +124,7 @@ class Onboarding:
         learner, length = self._federation.learner, self._settings.length
         training = learner.training.model_copy(
             update={
+                "learning_rate": self._settings.learning_rate or learner.training.learning_rate,
                 "local_steps": length.get("steps"),
                 "local_epochs": length.get("epochs"),
                 "proximal_mu": 0.0,
@@ -143,6 +144,7 @@ class Onboarding:
             received=(),
             optimizer_state={},
             rows=self._federation.rows.partition.clients[client].train,
+            rate_setting=("adaptation" if self._settings.learning_rate else "training") + ".learning_rate",
         )
 
     def _begin(self, client: str, start: Start) -> tuple[State, int]:
