@@ -11,7 +11,7 @@ from fedsa.server import kept_in_words, plan_of_the_run, sent_in_words
 from fedsa.texts.words import counted
 from fedsa.types import FRACTIONS
 
-__all__ = ["in_words"]
+__all__ = ["in_words", "left_later"]
 
 Table = Mapping[str, Any]
 
