@@ -1293,8 +1293,8 @@ FAULTS = (
     Fault(
         "what left: of clients of low rank a part is said to stay",
         "server/sharing.py",
-        "leaving = size if mixed_ranks else sum(",
-        "leaving = sum(",
+        "leaving = size if mixed_ranks else sizes_sent",
+        "leaving = sizes_sent",
         ("server/test_what_leaves.py::test_with_ranks_of_their_own_no_part_is_said_to_stay",),
     ),
     Fault(

@@ -109,6 +109,18 @@ def test_a_client_is_measured_with_tensors_fitted_to_its_training_rows(tiny_run:
         assert run.summary["per_client"][name]["test_final"] == metrics
 
 
+def test_its_rate_is_that_of_the_head_too(tiny_run: Callable[..., Any]) -> None:
+    rates = "training.head_learning_rate=0.1", "reconstruction.learning_rate=1e-12"
+    run = tiny_run(*RECONSTRUCT, "training.trainer=sequential", "rounds=1", *rates)
+    federation = run.federation
+    server = federation.server(load_state(run.folder.server_states, 1), {})
+    job = federation.site(Nothing()).prepare(server.payload(federation.clients[0], 2))
+    (fitted,) = federation.learner.fit_personal([job], federation.recipe.reconstruction)
+    assert {key.factor.side for key in fitted.tensors} >= {Side.B, Side.HEAD}
+    for key, value in fitted.tensors.items():
+        torch.testing.assert_close(value, job.tensors[key], atol=1e-9, rtol=0)
+
+
 def test_both_trainers_come_to_the_same(tiny_run: Callable[..., Any], tiny_model_without_dropout: Path) -> None:
     settings = (*RECONSTRUCT, f"model.path={tiny_model_without_dropout}", "adapter.dropout=0")
     one, many = (tiny_run(*settings, f"training.trainer={trainer}") for trainer in ("sequential", "cohort"))

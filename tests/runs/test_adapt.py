@@ -78,7 +78,8 @@ def test_a_rate_of_its_own(run: Path, rows: Path, tiny_run: Callable[..., Any]) 
     assert again == fedsa.adapt(run, rows, steps=3)
     loss = {name: tiny.chosen.after["test"][name] - value for name, value in tiny.chosen.before["test"].items()}
     assert loss == pytest.approx(dict.fromkeys(loss, 0), abs=1e-6)
-    path = tiny_run(CLIENTS, "rounds=1", "adaptation={learning_rate=1e-12, steps=3}").folder.path
+    head = "training.head_learning_rate=0.1"  # of a run: the client's rate is that of its head too
+    path = tiny_run(CLIENTS, "rounds=1", head, "adaptation={learning_rate=1e-12, steps=3}").folder.path
     own, given = (fedsa.adapt(path, rows, **rate).chosen for rate in ({}, {"learning_rate": RATE}))
     assert own.after["test"] == pytest.approx(own.before["test"], abs=1e-6)
     assert given.after["validation"] != own.after["validation"]

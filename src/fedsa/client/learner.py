@@ -132,11 +132,10 @@ class Learner:
         personal = tuple(key for job in jobs[:1] for key in job.keys if key not in job.received)
         if not personal:
             return [TrainingResult(job.tensors, {}, {}) for job in jobs]
-        training = self.training.model_copy(
+        training = self.training.at_rate(settings.learning_rate).model_copy(
             update={
                 "local_steps": settings.steps,
                 "local_epochs": None,
-                "learning_rate": settings.learning_rate or self.training.learning_rate,
                 "schedule": "constant",  # the evaluation after the last round is beyond any schedule
                 "warmup_fraction": 0.0,
             }

@@ -71,7 +71,7 @@ class ReconstructionSettings(Settings):
         10, gt=0, description="optimiser steps on the personal tensors, with the shared tensors frozen"
     )
     learning_rate: Agreed[float | None] = Field(
-        None, gt=0, description="constant rate of these steps; empty: training.learning_rate"
+        None, gt=0, description="constant rate of these steps, of the head too; empty: those of training"
     )
     freeze_personal: Agreed[bool] = Field(
         True, description="train only the shared tensors in the round's training that follows, as in the paper"
@@ -86,7 +86,7 @@ class AdaptationSettings(Settings):
     )
     epochs: Agreed[int | None] = Field(None, gt=0, description="passes over the client's training rows")
     learning_rate: Agreed[float | None] = Field(
-        None, gt=0, description="rate of these steps, as training.schedule has it; empty: training.learning_rate"
+        None, gt=0, description="peak rate of these steps, of the head too; empty: those of training"
     )
     freeze_shared: Agreed[bool] = Field(False, description="train the personal tensors only")
     start: Agreed[Start] = Field(

@@ -71,6 +71,10 @@ class TrainingSettings(Settings):
         None, description="cohort: several texts in one row instead of padding; empty: where the model allows it"
     )
 
+    def at_rate(self, rate: float | None) -> TrainingSettings:
+        """These settings with one rate for all tensors, heads included; as they are where none is given."""
+        return self if rate is None else self.model_copy(update={"learning_rate": rate, "head_learning_rate": None})
+
     @field_validator("max_grad_norm", mode="before")
     @classmethod
     def _none_turns_clipping_off(cls, value: Any) -> Any:

@@ -122,9 +122,8 @@ class Onboarding:
     def _learner(self) -> Learner:
         """The federation's, with training of the adaptation's length: the schedule spans it."""
         learner, length = self._federation.learner, self._settings.length
-        training = learner.training.model_copy(
+        training = learner.training.at_rate(self._settings.learning_rate).model_copy(
             update={
-                "learning_rate": self._settings.learning_rate or learner.training.learning_rate,
                 "local_steps": length.get("steps"),
                 "local_epochs": length.get("epochs"),
                 "proximal_mu": 0.0,

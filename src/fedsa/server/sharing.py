@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -31,14 +32,14 @@ def first_round(
         ``factor``, ``tensors``, ``parameters``, ``trained``, ``sent``, ``received``, ``leaves`` (what a client learns
         of it leaves the client, be it by another tensor that stands for it), ``parameters_that_leave`` (fewer than
         ``parameters`` where a part stays) and ``beside`` (None, or what a tensor is that is beside the model's, such
-        as ``common``); more than one entry for a factor that is not treated alike in
-        all adapters. Where clients have ranks of their own, it is one of the highest.
+        as ``common``); more than one entry for a factor that is not treated alike in all adapters. Where clients have
+        ranks of their own, it is one of the highest.
         Where not every round is like the first, also ``sharing_by_round``: the same of each kind of round, and its
         ``rounds``; and ``sharing_plan_of_all_rounds``, of what is trained, sent or received in any.
     """
     tensors = algorithm.whole(tensors)
     kinds: dict[tuple[Plan, ...], list[int]] = {}
-    for round in range(1, max(rounds, 1) + 1):
+    for round in range(1, rounds + 1):
         kinds.setdefault(tuple(algorithm.plan(key, round) for key in tensors), []).append(round)
 
     def table(of_rounds: Sequence[int], plans: Sequence[Plan]) -> list[dict[str, Any]]:
@@ -131,6 +132,9 @@ def _parameters(plan: Sequence[Mapping[str, Any]], factor: str) -> tuple[int, in
 def _rows(
     algorithm: Algorithm, rounds: Sequence[int], plans: Mapping[Key, Plan], tensors: State, mixed_ranks: bool
 ) -> list[dict[str, Any]]:
+    sizes_sent = Counter[tuple[str, Factor]]()  # of a tensor of the model, and of those that stand for it
+    for key, plan in plans.items():
+        sizes_sent[key.module, key.factor] += tensors[key].numel() * plan.sent
     table: dict[tuple[Factor, str | None, Plan], dict[str, Any]] = {}
     for key, plan in plans.items():
         beside = None if algorithm.in_model(key) else key.adapter
@@ -141,8 +145,7 @@ def _rows(
             entry["leaves"] = plan.sent or by_another
         entry["tensors"] += 1
         entry["parameters"] += (size := tensors[key].numel())
-        stand_ins = [each for each in plans if plans[each].sent and each._replace(adapter=key.adapter) == key]
-        leaving = size if mixed_ranks else sum(tensors[each].numel() for each in stand_ins) or size
+        leaving = size if mixed_ranks else sizes_sent[key.module, key.factor] or size
         entry.setdefault("parameters_that_leave", 0)
         entry["parameters_that_leave"] += min(size, leaving) if entry["leaves"] else 0
     return [entry for factor in Factor for (of, *_), entry in table.items() if of is factor]

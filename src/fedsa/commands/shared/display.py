@@ -176,6 +176,8 @@ def _show(console: Console, path: Path, summary: Mapping[str, Any], report: Path
 
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """Print the table of a finished run's clients, and what its figures come to."""
+    from fedsa.server import sent_in_words
+
     metric = summary["metric"]
     rounds = {summary["chosen_round"]: "test", summary["rounds"]: "test_final"}  # one column where they are one
     console.print()
@@ -230,8 +232,6 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(
             "No federation: the training rows of all clients were put together, and one adapter was trained on them"
         )
-    from fedsa.server import sent_in_words
-
     for kind in () if summary.get("pools_rows") else summary.get("sharing_by_round", [summary]):
         sent = ", ".join(sent_in_words(kind["sharing_plan"])) or "nothing"
         alike: Sequence[int] = kind["rounds"] if "sharing_by_round" in summary else ()

@@ -160,7 +160,9 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     if head["sent"]:
         about_head = "leaves the client" + (" unless share_head = false" if head["optional"] else "")
     elif head["leaves"]:
-        about_head = "what is learned of it leaves the client in another tensor"
+        about_head = "what is learned of it leaves the client in another tensor" + (
+            "; with share_head = true it leaves itself" if head["optional"] else ""
+        )
     else:
         about_head = "stays at the client" + (" unless share_head = true" if head["optional"] else "")
     facts = [
