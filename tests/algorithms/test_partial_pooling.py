@@ -132,7 +132,7 @@ def test_shares_may_be_given_by_layer():
 
 @pytest.mark.parametrize("columns", [1, 2])
 def test_a_client_that_was_away_keeps_its_share_of_how_it_differed_then(columns: int):
-    method = PartialPooling(estimate_every=1, pool_columns=columns / 2)
+    method = PartialPooling(own_share="difference", estimate_every=1, pool_columns=columns / 2)
     world = World(Case(method, "lora", weights=(4, 4, 4), seed=1))
     key, common = Key("layer.0", Factor.B), []
     for round, clients in enumerate([["c0", "c1", "c2"], ["c1", "c2"], ["c1", "c2"]], start=1):
@@ -231,7 +231,7 @@ def estimated(
         seed: of the directions.
         clients: their number.
     """
-    method = method or PartialPooling()
+    method = method or PartialPooling(own_share="difference")
     random = torch.Generator().manual_seed(seed)
 
     def drawn(size: float) -> dict[Key, torch.Tensor]:
@@ -301,7 +301,7 @@ def test_the_posterior_shrinks_noise_too():
 
 
 def test_a_round_of_one_client_leaves_the_share_as_it_was():
-    world = World(Case(PartialPooling(estimate_every=1), "lora", weights=(4, 4)))
+    world = World(Case(PartialPooling(own_share="difference", estimate_every=1), "lora", weights=(4, 4)))
     world.round(1, world.case.clients)
     shares = world.algorithm.own_shares(world.server.state)
     world.round(2, ["c0"])
@@ -317,7 +317,9 @@ def test_what_a_client_learns_of_b_leaves_it_unless_all_of_it_is_its_own():
 
 
 def test_ranks_that_differ_need_a_given_share():
-    assert "set algorithm_options.own_share to a number" in str(PartialPooling().refusal("lora", mixed_ranks=True))
+    assert "set algorithm_options.own_share to a number" in str(
+        PartialPooling(own_share="difference").refusal("lora", mixed_ranks=True)
+    )
     assert PartialPooling(own_share=0.5).refusal("lora", mixed_ranks=True) is None
     assert "has no A side and B side" in str(PartialPooling().refusal("ia3"))
 
@@ -326,7 +328,10 @@ def shares_after(
     signs: Iterable[int], size: float, point: FixedPoint | None, state: ServerState | None = None, round: int = 1
 ) -> tuple[list[float], ServerState]:
     """λ of B after a round in which each client's halves move one number of it, both alike or one against the other."""
-    algorithm, clients = PartialPooling(estimate_every=1, pool_columns=1.0), list(enumerate(signs))
+    algorithm, clients = (
+        PartialPooling(own_share="difference", estimate_every=1, pool_columns=1.0),
+        list(enumerate(signs)),
+    )
     state = state or algorithm.init({A: torch.zeros(2, 3), B: torch.zeros(2, 2)})
     sent: list[State] = []
     for place, sign in clients:
@@ -366,8 +371,11 @@ FIVE = ("data.partition={kind='dirichlet', clients=5, dirichlet_alpha=0.5}", "fr
 
 
 @pytest.mark.run
+@pytest.mark.parametrize("known", ["false", "true"], ids=["", "with class priors"])
 @pytest.mark.parametrize("cohort", [(), ("training.trainer=cohort", "training.cohort_size=3")], ids=["alone", "cohort"])
-def test_limits_of_whole_runs_are_the_other_methods_to_the_byte(tiny_run: Callable[..., Any], cohort: tuple[str, ...]):
+def test_limits_of_whole_runs_are_the_other_methods_to_the_byte(
+    tiny_run: Callable[..., Any], cohort: tuple[str, ...], known: str
+):
     for settings, other in (
         (("algorithm_options.own_share=1.0",), ("algorithm=fedsa",)),
         (
@@ -376,8 +384,9 @@ def test_limits_of_whole_runs_are_the_other_methods_to_the_byte(tiny_run: Callab
         ),
     ):
         every = "algorithm_options.pool_columns=1.0"
-        pooled = tiny_run(*FIVE, *cohort, "algorithm=partial_pooling", every, *settings)
-        limit = tiny_run(*FIVE, *cohort, *other)
+        prior = f"algorithm_options.class_prior={known}"
+        pooled = tiny_run(*FIVE, *cohort, "algorithm=partial_pooling", every, prior, *settings)
+        limit = tiny_run(*FIVE, *cohort, prior, *other)
         mine = states_of(pooled)
         for name, value in states_of(limit).items():
             whose, _, key = name.partition(" ")
@@ -399,7 +408,7 @@ def shares_of(run: Any) -> dict[int, dict[Key, list[float]]]:
 @pytest.mark.run
 def test_the_estimate_goes_with_sums_alone(tiny_run: Callable[..., Any]):
     """What secure aggregation shows of the updates is enough."""
-    settings = ("algorithm=partial_pooling", "rounds=2", "algorithm_options.estimate_every=1")
+    settings = ("algorithm=partial_pooling", "rounds=2", "algorithm_options={own_share='difference', estimate_every=1}")
     plain, secure = (tiny_run(*settings, *more) for more in ((), ("secure_aggregation=true",)))
     for one, two in zip(shares_of(plain)[1].values(), shares_of(secure)[1].values(), strict=True):
         assert one == pytest.approx(two, abs=1e-3)
@@ -420,7 +429,7 @@ def test_controls_on_a_tiny_model(
     write_rows(rows, 9600, seed=0)
     by_chance = (
         *(f"model.path={tiny_model_without_dropout}", f"data.path={rows}", "rounds=1", "algorithm=partial_pooling"),
-        "algorithm_options.pool_columns=1.0",  # an estimate from one column of four is less sure
+        "algorithm_options={own_share='difference', pool_columns=1.0}",  # from one column of four it is less sure
         *("data.partition={kind='iid', clients=20}", "adapter.r=4", f"seed={seed}"),
         "training={local_steps=40,batch_size=32,optimizer='sgd',learning_rate=1.0,trainer='cohort'}",
     )

@@ -48,6 +48,7 @@ VARIANTS = {
         "evaluation.fit_head_epochs=2",
         "wire_dtype=bf16",
     ],
+    "class priors, a part of B pooled": ["rounds=3", "fraction_train=0.67", "algorithm=partial_pooling"],
     "every second round evaluated": ["rounds=4", "evaluation.evaluate_every=2"],
     "fedit, vera, evaluated twice": [
         "rounds=2",

@@ -70,7 +70,7 @@ def events(recipe: Recipe, rows: dict[str, dict[str, int]], *, trained: float, e
         ["training={local_epochs=2}"],
         ["fraction_train=0.4", "evaluation.evaluate_every=3"],
         ["evaluation.evaluate_after=both"],
-        ["algorithm=partial_pooling", "algorithm_options.estimate_every=3"],
+        ["algorithm=partial_pooling", "algorithm_options={own_share='difference', estimate_every=3}"],
         ["training={local_epochs=1, trainer='cohort', cohort_size=2}", "evaluation.evaluate_after=training"],
     ],
     ids=str,

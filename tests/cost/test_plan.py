@@ -250,6 +250,10 @@ def test_flops_follow_the_settings(tiny_recipe: Callable[..., Recipe]) -> None:
     assert flops("task.max_length=16") < three_steps / 2  # attention is quadratic
 
 
+def estimating(every: int) -> str:
+    return f"algorithm_options={{own_share='difference', estimate_every={every}}}"
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_training_on_halves_of_rows_is_counted(tiny_recipe: Callable[..., Recipe], every: int) -> None:
     settings = "rounds=5", "algorithm=partial_pooling", "personal_state=reconstruct"
@@ -257,7 +261,7 @@ def test_training_on_halves_of_rows_is_counted(tiny_recipe: Callable[..., Recipe
     def planned(*more: str) -> dict[str, Any]:
         return plan_run(tiny_recipe(*settings, "reconstruction.steps=3", *more), clients=3)
 
-    whole, halves = planned("algorithm_options.own_share=0.5"), planned(f"algorithm_options.estimate_every={every}")
+    whole, halves = planned("algorithm_options.own_share=0.5"), planned(estimating(every))
     assert whole["total_flops"] == 5 * whole["flops_per_round"]
     assert halves["flops_per_round"] == whole["flops_per_round"] * 9 // 6  # three steps twice, and three to begin with
     rounds = {1: 5, 3: 2}[every]
@@ -310,7 +314,7 @@ def test_memory_counts_tensors_beside_the_models_and_halves(tiny_recipe: Callabl
         plan_run(tiny_recipe("training.trainer=sequential", *settings), clients=3)
         for settings in (
             ["algorithm=fedit"],
-            ["algorithm=partial_pooling", "algorithm_options.pool_columns=1.0"],
+            ["algorithm=partial_pooling", "algorithm_options={own_share='difference', pool_columns=1.0}"],
             ["algorithm=potara"],
             ["algorithm=potara", "algorithm_options.federated_weight=0.5"],
         )
@@ -546,7 +550,7 @@ def test_hours_are_told_by_a_finished_run(
     assert same["training"] == pytest.approx(summary["train_seconds"])
     assert longer["training"] == pytest.approx(20 * same["training"])
     assert longer["training"] == pytest.approx(3 * fewer["training"])
-    halves = time("algorithm=partial_pooling", "algorithm_options.estimate_every=1")
+    halves = time("algorithm=partial_pooling", estimating(1))
     assert halves["training"] == pytest.approx(2 * same["training"])
     measured = {summary["chosen_round"], summary["rounds"]}  # of the tests a plan counts two after the first
     evaluations, planned = 3 * (3 + 1 + len(measured)), 3 * (3 + 3)

@@ -248,6 +248,28 @@ def test_clients_that_were_never_drawn_are_measured_and_exported_as_in_a_simulat
     run.close()
 
 
+@pytest.mark.parametrize("algorithm", ["fedit", "partial_pooling"])
+def test_how_frequent_classes_are_stays_at_the_sites(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Callable[..., Any], tmp_path: Path, algorithm: str
+) -> None:
+    """Clients train, are tested and exported with it as in a simulation; the server is not told, nor is a newcomer."""
+    settings = (*SETTINGS, f"algorithm={algorithm}", "algorithm_options.class_prior=true", "rounds=2")
+    simulated, run = tiny_run(*settings), Deployed(tmp_path, tiny_recipe(*settings))
+    assert run.summary["test_final"] == simulated.summary["test_final"]
+    theirs, method = simulated.folder.server_states.load_server(2)[0], simulated.federation.algorithm
+    for site in SITES:
+        mine = RunFolder.open(run.sites / site / "run")
+        for client in run.programs[site].federation.clients:
+            one, two = (personal_state(folder, method, client, 2) for folder in (mine, simulated.folder))
+            assert all(torch.equal(one[key], value) for key, value in two.items())
+        received = mine.server_states.load_server(2)[0]
+        assert algorithm != "fedit" or received.keys() == theirs.keys()
+        for key, value in received.items():
+            torch.testing.assert_close(value, theirs[key], rtol=0, atol=1e-5)
+    assert "train_labels" not in (run.out / "clients.json").read_text("utf-8")
+    run.close()
+
+
 @pytest.mark.parametrize(
     "verb", [["export", "--all", "--to", "out"], ["analyze"], ["resume"], ["adapt", "--data", "x.csv"]]
 )

@@ -82,7 +82,8 @@ def in_both(plan: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
 def test_of_a_factor_of_which_a_part_leaves_both_parts_are_told():
     """Of a B of rank 2 one column of three numbers is pooled; FedDPA has two adapters, and one stays."""
     assert in_both(rows_of("partial_pooling")) == (["A", "3 of 6 numbers of B", "head"], ["the other numbers of B"])
-    assert sent_in_words(rows_of("partial_pooling")) == ["A", "3 of 6 numbers of B", "head", "note"]
+    estimating = sent_in_words(rows_of("partial_pooling", own_share="difference"))
+    assert estimating == ["A", "3 of 6 numbers of B", "head", "note"]
     assert in_both(rows_of("partial_pooling", pool_columns=1.0)) == (["A", "B", "head"], [])
     assert in_both(rows_of("fedsa")) == (["A"], ["B", "head"])
     assert in_both(rows_of("fedit")) == (["A", "B", "head"], [])
@@ -102,11 +103,15 @@ def test_with_ranks_of_their_own_no_part_is_said_to_stay():
 
 def test_what_leaves_in_any_round_has_left_the_run():
     """RoLoRA sends B and A by turns; partial pooling sends its notes in some rounds alone."""
-    for name, both in (
-        ("rolora", (["A", "B", "head"], [])),
-        ("partial_pooling", (["A", "3 of 6 numbers of B", "head"], ["the other numbers of B"])),
+    for name, options, both in (
+        ("rolora", {}, (["A", "B", "head"], [])),
+        (
+            "partial_pooling",
+            {"own_share": "difference"},
+            (["A", "3 of 6 numbers of B", "head"], ["the other numbers of B"]),
+        ),
     ):
-        algorithm = make_algorithm(name, {})
+        algorithm = make_algorithm(name, options)
         summary = first_round(algorithm, tensors_of(algorithm), Chain([]), rounds=4)
         assert len(summary["sharing_by_round"]) == 2
         assert in_both(plan_of_the_run(summary)) == both
@@ -140,7 +145,7 @@ def test_report_and_card_do_not_say_that_it_stayed(tiny_run: Callable[..., Any],
 
 @pytest.mark.run
 def test_report_and_card_say_which_part_of_b_left(tiny_run: Callable[..., Any], tmp_path: Any):
-    run = tiny_run("algorithm=partial_pooling", "rounds=2")
+    run = tiny_run("algorithm=partial_pooling", "algorithm_options.own_share=difference", "rounds=2")
     said = " ".join(in_words(run.summary, run.summary["metric"]))
     left, every = next(
         (row["parameters_that_leave"], row["parameters"])

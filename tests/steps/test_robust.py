@@ -229,10 +229,7 @@ NUMBERS_BESIDE = "its clients also send numbers about their change, which would 
         ("local", {"kind": "norm_bound", "clipping_norm": 1.0}, "it sends nothing"),
         ("local", {"kind": "median"}, "it sends nothing"),
         ("local", {"kind": "none"}, None),
-        ("partial_pooling", {"kind": "median"}, MEANS_BESIDE),
-        ("partial_pooling", {"kind": "trimmed_mean"}, MEANS_BESIDE),
-        ("partial_pooling", {"kind": "norm_bound", "clipping_norm": 1.0}, NUMBERS_BESIDE),
-        ("partial_pooling", {"kind": "poison_score"}, None),
+        ("partial_pooling", {"kind": "median"}, None),
         ("potara", {"kind": "median"}, None),
     ],
 )
@@ -244,10 +241,22 @@ def test_what_does_not_go_with_a_method_is_refused_with_the_reason(
     assert [(mistake.where, mistake.what) for mistake in mistakes] == expected
 
 
-@pytest.mark.parametrize("robust", [{"kind": "median"}, {"kind": "norm_bound", "clipping_norm": 1.0}], ids=str)
-def test_where_nothing_is_estimated_there_are_no_numbers_beside_the_tensors(robust: dict[str, Any]) -> None:
-    data = {"algorithm": "partial_pooling", "algorithm_options": {"own_share": 0.5}, "robust": robust}
-    assert check_steps(data) == []
+@pytest.mark.parametrize(
+    ("robust", "reason"),
+    [
+        ({"kind": "median"}, MEANS_BESIDE),
+        ({"kind": "trimmed_mean"}, MEANS_BESIDE),
+        ({"kind": "norm_bound", "clipping_norm": 1.0}, NUMBERS_BESIDE),
+        ({"kind": "poison_score"}, None),
+    ],
+    ids=str,
+)
+def test_numbers_beside_the_tensors_must_stay_what_they_are(robust: dict[str, Any], reason: str | None) -> None:
+    """Where a share is estimated, clients send numbers about their change; where it is given, there are none."""
+    data = {"algorithm": "partial_pooling", "robust": robust}
+    told = [mistake.what for mistake in check_steps({**data, "algorithm_options": {"own_share": "difference"}})]
+    assert told == ([] if reason is None else [f"{robust['kind']} does not go with partial_pooling: {reason}"])
+    assert check_steps({**data, "algorithm_options": {"own_share": 0.5}}) == []
 
 
 def test_a_median_of_clients_with_different_ranks_is_refused() -> None:

@@ -144,8 +144,7 @@ def make_algorithm(name: str, options: Mapping[str, Any], share_head: bool | Non
 def _unknown_option(name: str, option: str, known: set[str]) -> str:
     if option == "share_head":
         return "give share_head at the top level of the recipe"
-    own = known - {"share_head"}
-    return f"{name} has no such option; {near(option, own) if own else 'it has none'}"
+    return f"{name} has no such option; {near(option, known - {'share_head'})}"
 
 
 def algorithm_in(data: Mapping[str, Any]) -> Algorithm | None:

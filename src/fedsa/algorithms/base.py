@@ -153,9 +153,11 @@ class Algorithm(Facts):
 
     Attributes:
         share_head: send and average the classification head too; each method's default is its paper's.
+        class_prior: add to a client's head how frequent each class is among its training rows. This stays with it.
     """
 
     share_head: bool = False
+    class_prior: bool = False
 
     @classmethod
     def is_additive(cls) -> bool:
@@ -209,9 +211,8 @@ class Algorithm(Facts):
     def keeps(self, key: Key) -> bool:
         """Whether a tensor is personal: the client trains it, never receives it, and what it learns never leaves."""
         rounds = (1, 2)  # methods that alternate do so from round to round
-        plans = [self.plan(key, round) for round in rounds]
-        left = any(self.leaves(key, round) for round in rounds)
-        return any(plan.trained for plan in plans) and not any(plan.received for plan in plans) and not left
+        trained = any(self.plan(key, round).trained for round in rounds)
+        return trained and not any(self.plan(key, round).received or self.leaves(key, round) for round in rounds)
 
     def leaves(self, key: Key, round: int) -> bool:
         """Whether what a client learns of a tensor leaves it: it is sent, or one `beside` it that stands for it."""

@@ -1,4 +1,4 @@
-"""Partial pooling: each B is a part that all clients have in common and an own one, as far as clients really differ."""
+"""Partial pooling: each client's B and head are a part that all clients have in common, and one of its own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ROUNDED = 1e-3
 @final
 @dataclass(frozen=True, kw_only=True)
 class PartialPooling(Algorithm):
-    """Average A and a part of B; of that, let a client keep as much of its difference as is really its own.
+    """Average A and a part of B and of the head; of that, let a client keep a part of its difference.
 
         A ← Σ pᵢ·Aᵢ,  B ← B + Σ pᵢ·Δᵢ,  Cᵢ ← (1 - λ)·Cᵢ + λ·(Bᵢ - B),  and then Bᵢ = B + Cᵢ
 
@@ -42,25 +42,26 @@ class PartialPooling(Algorithm):
     at the start. Δᵢ is the movement of its Bᵢ in a round, at whose end it keeps the part λ of its difference from the
     new B: Bᵢ moves by Δ + λ·(Δᵢ - Δ) with Δ the mean movement. A client that is away goes on with B. Complete pooling
     (λ = 0, all columns) is FedIT; no pooling (λ = 1) is FedSA, without any B sent; what is in between is called partial
-    pooling in statistics. With ``pool_head`` the head is treated likewise, with a λ for each of its rows, which are
-    classes. What a head's warm-up changes after the first round is Cᵢ too.
+    pooling in statistics. With ``pool_head`` the head is treated likewise; what its warm-up changes after the first
+    round is Cᵢ too. With ``class_prior`` a client's head has from the start how frequent each class is among its rows:
+    a difference between clients that need not be learned, and is not in B, Δᵢ or Cᵢ.
 
     What a client sends of Bᵢ is B + Δᵢ + g·Cᵢ. Where all clients are drawn, the mean of all Cᵢ is zero, and g means
     nothing. Where few are, it draws B to where clients are: movements alone do not, as a client that is at its place
     moves no more.
 
-    λ is estimated from variance components. In the first round, and in every ``estimate_every``-th after it, a client
-    trains twice from one start, on two random halves of its rows, and Δᵢ is the mean of the two movements, Uᵢ and Vᵢ.
-    It sends ‖Δᵢ‖², ⟨Uᵢ, Vᵢ⟩ and the latter's square with its update. Then, with q = Σ pᵢ²,
+    λ is given, or estimated from variance components. To estimate it, a client trains twice from one start in the first
+    round, and in every ``estimate_every``-th after it, on two random halves of its rows, and Δᵢ is the mean of the two
+    movements, Uᵢ and Vᵢ. It sends ‖Δᵢ‖², ⟨Uᵢ, Vᵢ⟩ and the latter's square with its update. Then, with q = Σ pᵢ²,
 
         s = Σ pᵢ·⟨Uᵢ, Vᵢ⟩,  b = (‖Σ pᵢ·Δᵢ‖² - q·Σ pᵢ·‖Δᵢ‖²) / (1 - q),  n = Σ pᵢ·‖Δᵢ‖² - s
 
     estimate how much of a movement does not come of the rows that a client happens to have (s), how much of that all
     clients have in common (b), and how much is noise (n). ``difference``: λ = 1 - b / s, the part of what clients learn
     that is not common. ``posterior``: λ = (s - b) / (s - b + n), with which a client's movement is shrunk to the mean
-    as in James-Stein estimation. Where s is less than twice its standard error there is nothing to tell: the last λ
-    holds, and at first λ = 0. Sums over clients are enough, so it goes with secure aggregation. With few clients the
-    estimate itself is uncertain.
+    as in James-Stein estimation. Each row of a head, which is a class, has a λ of its own then. Where s is less than
+    twice its standard error there is nothing to tell: the last λ holds, and at first λ = 0. Sums over clients are
+    enough, so it goes with secure aggregation. With few clients the estimate itself is uncertain.
 
     A client that was never drawn has B, and initial values in the other columns; so has a newcomer. The server
     remembers B after each of the last ``memory`` rounds, for clients that come back. With one client it is local
@@ -79,7 +80,7 @@ class PartialPooling(Algorithm):
         share_a: average A; false is a control, for clients with initial A's of their own.
     """
 
-    own_share: Literal["difference", "posterior"] | _Share | dict[str, _Share] = "difference"
+    own_share: Literal["difference", "posterior"] | _Share | dict[str, _Share] = 0.25
     estimate_every: Annotated[int, Field(gt=0)] = 5
     anchor: Annotated[float, Field(ge=0, le=1)] = 0.2
     pool_columns: Annotated[float, Field(gt=0, le=1)] = 0.375
@@ -87,6 +88,7 @@ class PartialPooling(Algorithm):
     pool_head: bool = True
     memory: Annotated[int, Field(gt=0)] = 20
     share_a: bool = True
+    class_prior: bool = True
 
     source: ClassVar[str] = "-"
     needs_initial_values: ClassVar[bool] = True

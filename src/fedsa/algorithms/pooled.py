@@ -34,6 +34,8 @@ class Pooled(Algorithm):
     def __post_init__(self) -> None:
         if not self.share_head:
             raise ValueError("pooled trains one head for all: share_head = false does not go with it (use local)")
+        if self.class_prior:
+            raise ValueError("pooled trains one head for all: class_prior = true does not go with it")
 
     def mean_refusal(self) -> str | None:
         """Why no step can act on the mean of a round's updates."""

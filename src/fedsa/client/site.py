@@ -10,6 +10,7 @@ import torch
 
 from fedsa.algorithms.base import Algorithm, Plan
 from fedsa.client.batches import batched
+from fedsa.client.class_prior import ClassPriors
 from fedsa.client.evaluation import Personal, Sampling
 from fedsa.client.halves import in_halves, mean_of_halves
 from fedsa.client.learner import Learner
@@ -78,6 +79,7 @@ class Site:
         reconstruction: how clients that keep nothing fit their personal tensors anew; None: they keep their state.
         fit_head_epochs: passes over a client's training rows that fit its head before it is measured, as long as it has
             not trained; 0: none.
+        class_priors: what each client's head has of its own from the start; None: nothing.
         keeps_tested: what a client is tested with after the aggregate is kept, for a site that exports by itself.
     """
 
@@ -92,6 +94,7 @@ class Site:
     own_initial_a: bool = False
     reconstruction: ReconstructionSettings | None = None
     fit_head_epochs: int = 0
+    class_priors: ClassPriors | None = None
     keeps_tested: bool = False
 
     def train(self, payloads: Payloads) -> Iterator[Update]:
@@ -215,7 +218,7 @@ class Site:
                 if moment == "training"
                 else personal_tensors(self.algorithm, initial, state, payloads[client].tensors)
             )
-            tensors = self.algorithm.models(tensors)
+            tensors = self._in_model(client, tensors)
             head = self._fitted_head(client, payloads.round, tensors) if state is None else {}
             tensors = {**tensors, **head}
             if split == "test" and moment == "aggregate" and (self.keeps_tested or head):
@@ -266,12 +269,14 @@ class Site:
             first, name = self.learner.fit_personal(given, self.reconstruction), "reconstruction_loss"
             every = not self.reconstruction.freeze_personal
             keys = [tuple(key for key in job.keys if key in job.received or every) for job in jobs]
+        first = [self._from_model(job.client, begun) for job, begun in zip(jobs, first, strict=True)]
         jobs = [
             replace(job, tensors={**job.tensors, **begun.tensors}, keys=trained)
             for job, begun, trained in zip(jobs, first, keys, strict=True)
         ]
         results = self._learned([self._for_model(job) for job in jobs])
-        return jobs, [_with_metrics(result, begun, name) for result, begun in zip(results, first, strict=True)]
+        learned = [self._from_model(job.client, result) for job, result in zip(jobs, results, strict=True)]
+        return jobs, [_with_metrics(result, begun, name) for result, begun in zip(learned, first, strict=True)]
 
     def _learned(self, jobs: Sequence[Job]) -> Sequence[TrainingResult]:
         """Return what training comes to: on all rows at once, or on each half of them, as the method has it."""
@@ -283,7 +288,20 @@ class Site:
 
     def _for_model(self, job: Job) -> Job:
         """Return a job as a learner gets it: with the model's tensors alone."""
-        return replace(job, tensors=self.algorithm.models(job.tensors))
+        return replace(job, tensors=self._in_model(job.client, job.tensors))
+
+    def _in_model(self, client: str, tensors: State) -> State:
+        """Return a client's tensors as its model has them."""
+        own = self.algorithm.models(tensors)
+        return own if self.class_priors is None else self.class_priors.added(client, own)
+
+    def _from_model(self, client: str, result: TrainingResult) -> TrainingResult:
+        """Return a result of a learner with tensors as the method has them."""
+        priors = self.class_priors
+        if priors is None:
+            return result
+        halves = tuple(priors.taken_off(client, half) for half in result.halves)
+        return replace(result, tensors=priors.taken_off(client, result.tensors), halves=halves)
 
     def _plans(self, round: int) -> dict[Key, Plan]:
         return {key: self.algorithm.plan(key, round) for key in self.algorithm.whole(self.learner.model.initial)}

@@ -20,12 +20,15 @@ from fedsa.runs.export import export
 from fedsa.server import save_state
 from fedsa.store import RunFolder, numbers_of
 from fedsa.store.client_states import ClientStateFiles
-from fedsa.types import State
+from fedsa.types import Key, State
 
 if TYPE_CHECKING:
     from fedsa.federation import Federation
 
 __all__ = ["finish_site"]
+
+_ROUNDING = 1e-5
+"""What of a bias may be lost where a client's class frequencies are added and taken off again."""
 
 
 def finish_site(folder: Path, federation: Federation, states: ClientStateFiles, about: Mapping[str, Any]) -> None:
@@ -104,13 +107,19 @@ def _received(federation: Federation, tested: Mapping[str, State], round: int) -
         tested: what each of them used after the round.
         round: the round.
     """
-    first, *others = tested.values()
+    priors = federation.class_priors
+    first, *others = (tensors if priors is None else priors.taken_off(c, tensors) for c, tensors in tested.items())
     plans = {key: federation.algorithm.plan(key, round + 1) for key in first}
-    shared = {
-        key: value
-        for key, value in first.items()
-        if round and plans[key].received and all(torch.equal(other[key], value) for other in others)
-    }
+
+    def is_alike(key: Key) -> bool:
+        slack = 0.0 if priors is None or key != priors.bias else _ROUNDING
+        value = first[key]
+        return all(
+            other[key].shape == value.shape and torch.allclose(other[key], value, rtol=0, atol=slack)
+            for other in others
+        )
+
+    shared = {key: value for key, value in first.items() if round and plans[key].received and is_alike(key)}
     return ServerState(shared, dict.fromkeys(shared, round))
 
 

@@ -56,6 +56,7 @@ def _about_clients(federation: Federation) -> dict[str, dict[str, Any]]:
         entry["labels"] = dict(zip(rows.label_names, totals[client], strict=True))
         if federation.recipe.task.has_classes:  # there is a most frequent class to guess
             splits = partition.clients[client]
+            entry["train_labels"] = counts["train"][client]
             entry["majority"] = majority_accuracy(rows.labels[splits.train], rows.labels[splits.test])
         if client in federation.held_out:
             entry["held_out"] = True

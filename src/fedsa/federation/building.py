@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
+from fedsa.client.class_prior import bias_of_classes
 from fedsa.data.rows import DealtRows
 from fedsa.federation.base_models import load_named_base, load_processor
 from fedsa.federation.checks import (
@@ -36,6 +37,7 @@ from fedsa.seeds import derive_seed
 from fedsa.server import held_out, most_rounds, updates_in_round
 from fedsa.tasks import make_task
 from fedsa.tasks.base import Task
+from fedsa.texts.words import counted
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -92,12 +94,23 @@ def build(
     rounds = recipe.rounds if has_scale else most_rounds(recipe, inside)
     resolved = with_count_noise(with_noise(adapted.resolved(recipe, limit), rounds), in_a_round)
     pooling = [note_on_pooling(recipe.algorithm, inside)] if algorithm.pools_rows else []
-    notes = (*pooling, *rows.notes, *getattr(encoded, "notes", ()), *of_model)  # a task of one's own need not have any
+    of_rows = (*rows.notes, *getattr(encoded, "notes", ()))  # a task of one's own need not have any
+    notes = (*pooling, *_on_class_prior(recipe, algorithm, model, rows), *of_rows, *of_model)
     trained = [task.training_items(encoded, rows.partition.clients[client].train) for client in inside]
     check_single_items(recipe, trained, [rows.partition.clients[client].train for client in inside])
     check_steady(model, task, encoded, trained[0][:2])
     chosen, measured = with_choices(resolved, model, task, encoded, trained, tell)
     return make(chosen, algorithm, model, processor, task, encoded, rows, measured, ranks, outside, notes, adapted.base)
+
+
+def _on_class_prior(recipe: Recipe, algorithm: Algorithm, model: AdaptedModel, rows: DealtRows) -> list[str]:
+    """A sentence for a user whose method adds to heads how frequent classes are, where the head has no place for it."""
+    classes = len(rows.label_names)
+    if not (algorithm.class_prior and recipe.task.has_classes) or bias_of_classes(model.initial, classes):
+        return []
+    return [
+        f"class_prior is not used: the model's head has no bias of {counted(classes, 'number')}, one for each class"
+    ]
 
 
 def build_by_name(

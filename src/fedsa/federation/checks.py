@@ -90,6 +90,7 @@ def check_personal(recipe: Recipe, algorithm: Algorithm, keys: Sequence[Key], va
             f"{recipe.algorithm} trains on halves of a client's rows in some rounds, which the accounting does not know"
         )
         mistakes.append(Mistake("privacy.kind", f"'example' does not go with the method: {why}; see its options"))
+    mistakes += _of_class_prior(recipe, algorithm)
     if algorithm.pools_rows:
         mistakes += _of_pooling(recipe)
     if recipe.adaptation.freeze_shared and not has_personal and recipe.holdout_clients:
@@ -102,6 +103,16 @@ def check_personal(recipe: Recipe, algorithm: Algorithm, keys: Sequence[Key], va
         )
     if mistakes:
         raise ConfigError(mistakes)
+
+
+def _of_class_prior(recipe: Recipe, algorithm: Algorithm) -> Iterator[Mistake]:
+    """Yield the mistakes of a recipe whose clients' heads have how frequent each class is."""
+    setting = "algorithm_options.class_prior"
+    if algorithm.class_prior and recipe.privacy.kind == "example":
+        why = "how frequent classes are among a client's rows would be in what it sends, without noise"
+        yield Mistake(setting, f"does not go with privacy.kind = 'example': {why}; set it to false")
+    if recipe.algorithm_options.get("class_prior") and not recipe.task.has_classes:
+        yield Mistake(setting, f"task.kind = {recipe.task.kind!r} has no classes: leave it out")
 
 
 def _of_pooling(recipe: Recipe) -> Iterator[Mistake]:

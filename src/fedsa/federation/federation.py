@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, final
 
 from fedsa.agreement import Agreement
 from fedsa.algorithms.base import Algorithm, ServerState
+from fedsa.client.class_prior import ClassPriors, class_priors
 from fedsa.client.evaluation import Mixing
 from fedsa.client.learner import Learner
 from fedsa.client.site import ClientStates, Site
 from fedsa.client.training.private import Privacy
+from fedsa.data.partition import label_counts
 from fedsa.data.rows import ClientTable, DealtRows, deal_rows, deal_tables
 from fedsa.errors import DataError
 from fedsa.federation.agreeing import agreement_of, refuse_differences
@@ -211,6 +213,13 @@ class Federation:
             return None
         return Mixing(self.algorithm, self.rows.partition.clients, self.recipe.seed)
 
+    @cached_property
+    def class_priors(self) -> ClassPriors | None:
+        """What each client's head has of its own from the start, if the method has it so."""
+        rows, has_classes = self.rows, self.recipe.task.has_classes
+        counts = label_counts(rows.partition, rows.labels, len(rows.label_names), "train") if has_classes else None
+        return class_priors(self.algorithm, self.model.initial, counts)
+
     @property
     def learner(self) -> Learner:
         """What trains and measures the clients."""
@@ -234,6 +243,7 @@ class Federation:
             own_initial_a=recipe.adapter.own_initial_a,
             reconstruction=recipe.reconstruction if recipe.personal_state == "reconstruct" else None,
             fit_head_epochs=recipe.evaluation.fit_head_epochs,
+            class_priors=self.class_priors,
         )
         if not self.algorithm.pools_rows:
             return site

@@ -163,7 +163,9 @@ class Onboarding:
             algorithm, states.server, client, recipe.rounds + 1, steps=make_chain(recipe.steps), rank=rank
         )
         newcomer = algorithm.models(personal_tensors(algorithm, initial, None, received))
-        candidates = [{**newcomer, **ranked(personal, rank)} for personal in self._starts(start)]
+        candidates: list[State] = [{**newcomer, **ranked(personal, rank)} for personal in self._starts(start)]
+        if federation.class_priors is not None:
+            candidates = [federation.class_priors.added(client, each) for each in candidates]
         if len(candidates) == 1:
             return candidates[0], 1
         rows = federation.rows.partition.clients[client].train

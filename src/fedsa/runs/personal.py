@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsa.adapters.means import weighted_mean
 from fedsa.algorithms.base import Algorithm
+from fedsa.client.class_prior import class_priors
 from fedsa.client.state import initial_of_client, own_tensors, personal_tensors
 from fedsa.errors import RunFolderError, UserError
 from fedsa.federation import client_ranks
@@ -59,6 +60,8 @@ class PersonalStates:
         self.server = load_state(folder.server_states, round) if round else algorithm.init(self.initial)
         progress = folder.progress()
         self._chosen_round = 0 if progress is None else progress.chosen_round or 0
+        counts = {client: about["train_labels"] for client, about in self._about.items() if "train_labels" in about}
+        self._priors = class_priors(algorithm, self.initial, counts)
         self._ranks = client_ranks(self.recipe.adapter, list(self._about))
 
     def of(self, client: str, *, for_training: bool = False) -> State:
@@ -97,20 +100,23 @@ class PersonalStates:
             steps=make_chain(self.recipe.steps),
         )
         tensors = personal_tensors(self._algorithm, initial, state, received, for_training=for_training)
-        tensors = self._algorithm.models(tensors)
+        tensors = self._in_model(client, tensors)
         return {**tensors, **kept} if is_head_fitted else tensors
 
     def trained(self) -> Iterator[Weighted]:
-        """Yield what each client of the federation would use, with its weight, of those that have trained."""
+        """Yield what each client of the federation would use, with its weight, of those that have trained.
+
+        How frequent the classes are at a client is not in it: it is no one else's.
+        """
         for client, tensors in self._each():
-            yield tensors, self._weight(client)
+            yield self._common(client, tensors), self._weight(client)
 
     def own(self) -> Iterator[Weighted]:
         """Yield what each client's own training left, before the aggregate came, of those that have trained."""
         for client, tensors in self._each():
             state = self._folder.client_states.load_client(client, self._round)
-            own = self._algorithm.models(own_tensors(self._initial(client), state)) if state else tensors
-            yield own, self._weight(client)
+            own = self._algorithm.models(own_tensors(self._initial(client), state)) if state else None
+            yield self._common(client, tensors) if own is None else own, self._weight(client)
 
     def _each(self) -> Iterator[tuple[str, State]]:
         for client, about in self._about.items():
@@ -123,7 +129,7 @@ class PersonalStates:
         """Whether a client has trained: it keeps a state then. One that keeps none has a tensor that is not initial."""
         if self.recipe.personal_state == "store":
             return self._folder.client_states.load_client(client, self._round) is not None
-        initial = self._initial(client)
+        initial = self.start(client)
         return any(
             not self._algorithm.plan(key, 1).received and not torch.equal(value, initial[key])
             for key, value in tensors.items()
@@ -137,7 +143,14 @@ class PersonalStates:
 
     def start(self, client: str) -> State:
         """The model's tensors that a client started the run with."""
-        return self._algorithm.models(self._initial(client))
+        return self._in_model(client, self._initial(client))
+
+    def _in_model(self, client: str, tensors: State) -> State:
+        own = self._algorithm.models(tensors)
+        return own if self._priors is None else self._priors.added(client, own)
+
+    def _common(self, client: str, tensors: State) -> State:
+        return tensors if self._priors is None else self._priors.taken_off(client, tensors)
 
     def _initial(self, client: str) -> State:
         return initial_of_client(

@@ -230,7 +230,7 @@ def test_one_method_in_full(plugged_in: Callable[..., None], fedsa_command: Call
     assert entry["variants"]["vera"] == {"ok": False, "reason": "I do not like it"}
     assert entry["variants"]["lora"]["not_in_every_round"] == ["A"]
     assert entry["variants"]["lora"]["mixed_ranks"] == {"ok": True, "reason": None}
-    assert [option["name"] for option in entry["options"]] == ["share_head", "strength", "mode"]
+    assert [option["name"] for option in entry["options"]] == ["share_head", "class_prior", "strength", "mode"]
 
 
 def test_roles_of_our_methods() -> None:
