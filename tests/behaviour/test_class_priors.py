@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ from fedsa.federation import Federation
 from fedsa.federation.checks import check_personal
 from fedsa.recipe import Recipe
 from fedsa.recipe.task_kinds import RegressionSettings
+from fedsa.runs.export import export
 from fedsa.runs.onboarding import Onboarding
 from fedsa.runs.personal import PersonalStates
+from fedsa.runs.report.words import in_words
 from fedsa.store import RunFolder
 from fedsa.types import State
 
@@ -198,3 +201,14 @@ def test_a_head_without_a_bias_is_told_of(tiny_run: Callable[..., Any], monkeypa
     assert told not in run_with(tiny_run, "algorithm=fedit").federation.notes
     monkeypatch.setattr("fedsa.federation.building.bias_of_classes", lambda tensors, classes: None)
     assert told in run_with(tiny_run, "algorithm=fedit", "seed=2").federation.notes
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_report_and_card_say_where_it_is(tiny_run: Callable[..., Any], tmp_path: Path, chosen: bool):
+    run = tiny_run(*SKEWED, "algorithm=fedit", f"algorithm_options.class_prior={str(chosen).lower()}")
+    assert run.summary["class_prior"] is chosen
+    export(run.folder.path, tmp_path)
+    card = next(tmp_path.rglob("README.md")).read_text("utf-8")
+    assert ("contains how frequent each class is among this client's training rows" in card) is chosen
+    told = " ".join(in_words(run.summary, run.summary["metric"]))
+    assert ("How frequent each class is at a client is in its own head, and was not sent." in told) is chosen

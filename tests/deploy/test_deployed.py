@@ -266,6 +266,7 @@ def test_how_frequent_classes_are_stays_at_the_sites(
         assert algorithm != "fedit" or received.keys() == theirs.keys()
         for key, value in received.items():
             torch.testing.assert_close(value, theirs[key], rtol=0, atol=1e-5)
+    assert run.summary["class_prior"] is True
     assert "train_labels" not in (run.out / "clients.json").read_text("utf-8")
     run.close()
 

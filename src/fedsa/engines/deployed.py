@@ -12,6 +12,7 @@ from fedsa.accounting import require_accountant
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.algorithms import find_algorithm
 from fedsa.callbacks import Callback
+from fedsa.client.class_prior import bias_of_classes
 from fedsa.engines.fleet import Fleet
 from fedsa.engines.membership import Membership, mark_left
 from fedsa.engines.overlapping import OverlappingFleet
@@ -181,8 +182,11 @@ def serve(
     started = time.perf_counter()
     tests = measure(server, fleet, folder, progress, settings, first, callbacks)
     seconds = time.perf_counter() - started
-    more = {"engine": engine, "sites": len(fleet.sites), "notes": [], **_about_sums(folder, recipe)}
     tensors = agreement.adapter.empty()
+    has_classes = agreement.algorithm.class_prior and recipe.task.has_classes
+    known = has_classes and bias_of_classes(tensors, len(agreement.labels)) is not None
+    more = {"engine": engine, "sites": len(fleet.sites), "notes": [], "class_prior": known}
+    more |= _about_sums(folder, recipe)
     summary = summary_of(
         recipe, agreement.algorithm, tensors, folder, progress, settings, tests, seconds=seconds, more=more
     )

@@ -81,6 +81,7 @@ def simulate(federation: Federation, folder: RunFolder, callbacks: Sequence[Call
             "model": recipe.model.path,
             "data": recipe.data.path,
             "notes": list(federation.notes),
+            "class_prior": federation.class_priors is not None,
             **({"pools_rows": True} if federation.algorithm.pools_rows else {}),
             **further,
             **(about_sums(summed.point) if summed else {}),

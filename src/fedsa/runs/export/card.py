@@ -122,6 +122,7 @@ def card_of(
             if recipe.adaptation.share_personal
             else "Never left the client"
         ),
+        class_prior=summary.get("class_prior", False),
         about=about,
         base=base,
         base_shown=base.shown,

@@ -78,12 +78,14 @@ def _sent(summary: Table) -> str:
     if not total:
         return "Nothing was sent to the server: every client trained alone."
     sent, kept = _listed(sent_in_words(plan, trained=True)), _listed(kept_in_words(plan))
+    known = summary.get("class_prior")
     differs = ", not all of it in each round" if summary.get("sharing_by_round") else ""
     return (
         f"Clients sent {sent or 'nothing that they train'} to the server, {size(total)} in the whole run{differs}"
         + (f"; {kept} stayed with each client" if kept else "")
         + (f", but {later}" if kept and (later := left_later(summary)) else "")
         + "."
+        + (" How frequent each class is at a client is in its own head, and was not sent." if known else "")
     )
 
 
