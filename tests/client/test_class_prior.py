@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from fedsa.adapters.heads import bias_of_classes
 from fedsa.algorithms import make_algorithm
-from fedsa.client.class_prior import ClassPriors, bias_of_classes, class_priors
+from fedsa.client.class_prior import ClassPriors, class_priors
 from fedsa.types import Factor, Key, State
 
 B, WEIGHT, BIAS = Key("layer", Factor.B), Key("classifier.weight", Factor.HEAD), Key("classifier.bias", Factor.HEAD)

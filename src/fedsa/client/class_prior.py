@@ -8,10 +8,11 @@ from typing import final
 
 import torch
 
+from fedsa.adapters.heads import bias_of_classes
 from fedsa.algorithms.base import Algorithm
-from fedsa.types import Key, Side, State
+from fedsa.types import Key, State
 
-__all__ = ["ClassPriors", "bias_of_classes", "class_priors"]
+__all__ = ["ClassPriors", "class_priors"]
 
 _ADDED = 1.0
 """Rows that are added to each class's, so that no class is impossible."""
@@ -66,15 +67,3 @@ def class_priors(
         return None
     bias = bias_of_classes(tensors, len(next(iter(counts.values()))))
     return None if bias is None else ClassPriors(bias, counts)
-
-
-def bias_of_classes(tensors: State, classes: int) -> Key | None:
-    """Return the bias that a head adds to the scores of the classes; None if it has none, or if it cannot be told.
-
-    Args:
-        tensors: the model's.
-        classes: how many there are.
-    """
-    heads = {key: value for key, value in tensors.items() if key.factor.side is Side.HEAD}
-    found = [key for key, value in heads.items() if tuple(value.shape) == (classes,)]
-    return found[0] if len(found) == 1 and classes > 1 else None

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fedsa.accounting import require_accountant
+from fedsa.adapters.heads import bias_of_classes
 from fedsa.agreement import AGREEMENT, Agreement
 from fedsa.algorithms import find_algorithm
 from fedsa.callbacks import Callback
-from fedsa.client.class_prior import bias_of_classes
 from fedsa.engines.fleet import Fleet
 from fedsa.engines.membership import Membership, mark_left
 from fedsa.engines.overlapping import OverlappingFleet

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from fedsa.adapters.heads import bias_of_classes
 from fedsa.algorithms import make_algorithm
 from fedsa.algorithms.base import Algorithm
-from fedsa.client.class_prior import bias_of_classes
 from fedsa.data.rows import DealtRows
 from fedsa.federation.base_models import load_named_base, load_processor
 from fedsa.federation.checks import (
