@@ -1,6 +1,7 @@
 """Does a share of B that is estimated with another norm come to a lower loss? One more round of a run tells.
 
-    fedsa run quickstart --out runs/norms --set algorithm=partial_pooling --set algorithm_options.pool_columns=1.0
+    fedsa run quickstart --out runs/norms --set algorithm=partial_pooling \
+        --set 'algorithm_options={own_share="difference", pool_columns=1.0, class_prior=false}'
     python benchmarks/share_norms.py runs/norms
 
 Every client trains once more from where the run's chosen round left it, on two random halves of its rows. λ, the part
