@@ -113,6 +113,15 @@ def test_a_run_that_pools_other_columns_is_not_read_as_if_it_pooled_these():
         PartialPooling(pool_columns=0.5).broadcast(world.server.state, "c0", 2, 0)
 
 
+@pytest.mark.parametrize(("begun", "now"), [("difference", 0.25), (0.25, "posterior")])
+def test_a_run_whose_share_is_estimated_is_not_read_as_if_it_were_given(begun: Any, now: Any):
+    world = World(Case(PartialPooling(own_share=begun), "lora", weights=(4, 4)))
+    world.round(1, world.case.clients)
+    how = "given" if isinstance(begun, float) else "estimated"
+    with pytest.raises(UserError, match=f"own_share: {now!r} does not fit this run, whose share is {how}: give it"):
+        PartialPooling(own_share=now).broadcast(world.server.state, "c0", 2, 0)
+
+
 def test_shares_may_be_given_by_layer():
     method = make_algorithm("partial_pooling", {"own_share": {"layer": 0.25, "layer.1": 1.0}, "pool_columns": 1.0})
     world = World(Case(method, "lora", weights=(1, 3)))

@@ -14,10 +14,11 @@ from fedsa.algorithms import make_algorithm
 from fedsa.client.class_prior import ClassPriors
 from fedsa.client.evaluation import evaluate
 from fedsa.deploy.finishing import _received
-from fedsa.errors import ConfigError
+from fedsa.engines.beginning import check_unchanged
+from fedsa.errors import ConfigError, RunFolderError
 from fedsa.federation import Federation
 from fedsa.federation.checks import check_personal
-from fedsa.recipe import Recipe
+from fedsa.recipe import ExamplePrivacySettings, Recipe
 from fedsa.recipe.task_kinds import RegressionSettings
 from fedsa.runs.export import export
 from fedsa.runs.onboarding import Onboarding
@@ -52,6 +53,7 @@ LAYOUTS = {
     "heads are warmed up": ("training.head_warmup_epochs=2",),
     "heads are fitted": ("evaluation.fit_head_epochs=2",),
     "nothing is kept": ("personal_state=reconstruct", "reconstruction.steps=2"),
+    "many clients at a time": ("training.trainer=cohort", "training.cohort_size=3"),
     "halves": ("algorithm=partial_pooling", "algorithm_options={own_share='difference', class_prior=true}"),
 }
 
@@ -136,17 +138,30 @@ def test_a_newcomer_has_its_own(tiny_run: Callable[..., Any]):
 
 
 def test_a_run_of_before_has_none(tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    """What is added is read of the run's own table of clients: a run without it was made without any."""
-    run = run_with(tiny_run, "algorithm=fedit")
+    """What is added is read of the run's own table of clients: a run without it was made without any.
+
+    A newcomer gets none then either, and such a run is not gone on with.
+    """
+    run = run_with(tiny_run, "algorithm=fedit", STILL, "holdout_clients=0.2", "adaptation.steps=1")
+    federation, read = run.federation, RunFolder.read_json
     clients = run.folder.read_json("clients.json")
     assert all(sum(each["train_labels"]) == each["train_examples"] for each in clients.values())
+    assert not any("train_labels" in each for each in run.summary["per_client"].values())
     without = {client: {**each} for client, each in clients.items()}
     for each in without.values():
         del each["train_labels"]
-    monkeypatch.setattr(RunFolder, "read_json", lambda self, name: without)
-    states = PersonalStates(run.folder, run.federation.algorithm, 3)
+    monkeypatch.setattr(
+        RunFolder, "read_json", lambda self, name: without if name == "clients.json" else read(self, name)
+    )
+    states = PersonalStates(run.folder, federation.algorithm, run.summary["chosen_round"])
     bias = priors_of(run).bias
-    assert torch.equal(states.of(run.federation.clients[0])[bias], states.server.tensors[bias])
+    assert torch.equal(states.of(federation.clients[0])[bias], states.server.tensors[bias])
+    (adapted,) = Onboarding(federation, states, federation.recipe.adaptation).take_in(
+        federation.held_out, "initial", freeze_shared=False
+    )
+    torch.testing.assert_close(adapted.tensors[bias], states.server.tensors[bias], rtol=0, atol=1e-5)
+    with pytest.raises(RunFolderError, match="begun by a version of fedsa without class priors"):
+        check_unchanged(federation, run.folder, run.folder.progress())
 
 
 def test_a_site_tells_what_its_clients_received_alike(tiny_recipe: Callable[..., Recipe]):
@@ -170,11 +185,12 @@ def test_a_site_tells_what_its_clients_received_alike(tiny_recipe: Callable[...,
     [
         (
             ("privacy={kind='example', noise_multiplier=1.0}",),
-            "class_prior.*would be in what it sends.*set it to false",
+            "class_prior.*would depend on all of its rows at once.*set it to false",
         ),
         (("algorithm=pooled",), "pooled trains one head for all: class_prior = true"),
+        (("training.weight_decay=0.01",), "class_prior.*a decay of the head's bias would leave a part"),
     ],
-    ids=["privacy", "pooled"],
+    ids=["privacy", "pooled", "decay"],
 )
 def test_where_it_makes_no_sense_it_is_refused(tiny_recipe: Callable[..., Recipe], settings: tuple[str, ...], why: str):
     with pytest.raises(ConfigError, match=f"(?s){why}"):
@@ -193,7 +209,9 @@ def test_a_task_without_classes_has_none(tiny_recipe: Callable[..., Recipe]):
     with pytest.raises(ConfigError, match=r"class_prior: task\.kind = 'regression' has no classes: leave it out"):
         check_personal(recipe, using, federation.model.keys, "lora")
     assert replace(federation, recipe=recipe, algorithm=using).class_priors is None
-    check_personal(recipe.model_copy(update={"algorithm_options": {}}), using, federation.model.keys, "lora")
+    privacy = ExamplePrivacySettings(kind="example", noise_multiplier=1.0)
+    unasked = recipe.model_copy(update={"algorithm_options": {}, "privacy": privacy})
+    check_personal(unasked, using, federation.model.keys, "lora")
 
 
 def test_a_head_without_a_bias_is_told_of(tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):

@@ -155,6 +155,12 @@ class PartialPooling(Algorithm):
 
     def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
         """The newer tensors; λ, and what was common then, are of the end of the client's last round of training."""
+        if (_SHARES in state.tensors) != self._estimates:
+            begun = "given" if self._estimates else "estimated"
+            raise UserError(
+                f"algorithm_options.own_share: {self.own_share!r} does not fit this run, whose share is {begun}: give "
+                "it the value that the run was begun with"
+            )
         for key in (each for each in self._pooled(state.tensors) if each.factor is Factor.B):
             _check_columns(state.tensors[key], state.tensors[key._replace(adapter=_COMMON)], self.pool_columns)
         newer, trained = super().broadcast(state, client, round, version), version + 1

@@ -99,6 +99,12 @@ def check_unchanged(federation: Federation, folder: RunFolder, progress: Progres
             f"{folder.path}: the adapter's PEFT config is not the one that the run began with: use that of "
             f"{folder.path / 'adapter_config.json'}, and {versions}, or start a new run"
         )
+    about = folder.read_json("clients.json").values()
+    if federation.class_priors and not any("train_labels" in each for each in about):
+        raise RunFolderError(
+            f"{folder.path} was begun by a version of fedsa without class priors, which this one would add: go on with "
+            "that version, or start a new run"
+        )
     if progress.data != federation.data_fingerprint or {"labels", "metric", "ranks"} & {*changed}:
         raise RunFolderError(
             f"{folder.path}: the clients' rows are not those that the run began with, so it cannot go on: put "

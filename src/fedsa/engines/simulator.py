@@ -30,7 +30,7 @@ from fedsa.runs.personal import PersonalStates, trained_keys
 from fedsa.secure import fixed_point_for
 from fedsa.server import load_state, updates_in_round
 from fedsa.statistics import summarize_clients
-from fedsa.store import MessagesUnderWay, Progress, RunFolder
+from fedsa.store import MessagesUnderWay, Progress, RunFolder, numbers_of
 
 __all__ = ["simulate"]
 
@@ -139,7 +139,7 @@ def _unseen(federation: Federation, folder: RunFolder, progress: Progress) -> di
         client = adapted.client
         folder.client_states.save_personal(client, round, adapted.tensors)
         entries[client] = {
-            **{name: value for name, value in about[client].items() if name not in ("folder", "held_out")},
+            **{name: value for name, value in numbers_of(about[client]).items() if name != "held_out"},
             "before": adapted.before["test"],
             "after": adapted.after["test"],
         }

@@ -108,11 +108,16 @@ def check_personal(recipe: Recipe, algorithm: Algorithm, keys: Sequence[Key], va
 def _of_class_prior(recipe: Recipe, algorithm: Algorithm) -> Iterator[Mistake]:
     """Yield the mistakes of a recipe whose clients' heads have how frequent each class is."""
     setting = "algorithm_options.class_prior"
+    if not recipe.task.has_classes:
+        if recipe.algorithm_options.get("class_prior"):
+            yield Mistake(setting, f"task.kind = {recipe.task.kind!r} has no classes: leave it out")
+        return
     if algorithm.class_prior and recipe.privacy.kind == "example":
-        why = "how frequent classes are among a client's rows would be in what it sends, without noise"
+        why = "what a client sends would depend on all of its rows at once, without noise"
         yield Mistake(setting, f"does not go with privacy.kind = 'example': {why}; set it to false")
-    if recipe.algorithm_options.get("class_prior") and not recipe.task.has_classes:
-        yield Mistake(setting, f"task.kind = {recipe.task.kind!r} has no classes: leave it out")
+    if algorithm.class_prior and recipe.training.weight_decay:
+        why = "a decay of the head's bias would leave a part of the class frequencies in what is sent"
+        yield Mistake(setting, f"does not go with training.weight_decay: {why}; set one of them to false or to 0")
 
 
 def _of_pooling(recipe: Recipe) -> Iterator[Mistake]:

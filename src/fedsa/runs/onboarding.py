@@ -164,7 +164,7 @@ class Onboarding:
         )
         newcomer = algorithm.models(personal_tensors(algorithm, initial, None, received))
         candidates: list[State] = [{**newcomer, **ranked(personal, rank)} for personal in self._starts(start)]
-        if federation.class_priors is not None:
+        if federation.class_priors is not None and states.has_class_priors:
             candidates = [federation.class_priors.added(client, each) for each in candidates]
         if len(candidates) == 1:
             return candidates[0], 1

@@ -141,6 +141,11 @@ class PersonalStates:
         """The head of a client that has not trained is fitted before it is measured."""
         return self.recipe.evaluation.fit_head_epochs > 0
 
+    @property
+    def has_class_priors(self) -> bool:
+        """Whether clients' heads had how frequent each class is when they trained."""
+        return self._priors is not None
+
     def start(self, client: str) -> State:
         """The model's tensors that a client started the run with."""
         return self._in_model(client, self._initial(client))

@@ -289,12 +289,12 @@ class RunFolder(SmallFiles):
 def _clients_table(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """What ``clients.json`` holds: of each client the name of its folder, and what is known of it."""
     folders = folders_by_number(clients)
-    return {client: {"folder": folders[client], **numbers_of(clients[client])} for client in sorted(clients)}
+    return {client: {**clients[client], "folder": folders[client]} for client in sorted(clients)}
 
 
 def numbers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of ``clients.json`` without the folder of the client's state."""
-    return {name: value for name, value in entry.items() if name != "folder"}
+    """An entry of ``clients.json`` without what only the run itself needs: a folder, and rows of each class."""
+    return {name: value for name, value in entry.items() if name not in ("folder", "train_labels")}
 
 
 def replace_clients(folder: RunFolder, clients: Mapping[str, Mapping[str, Any]], progress: Progress) -> None:
