@@ -155,12 +155,7 @@ class PartialPooling(Algorithm):
 
     def broadcast(self, state: ServerState, client: str, round: int, version: int) -> State:
         """The newer tensors; λ, and what was common then, are of the end of the client's last round of training."""
-        if (_SHARES in state.tensors) != self._estimates:
-            begun = "given" if self._estimates else "estimated"
-            raise UserError(
-                f"algorithm_options.own_share: {self.own_share!r} does not fit this run, whose share is {begun}: give "
-                "it the value that the run was begun with"
-            )
+        _check_share(state, self.own_share)
         for key in (each for each in self._pooled(state.tensors) if each.factor is Factor.B):
             _check_columns(state.tensors[key], state.tensors[key._replace(adapter=_COMMON)], self.pool_columns)
         newer, trained = super().broadcast(state, client, round, version), version + 1
@@ -290,6 +285,16 @@ class PartialPooling(Algorithm):
 def _columns(b: Tensor, part: float) -> int:
     """How many columns of a B are pooled."""
     return max(1, int(part * b.shape[1] + 1e-9))
+
+
+def _check_share(state: ServerState, share: object) -> None:
+    """Refuse a state of a run whose share is estimated where the option gives it, and the other way round."""
+    if (_SHARES in state.tensors) != isinstance(share, str):
+        begun = "given" if isinstance(share, str) else "estimated"
+        raise UserError(
+            f"algorithm_options.own_share: {share!r} does not fit this run, whose share is {begun}: give it the value "
+            "that the run was begun with"
+        )
 
 
 def _check_columns(b: Tensor, common: Tensor, part: float) -> None:
