@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -67,6 +67,7 @@ def test_long_rows_have_a_scale_of_their_own(shape: tuple[int, ...], form: tuple
 @given(
     change=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9), scale=st.sampled_from([1e-20, 1.0, 1e20])
 )
+@example(change=[1.401298464324817e-45], scale=1.0)  # the smallest number that there is
 @settings(deadline=None)
 def test_the_error_is_half_a_step_and_is_made_up_for(change: list[float], scale: float) -> None:
     chain, before = Chain((Int8(),)), {A: torch.zeros(len(change))}
@@ -80,7 +81,8 @@ def test_the_error_is_half_a_step_and_is_made_up_for(change: list[float], scale:
         largest = float(wanted[A].abs().max())
         left = (round * wanted[A].double() - total).abs().max()
         # the largest number that is rounded is the change with what was left of the one before
-        assert float(left) <= 1.01 * largest * (1 / 254 + 1 / 254**2) + 1e-5 * round * largest
+        bound = 1.01 * largest * (1 / 254 + 1 / 254**2) + 1e-5 * round * largest
+        assert float(left) <= bound + torch.finfo(torch.float32).tiny  # smaller numbers have fewer digits
 
 
 def test_a_tensor_that_rests_in_a_round_keeps_what_was_left_of_it() -> None:
