@@ -115,8 +115,8 @@ class PersonalStates:
         """Yield what each client's own training left, before the aggregate came, of those that have trained."""
         for client, tensors in self._each():
             state = self._folder.client_states.load_client(client, self._round)
-            own = self._algorithm.models(own_tensors(self._initial(client), state)) if state else None
-            yield self._common(client, tensors) if own is None else own, self._weight(client)
+            own = own_tensors(self._initial(client), state) if state else self._common(client, tensors)
+            yield self._algorithm.models(own), self._weight(client)
 
     def _each(self) -> Iterator[tuple[str, State]]:
         for client, about in self._about.items():
